@@ -1,0 +1,61 @@
+# make demo    the same Pool job over stock multiprocessing and over mpshm, side by side
+# make test    everything a change must pass: lint, types, C core under sanitizers, wheel, pytest
+# make bench   ratios to stock in a few minutes (QUICK=1: under one); make bench ARGS=--full: all
+# make stress  the tests that need many GiB or many minutes
+# Each sets up what it needs in .build/ and leaves the rest of the machine alone.
+
+PYTHON ?= python3
+BUILD := $(CURDIR)/.build
+VENV := $(BUILD)/venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py MANIFEST.in $(wildcard mpshm/*.py mpshm/*.pyi mpshm/csrc/*)
+
+.PHONY: demo test lint core-test bench stress clean
+
+demo: $(BUILD)/installed $(BUILD)/demo-deps
+	$(BIN)/python examples/demo.py
+
+test: lint $(BUILD)/installed
+	mkdir -p $(BUILD)/run
+	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
+
+lint: $(BUILD)/test-deps
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only mpshm/csrc/*.c
+
+core-test:
+	$(MAKE) -C tests/csrc check BUILD=$(BUILD)/csrc
+
+bench: $(BUILD)/installed $(BUILD)/bench-deps
+	$(BIN)/python -m bench.run $(ARGS)
+
+stress: $(BUILD)/installed
+	mkdir -p $(BUILD)/run
+	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q -m large $(CURDIR)/tests $(ARGS)
+
+clean:
+	rm -rf $(BUILD) build dist mpshm.egg-info
+
+$(VENV):
+	$(PYTHON) -m venv $@
+
+$(BUILD)/test-deps: pyproject.toml | $(VENV)
+	$(BIN)/pip install -q pytest hypothesis numpy mypy ruff build types-cffi types-tqdm tqdm
+	touch $@
+
+$(BUILD)/demo-deps: examples/requirements.txt | $(VENV)
+	$(BIN)/pip install -q -r examples/requirements.txt
+	touch $@
+
+$(BUILD)/bench-deps: bench/requirements.txt | $(VENV)
+	$(BIN)/pip install -q -r bench/requirements.txt
+	touch $@
+
+# The sdist is built, the wheel from the sdist, and the wheel is what everything runs on.
+$(BUILD)/installed: $(SOURCES) $(BUILD)/test-deps
+	rm -rf $(BUILD)/dist
+	$(BIN)/python -m build -o $(BUILD)/dist . > $(BUILD)/build.log 2>&1 || { cat $(BUILD)/build.log; exit 1; }
+	$(BIN)/pip install -q --force-reinstall $(BUILD)/dist/*.whl
+	touch $@

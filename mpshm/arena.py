@@ -1,0 +1,411 @@
+"""Arena, Run, Buffer and leases: shared memory as Python objects.
+
+The only importer of the compiled core.  Knows descriptors and bytes; knows no pickle and no frame.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import weakref
+from collections.abc import Sequence
+from multiprocessing import reduction
+from types import TracebackType
+from typing import Any
+
+from . import config
+from .counters import Gauges
+from .errors import BufferTooSmall, ProtocolError
+from .wire import Descriptor
+
+try:
+    from ._native import ffi, lib
+
+    CORE_MISSING = ""
+except ImportError as _error:  # no C compiler, or a platform the core does not know
+    CORE_MISSING = str(_error)
+
+FILE_AUTO, FILE_MEMFD, FILE_SHM = 0, 1, 2
+
+
+class OutOfSharedMemory(Exception):
+    """The arena is at its limit: the message at hand must take the plain road."""
+
+
+_CODES = {
+    -10001: "names a segment that is not there",
+    -10002: "names a chunk past the segment's end",
+    -10003: "has a size that its segment cannot hold",
+    -10004: "is stale, repeated or forged: no run in flight has its tag and length",
+    -10005: "file is not an arena",
+    -10006: "arena was made by another version of mpshm (ABI)",
+    -10007: "arena's geometry does not fit its file",
+    -10008: "got end of file during message",
+    -10009: "descriptor frame is longer than a frame may be",
+    -10010: "buffer belongs to the process this one was forked from",
+    -10011: "buffer has been sent or released",
+}
+_OUT_OF_MEMORY = frozenset((errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EMFILE, errno.ENFILE))
+
+
+def _failure(code: int, what: str) -> Exception:
+    """The exception for a negative answer of the core."""
+    if code in (-10010, -10011):
+        return ValueError(_CODES[code])
+    if code in _CODES:
+        return ProtocolError(f"{what} {_CODES[code]}" if what else _CODES[code])
+    if -code == errno.ENOMEM:
+        return MemoryError(f"{what}: cannot map shared memory")
+    return OSError(-code, os.strerror(-code), what or None)
+
+
+class Run:
+    """Consecutive chunks on loan to this process, until sealed by a send or abandoned."""
+
+    __slots__ = ("__weakref__", "_arena", "_c")
+
+    def __init__(self, arena: Arena) -> None:
+        """An empty one, for `Arena.claim` to fill: a claim that an exception interrupts is kept."""
+        self._arena = arena  # keeps the mapping
+        self._c = ffi.new("mpshm_run *")
+
+    def __del__(self) -> None:
+        self.abandon()
+
+    @property
+    def capacity(self) -> int:
+        """Bytes the run holds now, whole chunks."""
+        return int(self._c.capacity)
+
+    def describe(self, size: int) -> Descriptor:
+        c = self._c
+        return Descriptor(c.mmap_id, c.chunk_id, size, c.tag)
+
+    def copy_in(self, offset: int, source: Any) -> None:
+        """Copy a contiguous bytes-like object to `offset`, without the GIL."""
+        with ffi.from_buffer(source) as data:
+            if len(data) and (code := lib.mpshm_copy_in(self._c, offset, data, len(data))):
+                raise _failure(code, "copy")
+
+    def increase(self, size: int, min_size: int) -> int:
+        """Take up to `size` bytes of chunks after the end; bytes gained, 0 if under `min_size`."""
+        gained = int(lib.mpshm_increase_buf(self._c, size, min_size))
+        if gained == -errno.ENOSPC:
+            return 0
+        if gained < 0:
+            raise _failure(gained, "")
+        return gained
+
+    def abandon(self) -> None:
+        """Give every chunk back, unless the run was sent or is another process's."""
+        lib.mpshm_abandon(self._c)
+
+    def view(self, size: int) -> memoryview:
+        """Writable memory of the run's first `size` bytes; keeps the run and its mapping."""
+        return memoryview(ffi.buffer(ffi.gc(self._c.data, self._keep), size))
+
+    def _keep(self, data: Any) -> None:
+        """Called when a view dies: being a destructor kept this object alive."""
+
+    def disown(self) -> None:
+        """In a fork's child: make the parent's run private, so that writes stay here."""
+        lib.mpshm_disown(self._c)
+
+
+class Arena:
+    """One channel's shared memory, as this process sees it."""
+
+    __slots__ = ("__weakref__", "_c", "identity")
+
+    def __init__(self, handle: Any, identity: int) -> None:
+        self._c = ffi.gc(handle, lib.mpshm_arena_close)
+        self.identity = identity
+        _arenas[identity] = self
+
+    @classmethod
+    def create(cls, geometry: config.Geometry | None = None, kind: int = FILE_AUTO) -> Arena:
+        """Make an arena with a memory file of its own.  Raises OSError where none can be had."""
+        if CORE_MISSING:
+            raise OSError(errno.ENOSYS, f"mpshm's compiled core is missing: {CORE_MISSING}")
+        g = geometry or config.GEOMETRY
+        out = ffi.new("mpshm_arena **")
+        code = lib.mpshm_arena_create(
+            [(g.stride, g.segment_bytes, g.segment_limit, g.chunk_bytes.bit_length() - 1)],
+            kind,
+            out,
+        )
+        if code:
+            raise _failure(code, "shared memory file")
+        return cls(out[0], _identity(lib.mpshm_arena_fd(out[0])))
+
+    @classmethod
+    def attach(cls, fd: int) -> Arena:
+        """The arena whose memory file `fd` is; takes `fd` over.  One object per arena here."""
+        try:
+            identity = _identity(fd)
+            known = _arenas.get(identity)
+            if known is not None and os.path.samestat(os.fstat(fd), os.fstat(known.fileno())):
+                os.close(fd)
+                return known
+            out = ffi.new("mpshm_arena **")
+            if code := lib.mpshm_arena_attach(fd, out):
+                raise _failure(code, "shared memory file")
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(out[0], identity)
+
+    def __reduce__(self) -> Any:
+        # Both ends of a queue name one arena: pickle's memo passes its descriptor only once.
+        return _rebuild, (reduction.DupFd(self.fileno()),)
+
+    def fileno(self) -> int:
+        return int(lib.mpshm_arena_fd(self._c))
+
+    def claim(self, size: int) -> Run:
+        """A run of at least `size` contiguous bytes.  Raises OutOfSharedMemory."""
+        run = Run(self)
+        if code := lib.mpshm_get_buf(self._c, size, run._c):
+            if -code in _OUT_OF_MEMORY:
+                raise OutOfSharedMemory(f"no {size} bytes: {os.strerror(-code)}")
+            raise _failure(code, "claim")
+        return run
+
+    def lease(self, descriptor: Descriptor) -> memoryview:
+        """The run a descriptor names, as writable memory of exactly its size.
+
+        The caller owns it: chunks go back when the last view of the memory dies, in whatever
+        thread.  Raises ProtocolError when the descriptor names no run in flight.
+        """
+        out = ffi.new("char **")
+        mmap_id, chunk_id, size, tag = descriptor
+        try:
+            if code := lib.mpshm_lease(self._c, mmap_id, chunk_id, size, tag, out):
+                raise _failure(code, f"{descriptor}")
+            return memoryview(ffi.buffer(ffi.gc(out[0], lib.mpshm_release), size))
+        except BaseException:
+            # Ctrl-C may come between the two calls.  Releasing what is no lease does nothing.
+            lib.mpshm_release(out[0])
+            raise
+
+    def lease_all(self, descriptors: Sequence[Descriptor]) -> list[memoryview]:
+        """All the leases or, after one failed, none: the others' chunks go back."""
+        views: list[memoryview] = []
+        failed: Exception | None = None
+        for descriptor in descriptors:
+            try:
+                views.append(self.lease(descriptor))
+            except (ProtocolError, MemoryError, OSError) as error:
+                failed = failed or error
+        if failed is not None:
+            views.clear()
+            raise failed
+        return views
+
+    def send(self, fd: int, frame: bytes, runs: Sequence[Run], sizes: Sequence[int]) -> None:
+        """Seal the runs and write the frame that names them: both, or neither and an OSError."""
+        pointers = [run._c for run in runs]
+        while code := lib.mpshm_send(fd, frame, len(frame), pointers, sizes, len(pointers)):
+            if code != -errno.EINTR:
+                raise _failure(code, "")
+
+    def wait_room(self, fd: int, size: int, mark: int) -> None:
+        """Wait until `size` more bytes may be in flight under `mark`, or nobody drains the pipe."""
+        while code := lib.mpshm_wait_room(self._c, fd, size, mark, config.WAIT_SLICE_MS):
+            if code not in (-errno.ETIMEDOUT, -errno.EINTR):
+                raise _failure(code, "")
+
+    def gauges(self) -> Gauges:
+        """What the arena holds now, on loan, in flight and leased, whoever holds it."""
+        c = ffi.new("mpshm_gauges *")
+        if code := lib.mpshm_arena_gauges(self._c, c):
+            raise _failure(code, "")
+        return Gauges(
+            bytes_in_flight=c.bytes_in_flight,
+            bytes_leased=c.bytes_leased,
+            runs_in_use=c.runs_loaned + c.runs_in_flight + c.runs_leased,
+            segments=c.segments,
+            bytes_resident=c.bytes_resident,
+        )
+
+    def is_valid(self) -> bool:
+        """Walk every segment and check each invariant of csrc/layout.h."""
+        return bool(lib.mpshm_arena_is_valid(self._c) == 1)
+
+
+_arenas: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
+
+
+def _identity(fd: int) -> int:
+    out = ffi.new("uint64_t *")
+    if code := lib.mpshm_arena_identity(fd, out):
+        raise _failure(code, "shared memory")
+    return int(out[0])
+
+
+def _rebuild(descriptor: Any) -> Arena | None:
+    """Unpickle an arena, in a process that may lack the core."""
+    fd = descriptor.detach()
+    if CORE_MISSING:
+        os.close(fd)
+        return None
+    return Arena.attach(fd)
+
+
+def process_arenas() -> list[Arena]:
+    """Every arena this process has open."""
+    # valuerefs() is one atomic copy: other threads may open and close channels meanwhile.
+    return [arena for ref in _arenas.valuerefs() if (arena := ref()) is not None]
+
+
+def writable_alias(address: int, size: int) -> memoryview:
+    """Memory at `address` as a writable view.  Keeps nothing alive; nobody may write through it."""
+    return memoryview(ffi.buffer(ffi.cast("char *", address), size))
+
+
+class Reader:
+    """Reads one frame at a time off a descriptor and never past it.
+
+    A frame half read stays here when a signal interrupts, and the next call goes on with it.
+    """
+
+    __slots__ = ("_bytes", "_c")
+
+    def __init__(self) -> None:
+        self._c = ffi.new("mpshm_reader *")
+        self._bytes = memoryview(ffi.buffer(ffi.addressof(self._c, "bytes")))
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._c.have)
+
+    def read(self, fd: int) -> bytes:
+        """A whole frame, or the length word alone of a plain one that is long.
+
+        Raises EOFError, ProtocolError for a torn or overlong frame, or OSError.
+        """
+        while (n := lib.mpshm_read_frame(self._c, fd)) <= 0:
+            if n == 0:
+                raise EOFError
+            if n != -errno.EINTR:
+                if n < -10000:
+                    self._c.have = 0
+                raise _failure(n, "")
+        frame = bytes(self._bytes[:n])
+        self._c.have = 0
+        return frame
+
+
+class Buffer:
+    """Memory to fill and send without a copy, or received without one.
+
+    From `Connection.get_buf` it is the sender's, until `send_buf` hands it over; from `recv_buf`
+    it is the receiver's, until `release` (or the end of a `with`).  `view` is its memory.  Arrays
+    made over `view` must not be written to after a send.
+    """
+
+    __slots__ = ("__weakref__", "_run", "_view")
+
+    def __init__(self, view: memoryview, run: Run | None = None) -> None:
+        self._view: memoryview | None = view
+        self._run = run
+        if run is not None:
+            _loaned.add(self)
+
+    @property
+    def view(self) -> memoryview:
+        """Writable bytes, as many as were asked for or received.  ValueError once let go."""
+        if self._view is None:
+            raise ValueError("buffer has been sent or released")
+        return self._view
+
+    @property
+    def size(self) -> int:
+        """Bytes in `view`."""
+        return self.view.nbytes
+
+    def __len__(self) -> int:
+        return self.size
+
+    def increase_buf(self, size: int, min_size: int | None = None) -> int:
+        """Extend this buffer in place; return the bytes by which `view` grew.
+
+        Takes whole chunks after the run's end while they are free and never moves data: a view
+        taken before stays good and shows the old length.
+        size: bytes wanted; min_size (default: size): fewer is a failure, and nothing is kept.
+        Raises BufferTooSmall when min_size cannot be met, ValueError once sent or released.
+        After NGINX Unit's nxt_port_mmap_increase_buf.
+        """
+        have = self.size
+        least = size if min_size is None else min_size
+        if size < 0 or least < 0:
+            raise ValueError("size is negative")
+        if self._run is None:
+            if least > 0:
+                raise BufferTooSmall("a buffer outside shared memory cannot grow in place")
+            return 0
+        slack = self._run.capacity - have
+        if size > slack:
+            slack += self._run.increase(size - slack, max(0, least - slack))
+        if slack < least:
+            raise BufferTooSmall(f"{least} bytes wanted, {slack} free after the buffer's end")
+        grown = min(size, slack)
+        self._view = self._run.view(have + grown)
+        return grown
+
+    def _hand_over(self) -> tuple[Run | None, memoryview]:
+        """For a send: the run and its bytes; this object is empty afterwards."""
+        view, run = self.view, self._run
+        self._view = self._run = None
+        return run, view
+
+    def _take_back(self, run: Run | None, view: memoryview) -> None:
+        """After a send that failed: the buffer is whole again."""
+        self._run, self._view = run, view
+
+    def release(self) -> None:
+        """Let go.  Views taken from a received buffer keep its memory until they die."""
+        run, self._view, self._run = self._run, None, None
+        if run is not None:
+            run.abandon()
+
+    def __enter__(self) -> Buffer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+_loaned: weakref.WeakSet[Buffer] = weakref.WeakSet()
+
+
+def fork_prepare() -> None:
+    if code := lib.mpshm_fork_prepare():
+        raise _failure(code, "a received view could not be made private before fork")
+
+
+def fork_parent() -> None:
+    lib.mpshm_fork_parent()
+
+
+def fork_child() -> None:
+    lib.mpshm_fork_child()
+    for buffer in list(_loaned):
+        if buffer._run is not None:
+            buffer._run.disown()
+
+
+def release_all() -> None:
+    """At a process's very end: every lease and every segment goes back."""
+    if not CORE_MISSING:
+        lib.mpshm_release_all()
+
+
+def lease_count() -> int:
+    """Runs this process has leased."""
+    return 0 if CORE_MISSING else int(lib.mpshm_leases())

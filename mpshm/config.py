@@ -1,0 +1,55 @@
+"""Constants with their reasons, and what the environment says.  Pure; imports nothing of ours."""
+
+import enum
+import mmap
+import os
+from typing import NamedTuple
+
+INLINE_MAX = 16 << 10
+"""Bytes of pickle that still travel in the pipe.  Below this two pipe copies and no lease are
+cheaper than a claim, a lease and a release (measured: the roads cross between 8 and 24 KiB)."""
+
+VIEW_MIN = 16 << 10
+"""Bytes from which a buffer gets a run of its own and comes back as a view.  Smaller ones are
+copied with the pickle, so that one of them, kept, does not pin a run."""
+
+HIGH_WATER_BYTES = 24 << 20
+"""In-flight bytes at which a sender waits.  One 16 MiB message in flight and one leased keep the
+working set inside a 32 MiB last-level cache; larger marks measured slower, not faster."""
+
+WAIT_SLICE_MS = 50
+"""How long a wait for room sleeps before it looks for signals and for a peer that died."""
+
+PROCESS_EXIT_PRIORITY = -1000
+"""After every other exit function: views may be used until then."""
+
+
+class Geometry(NamedTuple):
+    """How an arena is laid out: all but the first in bytes."""
+
+    segment_limit: int
+    stride: int
+    segment_bytes: int
+    chunk_bytes: int
+
+
+GEOMETRY = Geometry(496, 1 << 40, 64 << 20, max(4096, mmap.PAGESIZE))
+"""Sparse, so room costs nothing: half a PiB of file, segments of 64 MiB or made to size.  Chunks
+are whole pages, so that a view can be made private by remapping it before a fork."""
+
+
+class Mode(enum.Enum):
+    """What the environment variable MPSHM says."""
+
+    AUTO = "auto"
+    OFF = "off"
+    REQUIRE = "require"
+
+
+def mode() -> Mode:
+    """The mode in force, read anew: tests and programs may set it while they run."""
+    text = os.environ.get("MPSHM", "auto")
+    try:
+        return Mode(text)
+    except ValueError:
+        raise ValueError(f"MPSHM={text!r}: expected auto, off or require") from None

@@ -1,0 +1,151 @@
+"""Contexts: the stock ones, with doors that open on our transport.
+
+Start methods are the stock module's state and stay there: `multiprocessing.set_start_method` and
+`mpshm.set_start_method` are one switch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from multiprocessing import context as stock
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+from . import arena, connection
+
+if TYPE_CHECKING:
+    from .pool import Pool
+    from .queues import JoinableQueue, Queue, SimpleQueue
+
+__all__ = ["DefaultContext", "Process", "default_context"]
+
+_stock_default: stock.DefaultContext = stock._default_context
+
+
+class _OurProcess(BaseProcess):
+    """What our processes do beyond stock's: give back their leases when they end."""
+
+    def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
+        try:
+            return super()._bootstrap(*args, **kwargs)  # type: ignore[misc, no-any-return]
+        finally:
+            # Nobody looks at a view any more, and after a fork os._exit() runs no destructor.
+            arena.release_all()
+
+
+class _Doors(stock.BaseContext):
+    """A context whose Pipe, queues and Pool are ours."""
+
+    # On Windows the stock module's doors stay: its pipes are of another kind.
+    if sys.platform != "win32" or TYPE_CHECKING:
+
+        def Pipe(  # noqa: N802
+            self, duplex: bool = True
+        ) -> tuple[connection.Connection, connection.Connection]:
+            """A new channel's two ends; with duplex=False the first only receives."""
+            return connection.Pipe(duplex)
+
+        def Queue(self, maxsize: int = 0) -> Queue:  # noqa: N802
+            """A queue for many producers and many consumers."""
+            from .queues import Queue
+
+            return Queue(maxsize, ctx=self.get_context())
+
+        def JoinableQueue(self, maxsize: int = 0) -> JoinableQueue:  # noqa: N802
+            """A queue with task_done() and join()."""
+            from .queues import JoinableQueue
+
+            return JoinableQueue(maxsize, ctx=self.get_context())
+
+        def SimpleQueue(self) -> SimpleQueue:  # noqa: N802
+            """A queue that is little more than a locked pipe."""
+            from .queues import SimpleQueue
+
+            return SimpleQueue(ctx=self.get_context())
+
+        def Pool(  # noqa: N802
+            self,
+            processes: int | None = None,
+            initializer: Callable[..., object] | None = None,
+            initargs: Iterable[Any] = (),
+            maxtasksperchild: int | None = None,
+        ) -> Pool:
+            """A pool of worker processes."""
+            from .pool import Pool
+
+            return Pool(
+                processes, initializer, initargs, maxtasksperchild, context=self.get_context()
+            )
+
+    def get_context(self, method: str | None = None) -> Any:
+        """Our context for a start method; this one for None."""
+        if method is None:
+            return self
+        context = _concrete_contexts.get(method)
+        if context is None:
+            raise ValueError(f"cannot find context for {method!r}")
+        context._check_available()
+        return context
+
+
+class SpawnProcess(_OurProcess, stock.SpawnProcess):
+    """A stock SpawnProcess that gives its leases back."""
+
+
+class SpawnContext(_Doors, stock.SpawnContext):
+    """The stock spawn context over our transport."""
+
+    Process = SpawnProcess
+
+
+_concrete_contexts: dict[str, stock.BaseContext] = {"spawn": SpawnContext()}
+
+if sys.platform != "win32":
+
+    class ForkProcess(_OurProcess, stock.ForkProcess):
+        """A stock ForkProcess that gives its leases back."""
+
+    class ForkContext(_Doors, stock.ForkContext):
+        """The stock fork context over our transport."""
+
+        Process = ForkProcess
+
+    class ForkServerProcess(_OurProcess, stock.ForkServerProcess):
+        """A stock ForkServerProcess that gives its leases back."""
+
+    class ForkServerContext(_Doors, stock.ForkServerContext):
+        """The stock forkserver context over our transport."""
+
+        Process = ForkServerProcess
+
+    _concrete_contexts.update(fork=ForkContext(), forkserver=ForkServerContext())
+
+
+class Process(_OurProcess, stock.Process):
+    """A process of the start method in force."""
+
+
+class DefaultContext(_Doors, stock.DefaultContext):
+    """The context behind the module's own names: whichever start method is in force."""
+
+    Process = Process
+
+    def __init__(self) -> None:
+        """Keeps no state of its own: the stock default context has it."""
+
+    def __getattr__(self, name: str) -> Any:
+        # _default_context and _actual_context, for those who look there.
+        return getattr(_stock_default, name)
+
+    def get_context(self, method: str | None = None) -> Any:
+        return super().get_context(method or _stock_default.get_start_method())
+
+    def set_start_method(self, method: str | None, force: bool = False) -> None:
+        _stock_default.set_start_method(method, force)
+
+    def get_start_method(self, allow_none: bool = False) -> str | None:  # type: ignore[override]
+        return _stock_default.get_start_method(allow_none)
+
+
+default_context = DefaultContext()

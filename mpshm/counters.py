@@ -1,0 +1,154 @@
+"""Counters of the roads taken, and the dataclasses that show them.  Knows no channel."""
+
+from __future__ import annotations
+
+import enum
+import weakref
+from dataclasses import dataclass
+
+
+class Reason(str, enum.Enum):
+    """Why a message took the plain road."""
+
+    SMALL = "small"
+    NO_MEMORY_FILE = "no memory file"
+    OUT_OF_SHARED_MEMORY = "out of shared memory"
+    NOT_LOCAL = "not local"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What this process sent and received, and what the shared memory holds now."""
+
+    shm_messages: int
+    """Messages sent by descriptor."""
+    shm_bytes: int
+    """Payload bytes sent by descriptor."""
+    plain_messages: int
+    """Messages sent whole through the pipe."""
+    plain_bytes: int
+    """Payload bytes sent whole through the pipe."""
+    plain_reasons: dict[str, int]
+    """Plain messages sent, by the reason: see `Reason`."""
+    received_shm_messages: int
+    """Messages received by descriptor."""
+    received_shm_bytes: int
+    """Payload bytes received by descriptor."""
+    received_plain_messages: int
+    """Messages received whole through the pipe."""
+    received_plain_bytes: int
+    """Payload bytes received whole through the pipe."""
+    bytes_in_flight: int
+    """Bytes of chunks sealed and not yet leased, by whatever process."""
+    bytes_leased: int
+    """Bytes of chunks that receivers hold."""
+    runs_in_use: int
+    """Runs on loan, in flight or leased."""
+    segments: int
+    """Segments made in the arena."""
+    bytes_resident: int
+    """Memory that the arena's file occupies, used or kept warm for use."""
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """What an arena holds at one moment; bytes are of whole chunks."""
+
+    bytes_in_flight: int = 0
+    bytes_leased: int = 0
+    runs_in_use: int = 0
+    segments: int = 0
+    bytes_resident: int = 0
+
+    def __add__(self, other: Gauges) -> Gauges:
+        return Gauges(*(getattr(self, n) + getattr(other, n) for n in self.__dataclass_fields__))
+
+
+class Counters:
+    """Plain ints, for they are on the hot path; fields as in `Stats`."""
+
+    SUMMED = (
+        "plain_bytes",
+        "received_plain_bytes",
+        "received_plain_messages",
+        "received_shm_bytes",
+        "received_shm_messages",
+        "shm_bytes",
+        "shm_messages",
+        "small_messages",
+    )
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.shm_messages = self.shm_bytes = self.small_messages = self.plain_bytes = 0
+        self.received_shm_messages = self.received_shm_bytes = 0
+        self.received_plain_messages = self.received_plain_bytes = 0
+        self.plain_reasons: dict[Reason, int] = {}
+
+    def add(self, other: Counters) -> None:
+        for name in self.SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, n in other.plain_reasons.items():
+            self.plain_reasons[reason] = self.plain_reasons.get(reason, 0) + n
+
+    def count_plain(self, reason: Reason, size_bytes: int) -> None:
+        self.plain_reasons[reason] = self.plain_reasons.get(reason, 0) + 1
+        self.plain_bytes += size_bytes
+
+    def show(self, gauges: Gauges) -> Stats:
+        reasons = {reason.value: n for reason, n in self.plain_reasons.items()}
+        if self.small_messages:
+            reasons[Reason.SMALL.value] = self.small_messages
+        return Stats(
+            shm_messages=self.shm_messages,
+            shm_bytes=self.shm_bytes,
+            plain_messages=sum(reasons.values()),
+            plain_bytes=self.plain_bytes,
+            plain_reasons=reasons,
+            received_shm_messages=self.received_shm_messages,
+            received_shm_bytes=self.received_shm_bytes,
+            received_plain_messages=self.received_plain_messages,
+            received_plain_bytes=self.received_plain_bytes,
+            **{n: getattr(gauges, n) for n in gauges.__dataclass_fields__},
+        )
+
+
+_retired = Counters()
+
+
+class EndCounters(Counters):
+    """What one end of a channel counted; its sums outlive it in the process's total."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _live[id(self)] = self
+
+    def __del__(self, retired: Counters = _retired) -> None:
+        # A default argument: at interpreter exit module globals may be gone before the last end.
+        retired.add(self)
+
+
+_live: weakref.WeakValueDictionary[int, EndCounters] = weakref.WeakValueDictionary()
+
+
+def _all() -> list[Counters]:
+    # valuerefs() is one atomic copy: other threads may open and close ends meanwhile.
+    live = (ref() for ref in _live.valuerefs())
+    return [_retired, *(counters for counters in live if counters is not None)]
+
+
+def process_total() -> Counters:
+    """The sum over every end this process has or had."""
+    total = Counters()
+    for counters in _all():
+        total.add(counters)
+    return total
+
+
+def forget_inherited() -> None:
+    """In the child of a fork: what the parent counted is not ours."""
+    for counters in _all():
+        counters.clear()

@@ -1,0 +1,388 @@
+/* Arenas: the memory file, its header, its life in this process, and what is read off it.
+
+   Knows files and the process's list of arenas; messages it knows only as counted bytes.
+
+   Invariants:
+   A1  The file's size is fixed at creation and sealed where that can be had.
+   A2  An arena's struct lives while its handle is open or a lease of this process lives.
+   A3  Nothing in process-local state is trusted in the child of a fork (lease.c resets it). */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
+
+struct process mpshm_process = {.lock = PTHREAD_MUTEX_INITIALIZER, .generation = 1};
+
+static uint64_t
+fresh_id(void)
+{
+    uint64_t id = 0;
+    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+
+    if (fd != -1) {
+        if (read(fd, &id, sizeof id) != (ssize_t) sizeof id) {
+            id = 0;
+        }
+        close(fd);
+    }
+    if (id == 0) {
+        struct timespec now;
+
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        id = (uint64_t) now.tv_nsec << 32 ^ (uint64_t) now.tv_sec << 20 ^ (uint64_t) getpid();
+    }
+    return id;
+}
+
+/* shm_open and unlink at once: the name lives for microseconds. */
+static int
+open_shm(void)
+{
+#ifdef SHM_ANON
+    return shm_open(SHM_ANON, O_RDWR, 0600);
+#else
+    char name[32];
+
+    for (int attempt = 0; attempt < 8; attempt++) {
+        snprintf(name, sizeof name, "/mpshm-%016llx", (unsigned long long) fresh_id());
+        int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+
+        if (fd != -1) {
+            if (shm_unlink(name) == -1) {
+                int error = errno;
+
+                close(fd);
+                errno = error;
+                return -1;
+            }
+            return fd;
+        }
+        if (errno != EEXIST) {
+            return -1;
+        }
+    }
+    return -1;
+#endif
+}
+
+static int
+open_memory_file(int kind, bool *bounded)
+{
+#ifdef __linux__
+    if (kind != MPSHM_FILE_SHM) {
+        int fd = memfd_create("mpshm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+        *bounded = false;
+        if (fd != -1 || kind == MPSHM_FILE_MEMFD || errno != ENOSYS) {
+            return fd;
+        }
+    }
+#else
+    (void) kind;
+#endif
+    *bounded = true;
+    return open_shm();
+}
+
+int
+mpshm_arena_create(const mpshm_geometry *geometry, int kind, mpshm_arena **out)
+{
+    struct arena_header header;
+    struct rlimit limit;
+    uint64_t stride = geometry->stride;
+    uint32_t segments = geometry->segment_limit;
+    int error;
+
+    if (segments == 0 || segments > SEGMENT_LIMIT || geometry->chunk_shift < 4
+        || geometry->chunk_shift > 30 || stride % SMALL_ALIGN != 0 || stride == 0) {
+        return -EINVAL;
+    }
+    /* Growing a file past RLIMIT_FSIZE raises SIGXFSZ: shrink the plan instead. */
+    if (getrlimit(RLIMIT_FSIZE, &limit) == -1) {
+        return -errno;
+    }
+    while (limit.rlim_cur != RLIM_INFINITY && (segments + UINT64_C(1)) * stride > limit.rlim_cur) {
+        if (segments > 16) {
+            segments /= 2;
+        } else if (stride >= 2 * (UINT64_C(1) << 20)) {
+            stride /= 2;
+        } else {
+            return -EFBIG;
+        }
+    }
+    mpshm_arena *arena = calloc(1, sizeof *arena);
+
+    if (arena == NULL) {
+        return -ENOMEM;
+    }
+    arena->fd = open_memory_file(kind, &arena->bounded);
+    if (arena->fd == -1) {
+        error = -errno;
+        free(arena);
+        return error;
+    }
+    memset(&header, 0, sizeof header);
+    header.magic = ARENA_MAGIC;
+    header.abi = MPSHM_ABI;
+    header.segment_limit = segments;
+    header.stride = stride;
+    header.chunk_shift = geometry->chunk_shift;
+    header.segment_bytes = geometry->segment_bytes;
+    while (header.segment_bytes > (UINT64_C(1) << header.chunk_shift)
+           && header.segment_bytes + 2 * SMALL_ALIGN + stride / 8 > stride) {
+        header.segment_bytes /= 2;
+    }
+    header.id = fresh_id();
+    if (ftruncate(arena->fd, (off_t) ((segments + UINT64_C(1)) * stride)) == -1
+        || pwrite(arena->fd, &header, sizeof header, 0) != (ssize_t) sizeof header) {
+        error = errno ? -errno : -EIO;
+        goto fail;
+    }
+#ifdef F_SEAL_SHRINK
+    if (!arena->bounded
+        && fcntl(arena->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == -1) {
+        error = -errno;
+        goto fail;
+    }
+#endif
+    error = mpshm_arena_attach(arena->fd, out);
+    if (error == 0) {
+        (*out)->bounded = arena->bounded;
+        free(arena);
+        return 0;
+    }
+fail:
+    close(arena->fd);
+    free(arena);
+    return error;
+}
+
+static int
+read_header(int fd, struct arena_header *header)
+{
+    struct stat status;
+
+    if (fstat(fd, &status) == -1) {
+        return -errno;
+    }
+    if (pread(fd, header, sizeof *header, 0) != (ssize_t) sizeof *header
+        || header->magic != ARENA_MAGIC) {
+        return MPSHM_E_MAGIC;
+    }
+    if (header->abi != MPSHM_ABI) {
+        return MPSHM_E_ABI;
+    }
+    if (header->segment_limit == 0 || header->segment_limit > SEGMENT_LIMIT
+        || header->stride == 0 || header->stride % SMALL_ALIGN != 0
+        || header->stride > UINT64_C(1) << 50
+        || header->chunk_shift < 4 || header->chunk_shift > 30
+        || (header->segment_limit + UINT64_C(1)) * header->stride != (uint64_t) status.st_size) {
+        return MPSHM_E_GEOMETRY;
+    }
+    return 0;
+}
+
+int
+mpshm_arena_identity(int fd, uint64_t *id)
+{
+    struct arena_header header;
+    int error = read_header(fd, &header);
+
+    *id = error == 0 ? header.id : 0;
+    return error;
+}
+
+int
+mpshm_arena_attach(int fd, mpshm_arena **out)
+{
+    struct arena_header header;
+    int error = read_header(fd, &header);
+
+    if (error != 0) {
+        return error;
+    }
+    mpshm_arena *arena = calloc(1, sizeof *arena);
+
+    if (arena == NULL) {
+        return -ENOMEM;
+    }
+    arena->fd = fd;
+    arena->refs = 1;
+    void *mapped = mmap(NULL, sizeof header, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    if (mapped == MAP_FAILED) {
+        error = -errno;
+        free(arena);
+        return error;
+    }
+    arena->header = mapped;
+    pthread_mutex_lock(&mpshm_process.lock);
+    arena->next = mpshm_process.arenas;
+    mpshm_process.arenas = arena;
+    pthread_mutex_unlock(&mpshm_process.lock);
+    *out = arena;
+    return 0;
+}
+
+/* Under the lock.  A2. */
+void
+arena_unref(mpshm_arena *arena)
+{
+    if (--arena->refs > 0) {
+        return;
+    }
+    for (mpshm_arena **link = &mpshm_process.arenas; *link != NULL; link = &(*link)->next) {
+        if (*link == arena) {
+            *link = arena->next;
+            break;
+        }
+    }
+    for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
+        if (arena->segments[id] != NULL) {
+            segment_unmap(arena->segments[id]);
+        }
+    }
+    munmap(arena->header, sizeof *arena->header);
+    close(arena->fd);
+    free(arena->sent);
+    free(arena);
+}
+
+void
+mpshm_arena_close(mpshm_arena *arena)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
+        if (arena->segments[id] != NULL) {
+            segment_vacate(arena->segments[id]);
+        }
+    }
+    arena_unref(arena);
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+int
+mpshm_arena_fd(mpshm_arena *arena)
+{
+    return arena->fd;
+}
+
+int
+mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out)
+{
+    out->stride = arena->header->stride;
+    out->segment_bytes = arena->header->segment_bytes;
+    out->segment_limit = arena->header->segment_limit;
+    out->chunk_shift = arena->header->chunk_shift;
+    return 0;
+}
+
+/* Wake the senders that wait for room, if any does.  The fence pairs with the one in
+   mpshm_wait_room: either it sees our lease, or we see its flag. */
+void
+arena_notify(mpshm_arena *arena)
+{
+    _Atomic uint32_t *wanted = &arena->header->wanted;
+
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(wanted, memory_order_relaxed) != 0) {
+        atomic_store(wanted, 0);
+#ifdef __linux__
+        syscall(SYS_futex, wanted, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+#endif
+    }
+}
+
+static int
+for_each_segment(mpshm_arena *arena, int (*visit)(struct segment *, void *), void *context)
+{
+    int result = 1;
+
+    pthread_mutex_lock(&mpshm_process.lock);
+    for (uint32_t id = 0; id < arena->header->segment_limit && result > 0; id++) {
+        struct segment *seg;
+
+        if (atomic_load(&arena->header->segment[id]) != 0) {
+            result = segment_map(arena, id, &seg);
+            if (result == 0) {
+                result = visit(seg, context);
+            }
+        }
+    }
+    pthread_mutex_unlock(&mpshm_process.lock);
+    return result;
+}
+
+static int
+visit_valid(struct segment *seg, void *context)
+{
+    (void) context;
+    return segment_validate(seg);
+}
+
+int
+mpshm_arena_is_valid(mpshm_arena *arena)
+{
+    return for_each_segment(arena, visit_valid, NULL);
+}
+
+static int
+visit_gauges(struct segment *seg, void *context)
+{
+    mpshm_gauges *out = context;
+
+    out->segments++;
+    for (uint32_t at = 0; at < seg->count;) {
+        uint64_t word = atomic_load_explicit(&seg->runs[at], memory_order_relaxed);
+        uint64_t bytes = (uint64_t) RUN_CHUNKS(word) << seg->shift;
+
+        switch (RUN_STATE(word)) {
+        case RUN_FREE:
+            at++;
+            continue;
+        case RUN_LOANED:
+            out->runs_loaned++;
+            out->bytes_loaned += bytes;
+            break;
+        case RUN_IN_FLIGHT:
+            out->runs_in_flight++;
+            out->bytes_in_flight += bytes;
+            break;
+        case RUN_LEASED:
+            out->runs_leased++;
+            out->bytes_leased += bytes;
+            break;
+        }
+        at += RUN_CHUNKS(word) ? RUN_CHUNKS(word) : 1;
+    }
+    return 1;
+}
+
+int
+mpshm_arena_gauges(mpshm_arena *arena, mpshm_gauges *out)
+{
+    struct stat status;
+
+    memset(out, 0, sizeof *out);
+    if (fstat(arena->fd, &status) == -1) {
+        return -errno;
+    }
+    out->bytes_resident = (uint64_t) status.st_blocks * 512;
+    int result = for_each_segment(arena, visit_gauges, out);
+
+    return result < 0 ? result : 0;
+}

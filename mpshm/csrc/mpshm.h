@@ -1,0 +1,110 @@
+/* The C core's whole interface, written once: included by every C file (through internal.h) and
+   read by cffi as the cdef, so it holds declarations only and no preprocessor line but constants.
+
+   Every function returning int or int64_t gives 0 or a count on success and -errno, or one of the
+   MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
+   object.  Ownership of memory is said at each function. */
+
+#define MPSHM_ABI 1
+#define MPSHM_FRAME_BYTES 4096
+
+/* What was wrong with a frame or a descriptor; arena.py turns each into a sentence. */
+enum {
+    MPSHM_E_SEGMENT = -10001,
+    MPSHM_E_CHUNK = -10002,
+    MPSHM_E_SIZE = -10003,
+    MPSHM_E_STALE = -10004,
+    MPSHM_E_MAGIC = -10005,
+    MPSHM_E_ABI = -10006,
+    MPSHM_E_GEOMETRY = -10007,
+    MPSHM_E_TORN = -10008,
+    MPSHM_E_LENGTH = -10009,
+    MPSHM_E_FOREIGN = -10010,
+    MPSHM_E_STATE = -10011,
+};
+
+/* How an arena's memory file is made. */
+#define MPSHM_FILE_AUTO 0
+#define MPSHM_FILE_MEMFD 1
+#define MPSHM_FILE_SHM 2
+
+typedef struct mpshm_arena mpshm_arena;
+
+typedef struct {
+    uint64_t stride;        /* bytes of file between two segments' beginnings */
+    uint64_t segment_bytes; /* data bytes of a usual segment */
+    uint32_t segment_limit; /* how many segments the arena may hold */
+    uint32_t chunk_shift;   /* log2 of a chunk's bytes in a usual segment */
+} mpshm_geometry;
+
+/* A run on loan to the process that claimed it. */
+typedef struct {
+    mpshm_arena *arena;
+    char *data;
+    uint64_t capacity;      /* bytes, whole chunks */
+    uint32_t mmap_id;
+    uint32_t chunk_id;
+    uint32_t tag;
+    uint32_t generation;    /* of the process: a fork's child is another one */
+} mpshm_run;
+
+typedef struct {
+    uint64_t bytes_loaned;
+    uint64_t bytes_in_flight;
+    uint64_t bytes_leased;
+    uint64_t bytes_resident;
+    uint32_t runs_loaned;
+    uint32_t runs_in_flight;
+    uint32_t runs_leased;
+    uint32_t segments;
+} mpshm_gauges;
+
+/* One end's partly read frame, kept across interruptions so that none is lost or torn. */
+typedef struct {
+    uint32_t have;
+    unsigned char bytes[4096];
+} mpshm_reader;
+
+/* Make an arena and its memory file; the caller closes it. */
+int mpshm_arena_create(const mpshm_geometry *geometry, int kind, mpshm_arena **out);
+/* Attach to the arena whose memory file is fd; takes fd over on success only. */
+int mpshm_arena_attach(int fd, mpshm_arena **out);
+/* The arena's identity: equal in all processes that share it.  Reads fd only. */
+int mpshm_arena_identity(int fd, uint64_t *id);
+/* Let go; mappings and descriptor live on until the last lease of this process is released. */
+void mpshm_arena_close(mpshm_arena *arena);
+int mpshm_arena_fd(mpshm_arena *arena);
+int mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out);
+int mpshm_arena_gauges(mpshm_arena *arena, mpshm_gauges *out);
+/* Walk every segment: 1 if each invariant holds, else -line of the one that does not. */
+int mpshm_arena_is_valid(mpshm_arena *arena);
+
+/* The sender's verbs. */
+int mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run);
+int64_t mpshm_increase_buf(mpshm_run *run, uint64_t size, uint64_t min_size);
+int mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size);
+int mpshm_abandon(mpshm_run *run);
+int mpshm_seal(mpshm_run *run, uint64_t size);
+int mpshm_unseal(mpshm_run *run);
+/* Seal all runs and write the frame: both or neither.  EINTR and EAGAIN are reported as such. */
+int mpshm_send(int fd, const char *frame, uint64_t frame_size,
+               mpshm_run **runs, const uint64_t *sizes, uint32_t count);
+/* 0 when `bytes` more may fly under `mark`, or nobody is left to wait for; -ETIMEDOUT else. */
+int mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms);
+/* In the child of a fork: make the inherited run's memory private, so nothing it writes is seen. */
+int mpshm_disown(mpshm_run *run);
+
+/* The receiver's verbs. */
+int mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size,
+                uint32_t tag, char **data);
+void mpshm_release(void *data);
+/* Bytes of the whole frame now in `reader`; 0 at end of file.  A plain frame too long for
+   `reader` gives 4: its length word alone. */
+int mpshm_read_frame(mpshm_reader *reader, int fd);
+
+/* Fork and exit. */
+int mpshm_fork_prepare(void);
+void mpshm_fork_parent(void);
+void mpshm_fork_child(void);
+void mpshm_release_all(void);
+uint64_t mpshm_leases(void);

@@ -1,0 +1,368 @@
+/* The receiver's verbs: read a frame, lease, release; and what fork and exit do to leases.
+
+   Knows the process's table of leases, by address: a view's destructor has nothing else.
+
+   Invariants:
+   V1  A leased run of this process stands in the table exactly once.
+   V2  A run is freed when its last holder lets go; every fork adds one holder per lease, before it.
+   V3  A view whose process has forked is a private mapping over the run: no write is seen outside.
+
+   Memory order: the lease's compare-and-swap acquires what seal released; freeing releases. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <arpa/inet.h>
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct lease {
+    char *data; /* NULL: empty place */
+    struct segment *seg;
+    uint32_t chunk_id, chunks;
+    bool private;
+};
+
+static struct {
+    struct lease *places;
+    uint64_t size; /* a power of two, at most half full */
+    uint64_t count;
+} table;
+
+static uint64_t
+place_of(const char *data)
+{
+    uint64_t key = (uint64_t) (uintptr_t) data >> 4;
+
+    return (key * UINT64_C(0x9e3779b97f4a7c15) >> 20) & (table.size - 1);
+}
+
+static struct lease *
+find(const char *data)
+{
+    if (table.size == 0) {
+        return NULL;
+    }
+    for (uint64_t at = place_of(data);; at = (at + 1) & (table.size - 1)) {
+        if (table.places[at].data == data) {
+            return &table.places[at];
+        }
+        if (table.places[at].data == NULL) {
+            return NULL;
+        }
+    }
+}
+
+static void
+put(struct lease lease)
+{
+    uint64_t at = place_of(lease.data);
+
+    while (table.places[at].data != NULL) {
+        at = (at + 1) & (table.size - 1);
+    }
+    table.places[at] = lease;
+}
+
+static int
+insert(struct lease lease)
+{
+    if (2 * (table.count + 1) > table.size) {
+        uint64_t old_size = table.size;
+        struct lease *old = table.places;
+        struct lease *grown = calloc(old_size ? 2 * old_size : 64, sizeof *grown);
+
+        if (grown == NULL) {
+            return -ENOMEM;
+        }
+        table.places = grown;
+        table.size = old_size ? 2 * old_size : 64;
+        for (uint64_t i = 0; i < old_size; i++) {
+            if (old[i].data != NULL) {
+                put(old[i]);
+            }
+        }
+        free(old);
+    }
+    put(lease);
+    table.count++;
+    return 0;
+}
+
+static void
+drop(struct lease *lease)
+{
+    uint64_t hole = (uint64_t) (lease - table.places);
+
+    table.places[hole].data = NULL;
+    table.count--;
+    /* Close the gap: whoever was pushed past it moves back. */
+    for (uint64_t at = (hole + 1) & (table.size - 1); table.places[at].data != NULL;
+         at = (at + 1) & (table.size - 1)) {
+        struct lease moved = table.places[at];
+
+        table.places[at].data = NULL;
+        put(moved);
+    }
+}
+
+/* LOANED or last LEASED -> FREE: the word first, then the bits, for a claim follows the bits. */
+void
+lease_drop_run(struct segment *seg, uint32_t chunk_id, uint32_t chunks)
+{
+    uint64_t word = atomic_load_explicit(&seg->runs[chunk_id], memory_order_relaxed);
+
+#ifdef MPSHM_DEBUG
+    memset(seg->data + ((uint64_t) chunk_id << seg->shift), 0xa5, (uint64_t) chunks << seg->shift);
+#endif
+    atomic_store_explicit(&seg->runs[chunk_id], RUN_WORD(RUN_TAG(word), 0, 0, RUN_FREE),
+                          memory_order_relaxed);
+    freemap_put_back(seg->map, chunk_id, chunks);
+}
+
+static uint64_t
+run_file_offset(const struct lease *lease)
+{
+    return segment_file_offset(lease->seg) + lease->seg->head_bytes
+           + ((uint64_t) lease->chunk_id << lease->seg->shift);
+}
+
+static int
+remap(struct lease *lease, int sharing)
+{
+    void *at = mmap(lease->data, (uint64_t) lease->chunks << lease->seg->shift,
+                    PROT_READ | PROT_WRITE, sharing | MAP_FIXED, lease->seg->arena->fd,
+                    (off_t) run_file_offset(lease));
+    return at == MAP_FAILED ? -errno : 0;
+}
+
+/* One holder fewer; the last one frees.  V2. */
+static void
+let_go(struct segment *seg, uint32_t chunk_id, uint32_t chunks)
+{
+    uint64_t word = atomic_load(&seg->runs[chunk_id]);
+
+    while (RUN_STATE(word) == RUN_LEASED && RUN_HOLDERS(word) > 1) {
+        uint64_t fewer = RUN_WORD(RUN_TAG(word), chunks, RUN_HOLDERS(word) - 1, RUN_LEASED);
+
+        if (atomic_compare_exchange_weak(&seg->runs[chunk_id], &word, fewer)) {
+            return;
+        }
+    }
+    lease_drop_run(seg, chunk_id, chunks);
+}
+
+int
+mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size, uint32_t tag,
+            char **data)
+{
+    struct segment *seg;
+    int error;
+
+    pthread_mutex_lock(&mpshm_process.lock);
+    error = segment_map(arena, mmap_id, &seg);
+    if (error != 0) {
+        goto done;
+    }
+    if (chunk_id >= seg->count) {
+        error = MPSHM_E_CHUNK;
+        goto done;
+    }
+    uint64_t room = (uint64_t) (seg->count - chunk_id) << seg->shift;
+
+    if (size == 0 || size > room) {
+        error = MPSHM_E_SIZE;
+        goto done;
+    }
+    uint32_t chunks = (uint32_t) ((size + (UINT64_C(1) << seg->shift) - 1) >> seg->shift);
+    uint64_t expected = RUN_WORD(tag, chunks, 0, RUN_IN_FLIGHT);
+    uint64_t leased = RUN_WORD(tag, chunks, 1, RUN_LEASED);
+
+    if (tag > TAG_MASK
+        || !atomic_compare_exchange_strong(&seg->runs[chunk_id], &expected, leased)) {
+        error = MPSHM_E_STALE;
+        goto done;
+    }
+    arena_notify(arena);
+    error = segment_map_data(seg);
+    if (error == 0) {
+        *data = seg->data + ((uint64_t) chunk_id << seg->shift);
+        error = insert((struct lease) {*data, seg, chunk_id, chunks, false});
+    }
+    if (error == 0) {
+        arena->refs++;
+    } else {
+        /* The message cannot be had, but its chunks must not stay lost. */
+        atomic_store_explicit(&seg->runs[chunk_id], RUN_WORD(tag, 0, 0, RUN_FREE),
+                              memory_order_relaxed);
+        freemap_put_back(seg->map, chunk_id, chunks);
+    }
+done:
+    pthread_mutex_unlock(&mpshm_process.lock);
+    return error;
+}
+
+static void
+release_locked(struct lease *found)
+{
+    struct lease lease = *found;
+    mpshm_arena *arena = lease.seg->arena;
+
+    drop(found);
+    if (!lease.private || remap(&lease, MAP_SHARED) == 0) {
+        let_go(lease.seg, lease.chunk_id, lease.chunks);
+    }
+    /* else no mapping is to be had: were the chunks lent again, this process would read its old
+       private pages in the place of a new message.  They stay lent, and only memory is lost. */
+    arena_unref(arena);
+}
+
+void
+mpshm_release(void *data)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    struct lease *found = find(data);
+
+    if (found != NULL) {
+        release_locked(found);
+    }
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+static void
+release_all_locked(void)
+{
+    for (uint64_t at = 0; at < table.size;) {
+        if (table.places[at].data != NULL) {
+            release_locked(&table.places[at]); /* may move another lease to this place */
+        } else {
+            at++;
+        }
+    }
+    for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
+        for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
+            if (arena->segments[id] != NULL) {
+                segment_vacate(arena->segments[id]);
+            }
+        }
+    }
+}
+
+void
+mpshm_release_all(void)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    release_all_locked();
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+/* At exit(), after the interpreter is gone: nobody looks at a view any more.  A thread stuck in
+   the lock must not hang the exit; what it held is then left to the reaping of dead holders. */
+__attribute__((destructor)) static void
+release_at_exit(void)
+{
+    if (pthread_mutex_trylock(&mpshm_process.lock) == 0) {
+        release_all_locked();
+        pthread_mutex_unlock(&mpshm_process.lock);
+    }
+}
+
+uint64_t
+mpshm_leases(void)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    uint64_t count = table.count;
+    pthread_mutex_unlock(&mpshm_process.lock);
+    return count;
+}
+
+/* Before a fork: V2, V3.  Keeps the lock until the parent's or child's half.  The result is the
+   first error met (a view that could not be made private); the fork goes on. */
+int
+mpshm_fork_prepare(void)
+{
+    int first_error = 0;
+
+    pthread_mutex_lock(&mpshm_process.lock);
+    for (uint64_t at = 0; at < table.size; at++) {
+        struct lease *lease = &table.places[at];
+
+        if (lease->data == NULL) {
+            continue;
+        }
+        if (!lease->private) {
+            int error = remap(lease, MAP_PRIVATE);
+
+            lease->private = error == 0;
+            first_error = first_error ? first_error : error;
+        }
+        _Atomic uint64_t *word = &lease->seg->runs[lease->chunk_id];
+        uint64_t was = atomic_load(word);
+
+        while (RUN_HOLDERS(was) < HOLDER_LIMIT
+               && !atomic_compare_exchange_weak(
+                   word, &was,
+                   RUN_WORD(RUN_TAG(was), lease->chunks, RUN_HOLDERS(was) + 1, RUN_LEASED))) {
+        }
+    }
+    return first_error;
+}
+
+void
+mpshm_fork_parent(void)
+{
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+void
+mpshm_fork_child(void)
+{
+    mpshm_process.generation++;
+    for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
+        for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
+            if (arena->segments[id] != NULL) {
+                arena->segments[id]->mine = false;
+            }
+        }
+        arena->sent_count = 0;
+        arena->sent_bytes = 0;
+    }
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+int
+mpshm_read_frame(mpshm_reader *reader, int fd)
+{
+    for (;;) {
+        uint32_t need = 4;
+
+        if (reader->have >= 4) {
+            uint32_t word;
+
+            memcpy(&word, reader->bytes, sizeof word);
+            word = ntohl(word);
+            if (word == UINT32_MAX || (word < 0x80000000u && word > MPSHM_FRAME_BYTES - 4)) {
+                return 4; /* a long plain frame: its body is the caller's */
+            }
+            need = 4 + (word & 0x7fffffffu);
+            if (need > MPSHM_FRAME_BYTES) {
+                return MPSHM_E_LENGTH;
+            }
+            if (reader->have == need) {
+                return (int) need;
+            }
+        }
+        ssize_t n = read(fd, reader->bytes + reader->have, need - reader->have);
+
+        if (n == 0) {
+            return reader->have == 0 ? 0 : MPSHM_E_TORN;
+        }
+        if (n < 0) {
+            return -errno;
+        }
+        reader->have += (uint32_t) n;
+    }
+}

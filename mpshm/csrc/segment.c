@@ -1,0 +1,301 @@
+/* Segments: claiming one in the arena's directory, mapping it, making its pages resident.
+
+   Knows the directory and memory mappings; knows nothing of runs' states or of messages.
+
+   Invariants: L1, L3 of layout.h, and
+   S1  A segment is mapped at most once in a process, head and data each.
+   S2  `mine` is true in at most one process per claim; fork clears it in the child.
+
+   Memory order: the free bits are set with release after the directory word is won; others learn of
+   the segment only through descriptors, whose order the pipe keeps. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+uint64_t
+segment_file_offset(const struct segment *seg)
+{
+    return (seg->id + UINT64_C(1)) * seg->arena->header->stride;
+}
+
+/* Map the head of segment `id` after checking everything its directory word says. */
+int
+segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
+{
+    struct arena_header *header = arena->header;
+
+    if (id >= header->segment_limit) {
+        return MPSHM_E_SEGMENT;
+    }
+    if (arena->segments[id] != NULL) {
+        *out = arena->segments[id];
+        return 0;
+    }
+    uint64_t word = atomic_load(&header->segment[id]);
+    uint32_t shift = DIR_SHIFT(word), count = DIR_COUNT(word);
+
+    if (word == 0) {
+        return MPSHM_E_SEGMENT;
+    }
+    if (shift < 4 || shift > 40 || count == 0 || count > CHUNK_LIMIT
+        || data_offset(header->stride, count) + ((uint64_t) count << shift) > header->stride) {
+        return MPSHM_E_GEOMETRY;
+    }
+    struct segment *seg = calloc(1, sizeof *seg);
+
+    if (seg == NULL) {
+        return -ENOMEM;
+    }
+    seg->arena = arena;
+    seg->id = id;
+    seg->shift = shift;
+    seg->count = count;
+    seg->head_bytes = data_offset(header->stride, count);
+    void *head = mmap(NULL, seg->head_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd,
+                      (off_t) segment_file_offset(seg));
+    if (head == MAP_FAILED) {
+        int error = errno;
+
+        free(seg);
+        return -error;
+    }
+    seg->map = head;
+    seg->runs = (_Atomic uint64_t *) ((char *) head + map_words(count) * sizeof(uint64_t));
+    arena->segments[id] = *out = seg;
+    return 0;
+}
+
+/* Map the data, aligned so that huge pages can be had.  S1. */
+int
+segment_map_data(struct segment *seg)
+{
+    uint64_t size = (uint64_t) seg->count << seg->shift;
+    uint64_t slack = size >= HUGE_BYTES ? HUGE_BYTES : 0;
+
+    if (seg->data != NULL) {
+        return 0;
+    }
+    seg->warm = calloc(1, size / HUGE_BYTES + 1);
+    if (seg->warm == NULL) {
+        return -ENOMEM;
+    }
+    char *room = mmap(NULL, size + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                      -1, 0);
+    if (room == MAP_FAILED) {
+        int error = errno;
+
+        free(seg->warm);
+        seg->warm = NULL;
+        return -error;
+    }
+    uint64_t skip = slack ? (HUGE_BYTES - (uintptr_t) room % HUGE_BYTES) % HUGE_BYTES : 0;
+    char *data = mmap(room + skip, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                      seg->arena->fd, (off_t) (segment_file_offset(seg) + seg->head_bytes));
+    if (data == MAP_FAILED) {
+        int error = errno;
+
+        munmap(room, size + slack);
+        free(seg->warm);
+        seg->warm = NULL;
+        return -error;
+    }
+    if (skip > 0) {
+        munmap(room, skip);
+    }
+    if (slack > skip) {
+        uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE);
+        char *end = data + (size + page - 1) / page * page;
+
+        if (end < room + size + slack) {
+            munmap(end, (size_t) (room + size + slack - end));
+        }
+    }
+    seg->data = data;
+    return 0;
+}
+
+static bool
+owner_is_gone(uint32_t owner)
+{
+    /* A wrong "gone" (another pid namespace) is harmless: claims are atomic whoever makes them. */
+    return owner == 0 || (kill((pid_t) owner, 0) == -1 && errno == ESRCH);
+}
+
+static int
+reserve(struct segment *seg)
+{
+#ifdef __linux__
+    if (seg->arena->bounded) {
+        /* A full tmpfs answers a write through a mapping with SIGBUS; ask first. */
+        uint64_t size = seg->head_bytes + ((uint64_t) seg->count << seg->shift);
+
+        if (fallocate(seg->arena->fd, 0, (off_t) segment_file_offset(seg), (off_t) size) == -1) {
+            return -errno;
+        }
+    }
+#endif
+    return seg->map == NULL ? -EINVAL : 0;
+}
+
+/* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
+   -ENOSPC: the arena is at its limit. */
+int
+segment_claim_new(mpshm_arena *arena, uint64_t size, struct segment **out)
+{
+    struct arena_header *header = arena->header;
+    uint32_t shift = header->chunk_shift;
+    uint64_t bytes = size > header->segment_bytes ? size : header->segment_bytes;
+    uint32_t self = (uint32_t) getpid();
+
+    while ((bytes + (UINT64_C(1) << shift) - 1) >> shift > CHUNK_LIMIT) {
+        if (++shift > 40) {
+            return -ENOSPC;
+        }
+    }
+    uint32_t count = (uint32_t) ((bytes + (UINT64_C(1) << shift) - 1) >> shift);
+
+    if (data_offset(header->stride, count) + ((uint64_t) count << shift) > header->stride) {
+        return -ENOSPC;
+    }
+    for (uint32_t id = 0; id < header->segment_limit; id++) {
+        uint64_t word = atomic_load(&header->segment[id]);
+        bool fresh = word == 0;
+
+        if (fresh) {
+            if (!atomic_compare_exchange_strong(&header->segment[id], &word,
+                                                DIR_WORD(self, shift, count))) {
+                continue;
+            }
+        } else {
+            if ((arena->segments[id] != NULL && arena->segments[id]->mine)
+                || (uint64_t) DIR_COUNT(word) << DIR_SHIFT(word) < size
+                || (DIR_OWNER(word) != self && !owner_is_gone(DIR_OWNER(word)))
+                || !atomic_compare_exchange_strong(
+                    &header->segment[id], &word,
+                    DIR_WORD(self, DIR_SHIFT(word), DIR_COUNT(word)))) {
+                continue;
+            }
+        }
+        int error = segment_map(arena, id, out);
+
+        if (error == 0) {
+            error = fresh ? reserve(*out) : 0;
+        }
+        if (error == 0) {
+            error = segment_map_data(*out);
+        }
+        if (error != 0) {
+            /* The free map is still all "lent", so a fresh one is lost to use but to nobody's
+               harm; its number can be had again only by a caller that fits its size. */
+            atomic_store(&header->segment[id], fresh ? 0 : DIR_WORD(0, DIR_SHIFT(word),
+                                                                    DIR_COUNT(word)));
+            if (fresh && arena->segments[id] != NULL) {
+                segment_unmap(arena->segments[id]);
+            }
+            return error;
+        }
+        (*out)->mine = true;
+        if (fresh) {
+            freemap_put_back((*out)->map, 0, (*out)->count); /* L1: the guard stays 0 */
+        }
+        return 0;
+    }
+    return -ENOSPC;
+}
+
+void
+segment_vacate(struct segment *seg)
+{
+    _Atomic uint64_t *word = &seg->arena->header->segment[seg->id];
+    uint64_t now = DIR_WORD(getpid(), seg->shift, seg->count);
+
+    if (seg->mine) {
+        seg->mine = false;
+        atomic_compare_exchange_strong(word, &now, DIR_WORD(0, seg->shift, seg->count));
+    }
+}
+
+void
+segment_unmap(struct segment *seg)
+{
+    seg->arena->segments[seg->id] = NULL;
+    munmap(seg->map, seg->head_bytes);
+    if (seg->data != NULL) {
+        munmap(seg->data, (uint64_t) seg->count << seg->shift);
+        free(seg->warm);
+    }
+    free(seg);
+}
+
+/* Make [offset, offset + size) resident by huge pages where the range covers them whole.
+   Best effort, and only once per huge page: an error leaves the ordinary first touch. */
+void
+segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
+{
+#ifdef __linux__
+    uint64_t first = (offset + HUGE_BYTES - 1) / HUGE_BYTES, end = (offset + size) / HUGE_BYTES;
+
+    if (first >= end) {
+        return;
+    }
+    for (uint64_t page = first; page < end; page++) {
+        if (!seg->warm[page]) {
+            char *at = seg->data + page * HUGE_BYTES;
+
+            seg->warm[page] = 1;
+            /* EINVAL on an empty hole: hence one byte first. */
+            *(volatile char *) at = *(volatile char *) at;
+            (void) madvise(at, HUGE_BYTES, MADV_COLLAPSE);
+        }
+    }
+#else
+    (void) seg;
+    (void) offset;
+    (void) size;
+#endif
+}
+
+int
+segment_validate(struct segment *seg)
+{
+    if (seg->map[seg->count / 64] >> (seg->count % 64) != 0) {
+        return -__LINE__; /* L1: guard and padding */
+    }
+    for (uint32_t at = 0; at < seg->count;) {
+        uint64_t word = atomic_load(&seg->runs[at]);
+        uint32_t chunks = RUN_CHUNKS(word);
+
+        if (RUN_STATE(word) == RUN_FREE) {
+            at++;
+            continue;
+        }
+        if (chunks == 0 || chunks > seg->count - at) {
+            return -__LINE__; /* L2: length */
+        }
+        if ((RUN_STATE(word) == RUN_LEASED) != (RUN_HOLDERS(word) > 0)) {
+            return -__LINE__; /* L2: holders */
+        }
+        for (uint32_t c = at; c < at + chunks; c++) {
+            if (freemap_is_free(seg->map, c)) {
+                return -__LINE__; /* L4 */
+            }
+            if (c > at && RUN_STATE(atomic_load(&seg->runs[c])) != RUN_FREE) {
+                return -__LINE__; /* L2: overlap */
+            }
+        }
+        at += chunks;
+    }
+    return 1;
+}

@@ -1,0 +1,366 @@
+/* The sender's verbs: get_buf, increase_buf, copy in, seal, send, abandon, and the wait for room.
+
+   Knows runs and bytes; what a frame says it does not know.
+
+   Invariants:
+   R1  A claim is all or nothing; an increase that cannot reach its minimum leaves no trace.
+   R2  Seal comes before the write to the pipe, and a failed write unseals: a run is in flight if
+       and only if its frame went out.
+   R3  Only the process that claimed a run touches it before seal (`generation`).
+
+   Memory order: see layout.h. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifdef __linux__
+#include <linux/futex.h>
+#include <linux/sockios.h>
+#include <sys/syscall.h>
+#endif
+
+/* Notes kept before a look at which were leased: amortises the sweep over small messages. */
+#define SENT_BEFORE_SWEEP 4096
+
+static uint32_t
+chunks_for(const struct segment *seg, uint64_t size)
+{
+    return (uint32_t) ((size + (UINT64_C(1) << seg->shift) - 1) >> seg->shift);
+}
+
+static struct segment *
+run_segment(const mpshm_run *run)
+{
+    return run->arena->segments[run->mmap_id];
+}
+
+static bool
+try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
+{
+    uint64_t capacity = (uint64_t) seg->count << seg->shift;
+    uint32_t start;
+
+    if (size > capacity || !freemap_try_claim(seg->map, seg->count, chunks_for(seg, size), &start)) {
+        return false;
+    }
+    uint32_t chunks = chunks_for(seg, size);
+    uint32_t tag = (RUN_TAG(atomic_load_explicit(&seg->runs[start], memory_order_relaxed)) + 1)
+                   & TAG_MASK;
+
+    atomic_store_explicit(&seg->runs[start], RUN_WORD(tag, chunks, 0, RUN_LOANED),
+                          memory_order_relaxed);
+    run->arena = seg->arena;
+    run->data = seg->data + ((uint64_t) start << seg->shift);
+    run->capacity = (uint64_t) chunks << seg->shift;
+    run->mmap_id = seg->id;
+    run->chunk_id = start;
+    run->tag = tag;
+    run->generation = mpshm_process.generation;
+    return true;
+}
+
+int
+mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run)
+{
+    struct segment *seg;
+    int error = 0;
+
+    if (size == 0) {
+        size = 1;
+    }
+    pthread_mutex_lock(&mpshm_process.lock);
+    seg = arena->segments[arena->hot];
+    if (seg != NULL && seg->mine && try_claim(seg, size, run)) {
+        goto done;
+    }
+    for (uint32_t id = 0; id < arena->header->segment_limit; id++) {
+        seg = arena->segments[id];
+        if (seg != NULL && seg->mine && try_claim(seg, size, run)) {
+            arena->hot = id;
+            goto done;
+        }
+    }
+    do {
+        /* A segment taken over from one who left may be too full: then the next. */
+        error = segment_claim_new(arena, size, &seg);
+        if (error != 0) {
+            goto done;
+        }
+        arena->hot = seg->id;
+    } while (!try_claim(seg, size, run));
+done:
+    pthread_mutex_unlock(&mpshm_process.lock);
+    return error;
+}
+
+/* R3, and that the run is still on loan. */
+static int
+check_loaned(const mpshm_run *run)
+{
+    if (run->generation != mpshm_process.generation) {
+        return MPSHM_E_FOREIGN;
+    }
+    uint64_t word = atomic_load_explicit(&run_segment(run)->runs[run->chunk_id],
+                                         memory_order_relaxed);
+
+    return RUN_TAG(word) == run->tag && RUN_STATE(word) == RUN_LOANED ? 0 : MPSHM_E_STATE;
+}
+
+int64_t
+mpshm_increase_buf(mpshm_run *run, uint64_t size, uint64_t min_size)
+{
+    int error = check_loaned(run);
+
+    if (error != 0) {
+        return error;
+    }
+    struct segment *seg = run_segment(run);
+    uint32_t chunks = (uint32_t) (run->capacity >> seg->shift);
+    uint32_t end = run->chunk_id + chunks;
+    uint64_t room = (uint64_t) (seg->count - end) << seg->shift;
+    uint32_t want = chunks_for(seg, size < room ? size : room);
+    uint32_t got = want ? freemap_claim_from(seg->map, seg->count, end, want) : 0;
+
+    if (((uint64_t) got << seg->shift) < min_size) {
+        freemap_put_back(seg->map, end, got); /* R1 */
+        return -ENOSPC;
+    }
+    atomic_store_explicit(&seg->runs[run->chunk_id],
+                          RUN_WORD(run->tag, chunks + got, 0, RUN_LOANED), memory_order_relaxed);
+    run->capacity += (uint64_t) got << seg->shift;
+    return (int64_t) ((uint64_t) got << seg->shift);
+}
+
+int
+mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size)
+{
+    struct segment *seg = run_segment(run);
+
+    if (offset > run->capacity || size > run->capacity - offset) {
+        return -EINVAL;
+    }
+    if (size >= HUGE_BYTES) {
+        segment_warm(seg, (uint64_t) (run->data - seg->data) + offset, size);
+    }
+    memcpy(run->data + offset, source, size);
+    return 0;
+}
+
+int
+mpshm_abandon(mpshm_run *run)
+{
+    int error = check_loaned(run);
+
+    if (error != 0) {
+        return error;
+    }
+    struct segment *seg = run_segment(run);
+
+    lease_drop_run(seg, run->chunk_id, (uint32_t) (run->capacity >> seg->shift));
+    return 0;
+}
+
+int
+mpshm_seal(mpshm_run *run, uint64_t size)
+{
+    int error = check_loaned(run);
+
+    if (error != 0) {
+        return error;
+    }
+    if (size == 0 || size > run->capacity) {
+        return -EINVAL;
+    }
+    struct segment *seg = run_segment(run);
+    uint32_t chunks = (uint32_t) (run->capacity >> seg->shift), keep = chunks_for(seg, size);
+
+    run->capacity = (uint64_t) keep << seg->shift;
+    atomic_store_explicit(&seg->runs[run->chunk_id], RUN_WORD(run->tag, keep, 0, RUN_IN_FLIGHT),
+                          memory_order_release);
+    freemap_put_back(seg->map, run->chunk_id + keep, chunks - keep);
+    return 0;
+}
+
+int
+mpshm_unseal(mpshm_run *run)
+{
+    struct segment *seg = run_segment(run);
+    uint32_t chunks = (uint32_t) (run->capacity >> seg->shift);
+    uint64_t was = RUN_WORD(run->tag, chunks, 0, RUN_IN_FLIGHT);
+
+    return atomic_compare_exchange_strong(&seg->runs[run->chunk_id], &was,
+                                          RUN_WORD(run->tag, chunks, 0, RUN_LOANED))
+               ? 0
+               : MPSHM_E_STATE;
+}
+
+/* Without memory for the note the mark counts too little, and a sender waits too late: no harm
+   to a message that is out already. */
+static void
+note_sent(mpshm_arena *arena, mpshm_run **runs, uint32_t count)
+{
+    if (arena->sent_room - arena->sent_count < count) {
+        uint32_t room = 2 * arena->sent_room + count;
+        struct sent *grown = realloc(arena->sent, room * sizeof *grown);
+
+        if (grown == NULL) {
+            return;
+        }
+        arena->sent = grown;
+        arena->sent_room = room;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        arena->sent[arena->sent_count++] = (struct sent) {
+            runs[i]->mmap_id, runs[i]->chunk_id, runs[i]->tag, runs[i]->capacity};
+        arena->sent_bytes += runs[i]->capacity;
+    }
+}
+
+/* Forget what has been leased since: the counters are derived, so no death can make them drift. */
+static void
+sweep(mpshm_arena *arena)
+{
+    uint32_t keep = 0;
+
+    arena->sent_bytes = 0;
+    for (uint32_t i = 0; i < arena->sent_count; i++) {
+        struct sent *one = &arena->sent[i];
+        uint64_t word = atomic_load(&arena->segments[one->mmap_id]->runs[one->chunk_id]);
+
+        if (RUN_TAG(word) == one->tag && RUN_STATE(word) == RUN_IN_FLIGHT) {
+            arena->sent_bytes += one->bytes;
+            arena->sent[keep++] = *one;
+        }
+    }
+    arena->sent_count = keep;
+}
+
+int
+mpshm_send(int fd, const char *frame, uint64_t frame_size, mpshm_run **runs,
+           const uint64_t *sizes, uint32_t count)
+{
+    int error = 0;
+    uint32_t sealed = 0;
+
+    while (sealed < count && error == 0) {
+        error = mpshm_seal(runs[sealed], sizes[sealed]);
+        sealed += error == 0;
+    }
+    uint64_t done = 0;
+
+    while (error == 0 && done < frame_size) {
+        ssize_t n = write(fd, frame + done, frame_size - done);
+
+        if (n >= 0) {
+            done += (uint64_t) n;
+        } else if (done == 0) {
+            error = -errno;
+        } else if (errno == EAGAIN) {
+            /* A frame half out must be finished; sockets only, pipes write it whole. */
+            struct pollfd ready = {.fd = fd, .events = POLLOUT};
+
+            (void) poll(&ready, 1, -1);
+        } else if (errno != EINTR) {
+            error = -errno;
+        }
+    }
+    if (error != 0) {
+        /* R2 */
+        while (sealed > 0) {
+            int lost = mpshm_unseal(runs[--sealed]);
+
+            assert(lost == 0 && "a frame that did not go out was received");
+            (void) lost;
+        }
+    } else if (count > 0) {
+        pthread_mutex_lock(&mpshm_process.lock);
+        if (runs[0]->arena->sent_count > SENT_BEFORE_SWEEP) {
+            sweep(runs[0]->arena);
+        }
+        note_sent(runs[0]->arena, runs, count);
+        pthread_mutex_unlock(&mpshm_process.lock);
+    }
+    return error;
+}
+
+/* Nobody is left to make room: the pipe holds no frame, or no reader is there to take one. */
+static bool
+nothing_to_wait_for(int fd)
+{
+    struct pollfd peer = {.fd = fd, .events = 0};
+    int unread = 1;
+
+    if (poll(&peer, 1, 0) > 0 && (peer.revents & (POLLERR | POLLHUP | POLLNVAL))) {
+        return true;
+    }
+#ifdef __linux__
+    struct sockaddr address;
+    socklen_t size = sizeof address;
+    bool is_socket = getsockname(fd, &address, &size) == 0;
+
+    if (ioctl(fd, is_socket ? SIOCOUTQ : FIONREAD, &unread) == -1) {
+        unread = 1;
+    }
+#endif
+    return unread == 0;
+}
+
+static bool
+has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    if (arena->sent_bytes != 0 && arena->sent_bytes + bytes > mark) {
+        sweep(arena);
+    }
+    bool room = arena->sent_bytes == 0 || arena->sent_bytes + bytes <= mark;
+    pthread_mutex_unlock(&mpshm_process.lock);
+    return room;
+}
+
+int
+mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms)
+{
+    if (has_room(arena, bytes, mark)) {
+        return 0;
+    }
+    _Atomic uint32_t *wanted = &arena->header->wanted;
+
+    atomic_store(wanted, 1);
+    atomic_thread_fence(memory_order_seq_cst); /* pairs with arena_notify */
+    if (has_room(arena, bytes, mark) || nothing_to_wait_for(fd)) {
+        return 0;
+    }
+    struct timespec wait = {.tv_sec = timeout_ms / 1000,
+                            .tv_nsec = (long) (timeout_ms % 1000) * 1000000};
+#ifdef __linux__
+    syscall(SYS_futex, wanted, FUTEX_WAIT, 1, &wait, NULL, 0);
+#else
+    wait.tv_nsec = wait.tv_nsec > 1000000 ? 1000000 : wait.tv_nsec;
+    nanosleep(&wait, NULL);
+#endif
+    return has_room(arena, bytes, mark) ? 0 : -ETIMEDOUT;
+}
+
+int
+mpshm_disown(mpshm_run *run)
+{
+    struct segment *seg = run_segment(run);
+    uint64_t offset = (uint64_t) (run->data - seg->data);
+
+    if (mmap(run->data, run->capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
+             run->arena->fd, (off_t) (segment_file_offset(seg) + seg->head_bytes + offset))
+        == MAP_FAILED) {
+        return -errno;
+    }
+    return 0;
+}

@@ -1,0 +1,43 @@
+"""What fork and exit do to transports.  Nothing inherited is taken for one's own."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+from . import arena, counters
+
+
+class ForkAware(Protocol):
+    """An object with state that a forked child must not share."""
+
+    def _reset_in_child(self) -> None: ...
+
+
+_aware: weakref.WeakValueDictionary[int, ForkAware] = weakref.WeakValueDictionary()
+
+
+def register(obj: ForkAware) -> None:
+    """Have `obj._reset_in_child()` called in the child of every fork, while `obj` lives."""
+    _aware[id(obj)] = obj
+
+
+def _in_child() -> None:
+    if not arena.CORE_MISSING:
+        arena.fork_child()
+    counters.forget_inherited()
+    for ref in _aware.valuerefs():
+        if (obj := ref()) is not None:
+            obj._reset_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    if arena.CORE_MISSING:
+        os.register_at_fork(after_in_child=_in_child)
+    else:
+        os.register_at_fork(
+            before=arena.fork_prepare,
+            after_in_parent=arena.fork_parent,
+            after_in_child=_in_child,
+        )

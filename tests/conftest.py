@@ -1,0 +1,104 @@
+"""What every test stands on: the built wheel, no silent plain road, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_sharer, resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mpshm
+from mpshm import arena
+
+TREE = Path(__file__).parent.parent
+
+if Path(mpshm.__file__).is_relative_to(TREE / "mpshm"):
+    raise RuntimeError("these tests are for the installed wheel: run them outside the source tree")
+
+os.environ.setdefault("MPSHM", "require")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "large: needs many GiB or minutes; `make stress` runs it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "large" not in (config.option.markexpr or ""):
+        skip = pytest.mark.skip(reason="run by `make stress`")
+        for item in items:
+            if item.get_closest_marker("large"):
+                item.add_marker(skip)
+
+
+def open_descriptors() -> dict[int, str]:
+    """This process's descriptors and what they are."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def children() -> set[int]:
+    """Pids of this process's children, dead and not waited for included."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError):
+            found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def helpers_of_stock() -> None:
+    """Start the processes that stock keeps for ever, so that the guard does not see them come."""
+    resource_tracker.ensure_running()
+    forkserver.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def guard(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After the test: no run in use, the same descriptors, no new child."""
+    descriptors, family = open_descriptors(), children()
+    yield
+    if request.node.get_closest_marker("unguarded"):
+        return
+    sys.last_traceback = None  # type: ignore[attr-defined]
+    multiprocessing.active_children()  # waits for the dead
+    resource_sharer.stop(timeout=5)
+    gc.collect()
+    in_use = [one.gauges() for one in arena.process_arenas() if one.gauges().runs_in_use]
+    assert in_use == []
+    assert arena.lease_count() == 0
+    assert open_descriptors() == descriptors
+    assert children() == family
+
+
+@pytest.fixture(params=["fork", "spawn", "forkserver"])
+def context(request: pytest.FixtureRequest) -> Any:
+    """Our context for each start method."""
+    return mpshm.get_context(request.param)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[mpshm.Connection, mpshm.Connection]]:
+    """Both ends of a duplex channel."""
+    a, b = mpshm.Pipe()
+    yield a, b
+    a.close()
+    b.close()
+
+
+@pytest.fixture
+def simplex() -> Iterator[tuple[mpshm.Connection, mpshm.Connection]]:
+    """Reader and writer of a one-way channel."""
+    reader, writer = mpshm.Pipe(duplex=False)
+    yield reader, writer
+    reader.close()
+    writer.close()
