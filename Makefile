@@ -41,16 +41,16 @@ clean:
 $(VENV):
 	$(PYTHON) -m venv $@
 
-$(BUILD)/test-deps: pyproject.toml | $(VENV)
-	$(BIN)/pip install -q pytest hypothesis numpy mypy ruff build types-cffi types-tqdm tqdm
+$(BUILD)/test-deps: tests/requirements.txt | $(VENV)
+	$(BIN)/pip install -q -r $<
 	touch $@
 
 $(BUILD)/demo-deps: examples/requirements.txt | $(VENV)
-	$(BIN)/pip install -q -r examples/requirements.txt
+	$(BIN)/pip install -q -r $<
 	touch $@
 
 $(BUILD)/bench-deps: bench/requirements.txt | $(VENV)
-	$(BIN)/pip install -q -r bench/requirements.txt
+	$(BIN)/pip install -q -r $<
 	touch $@
 
 # The sdist is built, the wheel from the sdist, and the wheel is what everything runs on.
