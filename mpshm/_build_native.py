@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-SOURCES = ("freemap.c", "segment.c", "arena.c", "sender.c", "receiver.c")
+SOURCES = ("freemap.c", "segment.c", "arena.c", "sender.c", "parcel.c", "receiver.c", "frame.c")
 CSRC = Path("mpshm/csrc")
 
 ffibuilder = FFI()

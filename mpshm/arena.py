@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Sequence
 from multiprocessing import reduction
 from types import TracebackType
 from typing import Any
@@ -16,14 +15,18 @@ from typing import Any
 from . import config
 from .counters import Gauges
 from .errors import BufferTooSmall, ProtocolError
-from .wire import Descriptor
+from .wire import FRAME_MAX, Descriptor
 
 try:
     from ._native import ffi, lib
 
+    _read_frame, _LONG = lib.mpshm_read_frame, lib.MPSHM_LONG
     CORE_MISSING = ""
 except ImportError as _error:  # no C compiler, or a platform the core does not know
     CORE_MISSING = str(_error)
+
+PIECE_MAX = 64 << 10
+"""Bytes asked of a pipe in one read: as many as it holds by default."""
 
 FILE_AUTO, FILE_MEMFD, FILE_SHM = 0, 1, 2
 
@@ -44,6 +47,11 @@ _CODES = {
     -10009: "descriptor frame is longer than a frame may be",
     -10010: "buffer belongs to the process this one was forked from",
     -10011: "buffer has been sent or released",
+    -10012: "descriptor frame is shorter than its head",
+    -10013: "descriptor frame has an unknown flag",
+    -10014: "descriptor frame names more runs than it holds, or none",
+    -10015: "descriptor frame has bytes too many",
+    -10016: "descriptor frame's index does not hold as many descriptors as it names",
 }
 _OUT_OF_MEMORY = frozenset((errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EMFILE, errno.ENFILE))
 
@@ -77,9 +85,10 @@ class Run:
         """Bytes the run holds now, whole chunks."""
         return int(self._c.capacity)
 
-    def describe(self, size: int) -> Descriptor:
-        c = self._c
-        return Descriptor(c.mmap_id, c.chunk_id, size, c.tag)
+    @property
+    def is_loaned(self) -> bool:
+        """Whether it is still this process's: neither sent nor abandoned."""
+        return bool(lib.mpshm_is_loaned(self._c))
 
     def copy_in(self, offset: int, source: Any) -> None:
         """Copy a contiguous bytes-like object to `offset`, without the GIL."""
@@ -182,36 +191,42 @@ class Arena:
         try:
             if code := lib.mpshm_lease(self._c, mmap_id, chunk_id, size, tag, out):
                 raise _failure(code, f"{descriptor}")
-            return memoryview(ffi.buffer(ffi.gc(out[0], lib.mpshm_release), size))
+            return _leased(out[0], size)
         except BaseException:
             # Ctrl-C may come between the two calls.  Releasing what is no lease does nothing.
             lib.mpshm_release(out[0])
             raise
 
-    def lease_all(self, descriptors: Sequence[Descriptor]) -> list[memoryview]:
-        """All the leases or, after one failed, none: the others' chunks go back."""
+    def open(self, reader: Reader) -> tuple[list[memoryview], int, int]:
+        """Lease all the runs that the descriptor frame just read names, or none.
+
+        Returns their memory, how many of them, the first, hold the stream, and where in the frame
+        the stream begins if none does.  Raises ProtocolError naming what is wrong.
+        """
+        out = reader.opened
         views: list[memoryview] = []
-        failed: Exception | None = None
-        for descriptor in descriptors:
-            try:
-                views.append(self.lease(descriptor))
-            except (ProtocolError, MemoryError, OSError) as error:
-                failed = failed or error
-        if failed is not None:
-            views.clear()
-            raise failed
-        return views
+        tried = 0
+        try:
+            if code := lib.mpshm_open(reader._c, self._c, out):
+                wrong = Descriptor(out.bad_id, out.bad_chunk, out.bad_size, out.bad_tag)
+                raise _failure(code, f"{wrong}" if code > lib.MPSHM_E_MAGIC else "")
+            for tried in range(1, out.count + 1):
+                view = out.views[tried - 1]
+                views.append(_leased(view.data, view.size))
+            return views, out.stream_runs, out.stream_at
+        except BaseException:
+            # Ctrl-C may come in between: what was not tried yet has no view to release it.
+            for i in range(tried, out.count):
+                lib.mpshm_release(out.views[i].data)
+            raise
+        finally:
+            lib.mpshm_opened_free(out)
 
-    def send(self, fd: int, frame: bytes, runs: Sequence[Run], sizes: Sequence[int]) -> None:
-        """Seal the runs and write the frame that names them: both, or neither and an OSError."""
-        pointers = [run._c for run in runs]
-        while code := lib.mpshm_send(fd, frame, len(frame), pointers, sizes, len(pointers)):
-            if code != -errno.EINTR:
-                raise _failure(code, "")
-
-    def wait_room(self, fd: int, size: int, mark: int) -> None:
-        """Wait until `size` more bytes may be in flight under `mark`, or nobody drains the pipe."""
-        while code := lib.mpshm_wait_room(self._c, fd, size, mark, config.WAIT_SLICE_MS):
+    def wait_room(self, fd: int, size: int) -> None:
+        """Wait until `size` more bytes may be in flight, or nobody drains the pipe."""
+        while code := lib.mpshm_wait_room(
+            self._c, fd, size, config.HIGH_WATER_BYTES, config.WAIT_SLICE_MS
+        ):
             if code not in (-errno.ETIMEDOUT, -errno.EINTR):
                 raise _failure(code, "")
 
@@ -232,6 +247,95 @@ class Arena:
         """Walk every segment and check each invariant of csrc/layout.h."""
         return bool(lib.mpshm_arena_is_valid(self._c) == 1)
 
+
+def _leased(data: Any, size: int) -> memoryview:
+    """A leased run's memory, whose death releases it."""
+    return memoryview(ffi.buffer(ffi.gc(data, lib.mpshm_release), size))
+
+
+class Parcel:
+    """A message on its way into chunks: a stream, and buffers with a contiguous run each.
+
+    Owns its runs until they are sent; what is not sent goes back when the parcel dies.  For one
+    thread at a time.  Each `put` obeys the high-water mark.
+    """
+
+    __slots__ = ("_arena", "_c", "_fd")
+
+    def __init__(self) -> None:
+        self._arena: Arena | None = None  # keeps the mapping
+        self._fd = -1
+        self._c = ffi.gc(lib.mpshm_parcel_new(), lib.mpshm_parcel_free)
+
+    @classmethod
+    def begin(cls, arena: Arena, fd: int) -> Parcel:
+        """An empty parcel for the channel of that arena and pipe."""
+        try:
+            parcel = _spare_parcels.pop()
+        except IndexError:
+            parcel = cls()
+        parcel._arena, parcel._fd = arena, fd
+        lib.mpshm_parcel_clear(parcel._c, arena._c)
+        return parcel
+
+    def __del__(self) -> None:
+        if self._arena is not None:
+            self.clear()
+
+    def clear(self) -> None:
+        """Give back what has not been sent."""
+        lib.mpshm_parcel_clear(self._c, ffi.NULL)
+
+    def put_buffer(self, data: Any) -> None:
+        """Copy a contiguous bytes-like object into a run of its own.  Raises OutOfSharedMemory."""
+        self._put(lib.mpshm_put_buffer, data)
+
+    def put_stream(self, data: Any, more: int = 0) -> None:
+        """Copy bytes behind the stream's end; `more` are known to follow.
+
+        In place while the stream's run can be extended, then in a further run.
+        """
+        self._put(lib.mpshm_put_stream, data, more)
+
+    def put_run(self, run: Run, size: int) -> None:
+        """Borrow a loaned run as the whole stream, `size` bytes of it."""
+        if code := lib.mpshm_put_run(self._c, run._c, size):
+            raise _failure(code, "")
+
+    def return_run(self) -> None:
+        """Let go of the borrowed run, which is its owner's again."""
+        lib.mpshm_return_run(self._c)
+
+    def settle(self, stream: bytes) -> None:
+        """Find room for what a frame cannot hold.  Before `send`."""
+        self._put(lib.mpshm_settle, stream)
+
+    def _put(self, put: Any, data: Any, *args: int) -> None:
+        c = ffi.from_buffer(data)
+        size = len(c)
+        while code := put(self._c, c, size, *args, config.HIGH_WATER_BYTES):
+            if code == -errno.EAGAIN:
+                assert self._arena is not None
+                self._arena.wait_room(self._fd, size)
+            elif -code in _OUT_OF_MEMORY:
+                raise OutOfSharedMemory(f"no {size} bytes: {os.strerror(-code)}")
+            else:
+                raise _failure(code, "")
+
+    def send(self, stream: bytes) -> None:
+        """Seal the runs and write the frame that names them: both, or neither and an OSError.
+
+        The parcel is spent afterwards.
+        """
+        while code := lib.mpshm_send(self._c, self._fd, stream, len(stream)):
+            if code != -errno.EINTR:
+                raise _failure(code, "")
+        self._arena = None
+        _spare_parcels.append(self)
+
+
+_spare_parcels: list[Parcel] = []
+"""Spent ones.  list.pop and append are atomic, so threads share it."""
 
 _arenas: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
 
@@ -258,42 +362,69 @@ def process_arenas() -> list[Arena]:
     return [arena for ref in _arenas.valuerefs() if (arena := ref()) is not None]
 
 
-def writable_alias(address: int, size: int) -> memoryview:
-    """Memory at `address` as a writable view.  Keeps nothing alive; nobody may write through it."""
-    return memoryview(ffi.buffer(ffi.cast("char *", address), size))
+def writable_alias(address: int, size: int, owner: object) -> memoryview:
+    """`owner`'s memory at `address` as a writable view; nobody may write through it."""
+    # The destructor does nothing but keep the owner alive.
+    pointer = ffi.gc(ffi.cast("char *", address), lambda _, owner=owner: None)
+    return memoryview(ffi.buffer(pointer, size))
+
+
+class TooLong(Exception):
+    """A plain message is longer than its receiver allows; its body is unread."""
 
 
 class Reader:
-    """Reads one frame at a time off a descriptor and never past it.
+    """Reads one message's frame at a time off a descriptor and never past it.
 
     A frame half read stays here when a signal interrupts, and the next call goes on with it.
     """
 
-    __slots__ = ("_bytes", "_c")
+    __slots__ = ("_bytes", "_c", "opened")
 
     def __init__(self) -> None:
         self._c = ffi.new("mpshm_reader *")
-        self._bytes = memoryview(ffi.buffer(ffi.addressof(self._c, "bytes")))
+        self._bytes = ffi.buffer(ffi.addressof(self._c, "bytes"))
+        self.opened = ffi.new("mpshm_opened *")
 
     @property
     def pending(self) -> bool:
+        """Whether part of a frame has been read."""
         return bool(self._c.have)
 
-    def read(self, fd: int) -> bytes:
-        """A whole frame, or the length word alone of a plain one that is long.
+    def read(self, fd: int, maxsize: int | None = None) -> tuple[bool, bytes]:
+        """A plain message's body, or (True, the frame) for a descriptor frame, which `open` opens.
 
-        Raises EOFError, ProtocolError for a torn or overlong frame, or OSError.
+        Raises EOFError, OSError, ProtocolError for a torn or overlong frame, TooLong.
         """
-        while (n := lib.mpshm_read_frame(self._c, fd)) <= 0:
+        while (n := _read_frame(self._c, fd)) <= 0:
             if n == 0:
                 raise EOFError
             if n != -errno.EINTR:
-                if n < -10000:
-                    self._c.have = 0
                 raise _failure(n, "")
-        frame = bytes(self._bytes[:n])
-        self._c.have = 0
-        return frame
+        if n <= FRAME_MAX:
+            size, body = n - 4, self._bytes[4:n]
+        elif n != _LONG:
+            return True, self._bytes[: n - lib.MPSHM_DESCRIPTORS]
+        else:
+            size, body = self._c.body_size, b""
+        if maxsize is not None and size > maxsize:
+            raise TooLong
+        return False, body or _read_exactly(fd, size)
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+    """The body after a length word; its end of file is a torn message."""
+    pieces: list[bytes] = []
+    while size > 0:
+        # Not all at once: a hostile length must not allocate, and a pipe gives no more.
+        piece = os.read(fd, size if size < PIECE_MAX else PIECE_MAX)
+        if not piece:
+            raise _failure(lib.MPSHM_E_TORN, "")
+        if len(piece) == size and not pieces:
+            return piece
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 class Buffer:
@@ -360,8 +491,9 @@ class Buffer:
         return run, view
 
     def _take_back(self, run: Run | None, view: memoryview) -> None:
-        """After a send that failed: the buffer is whole again."""
-        self._run, self._view = run, view
+        """After a send that failed: the buffer is whole again, unless the message did go out."""
+        if run is None or run.is_loaned:
+            self._run, self._view = run, view
 
     def release(self) -> None:
         """Let go.  Views taken from a received buffer keep its memory until they die."""

@@ -15,19 +15,22 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import config, forking, payload, wire
-from .arena import CORE_MISSING, Arena, Buffer, OutOfSharedMemory, Reader, process_arenas
+from .arena import (
+    CORE_MISSING,
+    Arena,
+    Buffer,
+    OutOfSharedMemory,
+    Parcel,
+    Reader,
+    Run,
+    TooLong,
+    process_arenas,
+)
 from .counters import EndCounters, Gauges, Reason, Stats, process_total
 from .errors import BufferTooShort, PlainRoadError, ProtocolError
 from .payload import Message, Received
 
 __all__ = ["Connection", "Pipe", "wait"]
-
-PIECE_MAX = 64 << 10
-"""Bytes asked of a pipe in one read: as many as it holds by default."""
-
-
-class _TooLong(Exception):
-    """A message is longer than its receiver allows."""
 
 
 class Connection(stock.Connection):
@@ -90,12 +93,13 @@ class Connection(stock.Connection):
         self._transmit(self._dump(obj))
 
     def _dump(self, obj: object) -> Message:
-        self._check_closed()
-        self._check_writable()
-        return payload.dump(obj, self._arena, self._wait_room)
+        if self._handle is None or not self._writable:
+            self._check_closed()
+            self._check_writable()
+        return payload.dump(obj, self._arena, self._handle)
 
     def _send_bytes(self, buf: Any) -> None:
-        self._transmit(payload.dump_bytes(memoryview(buf), self._arena, self._wait_room))
+        self._transmit(payload.dump_bytes(memoryview(buf), self._arena, self._handle))
 
     def get_buf(self, size: int) -> Buffer:
         """A writable buffer of `size` bytes in the arena, to be filled and sent with no copy.
@@ -130,102 +134,89 @@ class Connection(stock.Connection):
             raise ValueError("the buffer comes from another channel's get_buf")
         run, view = buf._hand_over()
         try:
-            if run is None or count == 0:
-                self._transmit(payload.dump_bytes(view[:count], self._arena, self._wait_room))
+            if run is None or count == 0 or self._arena is None:
+                self._transmit(payload.dump_bytes(view[:count], self._arena, self._handle))
                 if run is not None:
                     run.abandon()
-                return
-            self._wait_room(count)
-            assert self._arena is not None
-            self._transmit(payload.by_descriptor(b"", [(run, count)], [], self._arena))
+            else:
+                self._send_run(self._arena, run, count)
         except BaseException:
             buf._take_back(run, view)
             raise
 
-    def _wait_room(self, size: int) -> None:
-        assert self._arena is not None
-        self._arena.wait_room(self.fileno(), size, config.HIGH_WATER_BYTES)
+    def _send_run(self, arena: Arena, run: Run, size: int) -> None:
+        arena.wait_room(self._handle, size)
+        parcel = Parcel.begin(arena, self._handle)
+        try:
+            parcel.put_run(run, size)
+            with self._send_lock:
+                parcel.send(b"")
+        except BaseException:
+            parcel.return_run()
+            raise
+        self._counters.shm_messages += 1
+        self._counters.shm_bytes += size
 
     def _transmit(self, message: Message) -> None:
         """Send what `payload` made: by descriptor, small, or the plain road with its reason."""
-        counters = self._counters
-        if message.runs:
-            assert self._arena is not None
+        counters, size = self._counters, message.size
+        if message.parcel is not None:
             try:
                 with self._send_lock:
-                    self._arena.send(self.fileno(), message.frame, message.runs, message.sizes)
+                    message.parcel.send(message.stream)
             except BaseException:
-                message.abandon()
+                message.parcel.clear()  # now, not when the traceback dies
                 raise
             counters.shm_messages += 1
-            counters.shm_bytes += message.size
-        elif message.size <= config.INLINE_MAX:
+            counters.shm_bytes += size
+        elif size <= config.INLINE_MAX:
+            data = wire.plain_header(size) + message.stream
             with self._send_lock:
-                self._send(wire.plain_header(message.size) + message.stream)
+                self._send(data)
             counters.small_messages += 1
-            counters.plain_bytes += message.size
+            counters.plain_bytes += size
         else:
             reason = self._no_arena_reason if self._arena is None else message.reason
             _refuse_if_required(reason)
             with self._send_lock:
                 super()._send_bytes(memoryview(message.stream))  # type: ignore[misc]
-            counters.count_plain(reason, message.size)
+            counters.count_plain(reason, size)
 
     # Receiving
 
-    def _take(self, maxsize: int | None = None) -> Received:
-        """The next message, its runs leased; unpickling is the caller's, outside any lock.
+    def _take(self, maxsize: int | None = None) -> bytes | Received:
+        """The next message: bytes if it came plain, else its runs, leased.
 
-        Raises _TooLong for a plain one over maxsize, whose body is left unread, as in stock.
+        Unpickling is the caller's, outside any lock.  Raises TooLong for a plain one over maxsize,
+        whose body may be left unread, as in stock.
         """
-        self._check_closed()
-        self._check_readable()
+        if self._handle is None or not self._readable:
+            self._check_closed()
+            self._check_readable()
         if self._reader is None:
             plain = super()._recv_bytes(maxsize)  # type: ignore[misc]
             if plain is None:
-                raise _TooLong
-            return self._plain(plain.getvalue())
+                raise TooLong
+            return self._count_plain(plain.getvalue())
         with self._recv_lock:
-            frame = self._reader.read(self._handle)
-            (word,) = wire.LENGTH.unpack_from(frame)
-            if word >= -1:
-                size = len(frame) - 4
-                if size < word or word == -1:
-                    size = word if word >= 0 else wire.unpack_long(self._read_exactly(8))
-                if maxsize is not None and size > maxsize:
-                    raise _TooLong
-                return self._plain(frame[4:] if len(frame) > 4 else self._read_exactly(size))
-        if self._arena is None:
-            raise ProtocolError("descriptor frame on a channel that has no shared memory here")
-        parsed = wire.unpack(frame[4:])
-        if parsed.indirect:
-            parsed = wire.with_index(parsed, self._arena.lease(parsed.descriptors[0]))
-        views = self._arena.lease_all(parsed.descriptors)
-        runs = parsed.stream_runs
-        stream: Any = parsed.stream
-        if runs:
-            stream = views[0] if runs == 1 else b"".join(views[:runs])
-        received = Received(stream, views[runs:])
+            named, data = self._reader.read(self._handle, maxsize)
+            if not named:
+                return self._count_plain(data)
+            if self._arena is None:
+                raise ProtocolError("descriptor frame on a channel that has no shared memory here")
+            views, stream_runs, stream_at = self._arena.open(self._reader)
+        stream: Any = data[stream_at:]
+        if stream_runs:
+            stream = views[0] if stream_runs == 1 else b"".join(views[:stream_runs])
+        received = Received(stream, views[stream_runs:])
         self._counters.received_shm_messages += 1
         self._counters.received_shm_bytes += received.size
         return received
 
-    def _read_exactly(self, size: int) -> bytes:
-        """The body after a length word; its end of file is a torn message."""
-        pieces: list[bytes] = []
-        while size > 0:
-            # Not all at once: a hostile length must not allocate, and a pipe gives no more.
-            piece = os.read(self._handle, min(size, PIECE_MAX))
-            if not piece:
-                raise OSError("got end of file during message")
-            pieces.append(piece)
-            size -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _plain(self, data: bytes) -> Received:
+    def _count_plain(self, data: bytes) -> bytes:
         self._counters.received_plain_messages += 1
         self._counters.received_plain_bytes += len(data)
-        return Received(data, [])
+        return data
 
     def recv(self) -> Any:
         """Receive a picklable object; large arrays in it are private, writable views."""
@@ -239,21 +230,21 @@ class Connection(stock.Connection):
             raise ValueError("negative maxlength")
         try:
             return bytes(self._take_in_band(maxlength))
-        except _TooLong:
+        except TooLong:
             self._bad_message_length()  # raises
 
     def _take_in_band(self, maxsize: int | None = None) -> Any:
-        """The next message as one bytes-like object; raises _TooLong if it is over maxsize."""
+        """The next message as one bytes-like object; raises TooLong if it is over maxsize."""
         data = payload.in_band(self._take(maxsize))
         if maxsize is not None and len(data) > maxsize:
-            raise _TooLong
+            raise TooLong
         return data
 
     def _recv_bytes(self, maxsize: int | None = None) -> io.BytesIO | None:
         # Stock's private shape, for those who call it: None when over maxsize.
         try:
             return io.BytesIO(self._take_in_band(maxsize))
-        except _TooLong:
+        except TooLong:
             return None
 
     def recv_bytes_into(self, buf: Any, offset: int = 0) -> int:

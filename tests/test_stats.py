@@ -133,8 +133,8 @@ def test_a_connection_made_from_a_bare_descriptor_is_not_local(
     r, w = os.pipe()
     reader = mpshm.Connection(r, writable=False)
     writer = mpshm.Connection(w, readable=False)
-    writer.send_bytes(bytes(30_000))
-    assert 30_000 == len(reader.recv_bytes())
+    writer.send_bytes(bytes(60_000))
+    assert 60_000 == len(reader.recv_bytes())
     assert {"not local": 1} == writer.stats().plain_reasons
     reader.close()
     writer.close()

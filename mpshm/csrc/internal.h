@@ -62,7 +62,25 @@ uint64_t segment_file_offset(const struct segment *seg);
 void arena_unref(mpshm_arena *arena);
 void arena_notify(mpshm_arena *arena);
 
-/* lease.c */
+/* sender.c.  sender_note under the lock, the others not. */
+int sender_seal(mpshm_run *run, uint64_t size);
+void sender_unseal(mpshm_run *run, uint64_t size);
+void sender_trim(mpshm_run *run, uint64_t size);
+void sender_note(mpshm_arena *arena, const mpshm_run *run);
+bool sender_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark);
+
+/* frame.c */
+struct part {
+    mpshm_run run;
+    uint64_t size; /* bytes of the message in it */
+};
+bool frame_fits(uint64_t descriptors, uint64_t stream_size);
+uint32_t frame_put(char *frame, const struct part *parts, uint32_t stream_runs,
+                   uint32_t buffer_runs, const char *stream, uint64_t stream_size,
+                   const struct part *index);
+#define DESCRIPTOR_BYTES 20
+
+/* receiver.c */
 void lease_drop_run(struct segment *seg, uint32_t chunk_id, uint32_t chunks);
 
 #endif

@@ -7,6 +7,8 @@
 
 #define MPSHM_ABI 1
 #define MPSHM_FRAME_BYTES 4096
+#define MPSHM_DESCRIPTORS 65536
+#define MPSHM_LONG 131072
 
 /* What was wrong with a frame or a descriptor; arena.py turns each into a sentence. */
 enum {
@@ -21,6 +23,11 @@ enum {
     MPSHM_E_LENGTH = -10009,
     MPSHM_E_FOREIGN = -10010,
     MPSHM_E_STATE = -10011,
+    MPSHM_E_HEAD = -10012,
+    MPSHM_E_FLAG = -10013,
+    MPSHM_E_COUNT = -10014,
+    MPSHM_E_EXTRA = -10015,
+    MPSHM_E_INDEX = -10016,
 };
 
 /* How an arena's memory file is made. */
@@ -29,6 +36,7 @@ enum {
 #define MPSHM_FILE_SHM 2
 
 typedef struct mpshm_arena mpshm_arena;
+typedef struct mpshm_parcel mpshm_parcel;
 
 typedef struct {
     uint64_t stride;        /* bytes of file between two segments' beginnings */
@@ -59,8 +67,24 @@ typedef struct {
     uint32_t segments;
 } mpshm_gauges;
 
+typedef struct {
+    char *data;
+    uint64_t size;
+} mpshm_view;
+
+/* A descriptor frame's runs, leased: first the stream's, then the buffers'. */
+typedef struct {
+    mpshm_view *views;      /* freed by mpshm_opened_free; each is the caller's to release */
+    uint32_t count;
+    uint32_t stream_runs;
+    uint32_t stream_at;     /* where in the frame the stream begins, if no run holds it */
+    uint32_t bad_id, bad_chunk, bad_tag; /* the descriptor that failed */
+    uint64_t bad_size;
+} mpshm_opened;
+
 /* One end's partly read frame, kept across interruptions so that none is lost or torn. */
 typedef struct {
+    uint64_t body_size;     /* of a long plain message, whose body is not read yet */
     uint32_t have;
     unsigned char bytes[4096];
 } mpshm_reader;
@@ -84,23 +108,45 @@ int mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run);
 int64_t mpshm_increase_buf(mpshm_run *run, uint64_t size, uint64_t min_size);
 int mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size);
 int mpshm_abandon(mpshm_run *run);
+int mpshm_is_loaned(const mpshm_run *run);
 int mpshm_seal(mpshm_run *run, uint64_t size);
-int mpshm_unseal(mpshm_run *run);
-/* Seal all runs and write the frame: both or neither.  EINTR and EAGAIN are reported as such. */
-int mpshm_send(int fd, const char *frame, uint64_t frame_size,
-               mpshm_run **runs, const uint64_t *sizes, uint32_t count);
 /* 0 when `bytes` more may fly under `mark`, or nobody is left to wait for; -ETIMEDOUT else. */
 int mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms);
 /* In the child of a fork: make the inherited run's memory private, so nothing it writes is seen. */
 int mpshm_disown(mpshm_run *run);
 
+/* A message on its way into chunks: a stream, and buffers with a contiguous run each.  Owns its runs
+   until they are sent; mpshm_parcel_free and mpshm_parcel_clear abandon what was not.  One thread
+   at a time. */
+mpshm_parcel *mpshm_parcel_new(void);
+void mpshm_parcel_free(mpshm_parcel *parcel);
+void mpshm_parcel_clear(mpshm_parcel *parcel, mpshm_arena *arena);
+/* Copy in.  -EAGAIN: `mark` bytes are in flight, wait and call again; -ENOSPC: no room at all.
+   `more` is how many bytes of stream are known to follow. */
+int mpshm_put_buffer(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t mark);
+int mpshm_put_stream(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t more,
+                     uint64_t mark);
+/* Borrow a loaned run as the stream, which it holds to `size` bytes; mpshm_return_run lets go of it
+   when the parcel was not sent. */
+int mpshm_put_run(mpshm_parcel *parcel, mpshm_run *run, uint64_t size);
+void mpshm_return_run(mpshm_parcel *parcel);
+/* Find room for what a frame cannot hold: a stream that is not in runs, and the descriptors. */
+int mpshm_settle(mpshm_parcel *parcel, const char *stream, uint64_t size, uint64_t mark);
+/* Seal all runs and write the frame that names them: both or neither.  EINTR and EAGAIN are
+   reported as such, and the parcel can be sent again. */
+int mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size);
+
 /* The receiver's verbs. */
 int mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size,
                 uint32_t tag, char **data);
 void mpshm_release(void *data);
-/* Bytes of the whole frame now in `reader`; 0 at end of file.  A plain frame too long for
-   `reader` gives 4: its length word alone. */
+/* Bytes of the whole frame now in `reader`, good until the next call; 0 at end of file.  To those of
+   a descriptor frame MPSHM_DESCRIPTORS is added.  A plain frame too long for `reader` gives
+   MPSHM_LONG: body_size is known, and the body is the caller's to read. */
 int mpshm_read_frame(mpshm_reader *reader, int fd);
+/* Lease every run that the frame just read names, or none. */
+int mpshm_open(const mpshm_reader *reader, mpshm_arena *arena, mpshm_opened *out);
+void mpshm_opened_free(mpshm_opened *opened);
 
 /* Fork and exit. */
 int mpshm_fork_prepare(void);

@@ -1,4 +1,4 @@
-/* The receiver's verbs: read a frame, lease, release; and what fork and exit do to leases.
+/* The receiver's verbs: lease, release; and what fork and exit do to leases.
 
    Knows the process's table of leases, by address: a view's destructor has nothing else.
 
@@ -11,7 +11,6 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
-#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -331,38 +330,4 @@ mpshm_fork_child(void)
         arena->sent_bytes = 0;
     }
     pthread_mutex_unlock(&mpshm_process.lock);
-}
-
-int
-mpshm_read_frame(mpshm_reader *reader, int fd)
-{
-    for (;;) {
-        uint32_t need = 4;
-
-        if (reader->have >= 4) {
-            uint32_t word;
-
-            memcpy(&word, reader->bytes, sizeof word);
-            word = ntohl(word);
-            if (word == UINT32_MAX || (word < 0x80000000u && word > MPSHM_FRAME_BYTES - 4)) {
-                return 4; /* a long plain frame: its body is the caller's */
-            }
-            need = 4 + (word & 0x7fffffffu);
-            if (need > MPSHM_FRAME_BYTES) {
-                return MPSHM_E_LENGTH;
-            }
-            if (reader->have == need) {
-                return (int) need;
-            }
-        }
-        ssize_t n = read(fd, reader->bytes + reader->have, need - reader->have);
-
-        if (n == 0) {
-            return reader->have == 0 ? 0 : MPSHM_E_TORN;
-        }
-        if (n < 0) {
-            return -errno;
-        }
-        reader->have += (uint32_t) n;
-    }
 }

@@ -5,7 +5,8 @@
    Invariants:
    R1  A claim is all or nothing; an increase that cannot reach its minimum leaves no trace.
    R2  Seal comes before the write to the pipe, and a failed write unseals: a run is in flight if
-       and only if its frame went out.
+       and only if its frame went out.  Its tail goes back after the write, so that an unsealed run
+       is what it was.
    R3  Only the process that claimed a run touches it before seal (`generation`).
 
    Memory order: see layout.h. */
@@ -29,7 +30,7 @@
 #include <sys/syscall.h>
 #endif
 
-/* Notes kept before a look at which were leased: amortises the sweep over small messages. */
+/* Notes kept before a full list is swept rather than grown. */
 #define SENT_BEFORE_SWEEP 4096
 
 static uint32_t
@@ -42,6 +43,12 @@ static struct segment *
 run_segment(const mpshm_run *run)
 {
     return run->arena->segments[run->mmap_id];
+}
+
+static uint32_t
+run_chunks(const mpshm_run *run)
+{
+    return (uint32_t) (run->capacity >> run_segment(run)->shift);
 }
 
 static bool
@@ -116,6 +123,12 @@ check_loaned(const mpshm_run *run)
     return RUN_TAG(word) == run->tag && RUN_STATE(word) == RUN_LOANED ? 0 : MPSHM_E_STATE;
 }
 
+int
+mpshm_is_loaned(const mpshm_run *run)
+{
+    return check_loaned(run) == 0;
+}
+
 int64_t
 mpshm_increase_buf(mpshm_run *run, uint64_t size, uint64_t min_size)
 {
@@ -161,69 +174,63 @@ mpshm_abandon(mpshm_run *run)
 {
     int error = check_loaned(run);
 
-    if (error != 0) {
-        return error;
+    if (error == 0) {
+        lease_drop_run(run_segment(run), run->chunk_id, run_chunks(run));
     }
+    return error;
+}
+
+/* LOANED -> IN_FLIGHT with the chunks that `size` bytes need.  The others stay lent, so that
+   sender_unseal finds them; sender_trim gives them back. */
+int
+sender_seal(mpshm_run *run, uint64_t size)
+{
+    int error = check_loaned(run);
     struct segment *seg = run_segment(run);
 
-    lease_drop_run(seg, run->chunk_id, (uint32_t) (run->capacity >> seg->shift));
-    return 0;
+    if (error == 0 && (size == 0 || size > run->capacity)) {
+        error = -EINVAL;
+    }
+    if (error == 0) {
+        atomic_store_explicit(&seg->runs[run->chunk_id],
+                              RUN_WORD(run->tag, chunks_for(seg, size), 0, RUN_IN_FLIGHT),
+                              memory_order_release);
+    }
+    return error;
+}
+
+void
+sender_unseal(mpshm_run *run, uint64_t size)
+{
+    struct segment *seg = run_segment(run);
+    uint64_t was = RUN_WORD(run->tag, chunks_for(seg, size), 0, RUN_IN_FLIGHT);
+    bool back = atomic_compare_exchange_strong(&seg->runs[run->chunk_id], &was,
+                                               RUN_WORD(run->tag, run_chunks(run), 0, RUN_LOANED));
+
+    assert(back && "R2: a frame that did not go out was received");
+    (void) back;
+}
+
+/* Give back the chunks behind a sealed run's `size` bytes.  The receiver may have freed the run. */
+void
+sender_trim(mpshm_run *run, uint64_t size)
+{
+    struct segment *seg = run_segment(run);
+    uint32_t keep = chunks_for(seg, size), chunks = run_chunks(run);
+
+    run->capacity = (uint64_t) keep << seg->shift;
+    freemap_put_back(seg->map, run->chunk_id + keep, chunks - keep);
 }
 
 int
 mpshm_seal(mpshm_run *run, uint64_t size)
 {
-    int error = check_loaned(run);
+    int error = sender_seal(run, size);
 
-    if (error != 0) {
-        return error;
+    if (error == 0) {
+        sender_trim(run, size);
     }
-    if (size == 0 || size > run->capacity) {
-        return -EINVAL;
-    }
-    struct segment *seg = run_segment(run);
-    uint32_t chunks = (uint32_t) (run->capacity >> seg->shift), keep = chunks_for(seg, size);
-
-    run->capacity = (uint64_t) keep << seg->shift;
-    atomic_store_explicit(&seg->runs[run->chunk_id], RUN_WORD(run->tag, keep, 0, RUN_IN_FLIGHT),
-                          memory_order_release);
-    freemap_put_back(seg->map, run->chunk_id + keep, chunks - keep);
-    return 0;
-}
-
-int
-mpshm_unseal(mpshm_run *run)
-{
-    struct segment *seg = run_segment(run);
-    uint32_t chunks = (uint32_t) (run->capacity >> seg->shift);
-    uint64_t was = RUN_WORD(run->tag, chunks, 0, RUN_IN_FLIGHT);
-
-    return atomic_compare_exchange_strong(&seg->runs[run->chunk_id], &was,
-                                          RUN_WORD(run->tag, chunks, 0, RUN_LOANED))
-               ? 0
-               : MPSHM_E_STATE;
-}
-
-/* Without memory for the note the mark counts too little, and a sender waits too late: no harm
-   to a message that is out already. */
-static void
-note_sent(mpshm_arena *arena, mpshm_run **runs, uint32_t count)
-{
-    if (arena->sent_room - arena->sent_count < count) {
-        uint32_t room = 2 * arena->sent_room + count;
-        struct sent *grown = realloc(arena->sent, room * sizeof *grown);
-
-        if (grown == NULL) {
-            return;
-        }
-        arena->sent = grown;
-        arena->sent_room = room;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        arena->sent[arena->sent_count++] = (struct sent) {
-            runs[i]->mmap_id, runs[i]->chunk_id, runs[i]->tag, runs[i]->capacity};
-        arena->sent_bytes += runs[i]->capacity;
-    }
+    return error;
 }
 
 /* Forget what has been leased since: the counters are derived, so no death can make them drift. */
@@ -245,52 +252,27 @@ sweep(mpshm_arena *arena)
     arena->sent_count = keep;
 }
 
-int
-mpshm_send(int fd, const char *frame, uint64_t frame_size, mpshm_run **runs,
-           const uint64_t *sizes, uint32_t count)
+/* Note a run as in flight.  Without memory for the note the mark counts too little, and a sender
+   waits too late: no harm to a message that is out already. */
+void
+sender_note(mpshm_arena *arena, const mpshm_run *run)
 {
-    int error = 0;
-    uint32_t sealed = 0;
-
-    while (sealed < count && error == 0) {
-        error = mpshm_seal(runs[sealed], sizes[sealed]);
-        sealed += error == 0;
+    if (arena->sent_count >= SENT_BEFORE_SWEEP && arena->sent_count == arena->sent_room) {
+        sweep(arena);
     }
-    uint64_t done = 0;
+    if (arena->sent_count == arena->sent_room) {
+        uint32_t room = arena->sent_room ? 2 * arena->sent_room : 64;
+        struct sent *grown = realloc(arena->sent, room * sizeof *grown);
 
-    while (error == 0 && done < frame_size) {
-        ssize_t n = write(fd, frame + done, frame_size - done);
-
-        if (n >= 0) {
-            done += (uint64_t) n;
-        } else if (done == 0) {
-            error = -errno;
-        } else if (errno == EAGAIN) {
-            /* A frame half out must be finished; sockets only, pipes write it whole. */
-            struct pollfd ready = {.fd = fd, .events = POLLOUT};
-
-            (void) poll(&ready, 1, -1);
-        } else if (errno != EINTR) {
-            error = -errno;
+        if (grown == NULL) {
+            return;
         }
+        arena->sent = grown;
+        arena->sent_room = room;
     }
-    if (error != 0) {
-        /* R2 */
-        while (sealed > 0) {
-            int lost = mpshm_unseal(runs[--sealed]);
-
-            assert(lost == 0 && "a frame that did not go out was received");
-            (void) lost;
-        }
-    } else if (count > 0) {
-        pthread_mutex_lock(&mpshm_process.lock);
-        if (runs[0]->arena->sent_count > SENT_BEFORE_SWEEP) {
-            sweep(runs[0]->arena);
-        }
-        note_sent(runs[0]->arena, runs, count);
-        pthread_mutex_unlock(&mpshm_process.lock);
-    }
-    return error;
+    arena->sent[arena->sent_count++] = (struct sent) {
+        run->mmap_id, run->chunk_id, run->tag, run->capacity};
+    arena->sent_bytes += run->capacity;
 }
 
 /* Nobody is left to make room: the pipe holds no frame, or no reader is there to take one. */
@@ -315,8 +297,8 @@ nothing_to_wait_for(int fd)
     return unread == 0;
 }
 
-static bool
-has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark)
+bool
+sender_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark)
 {
     pthread_mutex_lock(&mpshm_process.lock);
     if (arena->sent_bytes != 0 && arena->sent_bytes + bytes > mark) {
@@ -330,14 +312,14 @@ has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark)
 int
 mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms)
 {
-    if (has_room(arena, bytes, mark)) {
+    if (sender_has_room(arena, bytes, mark)) {
         return 0;
     }
     _Atomic uint32_t *wanted = &arena->header->wanted;
 
     atomic_store(wanted, 1);
     atomic_thread_fence(memory_order_seq_cst); /* pairs with arena_notify */
-    if (has_room(arena, bytes, mark) || nothing_to_wait_for(fd)) {
+    if (sender_has_room(arena, bytes, mark) || nothing_to_wait_for(fd)) {
         return 0;
     }
     struct timespec wait = {.tv_sec = timeout_ms / 1000,
@@ -348,7 +330,7 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
     wait.tv_nsec = wait.tv_nsec > 1000000 ? 1000000 : wait.tv_nsec;
     nanosleep(&wait, NULL);
 #endif
-    return has_room(arena, bytes, mark) ? 0 : -ETIMEDOUT;
+    return sender_has_room(arena, bytes, mark) ? 0 : -ETIMEDOUT;
 }
 
 int

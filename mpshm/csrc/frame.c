@@ -1,0 +1,262 @@
+/* Frames: how descriptors lie in a pipe.  Knows bytes and leases; knows no state of a run.
+
+   A plain message is the stock module's frame.  A descriptor frame has the sign bit set in its
+   length word (stock uses that for -1 alone) and is at most MPSHM_FRAME_BYTES long, so that a pipe
+   takes it in one piece or not at all:
+
+       length word  big-endian 32    0x80000000 | bytes that follow
+       flags        16               1: the one descriptor names an index, the run of all the others
+       stream runs  16               how many descriptors, the first, hold the message's stream
+       buffer runs  32               how many after them hold a buffer each
+       descriptors  20 each          mmap_id 32, chunk_id 32, size in bytes 64, tag 32
+       stream       the rest         when no run holds it
+
+   Invariants:
+   F1  Reading never goes past a frame: other processes may share the end.
+   F2  A frame half read stays in the reader when a signal interrupts.
+   F3  Opening leases all runs of a frame or none. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <arpa/inet.h>
+#ifdef __APPLE__
+#include <libkern/OSByteOrder.h>
+#define be64toh(x) OSSwapBigToHostInt64(x)
+#else
+#include <endian.h>
+#endif
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SIGN UINT32_C(0x80000000)
+#define LENGTH_BYTES 4
+#define HEAD_BYTES 8
+
+bool
+frame_fits(uint64_t descriptors, uint64_t stream_size)
+{
+    return LENGTH_BYTES + HEAD_BYTES + descriptors * DESCRIPTOR_BYTES + stream_size
+           <= MPSHM_FRAME_BYTES;
+}
+
+static char *
+put_descriptor(char *at, const struct part *part)
+{
+    memcpy(at, &part->run.mmap_id, 4);
+    memcpy(at + 4, &part->run.chunk_id, 4);
+    memcpy(at + 8, &part->size, 8);
+    memcpy(at + 16, &part->run.tag, 4);
+    return at + DESCRIPTOR_BYTES;
+}
+
+/* Write the frame, and the index if there is one; the frame's size.  It must fit. */
+uint32_t
+frame_put(char *frame, const struct part *parts, uint32_t stream_runs, uint32_t buffer_runs,
+          const char *stream, uint64_t stream_size, const struct part *index)
+{
+    uint16_t head[2] = {index != NULL, (uint16_t) stream_runs};
+    char *at = index == NULL ? frame + LENGTH_BYTES + HEAD_BYTES : index->run.data;
+
+    memcpy(frame + LENGTH_BYTES, head, 4);
+    memcpy(frame + LENGTH_BYTES + 4, &buffer_runs, 4);
+    for (uint32_t i = 0; i < stream_runs + buffer_runs; i++) {
+        at = put_descriptor(at, &parts[i]);
+    }
+    if (index != NULL) {
+        at = put_descriptor(frame + LENGTH_BYTES + HEAD_BYTES, index);
+    }
+    if (stream_size > 0) {
+        memcpy(at, stream, stream_size);
+    }
+    uint32_t size = (uint32_t) (at - frame + (int64_t) stream_size);
+    uint32_t length = htonl(SIGN | (size - LENGTH_BYTES));
+
+    memcpy(frame, &length, 4);
+    return size;
+}
+
+/* What the length word asks for, with what follows it when it is -1. */
+static uint32_t
+bytes_needed(const mpshm_reader *reader, uint32_t word)
+{
+    if (reader->have < LENGTH_BYTES) {
+        return LENGTH_BYTES;
+    }
+    if (word == UINT32_MAX) {
+        return LENGTH_BYTES + 8;
+    }
+    if (word < SIGN && word > MPSHM_FRAME_BYTES - LENGTH_BYTES) {
+        return LENGTH_BYTES;
+    }
+    return LENGTH_BYTES + (word & ~SIGN);
+}
+
+static int
+whole_frame(mpshm_reader *reader, uint32_t word)
+{
+    uint32_t have = reader->have;
+
+    reader->have = 0;
+    if (word == UINT32_MAX) {
+        memcpy(&reader->body_size, reader->bytes + LENGTH_BYTES, 8);
+        reader->body_size = be64toh(reader->body_size);
+        return MPSHM_LONG;
+    }
+    if (word >= SIGN) {
+        return (int) (have + MPSHM_DESCRIPTORS);
+    }
+    if (word > MPSHM_FRAME_BYTES - LENGTH_BYTES) {
+        reader->body_size = word;
+        return MPSHM_LONG;
+    }
+    return (int) have;
+}
+
+int
+mpshm_read_frame(mpshm_reader *reader, int fd)
+{
+    for (;;) {
+        uint32_t word = 0, need;
+
+        if (reader->have >= LENGTH_BYTES) {
+            memcpy(&word, reader->bytes, sizeof word);
+            word = ntohl(word);
+        }
+        need = bytes_needed(reader, word);
+        if (need > MPSHM_FRAME_BYTES) {
+            reader->have = 0;
+            return MPSHM_E_LENGTH;
+        }
+        if (reader->have == need) {
+            return whole_frame(reader, word);
+        }
+        ssize_t n = read(fd, reader->bytes + reader->have, need - reader->have); /* F1, F2 */
+
+        if (n == 0) {
+            bool torn = reader->have > 0;
+
+            reader->have = 0;
+            return torn ? MPSHM_E_TORN : 0;
+        }
+        if (n < 0) {
+            return -errno;
+        }
+        reader->have += (uint32_t) n;
+    }
+}
+
+struct descriptor {
+    uint32_t mmap_id, chunk_id, tag;
+    uint64_t size;
+};
+
+static struct descriptor
+get_descriptor(const unsigned char *at)
+{
+    struct descriptor d;
+
+    memcpy(&d.mmap_id, at, 4);
+    memcpy(&d.chunk_id, at + 4, 4);
+    memcpy(&d.size, at + 8, 8);
+    memcpy(&d.tag, at + 16, 4);
+    return d;
+}
+
+static int
+lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_view *view, mpshm_opened *out)
+{
+    struct descriptor d = get_descriptor(at);
+    int error = mpshm_lease(arena, d.mmap_id, d.chunk_id, d.size, d.tag, &view->data);
+
+    view->size = d.size;
+    if (error != 0) {
+        out->bad_id = d.mmap_id;
+        out->bad_chunk = d.chunk_id;
+        out->bad_tag = d.tag;
+        out->bad_size = d.size;
+    }
+    return error;
+}
+
+/* F3.  After a failure the others' chunks go back as well: their message cannot be had. */
+static int
+lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_opened *out)
+{
+    mpshm_opened ignored;
+
+    out->views = calloc(count, sizeof *out->views);
+    int first_error = out->views == NULL ? -ENOMEM : 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        mpshm_view view;
+        int error = lease_one(arena, table + (uint64_t) i * DESCRIPTOR_BYTES, &view,
+                              first_error == 0 ? out : &ignored);
+
+        if (first_error == 0 && error == 0) {
+            out->views[out->count++] = view;
+        } else if (error == 0) {
+            mpshm_release(view.data);
+        }
+        first_error = first_error ? first_error : error;
+    }
+    if (first_error != 0) {
+        while (out->count > 0) {
+            mpshm_release(out->views[--out->count].data);
+        }
+        mpshm_opened_free(out);
+    }
+    return first_error;
+}
+
+int
+mpshm_open(const mpshm_reader *reader, mpshm_arena *arena, mpshm_opened *out)
+{
+    uint32_t length, buffer_runs;
+    uint16_t head[2];
+    const unsigned char *body = reader->bytes + LENGTH_BYTES;
+
+    memset(out, 0, sizeof *out);
+    memcpy(&length, reader->bytes, 4);
+    length = ntohl(length) & ~SIGN;
+    if (length < HEAD_BYTES) {
+        return MPSHM_E_HEAD;
+    }
+    memcpy(head, body, 4);
+    memcpy(&buffer_runs, body + 4, 4);
+    if (head[0] > 1) {
+        return MPSHM_E_FLAG;
+    }
+    uint64_t count = (uint64_t) head[1] + buffer_runs, named = head[0] ? 1 : count;
+
+    if (count == 0 || count > UINT32_MAX || HEAD_BYTES + named * DESCRIPTOR_BYTES > length) {
+        return MPSHM_E_COUNT;
+    }
+    out->stream_runs = head[1];
+    out->stream_at = (uint32_t) (LENGTH_BYTES + HEAD_BYTES + named * DESCRIPTOR_BYTES);
+    if (head[1] > 0 && out->stream_at != LENGTH_BYTES + length) {
+        return MPSHM_E_EXTRA;
+    }
+    if (!head[0]) {
+        return lease_all(arena, body + HEAD_BYTES, (uint32_t) count, out);
+    }
+    mpshm_view index;
+    int error = lease_one(arena, body + HEAD_BYTES, &index, out);
+
+    if (error == 0) {
+        error = index.size != count * DESCRIPTOR_BYTES
+                    ? MPSHM_E_INDEX
+                    : lease_all(arena, (unsigned char *) index.data, (uint32_t) count, out);
+        mpshm_release(index.data);
+    }
+    return error;
+}
+
+void
+mpshm_opened_free(mpshm_opened *opened)
+{
+    free(opened->views);
+    opened->views = NULL;
+    opened->count = 0;
+}
