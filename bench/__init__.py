@@ -1,0 +1,17 @@
+"""Benchmarks of mpshm against what else one could use, by ratios from interleaved runs.
+
+Floors, top to bottom; imports go down only:
+
+    run, __main__         the command: plans, has children run, writes the JSON and the report
+    report                the report of one JSON file, and nothing else
+    tables | plot         Markdown | PNG and SVG
+    targets               what was promised, and the verdicts
+    cases | figures       which cases run, how often | ratios from results
+    fresh | machine       processes for children | versions, CPU, commit
+    -- inside a fresh process --
+    child                 one adapter, one case, one JSON object
+    measure | memory      seconds per message | peak bytes
+    crew                  forked workers and the lines to them
+    workloads | adapters  what is sent | what carries it
+    protocol              Case, Adapter: the words all the others share
+"""

@@ -1,0 +1,122 @@
+"""Which cases run in which mode: by whom, how often, for how long.
+
+A target's cases are built here and nowhere else, so that no row of the promises can go unmeasured
+by a slip of spelling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bench.adapters import NAMES
+from bench.protocol import GIB, KB, KIB, MB, MEMORY_SHAPES, MIB, PIPE_SHAPES, Case
+
+SMALL_SIZES = (64, KIB, 4 * KIB, 16 * KIB)
+LARGE_SIZES = (64 * KIB, 256 * KIB, MIB, 16 * MIB)
+HUGE_SIZES = (256 * MIB, GIB)
+SMALL_KINDS = ("float32", "bytes", "object")
+POOL_SIZES = (100 * KB, MB, 16 * MB)
+POOL_SHAPES = ("pool_in", "pool_out", "pool_inout")
+QUEUE_SHAPES = ("queue", "simple_queue")
+CREWS = (1, 4)
+
+# What a reader wants to know first; the others are there to explain it.
+PAIR = ("stock", "mpshm")
+
+FLOAT32 = {size: Case("one_way", "float32", size) for size in (*LARGE_SIZES, *HUGE_SIZES)}
+UNTOUCHED = Case("one_way", "float32", 16 * MIB, touch=False)
+DICTS = {size: Case("one_way", "dict", size) for size in (MB, 16 * MB)}
+BYTES = {size: Case("one_way", "bytes", size) for size in (MB, 16 * MB)}
+DATAFRAME = Case("one_way", "dataframe", 16 * MB)
+SMALL = [
+    Case(shape, kind, size) for shape in PIPE_SHAPES for kind in SMALL_KINDS for size in SMALL_SIZES
+]
+# The size of 10,000 records is what it is: about 300 KB of pickle.
+OBJECTS = [Case(shape, "objects10k", 300 * KB) for shape in PIPE_SHAPES]
+ROUND_TRIP = Case("round_trip", "float32", MIB)
+POOL_TINY = Case("pool_inout", "tiny", 1)
+POOL_INOUT = {size: Case("pool_inout", "float32", size) for size in POOL_SIZES}
+POOL_ONE_SIDED = [Case(shape, "float32", MB) for shape in ("pool_in", "pool_out")]
+QUEUES = [
+    Case(shape, "float32", size, workers=crew)
+    for shape in QUEUE_SHAPES
+    for crew in CREWS
+    for size in (64, MIB)
+]
+PEAK_SINGLE = Case("peak_single", "float32", GIB)
+PEAK_FLOOD = Case("peak_flood", "float32", 64 * MB)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One case: `rounds` interleaved rounds of `budget_s` seconds (of timed work) per adapter."""
+
+    case: Case
+    adapters: tuple[str, ...]
+    rounds: int
+    budget_s: float
+
+
+def quick() -> Iterator[Plan]:
+    """Under a minute: the head rows, and one of each thing that has gone wrong before."""
+    yield Plan(FLOAT32[MIB], ("stock", "stock_tuned", "mpshm"), 3, 0.1)
+    yield Plan(FLOAT32[16 * MIB], ("stock", "stock_tuned", "mpshm"), 2, 0.1)
+    yield Plan(UNTOUCHED, ("memcpy", "mpshm"), 2, 0.2)
+    yield Plan(FLOAT32[64 * KIB], PAIR, 2, 0.1)
+    for case in SMALL:
+        if case.kind == "float32" and case.size in (64, 16 * KIB):
+            yield Plan(case, PAIR, 2, 0.1)
+    for case in (POOL_INOUT[MB], POOL_TINY):
+        yield Plan(case, PAIR, 2, 0.1)
+
+
+def default() -> Iterator[Plan]:
+    """Up to six minutes: every row of the targets, and every kind of channel once."""
+    for size in LARGE_SIZES:
+        everyone = size >= MIB
+        yield Plan(FLOAT32[size], NAMES if everyone else ("stock", "ring", "mpshm"), 3, 0.2)
+    yield Plan(UNTOUCHED, ("memcpy", "mpshm"), 3, 0.2)
+    for case in SMALL:
+        one_way_arrays = case.shape == "one_way" and case.kind == "float32"
+        yield Plan(case, ("stock", "ring", "mpshm") if one_way_arrays else PAIR, 3, 0.1)
+    for case in (*DICTS.values(), *BYTES.values(), DATAFRAME, POOL_TINY, *POOL_INOUT.values()):
+        yield Plan(case, PAIR, 3 if case.size <= MB else 2, 0.1)
+    for case in (*OBJECTS, ROUND_TRIP, *POOL_ONE_SIDED, *QUEUES):
+        # The small ones cost as much of the reader's time, and one of them tells enough.
+        if case.size > 64 or case == QUEUES[0]:
+            yield Plan(case, PAIR, 2, 0.1)
+    # Once each: stock takes up to a minute for any of these.
+    for case in (FLOAT32[256 * MIB], FLOAT32[GIB], PEAK_SINGLE, PEAK_FLOOD):
+        yield Plan(case, PAIR, 1, 0.2)
+
+
+def full() -> Iterator[Plan]:
+    """Everything by everyone: an hour or two."""
+    sizes = (*SMALL_SIZES, *LARGE_SIZES, *HUGE_SIZES)
+    cases = [Case("one_way", "float32", size, touch) for size in sizes for touch in (True, False)]
+    cases += [Case("round_trip", "float32", size) for size in sizes]
+    cases += [Case(shape, "bytes", size) for shape in PIPE_SHAPES for size in (*sizes, *BYTES)]
+    cases += [case for case in SMALL if case.kind == "object"]
+    cases += [
+        Case(shape, kind, size)
+        for shape in PIPE_SHAPES
+        for kind in ("dict", "dataframe")
+        for size in (MB, 16 * MB, 256 * MB)
+    ]
+    cases += [*OBJECTS, POOL_TINY]
+    cases += [Case(shape, "float32", size) for shape in POOL_SHAPES for size in POOL_SIZES]
+    cases += QUEUES
+    cases += [
+        Case(shape, kind, size, workers=crew)
+        for shape in QUEUE_SHAPES
+        for crew in CREWS
+        for kind, size in (("object", KIB), ("float32", 16 * KIB), ("float32", 16 * MIB))
+    ]
+    cases += [PEAK_SINGLE, PEAK_FLOOD]
+    for case in cases:
+        slow = case.size >= 256 * MB or case.shape in MEMORY_SHAPES
+        yield Plan(case, NAMES, 2 if slow else 5, 0.2)
+
+
+MODES: dict[str, Callable[[], Iterator[Plan]]] = {"quick": quick, "default": default, "full": full}

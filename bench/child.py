@@ -1,0 +1,48 @@
+"""The inside of one fresh process: one adapter, one case, one JSON object on stdout.
+
+python -m bench.child '{"adapter": "stock", "case": {...}, "budget_s": 0.25}'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from bench import adapters
+from bench.measure import measure
+from bench.memory import measure_peak
+from bench.protocol import MEMORY_SHAPES, Adapter, Case
+
+
+def introduce(adapter: Adapter, cases: list[Case]) -> dict[str, Any]:
+    """Tell the runner what it may not import itself (it sees the source tree, we do not)."""
+    return {
+        "versions": adapter.versions(),
+        "environ": dict(adapter.environ),
+        "supported": [case.id for case in cases if adapter.supports(case)],
+    }
+
+
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    """Do what the runner ordered: {adapter, cases} asks who you are, {adapter, case} for figures.
+
+    Figures are seconds per message (`Measured`) or bytes (`Peak`).
+    """
+    adapter = adapters.load(order["adapter"])
+    if "cases" in order:
+        return introduce(adapter, [Case(**case) for case in order["cases"]])
+    case = Case(**order["case"])
+    if case.shape in MEMORY_SHAPES:
+        return dataclasses.asdict(measure_peak(adapter, case))
+    return dataclasses.asdict(measure(adapter, case, order["budget_s"]))
+
+
+def main() -> None:
+    """Run the order given as the only argument; a failure is a traceback and a non-zero exit."""
+    print(json.dumps(run(json.loads(sys.argv[1])), default=str), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The words every bench file shares: a `Case` is what is measured, an `Adapter` what carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+KB = 1000
+MB = 1000 * KB
+
+PIPE_SHAPES = ("one_way", "round_trip")
+MEMORY_SHAPES = ("peak_single", "peak_flood")
+
+
+def size_label(size_bytes: int) -> str:
+    """Spell a size exactly, in the largest unit that divides it: 16 MB, not 15625 KiB."""
+    units = {"GiB": GIB, "MiB": MIB, "MB": MB, "KiB": KIB, "KB": KB, "B": 1}
+    name, unit = next((name, unit) for name, unit in units.items() if size_bytes % unit == 0)
+    return f"{size_bytes // unit} {name}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure, whoever carries it.
+
+    shape: how messages travel (one_way, round_trip, queue, simple_queue, pool_in, pool_out,
+        pool_inout, peak_single, peak_flood); kind: what they are (see workloads);
+    size: payload bytes of one message; touch: the consumer reads a byte of every page, so that
+        mapping without reading does not win; workers: producers, and as many consumers.
+    """
+
+    shape: str
+    kind: str
+    size: int
+    touch: bool = True
+    workers: int = 1
+
+    @property
+    def id(self) -> str:
+        """Name the case in JSON, tables and --only patterns."""
+        crew = f"_{self.workers}x{self.workers}" if "queue" in self.shape else ""
+        size = size_label(self.size).replace(" ", "")
+        return f"{self.shape}{crew}/{self.kind}/{size}{'' if self.touch else '/untouched'}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class SendEnd(Protocol):
+    """Whatever takes an object; has copied it, or sent it, when `send` returns."""
+
+    def send(self, obj: Any, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class ReceiveEnd(Protocol):
+    """Whatever gives the next object; the caller drops the last one before asking again."""
+
+    def recv(self) -> Any: ...
+    def close(self) -> None: ...
+
+
+class DuplexEnd(SendEnd, ReceiveEnd, Protocol):
+    """One end of a two-way pipe."""
+
+
+class QueueLike(Protocol):
+    """The part of Queue and SimpleQueue that is measured."""
+
+    def put(self, obj: Any, /) -> None: ...
+    def get(self) -> Any: ...
+
+
+class PoolLike(Protocol):
+    """The part of Pool that is measured."""
+
+    def imap_unordered(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1, /
+    ) -> Iterator[Any]: ...
+    def apply(self, func: Callable[[], Any], /) -> Any: ...
+    def close(self) -> None: ...
+    def join(self) -> None: ...
+
+
+class ProcessLike(Protocol):
+    """A started process; `pid` is what the memory sampler looks at."""
+
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def exitcode(self) -> int | None: ...
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+class Adapter(Protocol):
+    """A competitor. One module in bench/adapters defines one and calls it ADAPTER.
+
+    Nothing here may know a case's outcome: an adapter only says what it can carry and makes it.
+    """
+
+    name: str
+    # Set in the fresh process before Python starts: the only way to reach glibc's malloc.
+    environ: Mapping[str, str]
+    # True for the memcpy limit: there is no consumer, `send` is all that is timed.
+    in_process: bool
+
+    def supports(self, case: Case) -> bool: ...
+    def versions(self) -> dict[str, str]: ...
+    def make_pipe(self, size_bytes: int) -> tuple[ReceiveEnd, SendEnd]: ...
+    def make_duplex(self, size_bytes: int) -> tuple[DuplexEnd, DuplexEnd]: ...
+    def make_queue(self, shape: str) -> QueueLike: ...
+    def make_pool(
+        self, processes: int, initializer: Callable[..., None], initargs: tuple[Any, ...]
+    ) -> PoolLike: ...
+    def start(self, target: Callable[..., None], *args: Any) -> ProcessLike: ...
+
+    def counters(self) -> dict[str, Any]:
+        """Return this process's road counters; empty where there is but one road."""
+        ...
