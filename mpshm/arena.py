@@ -20,13 +20,15 @@ from .wire import FRAME_MAX, Descriptor
 try:
     from ._native import ffi, lib
 
-    _read_frame, _LONG = lib.mpshm_read_frame, lib.MPSHM_LONG
+    _receive, _LONG = lib.mpshm_receive, lib.MPSHM_LONG
     CORE_MISSING = ""
 except ImportError as _error:  # no C compiler, or a platform the core does not know
     CORE_MISSING = str(_error)
 
 PIECE_MAX = 64 << 10
 """Bytes asked of a pipe in one read: as many as it holds by default."""
+
+NO_MARK = (1 << 64) - 1
 
 FILE_AUTO, FILE_MEMFD, FILE_SHM = 0, 1, 2
 
@@ -52,6 +54,7 @@ _CODES = {
     -10014: "descriptor frame names more runs than it holds, or none",
     -10015: "descriptor frame has bytes too many",
     -10016: "descriptor frame's index does not hold as many descriptors as it names",
+    -10017: "descriptor frame on a channel that has no shared memory here",
 }
 _OUT_OF_MEMORY = frozenset((errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EMFILE, errno.ENFILE))
 
@@ -74,11 +77,9 @@ class Run:
 
     def __init__(self, arena: Arena) -> None:
         """An empty one, for `Arena.claim` to fill: a claim that an exception interrupts is kept."""
-        self._arena = arena  # keeps the mapping
-        self._c = ffi.new("mpshm_run *")
-
-    def __del__(self) -> None:
-        self.abandon()
+        self._arena = arena
+        # The core's destructor: those of a garbage cycle run in any order, and it keeps the arena.
+        self._c = ffi.gc(lib.mpshm_run_new(arena._c), lib.mpshm_run_free)
 
     @property
     def capacity(self) -> int:
@@ -115,10 +116,6 @@ class Run:
 
     def _keep(self, data: Any) -> None:
         """Called when a view dies: being a destructor kept this object alive."""
-
-    def disown(self) -> None:
-        """In a fork's child: make the parent's run private, so that writes stay here."""
-        lib.mpshm_disown(self._c)
 
 
 class Arena:
@@ -187,40 +184,12 @@ class Arena:
         thread.  Raises ProtocolError when the descriptor names no run in flight.
         """
         out = ffi.new("char **")
+        held = _new_holder()
         mmap_id, chunk_id, size, tag = descriptor
-        try:
-            if code := lib.mpshm_lease(self._c, mmap_id, chunk_id, size, tag, out):
-                raise _failure(code, f"{descriptor}")
-            return _leased(out[0], size)
-        except BaseException:
-            # Ctrl-C may come between the two calls.  Releasing what is no lease does nothing.
-            lib.mpshm_release(out[0])
-            raise
-
-    def open(self, reader: Reader) -> tuple[list[memoryview], int, int]:
-        """Lease all the runs that the descriptor frame just read names, or none.
-
-        Returns their memory, how many of them, the first, hold the stream, and where in the frame
-        the stream begins if none does.  Raises ProtocolError naming what is wrong.
-        """
-        out = reader.opened
-        views: list[memoryview] = []
-        tried = 0
-        try:
-            if code := lib.mpshm_open(reader._c, self._c, out):
-                wrong = Descriptor(out.bad_id, out.bad_chunk, out.bad_size, out.bad_tag)
-                raise _failure(code, f"{wrong}" if code > lib.MPSHM_E_MAGIC else "")
-            for tried in range(1, out.count + 1):
-                view = out.views[tried - 1]
-                views.append(_leased(view.data, view.size))
-            return views, out.stream_runs, out.stream_at
-        except BaseException:
-            # Ctrl-C may come in between: what was not tried yet has no view to release it.
-            for i in range(tried, out.count):
-                lib.mpshm_release(out.views[i].data)
-            raise
-        finally:
-            lib.mpshm_opened_free(out)
+        if code := lib.mpshm_lease(self._c, mmap_id, chunk_id, size, tag, out):
+            raise _failure(code, f"{descriptor}")
+        held.data, held.size = out[0], size
+        return _view(held)
 
     def wait_room(self, fd: int, size: int) -> None:
         """Wait until `size` more bytes may be in flight, or nobody drains the pipe."""
@@ -248,9 +217,15 @@ class Arena:
         return bool(lib.mpshm_arena_is_valid(self._c) == 1)
 
 
-def _leased(data: Any, size: int) -> memoryview:
-    """A leased run's memory, whose death releases it."""
-    return memoryview(ffi.buffer(ffi.gc(data, lib.mpshm_release), size))
+def _new_holder() -> Any:
+    """Holds no run yet, and releases the one that it is given: made first, so none is ever lost."""
+    return ffi.gc(lib.mpshm_held_new(), lib.mpshm_held_free)
+
+
+def _view(held: Any) -> memoryview:
+    """A leased run's memory, which keeps its holder."""
+    # The pointer's destructor does nothing that matters: bound to the holder, it keeps it alive.
+    return memoryview(ffi.buffer(ffi.gc(held.data, (held,).count), held.size))
 
 
 class Parcel:
@@ -261,10 +236,10 @@ class Parcel:
     """
 
     __slots__ = ("_arena", "_c", "_fd")
+    _arena: Arena
+    _fd: int
 
     def __init__(self) -> None:
-        self._arena: Arena | None = None  # keeps the mapping
-        self._fd = -1
         self._c = ffi.gc(lib.mpshm_parcel_new(), lib.mpshm_parcel_free)
 
     @classmethod
@@ -275,16 +250,12 @@ class Parcel:
         except IndexError:
             parcel = cls()
         parcel._arena, parcel._fd = arena, fd
-        lib.mpshm_parcel_clear(parcel._c, arena._c)
+        lib.mpshm_parcel_begin(parcel._c, arena._c)
         return parcel
 
-    def __del__(self) -> None:
-        if self._arena is not None:
-            self.clear()
-
     def clear(self) -> None:
-        """Give back what has not been sent."""
-        lib.mpshm_parcel_clear(self._c, ffi.NULL)
+        """Give back what has not been sent; the parcel is spent."""
+        lib.mpshm_parcel_clear(self._c)
 
     def put_buffer(self, data: Any) -> None:
         """Copy a contiguous bytes-like object into a run of its own.  Raises OutOfSharedMemory."""
@@ -313,10 +284,11 @@ class Parcel:
     def _put(self, put: Any, data: Any, *args: int) -> None:
         c = ffi.from_buffer(data)
         size = len(c)
-        while code := put(self._c, c, size, *args, config.HIGH_WATER_BYTES):
+        mark = config.HIGH_WATER_BYTES
+        while code := put(self._c, c, size, *args, mark):
             if code == -errno.EAGAIN:
-                assert self._arena is not None
                 self._arena.wait_room(self._fd, size)
+                mark = NO_MARK  # also when there was nobody to wait for
             elif -code in _OUT_OF_MEMORY:
                 raise OutOfSharedMemory(f"no {size} bytes: {os.strerror(-code)}")
             else:
@@ -330,7 +302,7 @@ class Parcel:
         while code := lib.mpshm_send(self._c, self._fd, stream, len(stream)):
             if code != -errno.EINTR:
                 raise _failure(code, "")
-        self._arena = None
+        del self._arena
         _spare_parcels.append(self)
 
 
@@ -379,37 +351,50 @@ class Reader:
     A frame half read stays here when a signal interrupts, and the next call goes on with it.
     """
 
-    __slots__ = ("_bytes", "_c", "opened")
+    __slots__ = ("_bytes", "_c")
 
     def __init__(self) -> None:
-        self._c = ffi.new("mpshm_reader *")
-        self._bytes = ffi.buffer(ffi.addressof(self._c, "bytes"))
-        self.opened = ffi.new("mpshm_opened *")
+        self._c = ffi.gc(lib.mpshm_reader_new(), lib.mpshm_reader_free)
+        self._bytes = ffi.buffer(self._c.bytes)
 
     @property
     def pending(self) -> bool:
         """Whether part of a frame has been read."""
         return bool(self._c.have)
 
-    def read(self, fd: int, maxsize: int | None = None) -> tuple[bool, bytes]:
-        """A plain message's body, or (True, the frame) for a descriptor frame, which `open` opens.
+    def read(
+        self, fd: int, arena: Arena | None = None, maxsize: int | None = None
+    ) -> tuple[bytes, list[memoryview], int]:
+        """The next message.
 
-        Raises EOFError, OSError, ProtocolError for a torn or overlong frame, TooLong.
+        A plain one: its body, no run, 0.  One by descriptor: the stream as far as the frame holds
+        it, its runs' memory, leased, and how many of them, the first, hold the stream.
+        Raises EOFError, OSError, TooLong, or ProtocolError naming what is wrong; then no run is
+        kept.
         """
-        while (n := _read_frame(self._c, fd)) <= 0:
+        c = self._c
+        while (n := _receive(c, fd, ffi.NULL if arena is None else arena._c)) <= 0:
             if n == 0:
                 raise EOFError
             if n != -errno.EINTR:
-                raise _failure(n, "")
+                wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
+                raise _failure(n, str(wrong) if lib.MPSHM_E_STALE <= n < -10000 else "")
         if n <= FRAME_MAX:
             size, body = n - 4, self._bytes[4:n]
-        elif n != _LONG:
-            return True, self._bytes[: n - lib.MPSHM_DESCRIPTORS]
+        elif n == _LONG:
+            size, body = c.body_size, b""
         else:
-            size, body = self._c.body_size, b""
+            views = []
+            for i in range(c.count):
+                held = _new_holder()
+                lib.mpshm_take(c, i, held)
+                views.append(_view(held))
+            stream_runs = c.stream_runs
+            stream = b"" if stream_runs else self._bytes[c.stream_at : n - lib.MPSHM_DESCRIPTORS]
+            return stream, views, stream_runs
         if maxsize is not None and size > maxsize:
             raise TooLong
-        return False, body or _read_exactly(fd, size)
+        return body or _read_exactly(fd, size), [], 0
 
 
 def _read_exactly(fd: int, size: int) -> bytes:
@@ -435,19 +420,20 @@ class Buffer:
     made over `view` must not be written to after a send.
     """
 
-    __slots__ = ("__weakref__", "_run", "_view")
+    __slots__ = ("__weakref__", "_gone", "_run", "_view")
 
     def __init__(self, view: memoryview, run: Run | None = None) -> None:
+        self._gone = _CODES[-10011]
         self._view: memoryview | None = view
         self._run = run
         if run is not None:
-            _loaned.add(self)
+            _loaned[id(self)] = self
 
     @property
     def view(self) -> memoryview:
         """Writable bytes, as many as were asked for or received.  ValueError once let go."""
         if self._view is None:
-            raise ValueError("buffer has been sent or released")
+            raise ValueError(self._gone)
         return self._view
 
     @property
@@ -484,6 +470,9 @@ class Buffer:
         self._view = self._run.view(have + grown)
         return grown
 
+    def _disown(self) -> None:
+        self._view, self._run, self._gone = None, None, _CODES[-10010]
+
     def _hand_over(self) -> tuple[Run | None, memoryview]:
         """For a send: the run and its bytes; this object is empty afterwards."""
         view, run = self.view, self._run
@@ -513,23 +502,26 @@ class Buffer:
         self.release()
 
 
-_loaned: weakref.WeakSet[Buffer] = weakref.WeakSet()
+_loaned: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
 
 
-def fork_prepare() -> None:
-    if code := lib.mpshm_fork_prepare():
-        raise _failure(code, "a received view could not be made private before fork")
+def fork_announce() -> None:
+    """Before a fork whose child goes on with the views it inherits."""
+    lib.mpshm_fork_announce()
 
 
-def fork_parent() -> None:
-    lib.mpshm_fork_parent()
+def fork_over() -> None:
+    """After it, in the parent."""
+    if code := lib.mpshm_fork_over():
+        raise _failure(code, "a received view could not be made private before the fork")
 
 
-def fork_child() -> None:
-    lib.mpshm_fork_child()
-    for buffer in list(_loaned):
-        if buffer._run is not None:
-            buffer._run.disown()
+def fork_over_in_child() -> None:
+    """After it, in the child: what was on loan to the parent is the parent's."""
+    lib.mpshm_fork_over()
+    for ref in _loaned.valuerefs():
+        if (buffer := ref()) is not None:
+            buffer._disown()
 
 
 def release_all() -> None:

@@ -27,7 +27,7 @@ from .arena import (
     process_arenas,
 )
 from .counters import EndCounters, Gauges, Reason, Stats, process_total
-from .errors import BufferTooShort, PlainRoadError, ProtocolError
+from .errors import BufferTooShort, PlainRoadError
 from .payload import Message, Received
 
 __all__ = ["Connection", "Pipe", "wait"]
@@ -67,8 +67,9 @@ class Connection(stock.Connection):
         forking.register(self)
 
     def _reset_in_child(self) -> None:
-        self._send_lock = threading.Lock()
-        self._recv_lock = threading.Lock()
+        # Reentrant: a signal handler may use the connection that it interrupted.
+        self._send_lock = threading.RLock()
+        self._recv_lock = threading.RLock()
         self._reader = None if CORE_MISSING else Reader()
 
     def __reduce__(self) -> Any:
@@ -199,13 +200,10 @@ class Connection(stock.Connection):
                 raise TooLong
             return self._count_plain(plain.getvalue())
         with self._recv_lock:
-            named, data = self._reader.read(self._handle, maxsize)
-            if not named:
-                return self._count_plain(data)
-            if self._arena is None:
-                raise ProtocolError("descriptor frame on a channel that has no shared memory here")
-            views, stream_runs, stream_at = self._arena.open(self._reader)
-        stream: Any = data[stream_at:]
+            body, views, stream_runs = self._reader.read(self._handle, self._arena, maxsize)
+        if not views:
+            return self._count_plain(body)
+        stream: Any = body
         if stream_runs:
             stream = views[0] if stream_runs == 1 else b"".join(views[:stream_runs])
         received = Received(stream, views[stream_runs:])

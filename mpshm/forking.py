@@ -25,7 +25,7 @@ def register(obj: ForkAware) -> None:
 
 def _in_child() -> None:
     if not arena.CORE_MISSING:
-        arena.fork_child()
+        arena.fork_over_in_child()
     counters.forget_inherited()
     for ref in _aware.valuerefs():
         if (obj := ref()) is not None:
@@ -37,7 +37,7 @@ if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_in_child)
     else:
         os.register_at_fork(
-            before=arena.fork_prepare,
-            after_in_parent=arena.fork_parent,
+            before=arena.fork_announce,
+            after_in_parent=arena.fork_over,
             after_in_child=_in_child,
         )

@@ -18,6 +18,7 @@ from . import wire
 from .arena import Arena, OutOfSharedMemory, Parcel, writable_alias
 from .config import INLINE_MAX, VIEW_MIN
 from .counters import Reason
+from .errors import ProtocolError
 
 PICKLER_KEEP = 32 << 10
 """Bytes of memo table with which a pickler is still kept.  It never shrinks, and clearing one that
@@ -40,20 +41,16 @@ class Message:
         self.size = size
 
 
-class _Dumper:
-    """A pickler kept between messages, and the file it writes to."""
+class _Sink:
+    """Where a pickler writes to: private memory while the stream is short, else a parcel.
+
+    Not the dumper itself: a cycle with the pickler would keep a failed message's runs.
+    """
 
     def __init__(self) -> None:
-        self.reducers_seen: tuple[Any, ...] = ()
-        self.reducers: dict[type, Any] = {}
-        self.reset(None, -1)
-        self.renew()
+        self.begin(None, -1)
 
-    def renew(self) -> None:
-        self.pickler = pickle.Pickler(self, protocol=5, buffer_callback=self.take_buffer)
-        self.pickler.dispatch_table = self.reducers
-
-    def reset(self, arena: Arena | None, fd: int) -> None:
+    def begin(self, arena: Arena | None, fd: int) -> None:
         self.arena, self.fd = arena, fd
         self.parcel: Parcel | None = None
         self.buffers = 0  # in runs of their own
@@ -83,7 +80,7 @@ class _Dumper:
         return False
 
     def write(self, data: Any) -> int:
-        """The pickler's file: short streams stay in private memory, longer ones fill runs."""
+        """The pickler's file."""
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
         before, self.written = self.written, self.written + size
         if self.arena is None or self.written <= INLINE_MAX:
@@ -95,6 +92,31 @@ class _Dumper:
             self.inline.clear()
         parcel.put_stream(data)
         return size
+
+    def message(self) -> Message:
+        """What has been written."""
+        stream = self.inline[0] if len(self.inline) == 1 else b"".join(self.inline)
+        message = Message(stream, self.written + self.size)
+        if self.parcel is not None:
+            if not wire.fits(self.buffers, len(stream)):
+                self.parcel.settle(stream)
+            message.parcel = self.parcel
+        return message
+
+
+class _Dumper:
+    """A pickler kept between messages."""
+
+    def __init__(self) -> None:
+        self.sink = _Sink()
+        self.reducers_seen: tuple[Any, ...] = ()
+        self.reducers: dict[type, Any] = {}
+        self.renew()
+
+    def renew(self) -> None:
+        sink = self.sink
+        self.pickler = pickle.Pickler(sink, protocol=5, buffer_callback=sink.take_buffer)
+        self.pickler.dispatch_table = self.reducers
 
     def refresh_reducers(self) -> None:
         """Reducers in force: ForkingPickler's before copyreg's, and those before ours for arrays.
@@ -111,28 +133,22 @@ class _Dumper:
         self.reducers_seen = (ndarray, dict(copyreg.dispatch_table), dict(extra))
 
     def dump(self, obj: object, arena: Arena | None, fd: int) -> Message:
-        self.arena, self.fd = arena, fd
+        sink = self.sink
+        sink.arena, sink.fd = arena, fd
         try:
             self.refresh_reducers()
             self.pickler.dump(obj)
-            inline = self.inline
-            stream = inline[0] if len(inline) == 1 else b"".join(inline)
-            message = Message(stream, self.written + self.size)
-            if self.parcel is not None:
-                if not wire.fits(self.buffers, len(stream)):
-                    self.parcel.settle(stream)
-                message.parcel = self.parcel
-            return message
+            return sink.message()
         except BaseException:
-            if self.parcel is not None:
-                self.parcel.clear()  # now, not when the traceback dies
+            if sink.parcel is not None:
+                sink.parcel.clear()  # now, not when the traceback dies
             raise
         finally:
             if self.pickler.__sizeof__() > PICKLER_KEEP:
                 self.renew()
             else:
                 self.pickler.clear_memo()
-            self.reset(None, -1)
+            sink.begin(None, -1)
 
 
 _idle: list[_Dumper] = []
@@ -206,16 +222,29 @@ def in_band(received: bytes | Received) -> Any:
     """The message as one self-contained bytes-like object, as stock would have sent it."""
     if isinstance(received, bytes):
         return received
-    if not received.buffers:
-        return received.stream
-    stream = bytes(received.stream)
-    ops = [(op.name, at) for op, _, at in pickletools.genops(stream)]
+    stream, buffers = received.stream, received.buffers
+    try:
+        return _rewritten(bytes(stream), buffers) if buffers else stream
+    finally:
+        received.stream, received.buffers = b"", []
+        del stream, buffers
+
+
+def _rewritten(stream: bytes, buffers: list[memoryview]) -> bytes:
+    """A pickle with its out-of-band buffers put in band."""
+    try:
+        ops = [(op.name, at) for op, _, at in pickletools.genops(stream)]
+    except ValueError as error:
+        raise pickle.UnpicklingError(str(error)) from None
+    wanted = [name for name, _ in ops].count("NEXT_BUFFER")
+    if wanted != len(buffers):
+        raise ProtocolError(f"pickle wants {wanted} buffers, the frame names {len(buffers)}")
     ends = [at for _, at in ops[1:]] + [len(stream)]
-    buffers = iter(received.buffers)
+    following = iter(buffers)
     out: list[Any] = []
     for (name, at), end in zip(ops, ends, strict=True):
         if name == "NEXT_BUFFER":
-            data = next(buffers)
+            data = next(following)
             out += (pickle.BYTEARRAY8, data.nbytes.to_bytes(8, "little"), data)
         elif name != "FRAME":  # frame lengths would be wrong now, and are optional
             out.append(stream[at:end])
@@ -225,10 +254,11 @@ def in_band(received: bytes | Received) -> Any:
 def _reduce_array(array: Any) -> Any:
     """Out of band, as numpy's own; but read-only arrays arrive writable, as with stock.
 
-    Arrays of objects and empty ones go the way that stock sends them.
+    Arrays of objects, empty ones and those of foreign byte order, which stock turns round on
+    arrival, go the way that stock sends them.
     """
     dtype, flags = array.dtype, array.flags
-    if dtype.hasobject or array.size == 0:
+    if dtype.hasobject or array.size == 0 or not dtype.isnative:
         return array.__reduce__()
     if not (flags.c_contiguous or flags.f_contiguous):
         array = array.copy()

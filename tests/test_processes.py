@@ -165,16 +165,16 @@ def test_loaned_buffer_is_the_parents_alone(pipe: Ends) -> None:
     buf = a.get_buf(COUNT)
     buf.view[:4] = b"mine"
 
-    def child() -> str:
-        buf.view[:4] = b"hers"
-        try:
-            a.send_buf(buf)
-        except ValueError as error:
-            buf.release()
-            return str(error)
-        return "sent"
+    def child() -> list[str]:
+        said = []
+        for use in (lambda: buf.view, lambda: buf.increase_buf(1), lambda: a.send_buf(buf)):
+            with pytest.raises(ValueError) as error:
+                use()
+            said.append(str(error.value))
+        buf.release()
+        return said
 
-    assert "buffer belongs to the process this one was forked from" == in_fork(child)
+    assert ["buffer belongs to the process this one was forked from"] * 3 == in_fork(child)
     assert b"mine" == buf.view[:4]
     a.send_buf(buf)
     assert b"mine" == b.recv_bytes()[:4]

@@ -5,7 +5,7 @@
    Invariants:
    A1  The file's size is fixed at creation and sealed where that can be had.
    A2  An arena's struct lives while its handle is open or a lease of this process lives.
-   A3  Nothing in process-local state is trusted in the child of a fork (lease.c resets it). */
+   A3  Nothing in process-local state is trusted in the child of a fork (receiver.c resets it). */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -98,76 +98,87 @@ open_memory_file(int kind, bool *bounded)
     return open_shm();
 }
 
-int
-mpshm_arena_create(const mpshm_geometry *geometry, int kind, mpshm_arena **out)
+/* A smaller plan: first fewer segments, then smaller ones. */
+static bool
+shrink(uint32_t *segments, uint64_t *stride)
 {
-    struct arena_header header;
-    struct rlimit limit;
+    if (*segments > 16) {
+        *segments /= 2;
+        return true;
+    }
+    *stride = *stride / 2 / SMALL_ALIGN * SMALL_ALIGN;
+    return *stride >= UINT64_C(1) << 20;
+}
+
+/* The header of an arena of that geometry, or of less where RLIMIT_FSIZE asks for it: growing a
+   file past the limit raises SIGXFSZ. */
+static int
+plan_header(const mpshm_geometry *geometry, struct arena_header *header)
+{
     uint64_t stride = geometry->stride;
     uint32_t segments = geometry->segment_limit;
-    int error;
+    struct rlimit limit;
 
     if (segments == 0 || segments > SEGMENT_LIMIT || geometry->chunk_shift < 4
         || geometry->chunk_shift > 30 || stride % SMALL_ALIGN != 0 || stride == 0) {
         return -EINVAL;
     }
-    /* Growing a file past RLIMIT_FSIZE raises SIGXFSZ: shrink the plan instead. */
     if (getrlimit(RLIMIT_FSIZE, &limit) == -1) {
         return -errno;
     }
     while (limit.rlim_cur != RLIM_INFINITY && (segments + UINT64_C(1)) * stride > limit.rlim_cur) {
-        if (segments > 16) {
-            segments /= 2;
-        } else if (stride >= 2 * (UINT64_C(1) << 20)) {
-            stride /= 2;
-        } else {
+        if (!shrink(&segments, &stride)) {
             return -EFBIG;
         }
     }
-    mpshm_arena *arena = calloc(1, sizeof *arena);
-
-    if (arena == NULL) {
-        return -ENOMEM;
+    memset(header, 0, sizeof *header);
+    header->magic = ARENA_MAGIC;
+    header->abi = MPSHM_ABI;
+    header->segment_limit = segments;
+    header->stride = stride;
+    header->chunk_shift = geometry->chunk_shift;
+    header->segment_bytes = geometry->segment_bytes;
+    while (header->segment_bytes > (UINT64_C(1) << header->chunk_shift)
+           && !segment_fits(stride, header->segment_bytes, header->chunk_shift)) {
+        header->segment_bytes /= 2;
     }
-    arena->fd = open_memory_file(kind, &arena->bounded);
-    if (arena->fd == -1) {
-        error = -errno;
-        free(arena);
+    header->id = fresh_id();
+    return 0;
+}
+
+int
+mpshm_arena_create(const mpshm_geometry *geometry, int kind, mpshm_arena **out)
+{
+    struct arena_header header;
+    bool bounded;
+    int error = plan_header(geometry, &header);
+
+    if (error != 0) {
         return error;
     }
-    memset(&header, 0, sizeof header);
-    header.magic = ARENA_MAGIC;
-    header.abi = MPSHM_ABI;
-    header.segment_limit = segments;
-    header.stride = stride;
-    header.chunk_shift = geometry->chunk_shift;
-    header.segment_bytes = geometry->segment_bytes;
-    while (header.segment_bytes > (UINT64_C(1) << header.chunk_shift)
-           && header.segment_bytes + 2 * SMALL_ALIGN + stride / 8 > stride) {
-        header.segment_bytes /= 2;
+    int fd = open_memory_file(kind, &bounded);
+
+    if (fd == -1) {
+        return -errno;
     }
-    header.id = fresh_id();
-    if (ftruncate(arena->fd, (off_t) ((segments + UINT64_C(1)) * stride)) == -1
-        || pwrite(arena->fd, &header, sizeof header, 0) != (ssize_t) sizeof header) {
+    uint64_t size = (header.segment_limit + UINT64_C(1)) * header.stride;
+
+    if (ftruncate(fd, (off_t) size) == -1
+        || pwrite(fd, &header, sizeof header, 0) != (ssize_t) sizeof header) {
         error = errno ? -errno : -EIO;
-        goto fail;
     }
 #ifdef F_SEAL_SHRINK
-    if (!arena->bounded
-        && fcntl(arena->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == -1) {
+    if (error == 0 && !bounded
+        && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == -1) {
         error = -errno;
-        goto fail;
     }
 #endif
-    error = mpshm_arena_attach(arena->fd, out);
     if (error == 0) {
-        (*out)->bounded = arena->bounded;
-        free(arena);
-        return 0;
+        error = mpshm_arena_attach(fd, out);
     }
-fail:
-    close(arena->fd);
-    free(arena);
+    if (error != 0) {
+        close(fd);
+    }
     return error;
 }
 
@@ -206,6 +217,20 @@ mpshm_arena_identity(int fd, uint64_t *id)
     return error;
 }
 
+/* Only memory files of no file system but the kernel's own are sealed by us. */
+static bool
+is_sealed(int fd)
+{
+#ifdef F_GET_SEALS
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    return seals != -1 && (seals & F_SEAL_GROW) != 0;
+#else
+    (void) fd;
+    return false;
+#endif
+}
+
 int
 mpshm_arena_attach(int fd, mpshm_arena **out)
 {
@@ -230,6 +255,11 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
         return error;
     }
     arena->header = mapped;
+    arena->stride = header.stride;
+    arena->segment_bytes = header.segment_bytes;
+    arena->segment_limit = header.segment_limit;
+    arena->chunk_shift = header.chunk_shift;
+    arena->bounded = !is_sealed(fd);
     pthread_mutex_lock(&mpshm_process.lock);
     arena->next = mpshm_process.arenas;
     mpshm_process.arenas = arena;
@@ -263,6 +293,22 @@ arena_unref(mpshm_arena *arena)
 }
 
 void
+arena_keep(mpshm_arena *arena)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    arena->refs++;
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+void
+arena_let_go(mpshm_arena *arena)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    arena_unref(arena);
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+void
 mpshm_arena_close(mpshm_arena *arena)
 {
     pthread_mutex_lock(&mpshm_process.lock);
@@ -284,10 +330,10 @@ mpshm_arena_fd(mpshm_arena *arena)
 int
 mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out)
 {
-    out->stride = arena->header->stride;
-    out->segment_bytes = arena->header->segment_bytes;
-    out->segment_limit = arena->header->segment_limit;
-    out->chunk_shift = arena->header->chunk_shift;
+    out->stride = arena->stride;
+    out->segment_bytes = arena->segment_bytes;
+    out->segment_limit = arena->segment_limit;
+    out->chunk_shift = arena->chunk_shift;
     return 0;
 }
 
@@ -313,7 +359,7 @@ for_each_segment(mpshm_arena *arena, int (*visit)(struct segment *, void *), voi
     int result = 1;
 
     pthread_mutex_lock(&mpshm_process.lock);
-    for (uint32_t id = 0; id < arena->header->segment_limit && result > 0; id++) {
+    for (uint32_t id = 0; id < arena->segment_limit && result > 0; id++) {
         struct segment *seg;
 
         if (atomic_load(&arena->header->segment[id]) != 0) {

@@ -14,7 +14,8 @@
    Invariants:
    F1  Reading never goes past a frame: other processes may share the end.
    F2  A frame half read stays in the reader when a signal interrupts.
-   F3  Opening leases all runs of a frame or none. */
+   F3  A frame's runs are leased in the call that reads it, all or none, and stay the reader's until
+       each has a holder: no interruption of the caller comes in between. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -115,7 +116,7 @@ whole_frame(mpshm_reader *reader, uint32_t word)
 }
 
 int
-mpshm_read_frame(mpshm_reader *reader, int fd)
+frame_read(mpshm_reader *reader, int fd)
 {
     for (;;) {
         uint32_t word = 0, need;
@@ -165,59 +166,68 @@ get_descriptor(const unsigned char *at)
 }
 
 static int
-lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_view *view, mpshm_opened *out)
+lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run, mpshm_reader *reader)
 {
     struct descriptor d = get_descriptor(at);
-    int error = mpshm_lease(arena, d.mmap_id, d.chunk_id, d.size, d.tag, &view->data);
+    int error = mpshm_lease(arena, d.mmap_id, d.chunk_id, d.size, d.tag, &run->data);
 
-    view->size = d.size;
-    if (error != 0) {
-        out->bad_id = d.mmap_id;
-        out->bad_chunk = d.chunk_id;
-        out->bad_tag = d.tag;
-        out->bad_size = d.size;
+    run->size = d.size;
+    if (error != 0 && reader != NULL) {
+        reader->bad_id = d.mmap_id;
+        reader->bad_chunk = d.chunk_id;
+        reader->bad_tag = d.tag;
+        reader->bad_size = d.size;
     }
     return error;
 }
 
+/* Release what was not taken. */
+static void
+discard_runs(mpshm_reader *reader)
+{
+    while (reader->count > 0) {
+        mpshm_release(reader->runs[--reader->count].data);
+    }
+    free(reader->runs);
+    reader->runs = NULL;
+}
+
 /* F3.  After a failure the others' chunks go back as well: their message cannot be had. */
 static int
-lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_opened *out)
+lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_reader *reader)
 {
-    mpshm_opened ignored;
-
-    out->views = calloc(count, sizeof *out->views);
-    int first_error = out->views == NULL ? -ENOMEM : 0;
+    reader->runs = calloc(count, sizeof *reader->runs);
+    int first_error = reader->runs == NULL ? -ENOMEM : 0;
 
     for (uint32_t i = 0; i < count; i++) {
-        mpshm_view view;
-        int error = lease_one(arena, table + (uint64_t) i * DESCRIPTOR_BYTES, &view,
-                              first_error == 0 ? out : &ignored);
+        mpshm_held run;
+        int error = lease_one(arena, table + (uint64_t) i * DESCRIPTOR_BYTES, &run,
+                              first_error == 0 ? reader : NULL);
 
         if (first_error == 0 && error == 0) {
-            out->views[out->count++] = view;
+            reader->runs[reader->count++] = run;
         } else if (error == 0) {
-            mpshm_release(view.data);
+            mpshm_release(run.data);
         }
         first_error = first_error ? first_error : error;
     }
     if (first_error != 0) {
-        while (out->count > 0) {
-            mpshm_release(out->views[--out->count].data);
-        }
-        mpshm_opened_free(out);
+        discard_runs(reader);
     }
     return first_error;
 }
 
+/* Lease every run that the frame just read names, or none. */
 int
-mpshm_open(const mpshm_reader *reader, mpshm_arena *arena, mpshm_opened *out)
+frame_open(mpshm_reader *reader, mpshm_arena *arena)
 {
     uint32_t length, buffer_runs;
     uint16_t head[2];
     const unsigned char *body = reader->bytes + LENGTH_BYTES;
 
-    memset(out, 0, sizeof *out);
+    if (arena == NULL) {
+        return MPSHM_E_NO_ARENA;
+    }
     memcpy(&length, reader->bytes, 4);
     length = ntohl(length) & ~SIGN;
     if (length < HEAD_BYTES) {
@@ -233,30 +243,69 @@ mpshm_open(const mpshm_reader *reader, mpshm_arena *arena, mpshm_opened *out)
     if (count == 0 || count > UINT32_MAX || HEAD_BYTES + named * DESCRIPTOR_BYTES > length) {
         return MPSHM_E_COUNT;
     }
-    out->stream_runs = head[1];
-    out->stream_at = (uint32_t) (LENGTH_BYTES + HEAD_BYTES + named * DESCRIPTOR_BYTES);
-    if (head[1] > 0 && out->stream_at != LENGTH_BYTES + length) {
+    reader->stream_runs = head[1];
+    reader->stream_at = (uint32_t) (LENGTH_BYTES + HEAD_BYTES + named * DESCRIPTOR_BYTES);
+    if (head[1] > 0 && reader->stream_at != LENGTH_BYTES + length) {
         return MPSHM_E_EXTRA;
     }
     if (!head[0]) {
-        return lease_all(arena, body + HEAD_BYTES, (uint32_t) count, out);
+        return lease_all(arena, body + HEAD_BYTES, (uint32_t) count, reader);
     }
-    mpshm_view index;
-    int error = lease_one(arena, body + HEAD_BYTES, &index, out);
+    mpshm_held index;
+    int error = lease_one(arena, body + HEAD_BYTES, &index, reader);
 
     if (error == 0) {
         error = index.size != count * DESCRIPTOR_BYTES
                     ? MPSHM_E_INDEX
-                    : lease_all(arena, (unsigned char *) index.data, (uint32_t) count, out);
+                    : lease_all(arena, (unsigned char *) index.data, (uint32_t) count, reader);
         mpshm_release(index.data);
     }
     return error;
 }
 
-void
-mpshm_opened_free(mpshm_opened *opened)
+mpshm_reader *
+mpshm_reader_new(void)
 {
-    free(opened->views);
-    opened->views = NULL;
-    opened->count = 0;
+    return calloc(1, sizeof(mpshm_reader));
+}
+
+void
+mpshm_reader_free(mpshm_reader *reader)
+{
+    discard_runs(reader);
+    free(reader);
+}
+
+int
+mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena)
+{
+    discard_runs(reader);
+    int n = frame_read(reader, fd);
+
+    if (n > MPSHM_FRAME_BYTES && n != MPSHM_LONG) {
+        int error = frame_open(reader, arena);
+
+        return error != 0 ? error : n;
+    }
+    return n;
+}
+
+void
+mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to)
+{
+    *to = reader->runs[i];
+    reader->runs[i].data = NULL; /* releasing NULL does nothing */
+}
+
+mpshm_held *
+mpshm_held_new(void)
+{
+    return calloc(1, sizeof(mpshm_held));
+}
+
+void
+mpshm_held_free(mpshm_held *held)
+{
+    mpshm_release(held->data);
+    free(held);
 }

@@ -30,7 +30,10 @@ struct sent {
 
 struct mpshm_arena {
     int fd;
-    uint32_t refs;          /* the open handle, plus each lease */
+    uint32_t refs;          /* the open handle, and each lease, run and parcel */
+    uint64_t stride;        /* checked copies of the header's: a stray write must not move us */
+    uint64_t segment_bytes;
+    uint32_t segment_limit, chunk_shift;
     bool bounded;           /* the file system may run full under us: reserve before touching */
     struct arena_header *header;
     struct segment *segments[SEGMENT_LIMIT];
@@ -49,6 +52,7 @@ struct process {
 extern struct process mpshm_process;
 
 /* segment.c: callers hold the lock. */
+bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no lock */
 int segment_map(mpshm_arena *arena, uint32_t id, struct segment **out);
 int segment_map_data(struct segment *seg);
 int segment_claim_new(mpshm_arena *arena, uint64_t size, struct segment **out);
@@ -59,7 +63,9 @@ int segment_validate(struct segment *seg);
 uint64_t segment_file_offset(const struct segment *seg);
 
 /* arena.c */
-void arena_unref(mpshm_arena *arena);
+void arena_unref(mpshm_arena *arena);    /* under the lock; the next two take it */
+void arena_keep(mpshm_arena *arena);
+void arena_let_go(mpshm_arena *arena);
 void arena_notify(mpshm_arena *arena);
 
 /* sender.c.  sender_note under the lock, the others not. */
@@ -78,6 +84,8 @@ bool frame_fits(uint64_t descriptors, uint64_t stream_size);
 uint32_t frame_put(char *frame, const struct part *parts, uint32_t stream_runs,
                    uint32_t buffer_runs, const char *stream, uint64_t stream_size,
                    const struct part *index);
+int frame_read(mpshm_reader *reader, int fd);
+int frame_open(mpshm_reader *reader, mpshm_arena *arena);
 #define DESCRIPTOR_BYTES 20
 
 /* receiver.c */

@@ -65,7 +65,9 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "shared words need lock-free atomics
 #define DIR_SHIFT(word) ((uint32_t) ((word) >> 26 & 0x3f))
 #define DIR_COUNT(word) ((uint32_t) ((word) & 0x3ffffff))
 
-/* Run word: tag 28 | chunks 20 | holders 14 | state 2.  A lease's CAS checks them all at once. */
+/* Run word: tag 28 | chunks 20 | holders 14 | state 2.  A lease's CAS checks them all at once.
+   In flight there is no holder yet, and those bits hold the slack: the bytes of the last chunk that
+   are not the message's (in units that fit), so that a forged size is refused to the byte. */
 enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_IN_FLIGHT = 2, RUN_LEASED = 3 };
 #define RUN_WORD(tag, chunks, holders, state) \
     ((uint64_t) ((tag) & TAG_MASK) << 36 | (uint64_t) (chunks) << 16 | (uint64_t) (holders) << 2 \
@@ -76,6 +78,14 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_IN_FLIGHT = 2, RUN_LEASED = 3
 #define RUN_CHUNKS(word) ((uint32_t) ((word) >> 16 & 0xfffff))
 #define RUN_HOLDERS(word) ((uint32_t) ((word) >> 2 & HOLDER_LIMIT))
 #define RUN_STATE(word) ((enum run_state) ((word) & 3))
+
+static inline uint32_t
+slack_of(uint32_t chunk_shift, uint64_t size)
+{
+    uint32_t unused = (uint32_t) (-size & ((UINT64_C(1) << chunk_shift) - 1));
+
+    return unused >> (chunk_shift > 14 ? chunk_shift - 14 : 0);
+}
 
 /* Words of a free map for `count` chunks and the guard bit. */
 static inline uint64_t

@@ -28,6 +28,7 @@ enum {
     MPSHM_E_COUNT = -10014,
     MPSHM_E_EXTRA = -10015,
     MPSHM_E_INDEX = -10016,
+    MPSHM_E_NO_ARENA = -10017,
 };
 
 /* How an arena's memory file is made. */
@@ -67,24 +68,22 @@ typedef struct {
     uint32_t segments;
 } mpshm_gauges;
 
+/* One leased run and its holder: freeing it releases the run. */
 typedef struct {
     char *data;
     uint64_t size;
-} mpshm_view;
+} mpshm_held;
 
-/* A descriptor frame's runs, leased: first the stream's, then the buffers'. */
+/* One end's reading: a frame partly read, kept across interruptions so that none is lost or torn,
+   and the leased runs of the last one, until they are taken over. */
 typedef struct {
-    mpshm_view *views;      /* freed by mpshm_opened_free; each is the caller's to release */
+    uint64_t body_size;     /* of a long plain message, whose body is not read yet */
+    mpshm_held *runs;       /* of a descriptor frame: first the stream's, then the buffers' */
     uint32_t count;
     uint32_t stream_runs;
     uint32_t stream_at;     /* where in the frame the stream begins, if no run holds it */
     uint32_t bad_id, bad_chunk, bad_tag; /* the descriptor that failed */
     uint64_t bad_size;
-} mpshm_opened;
-
-/* One end's partly read frame, kept across interruptions so that none is lost or torn. */
-typedef struct {
-    uint64_t body_size;     /* of a long plain message, whose body is not read yet */
     uint32_t have;
     unsigned char bytes[4096];
 } mpshm_reader;
@@ -105,6 +104,9 @@ int mpshm_arena_is_valid(mpshm_arena *arena);
 
 /* The sender's verbs. */
 int mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run);
+/* A run, empty yet, that keeps its arena; freeing it abandons what is still on loan. */
+mpshm_run *mpshm_run_new(mpshm_arena *arena);
+void mpshm_run_free(mpshm_run *run);
 int64_t mpshm_increase_buf(mpshm_run *run, uint64_t size, uint64_t min_size);
 int mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size);
 int mpshm_abandon(mpshm_run *run);
@@ -112,15 +114,14 @@ int mpshm_is_loaned(const mpshm_run *run);
 int mpshm_seal(mpshm_run *run, uint64_t size);
 /* 0 when `bytes` more may fly under `mark`, or nobody is left to wait for; -ETIMEDOUT else. */
 int mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms);
-/* In the child of a fork: make the inherited run's memory private, so nothing it writes is seen. */
-int mpshm_disown(mpshm_run *run);
 
 /* A message on its way into chunks: a stream, and buffers with a contiguous run each.  Owns its runs
-   until they are sent; mpshm_parcel_free and mpshm_parcel_clear abandon what was not.  One thread
-   at a time. */
+   until they are sent; mpshm_parcel_free and mpshm_parcel_clear abandon what was not.  Keeps its
+   arena from mpshm_parcel_begin until it is sent or cleared.  One thread at a time. */
 mpshm_parcel *mpshm_parcel_new(void);
 void mpshm_parcel_free(mpshm_parcel *parcel);
-void mpshm_parcel_clear(mpshm_parcel *parcel, mpshm_arena *arena);
+void mpshm_parcel_begin(mpshm_parcel *parcel, mpshm_arena *arena);
+void mpshm_parcel_clear(mpshm_parcel *parcel);
 /* Copy in.  -EAGAIN: `mark` bytes are in flight, wait and call again; -ENOSPC: no room at all.
    `more` is how many bytes of stream are known to follow. */
 int mpshm_put_buffer(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t mark);
@@ -140,17 +141,20 @@ int mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size);
 int mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size,
                 uint32_t tag, char **data);
 void mpshm_release(void *data);
+mpshm_reader *mpshm_reader_new(void);
+void mpshm_reader_free(mpshm_reader *reader);
 /* Bytes of the whole frame now in `reader`, good until the next call; 0 at end of file.  To those of
-   a descriptor frame MPSHM_DESCRIPTORS is added.  A plain frame too long for `reader` gives
-   MPSHM_LONG: body_size is known, and the body is the caller's to read. */
-int mpshm_read_frame(mpshm_reader *reader, int fd);
-/* Lease every run that the frame just read names, or none. */
-int mpshm_open(const mpshm_reader *reader, mpshm_arena *arena, mpshm_opened *out);
-void mpshm_opened_free(mpshm_opened *opened);
+   a descriptor frame MPSHM_DESCRIPTORS is added: its runs are leased, all or none.  A plain frame
+   too long for `reader` gives MPSHM_LONG: body_size is known, the body is the caller's to read.
+   arena may be NULL. */
+int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena);
+/* Move the i-th run to a holder of its own; what is not taken goes back at the next call. */
+void mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to);
+mpshm_held *mpshm_held_new(void);
+void mpshm_held_free(mpshm_held *held);
 
 /* Fork and exit. */
-int mpshm_fork_prepare(void);
-void mpshm_fork_parent(void);
-void mpshm_fork_child(void);
+void mpshm_fork_announce(void);   /* before a fork whose child is to keep our views */
+int mpshm_fork_over(void);        /* after it: the first error, a view that is not private */
 void mpshm_release_all(void);
 uint64_t mpshm_leases(void);

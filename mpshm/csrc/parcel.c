@@ -33,23 +33,34 @@ mpshm_parcel_new(void)
 }
 
 void
-mpshm_parcel_clear(mpshm_parcel *parcel, mpshm_arena *arena)
+mpshm_parcel_clear(mpshm_parcel *parcel)
 {
     for (uint32_t i = 0; i < parcel->count; i++) {
-        mpshm_abandon(&parcel->parts[i].run);
+        (void) mpshm_abandon(&parcel->parts[i].run); /* refused if it is another process's */
     }
     if (parcel->has_index) {
-        mpshm_abandon(&parcel->index.run);
+        (void) mpshm_abandon(&parcel->index.run);
     }
     parcel->count = parcel->stream_runs = 0;
     parcel->has_index = false;
+    if (parcel->arena != NULL) {
+        arena_let_go(parcel->arena);
+        parcel->arena = NULL;
+    }
+}
+
+void
+mpshm_parcel_begin(mpshm_parcel *parcel, mpshm_arena *arena)
+{
+    mpshm_parcel_clear(parcel);
+    arena_keep(arena);
     parcel->arena = arena;
 }
 
 void
 mpshm_parcel_free(mpshm_parcel *parcel)
 {
-    mpshm_parcel_clear(parcel, NULL);
+    mpshm_parcel_clear(parcel);
     free(parcel->parts);
     free(parcel);
 }
@@ -189,6 +200,9 @@ mpshm_settle(mpshm_parcel *parcel, const char *stream, uint64_t size, uint64_t m
 {
     int error = 0;
 
+    if (parcel->stream_runs > 0) {
+        size = 0;
+    }
     if (size > 0 && !frame_fits(parcel->count, size)) {
         error = mpshm_put_stream(parcel, stream, size, 0, mark);
         size = 0;
@@ -264,10 +278,12 @@ handed_over(mpshm_parcel *parcel)
         sender_trim(&parcel->parts[i].run, parcel->parts[i].size);
         sender_note(parcel->arena, &parcel->parts[i].run);
     }
-    pthread_mutex_unlock(&mpshm_process.lock);
     if (parcel->has_index) {
         sender_trim(&parcel->index.run, parcel->index.size);
     }
+    arena_unref(parcel->arena);
+    pthread_mutex_unlock(&mpshm_process.lock);
+    parcel->arena = NULL;
     parcel->count = parcel->stream_runs = 0;
     parcel->has_index = false;
 }

@@ -42,7 +42,7 @@ place_of(const char *data)
 static struct lease *
 find(const char *data)
 {
-    if (table.size == 0) {
+    if (data == NULL || table.size == 0) {
         return NULL;
     }
     for (uint64_t at = place_of(data);; at = (at + 1) & (table.size - 1)) {
@@ -138,12 +138,16 @@ remap(struct lease *lease, int sharing)
     return at == MAP_FAILED ? -errno : 0;
 }
 
-/* One holder fewer; the last one frees.  V2. */
+/* One holder fewer; the last one frees.  V2.  A count that reached its limit is no count any more:
+   the run then stays lent. */
 static void
 let_go(struct segment *seg, uint32_t chunk_id, uint32_t chunks)
 {
     uint64_t word = atomic_load(&seg->runs[chunk_id]);
 
+    if (RUN_HOLDERS(word) == HOLDER_LIMIT) {
+        return;
+    }
     while (RUN_STATE(word) == RUN_LEASED && RUN_HOLDERS(word) > 1) {
         uint64_t fewer = RUN_WORD(RUN_TAG(word), chunks, RUN_HOLDERS(word) - 1, RUN_LEASED);
 
@@ -177,7 +181,7 @@ mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t si
         goto done;
     }
     uint32_t chunks = (uint32_t) ((size + (UINT64_C(1) << seg->shift) - 1) >> seg->shift);
-    uint64_t expected = RUN_WORD(tag, chunks, 0, RUN_IN_FLIGHT);
+    uint64_t expected = RUN_WORD(tag, chunks, slack_of(seg->shift, size), RUN_IN_FLIGHT);
     uint64_t leased = RUN_WORD(tag, chunks, 1, RUN_LEASED);
 
     if (tag > TAG_MASK
@@ -278,46 +282,66 @@ mpshm_leases(void)
     return count;
 }
 
-/* Before a fork: V2, V3.  Keeps the lock until the parent's or child's half.  The result is the
-   first error met (a view that could not be made private); the fork goes on. */
-int
-mpshm_fork_prepare(void)
-{
-    int first_error = 0;
-
-    pthread_mutex_lock(&mpshm_process.lock);
-    for (uint64_t at = 0; at < table.size; at++) {
-        struct lease *lease = &table.places[at];
-
-        if (lease->data == NULL) {
-            continue;
-        }
-        if (!lease->private) {
-            int error = remap(lease, MAP_PRIVATE);
-
-            lease->private = error == 0;
-            first_error = first_error ? first_error : error;
-        }
-        _Atomic uint64_t *word = &lease->seg->runs[lease->chunk_id];
-        uint64_t was = atomic_load(word);
-
-        while (RUN_HOLDERS(was) < HOLDER_LIMIT
-               && !atomic_compare_exchange_weak(
-                   word, &was,
-                   RUN_WORD(RUN_TAG(was), lease->chunks, RUN_HOLDERS(was) + 1, RUN_LEASED))) {
-        }
-    }
-    return first_error;
-}
+/* Fork.  These handlers run inside fork() itself, so that no Python code, no destructor of an
+   inherited object, comes between them and the child.  A fork that Python does announces itself
+   first: its child goes on with the views it inherits.  Any other fork is one before an exec, or
+   C code's own affair, and its child holds nothing.  vfork and posix_spawn run no handlers. */
+static _Thread_local bool child_keeps_views;
+static _Thread_local int fork_error;
 
 void
-mpshm_fork_parent(void)
+mpshm_fork_announce(void)
+{
+    child_keeps_views = true;
+    fork_error = 0;
+}
+
+int
+mpshm_fork_over(void)
+{
+    child_keeps_views = false;
+    return fork_error;
+}
+
+/* V2, V3: a holder more for each lease, and its view made private. */
+static void
+share_lease(struct lease *lease)
+{
+    _Atomic uint64_t *word = &lease->seg->runs[lease->chunk_id];
+    uint64_t was = atomic_load(word);
+
+    if (!lease->private) {
+        int error = remap(lease, MAP_PRIVATE);
+
+        lease->private = error == 0;
+        fork_error = fork_error ? fork_error : error;
+    }
+    while (RUN_HOLDERS(was) < HOLDER_LIMIT
+           && !atomic_compare_exchange_weak(
+               word, &was,
+               RUN_WORD(RUN_TAG(was), lease->chunks, RUN_HOLDERS(was) + 1, RUN_LEASED))) {
+    }
+}
+
+static void
+before_fork(void)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    for (uint64_t at = 0; child_keeps_views && at < table.size; at++) {
+        if (table.places[at].data != NULL) {
+            share_lease(&table.places[at]);
+        }
+    }
+}
+
+static void
+after_fork_in_parent(void)
 {
     pthread_mutex_unlock(&mpshm_process.lock);
 }
 
-void
-mpshm_fork_child(void)
+static void
+after_fork_in_child(void)
 {
     mpshm_process.generation++;
     for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
@@ -329,5 +353,14 @@ mpshm_fork_child(void)
         arena->sent_count = 0;
         arena->sent_bytes = 0;
     }
+    if (!child_keeps_views) {
+        table.size = table.count = 0; /* and the memory stays: this child will exec */
+    }
     pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+__attribute__((constructor)) static void
+watch_forks(void)
+{
+    (void) pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }

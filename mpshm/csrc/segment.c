@@ -27,32 +27,23 @@
 uint64_t
 segment_file_offset(const struct segment *seg)
 {
-    return (seg->id + UINT64_C(1)) * seg->arena->header->stride;
+    return (seg->id + UINT64_C(1)) * seg->arena->stride;
 }
 
-/* Map the head of segment `id` after checking everything its directory word says. */
-int
-segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
+/* Whether a stride holds a segment of so many bytes of data. */
+bool
+segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift)
 {
-    struct arena_header *header = arena->header;
+    uint64_t count = (bytes + (UINT64_C(1) << shift) - 1) >> shift;
 
-    if (id >= header->segment_limit) {
-        return MPSHM_E_SEGMENT;
-    }
-    if (arena->segments[id] != NULL) {
-        *out = arena->segments[id];
-        return 0;
-    }
-    uint64_t word = atomic_load(&header->segment[id]);
-    uint32_t shift = DIR_SHIFT(word), count = DIR_COUNT(word);
+    return count > 0 && count <= CHUNK_LIMIT
+           && data_offset(stride, (uint32_t) count) + (count << shift) <= stride;
+}
 
-    if (word == 0) {
-        return MPSHM_E_SEGMENT;
-    }
-    if (shift < 4 || shift > 40 || count == 0 || count > CHUNK_LIMIT
-        || data_offset(header->stride, count) + ((uint64_t) count << shift) > header->stride) {
-        return MPSHM_E_GEOMETRY;
-    }
+/* Map the head of a segment of that geometry; not yet the arena's. */
+static int
+map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct segment **out)
+{
     struct segment *seg = calloc(1, sizeof *seg);
 
     if (seg == NULL) {
@@ -62,7 +53,7 @@ segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
     seg->id = id;
     seg->shift = shift;
     seg->count = count;
-    seg->head_bytes = data_offset(header->stride, count);
+    seg->head_bytes = data_offset(arena->stride, count);
     void *head = mmap(NULL, seg->head_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd,
                       (off_t) segment_file_offset(seg));
     if (head == MAP_FAILED) {
@@ -73,7 +64,37 @@ segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
     }
     seg->map = head;
     seg->runs = (_Atomic uint64_t *) ((char *) head + map_words(count) * sizeof(uint64_t));
-    arena->segments[id] = *out = seg;
+    *out = seg;
+    return 0;
+}
+
+/* Map the head of segment `id` after checking everything its directory word says. */
+int
+segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
+{
+    struct arena_header *header = arena->header;
+
+    if (id >= arena->segment_limit) {
+        return MPSHM_E_SEGMENT;
+    }
+    if (arena->segments[id] == NULL) {
+        uint64_t word = atomic_load(&header->segment[id]);
+        uint32_t shift = DIR_SHIFT(word), count = DIR_COUNT(word);
+
+        if (word == 0) {
+            return MPSHM_E_SEGMENT;
+        }
+        if (shift < 4 || shift > 40 || count == 0 || count > CHUNK_LIMIT
+            || data_offset(arena->stride, count) + ((uint64_t) count << shift) > arena->stride) {
+            return MPSHM_E_GEOMETRY;
+        }
+        int error = map_head(arena, id, shift, count, &arena->segments[id]);
+
+        if (error != 0) {
+            return error;
+        }
+    }
+    *out = arena->segments[id];
     return 0;
 }
 
@@ -133,20 +154,88 @@ owner_is_gone(uint32_t owner)
     return owner == 0 || (kill((pid_t) owner, 0) == -1 && errno == ESRCH);
 }
 
+/* A full tmpfs answers a write through a mapping with SIGBUS; ask first. */
 static int
 reserve(struct segment *seg)
 {
-#ifdef __linux__
-    if (seg->arena->bounded) {
-        /* A full tmpfs answers a write through a mapping with SIGBUS; ask first. */
-        uint64_t size = seg->head_bytes + ((uint64_t) seg->count << seg->shift);
+    int result = 0;
 
-        if (fallocate(seg->arena->fd, 0, (off_t) segment_file_offset(seg), (off_t) size) == -1) {
-            return -errno;
-        }
+#ifdef __linux__
+    uint64_t size = seg->head_bytes + ((uint64_t) seg->count << seg->shift);
+
+    if (seg->arena->bounded) {
+        result = fallocate(seg->arena->fd, 0, (off_t) segment_file_offset(seg), (off_t) size);
     }
+#else
+    (void) seg;
 #endif
-    return seg->map == NULL ? -EINVAL : 0;
+    return result == 0 ? 0 : -errno;
+}
+
+static void
+unmap(struct segment *seg)
+{
+    munmap(seg->map, seg->head_bytes);
+    if (seg->data != NULL) {
+        munmap(seg->data, (uint64_t) seg->count << seg->shift);
+        free(seg->warm);
+    }
+    free(seg);
+}
+
+/* Make segment `id`, which nobody has.  All that can fail comes before the directory word is won,
+   so that a word once set stays (L3).  1: another process won it. */
+static int
+try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
+{
+    struct segment *seg;
+    int error = map_head(arena, id, shift, count, &seg);
+
+    if (error != 0) {
+        return error;
+    }
+    error = reserve(seg);
+    if (error == 0) {
+        error = segment_map_data(seg);
+    }
+    if (error == 0) {
+        uint64_t none = 0;
+
+        error = !atomic_compare_exchange_strong(&arena->header->segment[id], &none,
+                                                DIR_WORD(getpid(), shift, count));
+    }
+    if (error != 0) {
+        unmap(seg);
+        return error;
+    }
+    seg->mine = true;
+    arena->segments[id] = seg;
+    freemap_put_back(seg->map, 0, count); /* L1: the guard stays 0 */
+    return 0;
+}
+
+/* Take over segment `id` from an owner who left or died.  1: it is not to be had. */
+static int
+try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size)
+{
+    struct segment *seg = arena->segments[id];
+
+    if ((seg != NULL && seg->mine) || (uint64_t) DIR_COUNT(word) << DIR_SHIFT(word) < size
+        || (DIR_OWNER(word) != (uint32_t) getpid() && !owner_is_gone(DIR_OWNER(word)))) {
+        return 1;
+    }
+    int error = segment_map(arena, id, &seg);
+
+    if (error == 0) {
+        error = segment_map_data(seg);
+    }
+    if (error == 0) {
+        error = !atomic_compare_exchange_strong(
+            &arena->header->segment[id], &word,
+            DIR_WORD(getpid(), DIR_SHIFT(word), DIR_COUNT(word)));
+        seg->mine = error == 0;
+    }
+    return error;
 }
 
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
@@ -155,62 +244,31 @@ int
 segment_claim_new(mpshm_arena *arena, uint64_t size, struct segment **out)
 {
     struct arena_header *header = arena->header;
-    uint32_t shift = header->chunk_shift;
-    uint64_t bytes = size > header->segment_bytes ? size : header->segment_bytes;
-    uint32_t self = (uint32_t) getpid();
+    uint64_t bytes = size > arena->segment_bytes ? size : arena->segment_bytes;
+    uint32_t shift = arena->chunk_shift;
 
+    if (bytes > arena->stride) {
+        return -ENOSPC;
+    }
     while ((bytes + (UINT64_C(1) << shift) - 1) >> shift > CHUNK_LIMIT) {
-        if (++shift > 40) {
-            return -ENOSPC;
-        }
+        shift++;
+    }
+    if (!segment_fits(arena->stride, bytes, shift)) {
+        return -ENOSPC;
     }
     uint32_t count = (uint32_t) ((bytes + (UINT64_C(1) << shift) - 1) >> shift);
 
-    if (data_offset(header->stride, count) + ((uint64_t) count << shift) > header->stride) {
-        return -ENOSPC;
-    }
-    for (uint32_t id = 0; id < header->segment_limit; id++) {
+    for (uint32_t id = 0; id < arena->segment_limit; id++) {
         uint64_t word = atomic_load(&header->segment[id]);
-        bool fresh = word == 0;
-
-        if (fresh) {
-            if (!atomic_compare_exchange_strong(&header->segment[id], &word,
-                                                DIR_WORD(self, shift, count))) {
-                continue;
-            }
-        } else {
-            if ((arena->segments[id] != NULL && arena->segments[id]->mine)
-                || (uint64_t) DIR_COUNT(word) << DIR_SHIFT(word) < size
-                || (DIR_OWNER(word) != self && !owner_is_gone(DIR_OWNER(word)))
-                || !atomic_compare_exchange_strong(
-                    &header->segment[id], &word,
-                    DIR_WORD(self, DIR_SHIFT(word), DIR_COUNT(word)))) {
-                continue;
-            }
-        }
-        int error = segment_map(arena, id, out);
+        int error = word == 0 ? try_make(arena, id, shift, count)
+                              : try_adopt(arena, id, word, size);
 
         if (error == 0) {
-            error = fresh ? reserve(*out) : 0;
+            *out = arena->segments[id];
         }
-        if (error == 0) {
-            error = segment_map_data(*out);
-        }
-        if (error != 0) {
-            /* The free map is still all "lent", so a fresh one is lost to use but to nobody's
-               harm; its number can be had again only by a caller that fits its size. */
-            atomic_store(&header->segment[id], fresh ? 0 : DIR_WORD(0, DIR_SHIFT(word),
-                                                                    DIR_COUNT(word)));
-            if (fresh && arena->segments[id] != NULL) {
-                segment_unmap(arena->segments[id]);
-            }
+        if (error <= 0) {
             return error;
         }
-        (*out)->mine = true;
-        if (fresh) {
-            freemap_put_back((*out)->map, 0, (*out)->count); /* L1: the guard stays 0 */
-        }
-        return 0;
     }
     return -ENOSPC;
 }
@@ -231,12 +289,7 @@ void
 segment_unmap(struct segment *seg)
 {
     seg->arena->segments[seg->id] = NULL;
-    munmap(seg->map, seg->head_bytes);
-    if (seg->data != NULL) {
-        munmap(seg->data, (uint64_t) seg->count << seg->shift);
-        free(seg->warm);
-    }
-    free(seg);
+    unmap(seg);
 }
 
 /* Make [offset, offset + size) resident by huge pages where the range covers them whole.
@@ -284,8 +337,10 @@ segment_validate(struct segment *seg)
         if (chunks == 0 || chunks > seg->count - at) {
             return -__LINE__; /* L2: length */
         }
-        if ((RUN_STATE(word) == RUN_LEASED) != (RUN_HOLDERS(word) > 0)) {
-            return -__LINE__; /* L2: holders */
+        if (RUN_STATE(word) == RUN_IN_FLIGHT
+                ? RUN_HOLDERS(word) > slack_of(seg->shift, 1)
+                : (RUN_STATE(word) == RUN_LEASED) != (RUN_HOLDERS(word) > 0)) {
+            return -__LINE__; /* L2: slack, holders */
         }
         for (uint32_t c = at; c < at + chunks; c++) {
             if (freemap_is_free(seg->map, c)) {

@@ -90,7 +90,7 @@ mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run)
     if (seg != NULL && seg->mine && try_claim(seg, size, run)) {
         goto done;
     }
-    for (uint32_t id = 0; id < arena->header->segment_limit; id++) {
+    for (uint32_t id = 0; id < arena->segment_limit; id++) {
         seg = arena->segments[id];
         if (seg != NULL && seg->mine && try_claim(seg, size, run)) {
             arena->hot = id;
@@ -108,6 +108,26 @@ mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run)
 done:
     pthread_mutex_unlock(&mpshm_process.lock);
     return error;
+}
+
+mpshm_run *
+mpshm_run_new(mpshm_arena *arena)
+{
+    mpshm_run *run = calloc(1, sizeof *run);
+
+    if (run != NULL) {
+        arena_keep(arena);
+        run->arena = arena;
+    }
+    return run;
+}
+
+void
+mpshm_run_free(mpshm_run *run)
+{
+    (void) mpshm_abandon(run); /* refused when it was sent, or is another process's */
+    arena_let_go(run->arena);
+    free(run);
 }
 
 /* R3, and that the run is still on loan. */
@@ -186,14 +206,15 @@ int
 sender_seal(mpshm_run *run, uint64_t size)
 {
     int error = check_loaned(run);
-    struct segment *seg = run_segment(run);
+    struct segment *seg = error == 0 ? run_segment(run) : NULL;
 
     if (error == 0 && (size == 0 || size > run->capacity)) {
         error = -EINVAL;
     }
     if (error == 0) {
         atomic_store_explicit(&seg->runs[run->chunk_id],
-                              RUN_WORD(run->tag, chunks_for(seg, size), 0, RUN_IN_FLIGHT),
+                              RUN_WORD(run->tag, chunks_for(seg, size), slack_of(seg->shift, size),
+                                       RUN_IN_FLIGHT),
                               memory_order_release);
     }
     return error;
@@ -203,7 +224,8 @@ void
 sender_unseal(mpshm_run *run, uint64_t size)
 {
     struct segment *seg = run_segment(run);
-    uint64_t was = RUN_WORD(run->tag, chunks_for(seg, size), 0, RUN_IN_FLIGHT);
+    uint64_t was = RUN_WORD(run->tag, chunks_for(seg, size), slack_of(seg->shift, size),
+                            RUN_IN_FLIGHT);
     bool back = atomic_compare_exchange_strong(&seg->runs[run->chunk_id], &was,
                                                RUN_WORD(run->tag, run_chunks(run), 0, RUN_LOANED));
 
@@ -331,18 +353,4 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
     nanosleep(&wait, NULL);
 #endif
     return sender_has_room(arena, bytes, mark) ? 0 : -ETIMEDOUT;
-}
-
-int
-mpshm_disown(mpshm_run *run)
-{
-    struct segment *seg = run_segment(run);
-    uint64_t offset = (uint64_t) (run->data - seg->data);
-
-    if (mmap(run->data, run->capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
-             run->arena->fd, (off_t) (segment_file_offset(seg) + seg->head_bytes + offset))
-        == MAP_FAILED) {
-        return -errno;
-    }
-    return 0;
 }

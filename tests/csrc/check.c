@@ -1,0 +1,280 @@
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <dirent.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* A test that hangs is killed after this; none comes near it. */
+#define HANG_S 30
+
+const mpshm_geometry tiny = {.stride = 3 * SMALL_ALIGN, .segment_bytes = TINY_CHUNK * TINY_CHUNKS,
+                             .segment_limit = 4, .chunk_shift = 4};
+
+void
+check_failed(const char *file, int line, const char *what)
+{
+    fprintf(stderr, "%s:%d: %s\n", file, line, what);
+    fflush(stderr);
+    _exit(1);
+}
+
+void
+check_equal(const char *file, int line, const char *what, int64_t expected, int64_t actual)
+{
+    if (expected != actual) {
+        fprintf(stderr, "%s:%d: %s: expected %lld, got %lld\n", file, line, what,
+                (long long) expected, (long long) actual);
+        fflush(stderr);
+        _exit(1);
+    }
+}
+
+int
+run_tests(const struct test *tests, size_t count, int argc, char **argv)
+{
+    int failed = 0;
+
+    signal(SIGPIPE, SIG_IGN);
+    for (size_t i = 0; i < count; i++) {
+        int status;
+
+        if (argc > 1 && strstr(tests[i].name, argv[1]) == NULL) {
+            continue;
+        }
+        fflush(stdout);
+        int pid = fork();
+
+        if (pid == 0) {
+            alarm(HANG_S);
+            tests[i].run();
+            exit(0); /* not _exit: leak checks and the core's own exit handler belong to the test */
+        }
+        while (waitpid(pid, &status, 0) == -1) {
+        }
+        if (status != 0) {
+            failed++;
+            printf("FAILED %s: %s %d\n", tests[i].name, WIFSIGNALED(status) ? "signal" : "exit",
+                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+        }
+    }
+    printf("%s: %d failed\n", argv[0], failed);
+    return failed != 0;
+}
+
+mpshm_geometry
+paged(void)
+{
+    uint32_t page = (uint32_t) sysconf(_SC_PAGESIZE);
+
+    return (mpshm_geometry) {.stride = 64 * SMALL_ALIGN, .segment_bytes = UINT64_C(16) * page,
+                             .segment_limit = 8, .chunk_shift = (uint32_t) __builtin_ctz(page)};
+}
+
+mpshm_arena *
+arena_of(mpshm_geometry geometry)
+{
+    mpshm_arena *arena;
+
+    CHECK_EQ(0, mpshm_arena_create(&geometry, MPSHM_FILE_AUTO, &arena));
+    return arena;
+}
+
+mpshm_arena *
+attach_again(mpshm_arena *arena)
+{
+    mpshm_arena *again;
+    int fd = dup(mpshm_arena_fd(arena));
+
+    CHECK(fd != -1);
+    CHECK_EQ(0, mpshm_arena_attach(fd, &again));
+    return again;
+}
+
+mpshm_run
+claim(mpshm_arena *arena, uint64_t size)
+{
+    mpshm_run run;
+
+    CHECK_EQ(0, mpshm_get_buf(arena, size, &run));
+    return run;
+}
+
+void
+fill(char *data, uint64_t size, unsigned seed)
+{
+    for (uint64_t i = 0; i < size; i++) {
+        data[i] = (char) (seed * 167 + i * 31 + (i >> 8));
+    }
+}
+
+bool
+is_filled(const char *data, uint64_t size, unsigned seed)
+{
+    for (uint64_t i = 0; i < size; i++) {
+        if (data[i] != (char) (seed * 167 + i * 31 + (i >> 8))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void
+frame_of(const mpshm_run *run, uint64_t size, char frame[FRAME_BYTES])
+{
+    struct part part = {*run, size};
+
+    CHECK_EQ(FRAME_BYTES, frame_put(frame, &part, 1, 0, NULL, 0, NULL));
+}
+
+mpshm_parcel *
+parcel_of(mpshm_arena *arena)
+{
+    mpshm_parcel *parcel = mpshm_parcel_new();
+
+    CHECK(parcel != NULL);
+    mpshm_parcel_begin(parcel, arena);
+    return parcel;
+}
+
+int
+send_run(int fd, mpshm_run *run, uint64_t size)
+{
+    mpshm_parcel *parcel = parcel_of(run->arena);
+    int error = mpshm_put_run(parcel, run, size);
+
+    CHECK_EQ(0, error);
+    error = mpshm_send(parcel, fd, NULL, 0);
+    mpshm_parcel_free(parcel);
+    return error;
+}
+
+int
+lease_frame(mpshm_arena *arena, const unsigned char frame[FRAME_BYTES], char **data,
+            uint64_t *size)
+{
+    uint32_t mmap_id, chunk_id, tag;
+
+    memcpy(&mmap_id, frame + 12, 4);
+    memcpy(&chunk_id, frame + 16, 4);
+    memcpy(size, frame + 20, 8);
+    memcpy(&tag, frame + 28, 4);
+    return mpshm_lease(arena, mmap_id, chunk_id, *size, tag, data);
+}
+
+int
+receive(mpshm_arena *arena, int fd, char **data, uint64_t *size)
+{
+    mpshm_reader reader = {.have = 0};
+    mpshm_opened opened;
+
+    CHECK_EQ(WHOLE_FRAME, mpshm_read_frame(&reader, fd));
+    int error = mpshm_open(&reader, arena, &opened);
+
+    if (error == 0) {
+        CHECK_EQ(1, opened.count);
+        *data = opened.views[0].data;
+        *size = opened.views[0].size;
+    }
+    mpshm_opened_free(&opened);
+    return error;
+}
+
+void
+land(const mpshm_run *run, uint64_t size)
+{
+    char *data;
+
+    CHECK_EQ(0, mpshm_lease(run->arena, run->mmap_id, run->chunk_id, size, run->tag, &data));
+    mpshm_release(data);
+}
+
+char *
+lease_new(mpshm_arena *arena, uint64_t size, unsigned seed)
+{
+    mpshm_run run = claim(arena, size);
+    char *data;
+
+    fill(run.data, size, seed);
+    CHECK_EQ(0, mpshm_seal(&run, size));
+    CHECK_EQ(0, mpshm_lease(arena, run.mmap_id, run.chunk_id, size, run.tag, &data));
+    return data;
+}
+
+mpshm_gauges
+gauges(mpshm_arena *arena)
+{
+    mpshm_gauges now;
+
+    CHECK_EQ(0, mpshm_arena_gauges(arena, &now));
+    return now;
+}
+
+uint32_t
+runs_in_use(mpshm_arena *arena)
+{
+    mpshm_gauges now = gauges(arena);
+
+    return now.runs_loaned + now.runs_in_flight + now.runs_leased;
+}
+
+void
+check_all_free(mpshm_arena *arena)
+{
+    CHECK_EQ(0, runs_in_use(arena));
+    CHECK_EQ(1, mpshm_arena_is_valid(arena));
+    for (uint32_t id = 0; id < arena->header->segment_limit; id++) {
+        struct segment *seg = arena->segments[id];
+
+        for (uint32_t chunk = 0; seg != NULL && chunk < seg->count; chunk++) {
+            CHECK_EQ(true, freemap_is_free(seg->map, chunk));
+        }
+    }
+}
+
+void
+close_clean(mpshm_arena *arena)
+{
+    check_all_free(arena);
+    mpshm_arena_close(arena);
+}
+
+int
+fork_hooked(void)
+{
+    mpshm_fork_announce();
+    int pid = fork();
+
+    CHECK(pid != -1);
+    (void) mpshm_fork_over();
+    if (pid == 0) {
+        alarm(HANG_S);
+    }
+    return pid;
+}
+
+void
+wait_child(int pid)
+{
+    int status;
+
+    while (waitpid(pid, &status, 0) == -1) {
+    }
+    CHECK_EQ(0, status);
+}
+
+int
+open_descriptors(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    int count = 0;
+
+    CHECK(dir != NULL);
+    while (readdir(dir) != NULL) {
+        count++;
+    }
+    closedir(dir);
+    return count;
+}

@@ -1,0 +1,119 @@
+/* What the C tests stand on: checks that name both sides, a runner, and a tiny arena.
+
+   Every test runs in a process of its own: a crash or a hang fails that test alone, and each starts
+   from a core that knows no arena. */
+#ifndef CHECK_H
+#define CHECK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1 /* address space is not ours to limit */
+#else
+#define SANITIZED 0
+#endif
+
+#define CHECK(condition)                                                                       \
+    do {                                                                                       \
+        if (!(condition)) {                                                                    \
+            check_failed(__FILE__, __LINE__, #condition);                                      \
+        }                                                                                      \
+    } while (0)
+#define CHECK_EQ(expected, actual)                                                             \
+    check_equal(__FILE__, __LINE__, #actual, (int64_t) (expected), (int64_t) (actual))
+
+void check_failed(const char *file, int line, const char *what);
+void check_equal(const char *file, int line, const char *what, int64_t expected, int64_t actual);
+
+struct test {
+    const char *name;
+    void (*run)(void);
+};
+#define TEST(name) {#name, name}
+#define RUN_TESTS(tests) int main(int argc, char **argv) \
+    { return run_tests(tests, sizeof tests / sizeof *tests, argc, argv); }
+int run_tests(const struct test *tests, size_t count, int argc, char **argv);
+
+#define TINY_CHUNK 16u
+#define TINY_CHUNKS 64u
+#define FRAME_BYTES 32u /* a frame that names one run and holds no stream */
+/* What mpshm_read_frame gives for such a frame. */
+#define WHOLE_FRAME (FRAME_BYTES + MPSHM_DESCRIPTORS)
+
+extern const mpshm_geometry tiny; /* 16-byte chunks, 64 to a segment, 4 segments */
+
+mpshm_geometry paged(void);       /* the same, but a chunk is a page */
+mpshm_arena *arena_of(mpshm_geometry geometry);
+/* Another handle of the same arena with mappings of its own, as another process would have. */
+mpshm_arena *attach_again(mpshm_arena *arena);
+
+mpshm_run claim(mpshm_arena *arena, uint64_t size);
+void fill(char *data, uint64_t size, unsigned seed);
+bool is_filled(const char *data, uint64_t size, unsigned seed);
+
+/* Frames that name one run.  A send that fails abandons the run. */
+void frame_of(const mpshm_run *run, uint64_t size, char frame[FRAME_BYTES]);
+int send_run(int fd, mpshm_run *run, uint64_t size);
+mpshm_parcel *parcel_of(mpshm_arena *arena);
+int lease_frame(mpshm_arena *arena, const unsigned char frame[FRAME_BYTES], char **data,
+                uint64_t *size);
+int receive(mpshm_arena *arena, int fd, char **data, uint64_t *size);
+/* Have a sealed run leased and released, as its message would. */
+void land(const mpshm_run *run, uint64_t size);
+/* Claim, fill, seal and lease without a pipe: a view as a receiver has it. */
+char *lease_new(mpshm_arena *arena, uint64_t size, unsigned seed);
+
+mpshm_gauges gauges(mpshm_arena *arena);
+uint32_t runs_in_use(mpshm_arena *arena);
+/* Every bit of every segment is back, not only every run's word. */
+void check_all_free(mpshm_arena *arena);
+/* Valid, empty; then close it. */
+void close_clean(mpshm_arena *arena);
+
+/* fork() as the package does it, with the core's hooks around. */
+int fork_hooked(void);
+void wait_child(int pid);
+int open_descriptors(void);
+
+/* The two halves of mpshm_receive, and what the second gives, apart. */
+typedef struct {
+    mpshm_held *views;
+    uint32_t count, stream_runs, stream_at, bad_id, bad_chunk, bad_tag;
+    uint64_t bad_size;
+} mpshm_opened;
+
+static inline int
+mpshm_read_frame(mpshm_reader *reader, int fd)
+{
+    return frame_read(reader, fd);
+}
+
+static inline int
+mpshm_open(const mpshm_reader *read, mpshm_arena *arena, mpshm_opened *out)
+{
+    mpshm_reader reader = *read;
+
+    reader.runs = NULL;
+    reader.count = 0;
+    int error = frame_open(&reader, arena);
+
+    *out = (mpshm_opened) {reader.runs, reader.count, reader.stream_runs, reader.stream_at,
+                           reader.bad_id, reader.bad_chunk, reader.bad_tag, reader.bad_size};
+    return error;
+}
+
+static inline void
+mpshm_opened_free(mpshm_opened *opened)
+{
+    free(opened->views);
+    opened->views = NULL;
+    opened->count = 0;
+}
+
+#endif

@@ -1,0 +1,285 @@
+/* Fork: nothing inherited is one's own, and what both sides hold stays private to each. */
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Two pipes, to take turns by. */
+static int to_child[2], to_parent[2];
+
+static void
+open_turns(void)
+{
+    CHECK_EQ(0, pipe(to_child));
+    CHECK_EQ(0, pipe(to_parent));
+}
+
+static void
+go(int turn[2])
+{
+    CHECK_EQ(1, write(turn[1], "g", 1));
+}
+
+static void
+await(int turn[2])
+{
+    char byte;
+
+    CHECK_EQ(1, read(turn[0], &byte, 1));
+}
+
+static void
+inherited_run_is_not_the_childs_to_use(void)
+{
+    mpshm_arena *arena = arena_of(tiny);
+    mpshm_run run = claim(arena, 16);
+
+    open_turns();
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        mpshm_run mine = claim(arena, 16);
+
+        CHECK(mine.mmap_id != run.mmap_id);
+        CHECK_EQ(MPSHM_E_FOREIGN, mpshm_increase_buf(&run, 16, 0));
+        CHECK_EQ(MPSHM_E_FOREIGN, mpshm_seal(&run, 16));
+        CHECK_EQ(MPSHM_E_FOREIGN, mpshm_abandon(&run));
+        CHECK_EQ(MPSHM_E_FOREIGN, send_run(to_parent[1], &run, 16));
+        CHECK_EQ(0, mpshm_abandon(&mine));
+        exit(0);
+    }
+    wait_child(pid);
+    CHECK_EQ(1, gauges(arena).runs_loaned);
+    CHECK_EQ(16, mpshm_increase_buf(&run, 16, 16));
+    CHECK_EQ(0, mpshm_abandon(&run));
+    close_clean(arena);
+}
+
+static void
+views_are_private_to_parent_child_and_grandchild(void)
+{
+    mpshm_arena *arena = arena_of(paged()), *again = attach_again(arena);
+    uint64_t page = UINT64_C(1) << paged().chunk_shift, size = 3 * page;
+    char *mine = lease_new(arena, size, 1), *other = lease_new(again, page, 2);
+
+    open_turns();
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        CHECK_EQ(2, mpshm_leases());
+        await(to_child); /* the parent has written by now */
+        CHECK(is_filled(mine, size, 1));
+        CHECK(is_filled(other, page, 2));
+        fill(mine, size, 20);
+        int grandchild = fork_hooked();
+
+        if (grandchild == 0) {
+            CHECK(is_filled(mine, size, 20));
+            fill(mine, size, 30);
+            CHECK(is_filled(mine, size, 30));
+            mpshm_release(mine);
+            exit(0); /* `other` is released by the exit */
+        }
+        wait_child(grandchild);
+        CHECK(is_filled(mine, size, 20));
+        go(to_parent);
+        await(to_child); /* the parent has released */
+        CHECK(is_filled(mine, size, 20));
+        CHECK(is_filled(other, page, 2));
+        mpshm_release(mine);
+        mpshm_release(other);
+        CHECK_EQ(0, mpshm_leases());
+        exit(0);
+    }
+    fill(mine, size, 10);
+    fill(other, page, 11);
+    go(to_child);
+    await(to_parent);
+    CHECK(is_filled(mine, size, 10));
+    CHECK(is_filled(other, page, 11));
+    mpshm_release(mine);
+    mpshm_release(other);
+    CHECK_EQ(0, mpshm_leases());
+    CHECK_EQ(2, gauges(arena).runs_leased); /* by the child */
+    CHECK_EQ(1, mpshm_arena_is_valid(arena));
+    go(to_child);
+    wait_child(pid);
+    close_clean(again);
+    close_clean(arena);
+}
+
+static void
+child_that_just_exits_lets_go(void)
+{
+    mpshm_arena *arena = arena_of(paged());
+    char *data = lease_new(arena, 100, 1);
+
+    for (int i = 0; i < 20; i++) {
+        int pid = fork_hooked();
+
+        if (pid == 0) {
+            data[0]++;
+            exit(0);
+        }
+        wait_child(pid);
+    }
+    CHECK(is_filled(data, 100, 1));
+    mpshm_release(data);
+    close_clean(arena);
+}
+
+/* After the release the place is an ordinary one again: what is sent through it arrives. */
+static void
+place_of_a_private_view_is_shared_again_after_release(void)
+{
+    mpshm_arena *arena = arena_of(paged()), *again = attach_again(arena);
+    char *data = lease_new(arena, 5000, 1), *next;
+    mpshm_run run;
+    int ends[2];
+    uint64_t size;
+
+    CHECK_EQ(0, pipe(ends));
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        fill(data, 5000, 2);
+        mpshm_release(data);
+        CHECK_EQ(0, receive(arena, ends[0], &next, &size));
+        CHECK(next == data);
+        CHECK(is_filled(next, 5000, 4));
+        mpshm_release(next);
+        exit(0);
+    }
+    fill(data, 5000, 3);
+    mpshm_release(data);
+    while (runs_in_use(arena) != 0) { /* the child lets go too */
+    }
+    run = claim(arena, 5000);
+    CHECK_EQ(0, run.chunk_id);
+    fill(run.data, 5000, 4);
+    CHECK_EQ(0, send_run(ends[1], &run, 5000));
+    wait_child(pid);
+    data = lease_new(arena, 5000, 5);
+    CHECK(is_filled(data, 5000, 5));
+    mpshm_release(data);
+    close_clean(again);
+    close_clean(arena);
+}
+
+/* Chunks smaller than a page cannot be remapped; it is said, and the holders are still counted. */
+static void
+view_that_cannot_be_made_private_is_reported(void)
+{
+    mpshm_arena *arena = arena_of(tiny);
+    char *gap = lease_new(arena, 16, 1), *data = lease_new(arena, 16, 2);
+
+    mpshm_fork_announce();
+    int pid = fork();
+
+    CHECK_EQ(-EINVAL, mpshm_fork_over());
+    if (pid == 0) {
+        CHECK_EQ(2, mpshm_leases());
+        mpshm_release(data);
+        mpshm_release(gap);
+        exit(0);
+    }
+    wait_child(pid);
+    CHECK_EQ(2, gauges(arena).runs_leased);
+    mpshm_release(data);
+    mpshm_release(gap);
+    close_clean(arena);
+}
+
+/* A fork nobody announced is one before an exec: the child is no holder and releases nothing. */
+static void
+unannounced_fork_leaves_all_to_the_parent(void)
+{
+    mpshm_arena *arena = arena_of(paged());
+    char *data = lease_new(arena, 5000, 1);
+    int pid = fork();
+
+    if (pid == 0) {
+        CHECK_EQ(0, mpshm_leases());
+        mpshm_release(data);
+        mpshm_release_all();
+        _exit(0);
+    }
+    wait_child(pid);
+    CHECK(is_filled(data, 5000, 1));
+    CHECK_EQ(1, gauges(arena).runs_leased);
+    mpshm_release(data);
+    close_clean(arena);
+}
+
+static _Atomic bool stop;
+
+/* Own channel, own arena: sends to itself until told to stop. */
+static void *
+talk(void *argument)
+{
+    mpshm_arena *arena = argument;
+    char *data;
+    uint64_t size;
+    int ends[2];
+
+    CHECK_EQ(0, pipe(ends));
+    for (unsigned i = 0; !atomic_load(&stop); i++) {
+        mpshm_run run = claim(arena, 9000);
+
+        fill(run.data, 100, i);
+        CHECK_EQ(0, send_run(ends[1], &run, 100));
+        CHECK_EQ(0, receive(arena, ends[0], &data, &size));
+        CHECK(is_filled(data, 100, i));
+        fill(data, 100, i + 1);
+        mpshm_release(data);
+    }
+    close(ends[0]);
+    close(ends[1]);
+    return NULL;
+}
+
+static void
+fork_among_busy_threads_leaves_both_sides_working(void)
+{
+    mpshm_arena *arenas[2] = {arena_of(paged()), arena_of(paged())};
+    pthread_t threads[2];
+
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(0, pthread_create(&threads[i], NULL, talk, arenas[i]));
+    }
+    for (int i = 0; i < 100; i++) {
+        char *data = lease_new(arenas[0], 5000, 3);
+        int pid = fork_hooked();
+
+        if (pid == 0) {
+            /* The threads are gone; what they had leased is released by the exit. */
+            fill(data, 5000, 4);
+            mpshm_release(lease_new(arenas[1], 5000, 5));
+            mpshm_release(data);
+            mpshm_release_all();
+            _exit(0);
+        }
+        wait_child(pid);
+        CHECK(is_filled(data, 5000, 3));
+        mpshm_release(data);
+    }
+    atomic_store(&stop, true);
+    for (int i = 0; i < 2; i++) {
+        pthread_join(threads[i], NULL);
+        close_clean(arenas[i]);
+    }
+}
+
+static const struct test tests[] = {
+    TEST(inherited_run_is_not_the_childs_to_use),
+    TEST(views_are_private_to_parent_child_and_grandchild),
+    TEST(child_that_just_exits_lets_go),
+    TEST(place_of_a_private_view_is_shared_again_after_release),
+    TEST(unannounced_fork_leaves_all_to_the_parent),
+    TEST(view_that_cannot_be_made_private_is_reported),
+    TEST(fork_among_busy_threads_leaves_both_sides_working),
+};
+RUN_TESTS(tests)

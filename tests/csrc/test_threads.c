@@ -1,0 +1,210 @@
+/* Threads of one process on one arena: for TSan above all, which sees no other process. */
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SENDERS 3
+#define MESSAGES 3000
+
+static mpshm_arena *arena, *far;
+static int ends[2], token[2];
+static _Atomic int received, waited;
+static unsigned char seen[SENDERS][MESSAGES];
+
+static void *
+sender(void *argument)
+{
+    unsigned me = (unsigned) (uintptr_t) argument, seed = me + 1;
+
+    for (unsigned i = 0; i < MESSAGES;) {
+        uint64_t size = (uint64_t) rand_r(&seed) % 300 + 8;
+        mpshm_run run;
+
+        if (mpshm_wait_room(arena, ends[1], size, 2048, 20) != 0) {
+            atomic_fetch_add(&waited, 1);
+            continue;
+        }
+        int error = mpshm_get_buf(arena, size % 50 + 8, &run);
+
+        if (error == 0 && run.capacity < size
+            && mpshm_increase_buf(&run, size - run.capacity, size - run.capacity) < 0) {
+            CHECK_EQ(0, mpshm_abandon(&run));
+            error = mpshm_get_buf(arena, size, &run);
+        }
+        if (error != 0) {
+            CHECK_EQ(-ENOSPC, error);
+            sched_yield();
+            continue;
+        }
+        memcpy(run.data, &me, 4);
+        memcpy(run.data + 4, &i, 4);
+        fill(run.data + 8, size - 8, me * MESSAGES + i);
+        if (i % 7 == 0) {
+            CHECK_EQ(0, sender_seal(&run, size));
+            sender_unseal(&run, size);
+        }
+        CHECK_EQ(0, send_run(ends[1], &run, size));
+        i++;
+    }
+    return NULL;
+}
+
+static void *
+receiver(void *argument)
+{
+    mpshm_arena *mine = argument;
+    char *kept = NULL, byte;
+
+    for (;;) {
+        mpshm_reader reader = {.have = 0};
+        char *data;
+        uint64_t size;
+        unsigned from, number;
+
+        CHECK_EQ(1, read(token[0], &byte, 1)); /* a frame is two reads: one receiver at a time */
+        int n = mpshm_read_frame(&reader, ends[0]);
+
+        CHECK_EQ(1, write(token[1], "t", 1));
+        if (n == 0) {
+            break;
+        }
+        CHECK_EQ(WHOLE_FRAME, n);
+        CHECK_EQ(0, lease_frame(mine, reader.bytes, &data, &size));
+        memcpy(&from, data, 4);
+        memcpy(&number, data + 4, 4);
+        CHECK(from < SENDERS && number < MESSAGES);
+        CHECK(is_filled(data + 8, size - 8, from * MESSAGES + number));
+        CHECK_EQ(0, seen[from][number]);
+        seen[from][number] = 1;
+        atomic_fetch_add(&received, 1);
+        memset(data, 0, size); /* what was received is ours to write */
+        if (kept != NULL) {
+            mpshm_release(kept);
+        }
+        kept = data;
+    }
+    if (kept != NULL) {
+        mpshm_release(kept);
+    }
+    return NULL;
+}
+
+static void
+senders_and_receivers_share_one_pipe(void)
+{
+    pthread_t senders[SENDERS], receivers[2];
+
+    arena = arena_of(tiny);
+    far = attach_again(arena);
+    CHECK_EQ(0, pipe(ends));
+    CHECK_EQ(0, pipe(token));
+    CHECK_EQ(1, write(token[1], "t", 1));
+    for (uintptr_t i = 0; i < SENDERS; i++) {
+        CHECK_EQ(0, pthread_create(&senders[i], NULL, sender, (void *) i));
+    }
+    /* One through the senders' own mappings, one through others. */
+    CHECK_EQ(0, pthread_create(&receivers[0], NULL, receiver, arena));
+    CHECK_EQ(0, pthread_create(&receivers[1], NULL, receiver, far));
+    for (int i = 0; i < SENDERS; i++) {
+        pthread_join(senders[i], NULL);
+    }
+    close(ends[1]);
+    for (int i = 0; i < 2; i++) {
+        pthread_join(receivers[i], NULL);
+    }
+    CHECK_EQ(SENDERS * MESSAGES, atomic_load(&received));
+    close_clean(far);
+    close_clean(arena);
+}
+
+static _Atomic bool stop;
+
+static void *
+watch(void *argument)
+{
+    (void) argument;
+    while (!atomic_load(&stop)) {
+        (void) gauges(arena);
+        CHECK_EQ(0, mpshm_leases());
+    }
+    return NULL;
+}
+
+static void *
+come_and_go(void *argument)
+{
+    uint64_t size = 16 * (1 + (uint64_t) (uintptr_t) argument);
+
+    for (int i = 0; i < 5000; i++) {
+        mpshm_run run;
+
+        if (mpshm_get_buf(arena, size, &run) == 0) {
+            fill(run.data, run.capacity, 1);
+            (void) mpshm_increase_buf(&run, 64, 0);
+            CHECK_EQ(0, mpshm_abandon(&run));
+        }
+    }
+    return NULL;
+}
+
+static void
+gauges_may_be_read_at_any_time(void)
+{
+    pthread_t watcher, workers[3];
+
+    arena = arena_of(tiny);
+    CHECK_EQ(0, pthread_create(&watcher, NULL, watch, NULL));
+    for (uintptr_t i = 0; i < 3; i++) {
+        CHECK_EQ(0, pthread_create(&workers[i], NULL, come_and_go, (void *) i));
+    }
+    for (int i = 0; i < 3; i++) {
+        pthread_join(workers[i], NULL);
+    }
+    atomic_store(&stop, true);
+    pthread_join(watcher, NULL);
+    close_clean(arena);
+}
+
+static void *
+open_and_close(void *argument)
+{
+    (void) argument;
+    for (int i = 0; i < 300; i++) {
+        mpshm_arena *own = attach_again(arena);
+        char *data = lease_new(own, 100, 1);
+
+        mpshm_arena_close(own);
+        CHECK(is_filled(data, 100, 1));
+        mpshm_release(data);
+    }
+    return NULL;
+}
+
+static void
+handles_come_and_go_in_threads(void)
+{
+    mpshm_geometry wide = tiny;
+    pthread_t threads[3];
+
+    wide.segment_limit = 16;
+    arena = arena_of(wide);
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(0, pthread_create(&threads[i], NULL, open_and_close, NULL));
+    }
+    for (int i = 0; i < 3; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    close_clean(arena);
+}
+
+static const struct test tests[] = {
+    TEST(senders_and_receivers_share_one_pipe),
+    TEST(gauges_may_be_read_at_any_time),
+    TEST(handles_come_and_go_in_threads),
+};
+RUN_TESTS(tests)

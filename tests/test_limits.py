@@ -1,0 +1,508 @@
+"""The process's limits, the modes, and a core that is missing: grace, counts, and never a signal.
+
+Each case runs in a process of its own, for limits and environment are a process's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+COMMON = """
+import json, os, pickle, resource, signal, sys, threading
+
+def say(**facts):
+    print(json.dumps(facts))
+    sys.stdout.flush()
+
+def limit(which, soft):
+    resource.setrlimit(which, (soft, resource.getrlimit(which)[1]))
+
+def through(a, b, obj):
+    def send():
+        try:
+            a.send(obj)
+        except BaseException as error:  # else the receiver would wait for ever
+            a.send_bytes(pickle.dumps(repr(error)))
+    thread = threading.Thread(target=send)
+    thread.start()
+    got = b.recv()
+    thread.join()
+    return got
+
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; C programs that embed it do not
+"""
+
+
+def run(code: str, *args: object, mpshm: str | None = "auto", ok: bool = True) -> Any:
+    """Run COMMON and `code`; what it said, after it ended of itself."""
+    environ = {key: value for key, value in os.environ.items() if key != "MPSHM"}
+    if mpshm is not None:
+        environ["MPSHM"] = mpshm
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", COMMON + code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environ,
+    )
+    assert done.returncode >= 0, f"died of signal {-done.returncode}: {done.stderr}"
+    if ok:
+        assert (0, "") == (done.returncode, done.stderr)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stderr
+
+
+# Size of files
+
+FSIZE = """
+limit(resource.RLIMIT_FSIZE, int(sys.argv[1]))
+import mpshm, numpy as np
+for duplex in (True, False):
+    b, a = mpshm.Pipe(duplex)
+    sent = [np.arange(1 << 17), "x" * 100_000, np.arange(5000)]
+    got = through(a, b, sent)
+    stats = a.stats()
+    say(
+        whole=all(np.array_equal(x, y) for x, y in zip(sent, got)),
+        messages=stats.shm_messages + stats.plain_messages,
+        reasons=stats.plain_reasons,
+    )
+    got = through(a, b, np.arange(5000))
+    say(whole=int(got.sum()) == 12497500, messages=1, reasons={})
+    del got
+    a.close(), b.close()
+"""
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 1 << 20, 16 << 20, 40 << 20, 1 << 30, 1 << 40])
+def test_small_limit_on_file_size(size: int) -> None:
+    for said in run(FSIZE, size):
+        assert said["whole"]
+        assert 1 == said["messages"]
+        assert set(said["reasons"]) <= {"no memory file", "out of shared memory"}
+
+
+def test_limit_on_file_size_still_leaves_shared_memory_where_it_can() -> None:
+    assert {} == run(FSIZE, 1 << 30)[0]["reasons"]
+    assert {"no memory file": 1} == run(FSIZE, 4096)[0]["reasons"]
+
+
+def test_limit_on_file_size_when_shared_memory_is_required() -> None:
+    code = """
+limit(resource.RLIMIT_FSIZE, 4096)
+import mpshm
+before = os.listdir("/proc/self/fd")
+try:
+    mpshm.Pipe()
+except mpshm.PlainRoadError as error:
+    text = str(error)
+say(error=text, leaked=len(os.listdir("/proc/self/fd")) - len(before))
+"""
+    (said,) = run(code, mpshm="require")
+    assert "MPSHM=require, but no shared memory" in said["error"]
+    assert 0 == said["leaked"]
+
+
+def test_limit_on_file_size_set_while_a_channel_is_open() -> None:
+    code = """
+import mpshm, numpy as np
+a, b = mpshm.Pipe()
+limit(resource.RLIMIT_FSIZE, 0)
+for n in (5000, 1 << 20, 10 << 20):
+    say(whole=np.array_equal(through(a, b, np.arange(n)), np.arange(n)))
+say(shm=a.stats().shm_messages)
+a.close(), b.close()
+"""
+    assert [{"whole": True}] * 3 + [{"shm": 3}] == run(code, mpshm="require")
+
+
+# Address space
+
+ADDRESS_SPACE = """
+import mpshm, numpy as np
+def vm_bytes():
+    with open("/proc/self/status") as file:
+        return next(int(x.split()[1]) << 10 for x in file if x.startswith("VmSize"))
+room, channel_first = int(sys.argv[1]), sys.argv[2] == "after"
+if channel_first:
+    a, b = mpshm.Pipe()
+limit(resource.RLIMIT_AS, vm_bytes() + room)
+if not channel_first:
+    a, b = mpshm.Pipe()
+sent = np.arange(12_500)
+outcomes = []
+for number in range(5):
+    try:
+        a.send(sent)
+        outcomes.append(np.array_equal(sent, b.recv()))
+    except MemoryError:
+        outcomes.append("MemoryError")
+limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+while b.poll():
+    b.recv()
+a.send(sent)
+say(outcomes=outcomes, after=np.array_equal(sent, b.recv()), reasons=a.stats().plain_reasons,
+    runs=a.stats().runs_in_use)
+a.close(), b.close()
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("room", [1 << 20, 4 << 20, 20 << 20, 70 << 20, 100 << 20, 200 << 20])
+def test_small_limit_on_address_space(room: int, when: str) -> None:
+    (said,) = run(ADDRESS_SPACE, room, when)
+    assert set(map(str, said["outcomes"])) <= {"True", "MemoryError"}
+    assert said["after"]
+    assert set(said["reasons"]) <= {"out of shared memory", "no memory file"}
+    assert 0 == said["runs"]
+
+
+def test_sender_short_of_address_space_goes_plain() -> None:
+    (said,) = run(ADDRESS_SPACE, 20 << 20, "after")
+    assert [True] * 5 == said["outcomes"]
+    assert {"out of shared memory": 5} == said["reasons"]
+
+
+RECEIVER_SHORT = """
+import mpshm, numpy as np
+context = mpshm.get_context("fork")
+reader, writer = context.Pipe(duplex=False)
+back, told = context.Pipe(duplex=False)
+
+def receive():
+    with open("/proc/self/status") as file:
+        size = next(int(x.split()[1]) << 10 for x in file if x.startswith("VmSize"))
+    limit(resource.RLIMIT_AS, size + (16 << 20))
+    for _ in range(3):
+        try:
+            told.send(int(reader.recv().sum()))
+        except MemoryError:
+            told.send("MemoryError")
+    limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+    told.send(int(reader.recv().sum()))
+
+process = context.Process(target=receive)
+process.start()
+got = []
+for _ in range(4):
+    writer.send(np.ones(10_000))
+    got.append(back.recv())
+process.join()
+say(got=got, exit=process.exitcode, runs=writer.stats().runs_in_use)
+for end in (reader, writer, back, told):
+    end.close()
+"""
+
+
+def test_receiver_short_of_address_space() -> None:
+    (said,) = run(RECEIVER_SHORT, mpshm="require")
+    assert set(map(str, said["got"][:3])) <= {"10000", "MemoryError"}
+    assert 10_000 == said["got"][3]
+    assert (0, 0) == (said["exit"], said["runs"])
+
+
+# Descriptors
+
+DESCRIPTORS = """
+import errno
+import mpshm, numpy as np
+spare, duplex = int(sys.argv[1]), sys.argv[2] == "duplex"
+limit(resource.RLIMIT_NOFILE, 64)
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+for _ in range(spare):
+    os.close(taken.pop())
+try:
+    b, a = mpshm.Pipe(duplex)
+except OSError as error:
+    say(error=errno.errorcode[error.errno])
+except mpshm.PlainRoadError as error:
+    say(refused=str(error))
+else:
+    got = through(a, b, np.arange(20_000))
+    say(whole=np.array_equal(got, np.arange(20_000)), reasons=a.stats().plain_reasons)
+    del got
+    a.close(), b.close()
+free = 0
+try:
+    while True:
+        os.dup(0)
+        free += 1
+except OSError:
+    say(free=free)
+"""
+
+
+@pytest.mark.parametrize("ways", ["duplex", "oneway"])
+@pytest.mark.parametrize("mode", ["auto", "require"])
+@pytest.mark.parametrize("spare", range(5))
+def test_few_descriptors_left(spare: int, mode: str, ways: str) -> None:
+    said, after = run(DESCRIPTORS, spare, ways, mpshm=mode)
+    assert {"free": spare} == after
+    if spare < 2:
+        assert {"error": "EMFILE"} == said
+    elif spare > 2:
+        assert {"whole": True, "reasons": {}} == said
+    elif mode == "auto":
+        assert {"whole": True, "reasons": {"no memory file": 1}} == said
+    else:
+        assert "MPSHM=require, but no shared memory" in said["refused"]
+
+
+# Modes
+
+
+def test_off_takes_the_plain_road_alone() -> None:
+    code = """
+import mpshm, numpy as np
+before = set(os.listdir("/proc/self/fd"))
+a, b = mpshm.Pipe()
+say(descriptors=len(set(os.listdir("/proc/self/fd")) - before))
+got = through(a, b, {"x": np.arange(100_000), "y": "y" * 100_000})
+say(size=got["x"].size, writeable=got["x"].flags.writeable)
+buf = a.get_buf(10_000)
+buf.view[:] = b"b" * 10_000
+a.send_buf(buf)
+say(same=b.recv_bytes() == b"b" * 10_000, reasons=a.stats().plain_reasons)
+queue = mpshm.Queue()
+queue.put(np.arange(100_000))
+say(size=queue.get().size)
+with mpshm.get_context("fork").Pool(2) as pool:
+    say(sums=pool.map(np.sum, [np.ones(50_000)] * 3, chunksize=1) == [50_000.0] * 3)
+stats = mpshm.stats()
+say(shm=stats.shm_messages, segments=stats.segments)
+queue.close(), queue.join_thread(), a.close(), b.close()
+"""
+    assert [
+        {"descriptors": 2},
+        {"size": 100_000, "writeable": True},
+        {"same": True, "reasons": {"off": 1, "small": 1}},
+        {"size": 100_000},
+        {"sums": True},
+        {"shm": 0, "segments": 0},
+    ] == run(code, mpshm="off")
+
+
+@pytest.mark.parametrize("value", ["bogus", "", "OFF", "1", "require "])
+def test_unknown_mode_is_named_where_a_channel_is_made(value: str) -> None:
+    code = """
+import mpshm
+before = os.listdir("/proc/self/fd")
+for make in (mpshm.Pipe, mpshm.Queue, mpshm.SimpleQueue, mpshm.get_context("spawn").Pipe):
+    try:
+        make()
+    except ValueError as error:
+        say(error=str(error))
+say(leaked=len(os.listdir("/proc/self/fd")) - len(before))
+"""
+    *errors, leaked = run(code, mpshm=value)
+    assert [{"error": f"MPSHM={value!r}: expected auto, off or require"}] * 4 == errors
+    assert {"leaked": 0} == leaked
+
+
+def test_auto_is_what_holds_when_nothing_is_said() -> None:
+    code = """
+import mpshm, numpy as np
+a, b = mpshm.Pipe()
+got = through(a, b, np.arange(100_000))
+say(shm=a.stats().shm_messages)
+"""
+    assert [{"shm": 1}] == run(code, mpshm=None)
+
+
+# Without the compiled core
+
+NO_CORE = """
+sys.modules["mpshm._native"] = None
+import mpshm, numpy as np
+from mpshm import arena
+assert arena.CORE_MISSING
+"""
+
+SENT_WITHOUT_CORE = """
+def make():
+    frozen = np.arange(20_000)
+    frozen.flags.writeable = False
+    return [
+        "small",
+        "x" * 100_000,
+        b"x" * 100_000,
+        bytearray(100_000),
+        np.arange(20_000),
+        frozen,
+        np.arange(20_000).astype("M8[s]"),
+        np.zeros(20_000, "i4,f8"),
+        np.full(20_000, "text"),
+        np.asfortranarray(np.ones((100, 300))),
+        np.arange(40_000)[::2],
+        {str(i): np.arange(5000) for i in range(30)},
+    ]
+
+def same(x, y):
+    if isinstance(x, dict):
+        return x.keys() == y.keys() and all(same(x[k], y[k]) for k in x)
+    if isinstance(x, np.ndarray):
+        return type(x) is type(y) and bool(np.array_equal(x, y))
+    return type(x) is type(y) and x == y
+"""
+
+
+def test_connections_work_without_the_core() -> None:
+    code = (
+        NO_CORE
+        + SENT_WITHOUT_CORE
+        + """
+for duplex in (True, False):
+    b, a = mpshm.Pipe(duplex)
+    say(wrong=[i for i, x in enumerate(make()) if not same(x, through(a, b, x))])
+    thread = threading.Thread(target=a.send_bytes, args=(b"z" * 300_000,))
+    thread.start()
+    say(size=len(b.recv_bytes()))
+    thread.join()
+    buf = a.get_buf(1000)
+    buf.view[:4] = b"head"
+    a.send_buf(buf)
+    with b.recv_buf() as got:
+        say(head=bytes(got.view[:4]).decode())
+    a.send_bytes(b"12345")
+    try:
+        b.recv_bytes_into(bytearray(3))
+    except mpshm.BufferTooShort as error:
+        say(short=error.args[0].decode())
+    a.send_bytes(b"12345")
+    try:
+        b.recv_bytes(3)
+    except OSError as error:
+        say(long=str(error))
+    say(reasons=sorted(a.stats().plain_reasons), shm=a.stats().shm_messages)
+    a.close(), b.close()
+"""
+    )
+    expected = [
+        {"wrong": []},
+        {"size": 300_000},
+        {"head": "head"},
+        {"short": "12345"},
+        {"long": "bad message length"},
+        {"reasons": ["no memory file", "small"], "shm": 0},
+    ]
+    assert expected * 2 == run(code)
+
+
+PUT = """
+def put(queue, x):
+    try:
+        queue.put(x)
+    except BaseException as error:
+        queue.put(repr(error))
+
+"""
+
+
+def test_queues_and_pools_work_without_the_core() -> None:
+    code = (
+        NO_CORE
+        + SENT_WITHOUT_CORE
+        + """
+context = mpshm.get_context("fork")
+for kind in (context.Queue, context.JoinableQueue, context.SimpleQueue):
+    queue = kind()
+    wrong = []
+    for i, x in enumerate(make()):
+        feeder = threading.Thread(target=put, args=(queue, x))
+        feeder.start()
+        if not same(x, queue.get()):
+            wrong.append(i)
+        feeder.join()
+    say(wrong=wrong)
+    queue.close()
+with context.Pool(2) as pool:
+    say(wrong=[i for i, (x, y) in enumerate(zip(make(), pool.imap(same_back, make())))
+               if not same(x, y)])
+reader, writer = context.Pipe(duplex=False)
+process = context.Process(target=lambda: writer.send(np.arange(50_000)))
+process.start()
+say(size=reader.recv().size)
+process.join()
+say(exit=process.exitcode)
+"""
+    ).replace("context = mpshm", "def same_back(x):\n    return x\n\n" + PUT + "context = mpshm")
+    assert [{"wrong": []}] * 4 + [{"size": 50_000}, {"exit": 0}] == run(code)
+
+
+def test_missing_core_is_refused_when_required() -> None:
+    code = (
+        NO_CORE
+        + """
+before = os.listdir("/proc/self/fd")
+try:
+    mpshm.Pipe()
+except mpshm.PlainRoadError as error:
+    text = str(error)
+say(error=text, leaked=len(os.listdir("/proc/self/fd")) - len(before))
+"""
+    )
+    (said,) = run(code, mpshm="require")
+    assert "core is missing" in said["error"]
+    assert 0 == said["leaked"]
+
+
+def test_descriptor_frame_without_the_core_is_a_clear_error() -> None:
+    """From a peer that has it: the channel was made elsewhere and came by inheritance."""
+    code = (
+        NO_CORE
+        + """
+import struct
+frame = struct.pack("!I", 0x8000001C) + struct.pack("=HHI", 0, 1, 0)
+frame += struct.pack("=IIQI", 0, 0, 100_000, 1)
+for kind in ("recv", "recv_bytes", "recv_buf"):
+    r, w = os.pipe()
+    reader = mpshm.Connection(r, writable=False)
+    os.write(w, frame)
+    os.close(w)
+    try:
+        got = getattr(reader, kind)()
+    except mpshm.ProtocolError as error:
+        say(error=str(error))
+    except BaseException as error:
+        say(unclear=repr(error))
+    else:
+        say(got=repr(got))
+    reader.close()
+"""
+    )
+    for said in run(code):
+        assert "no shared memory" in said["error"]
+
+
+def test_connection_passed_to_a_process_without_the_core() -> None:
+    code = """
+import mpshm, numpy as np
+a, b = mpshm.Pipe()
+lacking = \'\'\'
+import sys
+sys.modules["mpshm._native"] = None
+import mpshm, numpy as np
+conn = mpshm.Connection(int(sys.argv[1]))
+conn.send(np.arange(20_000))
+print(conn.recv())
+\'\'\'
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", lacking, str(b.fileno())],
+                         pass_fds=[b.fileno()], stdout=subprocess.PIPE, text=True)
+got = a.recv()
+a.send("thanks")
+say(size=got.size, answer=child.communicate()[0].strip(), exit=child.returncode)
+a.close(), b.close()
+"""
+    assert [{"size": 20_000, "answer": "thanks", "exit": 0}] == run(code)

@@ -1,0 +1,322 @@
+"""Several threads on one end, releases elsewhere than the receive, ends that close meanwhile."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mpshm
+from mpshm import arena, config
+
+Ends = tuple[mpshm.Connection, mpshm.Connection]
+LARGE = 40_000
+
+
+@pytest.fixture(autouse=True)
+def hang_guard() -> Iterator[None]:
+    faulthandler.dump_traceback_later(120, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+class Threads:
+    """Threads whose errors are raised where they are joined."""
+
+    def __init__(self, *calls: Callable[[], Any]) -> None:
+        self.raised: list[BaseException] = []
+        self.threads = [threading.Thread(target=self.run, args=(call,)) for call in calls]
+
+    def run(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            self.raised.append(error)
+
+    def __enter__(self) -> Threads:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self.threads:
+            thread.join()
+        raised, self.raised = self.raised, []
+        if raised:
+            raise raised[0]
+
+
+def message(sender: int, number: int) -> Any:
+    """One of several kinds, whose every part tells whose it is and which."""
+    mark = (sender, number)
+    return (
+        (mark, "small"),
+        (mark, bytes([sender]) * (config.INLINE_MAX - 200)),  # inline, more than a pipe's piece
+        (mark, np.full(LARGE, 1000 * sender + number)),
+        (mark, [np.full(5000 + i, 1000 * sender + number) for i in range(4)]),
+        (mark, [f"{sender} {number}" for _ in range(5000)]),
+        (mark, bytes([sender]) * 150_000),
+    )[number % 6]
+
+
+def assert_whole(got: Any) -> None:
+    (sender, number), body = got
+    expected = message(sender, number)[1]
+    assert type(expected) is type(body)
+    if isinstance(expected, np.ndarray):
+        assert np.array_equal(expected, body)
+    elif isinstance(expected, list) and isinstance(expected[0], np.ndarray):
+        assert all(np.array_equal(x, y) for x, y in zip(expected, body, strict=True))
+    else:
+        assert expected == body
+
+
+@pytest.mark.parametrize("both_ways", [True, False])
+def test_threads_that_send_on_one_end_keep_messages_whole(both_ways: bool) -> None:
+    b, a = mpshm.Pipe(both_ways)
+    senders, count = 4, 60
+
+    def send(sender: int) -> Callable[[], None]:
+        return lambda: [a.send(message(sender, n)) for n in range(count)] and None
+
+    seen = defaultdict(list)
+    with a, b, Threads(*map(send, range(senders))):
+        for _ in range(senders * count):
+            got = b.recv()
+            assert_whole(got)
+            seen[got[0][0]].append(got[0][1])
+        del got
+    assert {sender: list(range(count)) for sender in range(senders)} == dict(seen)
+
+
+def test_threads_that_receive_on_one_end_get_each_message_once(pipe: Ends) -> None:
+    a, b = pipe
+    receivers, count = 4, 200
+    seen: Counter[int] = Counter()
+
+    def receive() -> None:
+        while (got := b.recv()) is not None:
+            assert_whole(got)
+            seen[got[0][1]] += 1
+
+    with Threads(*[receive] * receivers):
+        for number in range(count):
+            a.send(message(1, number))
+        for _ in range(receivers):
+            a.send(None)
+    assert Counter(range(count)) == seen
+
+
+def test_threads_that_send_and_receive_bytes_and_objects_at_once(pipe: Ends) -> None:
+    a, b = pipe
+
+    def talk(end: mpshm.Connection, sender: int) -> Callable[[], None]:
+        def run() -> None:
+            for number in range(60):
+                end.send(message(sender, number))
+
+        return run
+
+    def listen(end: mpshm.Connection) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(60):
+                assert_whole(end.recv())
+
+        return run
+
+    with Threads(talk(a, 1), talk(b, 2), listen(a), listen(b)):
+        pass
+
+
+def test_array_is_released_by_another_thread(pipe: Ends) -> None:
+    a, b = pipe
+    hand_over: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    sums = []
+
+    def release() -> None:
+        while (got := hand_over.get()) is not None:
+            sums.append(int(got.sum()))
+            del got
+
+    with Threads(release, release):
+        for number in range(300):
+            a.send(np.full(4000, number))
+            hand_over.put(b.recv())
+        hand_over.put(None)
+        hand_over.put(None)
+    assert [4000 * number for number in range(300)] == sorted(sums)
+    assert 0 == a.stats().runs_in_use
+
+
+def test_buffers_are_filled_sent_and_released_by_other_threads(pipe: Ends) -> None:
+    a, b = pipe
+    filled: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    received: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def fill() -> None:
+        for number in range(200):
+            buf = a.get_buf(50_000)
+            buf.view[:] = bytes([number]) * 50_000
+            filled.put(buf)
+        filled.put(None)
+
+    def send() -> None:
+        while (buf := filled.get()) is not None:
+            a.send_buf(buf)
+        a.send_bytes(b"")
+
+    def receive() -> None:
+        while len(got := b.recv_buf()) > 0:
+            received.put(got)
+        received.put(None)
+
+    with Threads(fill, send, receive):
+        for number in range(200):
+            with received.get() as got:
+                assert bytes([number]) * 50_000 == got.view
+        assert received.get() is None
+    assert 0 == a.stats().runs_in_use
+
+
+def test_views_live_on_after_close() -> None:
+    a, b = mpshm.Pipe()
+    a.send({n: np.full(LARGE, n) for n in range(5)})
+    a.send(np.arange(LARGE))
+    got, other = b.recv(), b.recv()
+    a.close()
+    b.close()
+    del a, b
+    for number, one in got.items():
+        assert (one == number).all()
+        one[:] = -number
+    assert np.array_equal(np.arange(LARGE), other)
+    assert 6 == arena.lease_count()
+    last = got.pop(3)
+    got.clear()
+    del one, other
+    assert 1 == arena.lease_count()
+    assert (last == -3).all()
+    holder = [last]
+    del last
+    with Threads(holder.clear):  # any thread may be the last to look
+        pass
+    assert 0 == arena.lease_count()
+
+
+def test_memory_file_goes_with_the_last_view() -> None:
+    def memory_files() -> int:
+        links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+        return sum("memfd:mpshm" in os.readlink(link) for link in links if os.path.islink(link))
+
+    before = memory_files()
+    a, b = mpshm.Pipe()
+    a.send(np.arange(LARGE))
+    got = b.recv()
+    assert before + 1 == memory_files()
+    a.close()
+    b.close()
+    del a, b
+    assert got[-1] == LARGE - 1
+    del got
+    assert before == memory_files()
+
+
+def test_message_received_while_another_thread_lets_go_of_the_channel() -> None:
+    for number in range(50):
+        a, b = mpshm.Pipe()
+        a.send(np.full(LARGE, number))
+        held = [b.recv()]
+        with Threads(a.close, b.close, held.clear):
+            pass
+
+
+def test_channels_made_and_closed_while_others_are_looked_at() -> None:
+    stop = threading.Event()
+
+    def make() -> None:
+        for number in range(150):
+            a, b = mpshm.Pipe(number % 2 == 0)
+            sender, receiver = (a, b) if number % 2 == 0 else (b, a)
+            with a, b:
+                sender.send(np.full(LARGE, number))
+                assert (receiver.recv() == number).all()
+
+    def look() -> None:
+        while not stop.is_set():
+            assert mpshm.stats().runs_in_use >= 0
+            assert all(one.is_valid() for one in arena.process_arenas())
+
+    with Threads(look):
+        try:
+            with Threads(make, make):
+                pass
+        finally:
+            stop.set()
+
+
+def test_each_thread_its_own_channel() -> None:
+    def talk(sender: int) -> Callable[[], None]:
+        def run() -> None:
+            a, b = mpshm.Pipe()
+            with a, b:
+                for number in range(100):
+                    a.send(message(sender, number)) if number % 6 != 1 else a.send(sender)
+                    got = b.recv()
+                    assert_whole(got) if number % 6 != 1 else None
+
+        return run
+
+    with Threads(*map(talk, range(4))):
+        pass
+
+
+EXIT_WHILE_BLOCKED = """
+import sys, threading
+import mpshm, numpy as np
+reader, writer = mpshm.Pipe(duplex=False)
+other, far = mpshm.Pipe()
+kept = []
+started = threading.Barrier(4)
+
+def receive():
+    started.wait()
+    reader.recv()
+
+def send():
+    started.wait()
+    while True:
+        other.send(np.ones(1 << 20))
+
+def hold():
+    a, b = mpshm.Pipe()
+    a.send(np.arange(40_000))
+    kept.append(b.recv())
+    started.wait()
+    while True:
+        kept[0].sum()
+
+for target in (receive, send, hold):
+    threading.Thread(target=target, daemon=True).start()
+started.wait()
+print("exits")
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_exit_while_daemon_threads_are_blocked(attempt: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", EXIT_WHILE_BLOCKED],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (0, "exits\n", "") == (done.returncode, done.stdout, done.stderr)
