@@ -15,7 +15,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in $(wildcard mpshm/*.py mpshm/*.pyi
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
 
-test: lint $(BUILD)/installed
+test: lint core-test $(BUILD)/installed
 	mkdir -p $(BUILD)/run
 	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
 

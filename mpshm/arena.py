@@ -14,8 +14,8 @@ from typing import Any
 
 from . import config
 from .counters import Gauges
-from .errors import BufferTooSmall, ProtocolError
-from .wire import FRAME_MAX, Descriptor
+from .errors import BufferTooSmall, ProtocolError, TooLong
+from .wire import FRAME_MAX, Descriptor, read_exactly
 
 try:
     from ._native import ffi, lib
@@ -24,9 +24,6 @@ try:
     CORE_MISSING = ""
 except ImportError as _error:  # no C compiler, or a platform the core does not know
     CORE_MISSING = str(_error)
-
-PIECE_MAX = 64 << 10
-"""Bytes asked of a pipe in one read: as many as it holds by default."""
 
 NO_MARK = (1 << 64) - 1
 
@@ -341,10 +338,6 @@ def writable_alias(address: int, size: int, owner: object) -> memoryview:
     return memoryview(ffi.buffer(pointer, size))
 
 
-class TooLong(Exception):
-    """A plain message is longer than its receiver allows; its body is unread."""
-
-
 class Reader:
     """Reads one message's frame at a time off a descriptor and never past it.
 
@@ -394,22 +387,7 @@ class Reader:
             return stream, views, stream_runs
         if maxsize is not None and size > maxsize:
             raise TooLong
-        return body or _read_exactly(fd, size), [], 0
-
-
-def _read_exactly(fd: int, size: int) -> bytes:
-    """The body after a length word; its end of file is a torn message."""
-    pieces: list[bytes] = []
-    while size > 0:
-        # Not all at once: a hostile length must not allocate, and a pipe gives no more.
-        piece = os.read(fd, size if size < PIECE_MAX else PIECE_MAX)
-        if not piece:
-            raise _failure(lib.MPSHM_E_TORN, "")
-        if len(piece) == size and not pieces:
-            return piece
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
+        return body or read_exactly(fd, size), [], 0
 
 
 class Buffer:

@@ -23,11 +23,10 @@ from .arena import (
     Parcel,
     Reader,
     Run,
-    TooLong,
     process_arenas,
 )
 from .counters import EndCounters, Gauges, Reason, Stats, process_total
-from .errors import BufferTooShort, PlainRoadError
+from .errors import BufferTooShort, PlainRoadError, TooLong
 from .payload import Message, Received
 
 __all__ = ["Connection", "Pipe", "wait"]
@@ -70,7 +69,7 @@ class Connection(stock.Connection):
         # Reentrant: a signal handler may use the connection that it interrupted.
         self._send_lock = threading.RLock()
         self._recv_lock = threading.RLock()
-        self._reader = None if CORE_MISSING else Reader()
+        self._reader: Reader | wire.PlainReader = wire.PlainReader() if CORE_MISSING else Reader()
 
     def __reduce__(self) -> Any:
         self._check_closed()
@@ -194,11 +193,6 @@ class Connection(stock.Connection):
         if self._handle is None or not self._readable:
             self._check_closed()
             self._check_readable()
-        if self._reader is None:
-            plain = super()._recv_bytes(maxsize)  # type: ignore[misc]
-            if plain is None:
-                raise TooLong
-            return self._count_plain(plain.getvalue())
         with self._recv_lock:
             body, views, stream_runs = self._reader.read(self._handle, self._arena, maxsize)
         if not views:
@@ -270,7 +264,7 @@ class Connection(stock.Connection):
         return Buffer(data if isinstance(data, memoryview) else memoryview(bytearray(data)))
 
     def _poll(self, timeout: float | None) -> bool:
-        if self._reader is not None and self._reader.pending:
+        if self._reader.pending:
             return True
         return bool(wait([self], timeout))
 

@@ -15,3 +15,7 @@ class ProtocolError(OSError):
 
 class PlainRoadError(RuntimeError):
     """MPSHM=require is set and a message would have taken the plain road."""
+
+
+class TooLong(Exception):
+    """Internal: a message is longer than its receiver allows; of a plain one the body is unread."""

@@ -15,7 +15,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from . import wire
-from .arena import Arena, OutOfSharedMemory, Parcel, writable_alias
+from .arena import CORE_MISSING, Arena, OutOfSharedMemory, Parcel, writable_alias
 from .config import INLINE_MAX, VIEW_MIN
 from .counters import Reason
 from .errors import ProtocolError
@@ -127,7 +127,7 @@ class _Dumper:
         ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
         if self.reducers_seen == (ndarray, copyreg.dispatch_table, extra):
             return
-        ours = {ndarray: _reduce_array} if ndarray is not None else {}
+        ours = {ndarray: _reduce_array} if ndarray is not None and not CORE_MISSING else {}
         self.reducers = {**ours, **copyreg.dispatch_table, **extra}
         self.pickler.dispatch_table = self.reducers
         self.reducers_seen = (ndarray, dict(copyreg.dispatch_table), dict(extra))

@@ -1,17 +1,27 @@
-"""The stock module's frame of a plain message.  Descriptor frames are csrc/frame.c's."""
+"""The stock module's frame of a plain message, and its reading where there is no core.
+
+Descriptor frames are csrc/frame.c's.
+"""
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import NamedTuple
+
+from .errors import ProtocolError, TooLong
 
 FRAME_MAX = 4096
 """PIPE_BUF: what a pipe takes in one piece or not at all."""
 
 FRAME_OVERHEAD, DESCRIPTOR_BYTES = 12, 20
 
+PIECE_MAX = 64 << 10
+"""Bytes asked of a pipe in one read: as many as it holds by default."""
+
 _LENGTH = struct.Struct("!i")
 _LONG = struct.Struct("!iQ")
+_LONG_SIZE = struct.Struct("!Q")
 
 
 class Descriptor(NamedTuple):
@@ -31,3 +41,39 @@ def plain_header(size: int) -> bytes:
 def fits(descriptors: int, stream_bytes: int) -> bool:
     """Whether a frame holds so many descriptors and so much stream, as csrc/frame.c has it."""
     return FRAME_OVERHEAD + descriptors * DESCRIPTOR_BYTES + stream_bytes <= FRAME_MAX
+
+
+def read_exactly(fd: int, size: int) -> bytes:
+    """The rest of a message of which something was read: its end of file is a torn message."""
+    pieces: list[bytes] = []
+    while size > 0:
+        # Not all at once: a hostile length must not allocate, and a pipe gives no more.
+        piece = os.read(fd, size if size < PIECE_MAX else PIECE_MAX)
+        if not piece:
+            raise ProtocolError("got end of file during message")
+        if len(piece) == size and not pieces:
+            return piece
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+class PlainReader:
+    """`arena.Reader` for a process without the core: it reads plain messages."""
+
+    pending = False
+
+    def read(
+        self, fd: int, arena: object = None, maxsize: int | None = None
+    ) -> tuple[bytes, list[memoryview], int]:
+        start = os.read(fd, _LENGTH.size)
+        if not start:
+            raise EOFError
+        (size,) = _LENGTH.unpack(start + read_exactly(fd, _LENGTH.size - len(start)))
+        if size < -1:
+            raise ProtocolError("descriptor frame on a channel that has no shared memory here")
+        if size == -1:
+            (size,) = _LONG_SIZE.unpack(read_exactly(fd, _LONG_SIZE.size))
+        if maxsize is not None and size > maxsize:
+            raise TooLong
+        return read_exactly(fd, size), [], 0

@@ -62,28 +62,26 @@ def helpers_of_stock() -> None:
     forkserver.ensure_running()
 
 
-def runs_in_use() -> int:
-    """In every arena this process has open, whoever holds them."""
-    gc.collect()
-    return sum(one.gauges().runs_in_use for one in arena.process_arenas())
+def holdings() -> tuple[int, int, dict[int, str], set[int]]:
+    """What a test must leave as it was: runs in use, leases, descriptors, children."""
+    in_use = sum(one.gauges().runs_in_use for one in arena.process_arenas())
+    return in_use, arena.lease_count(), open_descriptors(), children()
 
 
 @pytest.fixture(autouse=True)
 def guard(request: pytest.FixtureRequest) -> Iterator[None]:
     """After the test: no run in use, the same descriptors, no new child."""
     # Compared, not absolute: a test that fails must not take the next ones with it.
-    descriptors, family = open_descriptors(), children()
-    in_use, leases = runs_in_use(), arena.lease_count()
+    before = holdings()
     yield
     if request.node.get_closest_marker("unguarded"):
         return
     sys.last_traceback = None  # type: ignore[attr-defined]
     multiprocessing.active_children()  # waits for the dead
     resource_sharer.stop(timeout=5)
-    assert runs_in_use() == in_use
-    assert arena.lease_count() == leases
-    assert open_descriptors() == descriptors
-    assert children() == family
+    if holdings() != before:
+        gc.collect()
+    assert holdings() == before
 
 
 @pytest.fixture(params=["fork", "spawn", "forkserver"])

@@ -24,9 +24,9 @@ import pytest
 
 from mpshm import arena as arena_module
 from mpshm import config, wire
-from mpshm.arena import Arena, Buffer, OutOfSharedMemory, Parcel, Reader, Run, TooLong
+from mpshm.arena import Arena, Buffer, OutOfSharedMemory, Parcel, Reader, Run
 from mpshm.config import GEOMETRY, Geometry
-from mpshm.errors import BufferTooSmall, ProtocolError
+from mpshm.errors import BufferTooSmall, ProtocolError, TooLong
 from mpshm.wire import Descriptor
 
 CHUNK = 16

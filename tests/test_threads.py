@@ -268,7 +268,7 @@ def test_each_thread_its_own_channel() -> None:
         def run() -> None:
             a, b = mpshm.Pipe()
             with a, b:
-                for number in range(100):
+                for number in range(60):
                     a.send(message(sender, number)) if number % 6 != 1 else a.send(sender)
                     got = b.recv()
                     assert_whole(got) if number % 6 != 1 else None
