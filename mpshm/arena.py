@@ -366,28 +366,36 @@ class Reader:
         kept.
         """
         c = self._c
-        while (n := _receive(c, fd, ffi.NULL if arena is None else arena._c)) <= 0:
-            if n == 0:
-                raise EOFError
-            if n != -errno.EINTR:
-                wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
-                raise _failure(n, str(wrong) if lib.MPSHM_E_STALE <= n < -10000 else "")
-        if n <= FRAME_MAX:
-            size, body = n - 4, self._bytes[4:n]
-        elif n == _LONG:
-            size, body = c.body_size, b""
-        else:
-            views = []
-            for i in range(c.count):
-                held = _new_holder()
-                lib.mpshm_take(c, i, held)
-                views.append(_view(held))
-            stream_runs = c.stream_runs
-            stream = b"" if stream_runs else self._bytes[c.stream_at : n - lib.MPSHM_DESCRIPTORS]
-            return stream, views, stream_runs
+        try:
+            while (n := _receive(c, fd, ffi.NULL if arena is None else arena._c)) <= 0:
+                if n == 0:
+                    raise EOFError
+                if n != -errno.EINTR:
+                    wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
+                    raise _failure(n, str(wrong) if lib.MPSHM_E_STALE <= n < -10000 else "")
+            if n <= FRAME_MAX:
+                size, body = n - 4, self._bytes[4:n]
+            elif n == _LONG:
+                size, body = c.body_size, b""
+            else:
+                return self._take_over(n - lib.MPSHM_DESCRIPTORS)
+        except BaseException:
+            lib.mpshm_discard(c)  # an interruption may leave runs without a holder
+            raise
         if maxsize is not None and size > maxsize:
             raise TooLong
         return body or read_exactly(fd, size), [], 0
+
+    def _take_over(self, frame_size: int) -> tuple[bytes, list[memoryview], int]:
+        """The message of the descriptor frame just read, each run with a holder of its own."""
+        c, views = self._c, []
+        for i in range(c.count):
+            held = _new_holder()
+            lib.mpshm_take(c, i, held)
+            views.append(_view(held))
+        stream_runs = c.stream_runs
+        stream = b"" if stream_runs else self._bytes[c.stream_at : frame_size]
+        return stream, views, stream_runs
 
 
 class Buffer:

@@ -182,8 +182,8 @@ lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run, mpshm_re
 }
 
 /* Release what was not taken. */
-static void
-discard_runs(mpshm_reader *reader)
+void
+mpshm_discard(mpshm_reader *reader)
 {
     while (reader->count > 0) {
         mpshm_release(reader->runs[--reader->count].data);
@@ -212,7 +212,7 @@ lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_
         first_error = first_error ? first_error : error;
     }
     if (first_error != 0) {
-        discard_runs(reader);
+        mpshm_discard(reader);
     }
     return first_error;
 }
@@ -272,14 +272,14 @@ mpshm_reader_new(void)
 void
 mpshm_reader_free(mpshm_reader *reader)
 {
-    discard_runs(reader);
+    mpshm_discard(reader);
     free(reader);
 }
 
 int
 mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena)
 {
-    discard_runs(reader);
+    mpshm_discard(reader);
     int n = frame_read(reader, fd);
 
     if (n > MPSHM_FRAME_BYTES && n != MPSHM_LONG) {

@@ -148,8 +148,10 @@ void mpshm_reader_free(mpshm_reader *reader);
    too long for `reader` gives MPSHM_LONG: body_size is known, the body is the caller's to read.
    arena may be NULL. */
 int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena);
-/* Move the i-th run to a holder of its own; what is not taken goes back at the next call. */
+/* Move the i-th run to a holder of its own. */
 void mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to);
+/* Give back what was not taken, as the next mpshm_receive and mpshm_reader_free do. */
+void mpshm_discard(mpshm_reader *reader);
 mpshm_held *mpshm_held_new(void);
 void mpshm_held_free(mpshm_held *held);
 
