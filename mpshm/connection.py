@@ -172,7 +172,9 @@ class Connection(stock.Connection):
         elif size <= config.INLINE_MAX:
             data = wire.plain_header(size) + message.stream
             with self._send_lock:
-                self._send(data)
+                written = os.write(self._handle, data)
+                if written < len(data):
+                    self._send(data[written:])
             counters.small_messages += 1
             counters.plain_bytes += size
         else:
@@ -195,20 +197,18 @@ class Connection(stock.Connection):
             self._check_readable()
         with self._recv_lock:
             body, views, stream_runs = self._reader.read(self._handle, self._arena, maxsize)
+        counters = self._counters
         if not views:
-            return self._count_plain(body)
+            counters.received_plain_messages += 1
+            counters.received_plain_bytes += len(body)
+            return body
         stream: Any = body
         if stream_runs:
             stream = views[0] if stream_runs == 1 else b"".join(views[:stream_runs])
         received = Received(stream, views[stream_runs:])
-        self._counters.received_shm_messages += 1
-        self._counters.received_shm_bytes += received.size
+        counters.received_shm_messages += 1
+        counters.received_shm_bytes += received.size
         return received
-
-    def _count_plain(self, data: bytes) -> bytes:
-        self._counters.received_plain_messages += 1
-        self._counters.received_plain_bytes += len(data)
-        return data
 
     def recv(self) -> Any:
         """Receive a picklable object; large arrays in it are private, writable views."""
