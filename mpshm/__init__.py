@@ -9,14 +9,15 @@ The floors, top to bottom; imports go down only:
     queues                 Queue, JoinableQueue, SimpleQueue
     connection             Connection, Pipe: knows frames and roads
     payload | forking      dump and load (knows pickle, no pipes) | what fork does to transports
-    arena                  Arena, Run, Buffer: the only importer of the compiled core
+    buffer                 Buffer: one message's memory in a user's hands
+    arena                  Arena, Run, Parcel, Reader: the only importer of the compiled core
     wire, counters, config, errors, _native   pure functions, counters, constants, the C core
 """
 
 import multiprocessing as _stock
 from multiprocessing import *  # noqa: F403  (for type checkers; replaced below)
 
-from .arena import Buffer
+from .buffer import Buffer
 from .connection import Connection
 from .connection import process_stats as stats
 from .context import default_context as _default

@@ -1,4 +1,4 @@
-"""Arena, Run, Buffer and leases: shared memory as Python objects.
+"""Arena, Run, Parcel, Reader: shared memory and what goes in and out of it, as Python objects.
 
 The only importer of the compiled core.  Knows descriptors and bytes; knows no pickle and no frame.
 """
@@ -9,12 +9,11 @@ import errno
 import os
 import weakref
 from multiprocessing import reduction
-from types import TracebackType
 from typing import Any
 
 from . import config
 from .counters import Gauges
-from .errors import BufferTooSmall, ProtocolError, TooLong
+from .errors import ProtocolError, TooLong
 from .wire import FRAME_MAX, Descriptor, read_exactly
 
 try:
@@ -34,6 +33,8 @@ class OutOfSharedMemory(Exception):
     """The arena is at its limit: the message at hand must take the plain road."""
 
 
+FOREIGN = "buffer belongs to the process this one was forked from"
+SPENT = "buffer has been sent or released"
 _CODES = {
     -10001: "names a segment that is not there",
     -10002: "names a chunk past the segment's end",
@@ -44,8 +45,8 @@ _CODES = {
     -10007: "arena's geometry does not fit its file",
     -10008: "got end of file during message",
     -10009: "descriptor frame is longer than a frame may be",
-    -10010: "buffer belongs to the process this one was forked from",
-    -10011: "buffer has been sent or released",
+    -10010: FOREIGN,
+    -10011: SPENT,
     -10012: "descriptor frame is shorter than its head",
     -10013: "descriptor frame has an unknown flag",
     -10014: "descriptor frame names more runs than it holds, or none",
@@ -398,116 +399,15 @@ class Reader:
         return stream, views, stream_runs
 
 
-class Buffer:
-    """Memory to fill and send without a copy, or received without one.
-
-    From `Connection.get_buf` it is the sender's, until `send_buf` hands it over; from `recv_buf`
-    it is the receiver's, until `release` (or the end of a `with`).  `view` is its memory.  Arrays
-    made over `view` must not be written to after a send.
-    """
-
-    __slots__ = ("__weakref__", "_gone", "_run", "_view")
-
-    def __init__(self, view: memoryview, run: Run | None = None) -> None:
-        self._gone = _CODES[-10011]
-        self._view: memoryview | None = view
-        self._run = run
-        if run is not None:
-            _loaned[id(self)] = self
-
-    @property
-    def view(self) -> memoryview:
-        """Writable bytes, as many as were asked for or received.  ValueError once let go."""
-        if self._view is None:
-            raise ValueError(self._gone)
-        return self._view
-
-    @property
-    def size(self) -> int:
-        """Bytes in `view`."""
-        return self.view.nbytes
-
-    def __len__(self) -> int:
-        return self.size
-
-    def increase_buf(self, size: int, min_size: int | None = None) -> int:
-        """Extend this buffer in place; return the bytes by which `view` grew.
-
-        Takes whole chunks after the run's end while they are free and never moves data: a view
-        taken before stays good and shows the old length.
-        size: bytes wanted; min_size (default: size): fewer is a failure, and nothing is kept.
-        Raises BufferTooSmall when min_size cannot be met, ValueError once sent or released.
-        After NGINX Unit's nxt_port_mmap_increase_buf.
-        """
-        have = self.size
-        least = size if min_size is None else min_size
-        if size < 0 or least < 0:
-            raise ValueError("size is negative")
-        if self._run is None:
-            if least > 0:
-                raise BufferTooSmall("a buffer outside shared memory cannot grow in place")
-            return 0
-        slack = self._run.capacity - have
-        if size > slack:
-            slack += self._run.increase(size - slack, max(0, least - slack))
-        if slack < least:
-            raise BufferTooSmall(f"{least} bytes wanted, {slack} free after the buffer's end")
-        grown = min(size, slack)
-        self._view = self._run.view(have + grown)
-        return grown
-
-    def _disown(self) -> None:
-        self._view, self._run, self._gone = None, None, _CODES[-10010]
-
-    def _hand_over(self) -> tuple[Run | None, memoryview]:
-        """For a send: the run and its bytes; this object is empty afterwards."""
-        view, run = self.view, self._run
-        self._view = self._run = None
-        return run, view
-
-    def _take_back(self, run: Run | None, view: memoryview) -> None:
-        """After a send that failed: the buffer is whole again, unless the message did go out."""
-        if run is None or run.is_loaned:
-            self._run, self._view = run, view
-
-    def release(self) -> None:
-        """Let go.  Views taken from a received buffer keep its memory until they die."""
-        run, self._view, self._run = self._run, None, None
-        if run is not None:
-            run.abandon()
-
-    def __enter__(self) -> Buffer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.release()
-
-
-_loaned: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
-
-
 def fork_announce() -> None:
     """Before a fork whose child goes on with the views it inherits."""
     lib.mpshm_fork_announce()
 
 
 def fork_over() -> None:
-    """After it, in the parent."""
+    """After it, on both sides.  Raises OSError when a view could not be made private."""
     if code := lib.mpshm_fork_over():
         raise _failure(code, "a received view could not be made private before the fork")
-
-
-def fork_over_in_child() -> None:
-    """After it, in the child: what was on loan to the parent is the parent's."""
-    lib.mpshm_fork_over()
-    for ref in _loaned.valuerefs():
-        if (buffer := ref()) is not None:
-            buffer._disown()
 
 
 def release_all() -> None:

@@ -22,9 +22,6 @@ working set inside a 32 MiB last-level cache; larger marks measured slower, not 
 WAIT_SLICE_MS = 50
 """How long a wait for room sleeps before it looks for signals and for a peer that died."""
 
-PROCESS_EXIT_PRIORITY = -1000
-"""After every other exit function: views may be used until then."""
-
 
 class Geometry(NamedTuple):
     """How an arena is laid out: all but the first in bytes."""

@@ -18,13 +18,13 @@ from . import config, forking, payload, wire
 from .arena import (
     CORE_MISSING,
     Arena,
-    Buffer,
     OutOfSharedMemory,
     Parcel,
     Reader,
     Run,
     process_arenas,
 )
+from .buffer import Buffer
 from .counters import EndCounters, Gauges, Reason, Stats, process_total
 from .errors import BufferTooShort, PlainRoadError, TooLong
 from .payload import Message, Received
@@ -181,7 +181,7 @@ class Connection(stock.Connection):
             reason = self._no_arena_reason if self._arena is None else message.reason
             _refuse_if_required(reason)
             with self._send_lock:
-                super()._send_bytes(memoryview(message.stream))  # type: ignore[misc]
+                super()._send_bytes(memoryview(message.stream).cast("B"))  # type: ignore[misc]
             counters.count_plain(reason, size)
 
     # Receiving

@@ -6,7 +6,7 @@ import os
 import weakref
 from typing import Protocol
 
-from . import arena, counters
+from . import arena, buffer, counters
 
 
 class ForkAware(Protocol):
@@ -24,12 +24,13 @@ def register(obj: ForkAware) -> None:
 
 
 def _in_child() -> None:
-    if not arena.CORE_MISSING:
-        arena.fork_over_in_child()
+    buffer.disown_inherited()
     counters.forget_inherited()
     for ref in _aware.valuerefs():
         if (obj := ref()) is not None:
             obj._reset_in_child()
+    if not arena.CORE_MISSING:
+        arena.fork_over()  # last, for it may raise
 
 
 if hasattr(os, "register_at_fork"):

@@ -24,7 +24,8 @@ import pytest
 
 from mpshm import arena as arena_module
 from mpshm import config, wire
-from mpshm.arena import Arena, Buffer, OutOfSharedMemory, Parcel, Reader, Run
+from mpshm.arena import Arena, OutOfSharedMemory, Parcel, Reader, Run
+from mpshm.buffer import Buffer
 from mpshm.config import GEOMETRY, Geometry
 from mpshm.errors import BufferTooSmall, ProtocolError, TooLong
 from mpshm.wire import Descriptor

@@ -23,6 +23,7 @@ FLOORS = (
     ("queues",),
     ("connection",),
     ("payload", "forking"),
+    ("buffer",),
     ("arena",),
     ("wire", "counters", "config", "errors", "_native"),
 )
