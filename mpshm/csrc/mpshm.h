@@ -84,6 +84,8 @@ typedef struct {
     uint32_t stream_at;     /* where in the frame the stream begins, if no run holds it */
     uint32_t bad_id, bad_chunk, bad_tag; /* the descriptor that failed */
     uint64_t bad_size;
+    int64_t spin_ns;        /* how long to look again before blocking; 0: not at all */
+    uint32_t credit, waits; /* whether that has been paying */
     uint32_t have;
     unsigned char bytes[4096];
 } mpshm_reader;
@@ -141,7 +143,7 @@ int mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size);
 int mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size,
                 uint32_t tag, char **data);
 void mpshm_release(void *data);
-mpshm_reader *mpshm_reader_new(void);
+mpshm_reader *mpshm_reader_new(uint32_t spin_us);
 void mpshm_reader_free(mpshm_reader *reader);
 /* Bytes of the whole frame now in `reader`, good until the next call; 0 at end of file.  To those of
    a descriptor frame MPSHM_DESCRIPTORS is added: its runs are leased, all or none.  A plain frame
