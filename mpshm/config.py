@@ -25,7 +25,7 @@ WAIT_SLICE_MS = 50
 
 SPIN_US = 50
 """How long a receiver looks again, yielding its CPU, before it blocks: a wake-up across CPUs costs
-55 to 65 us here.  Adaptive: a receiver whose peer is slow soon stops (csrc/frame.c).  0 is never."""
+55 to 65 us here.  Adaptive: who waits for a slow peer soon stops (csrc/frame.c).  0 is never."""
 
 
 class Geometry(NamedTuple):
