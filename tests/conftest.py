@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_sharer, resource_tracker
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -106,3 +107,19 @@ def simplex() -> Iterator[tuple[mpshm.Connection, mpshm.Connection]]:
     yield reader, writer
     reader.close()
     writer.close()
+
+
+@pytest.fixture(params=[multiprocessing, mpshm], ids=["stock", "mpshm"])
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    """Stock, the oracle, and ours."""
+    chosen: ModuleType = request.param
+    return chosen
+
+
+@pytest.fixture
+def duplex(module: ModuleType) -> Iterator[Any]:
+    """Both ends of a duplex channel of `module`."""
+    a, b = module.Pipe()
+    yield a, b
+    a.close()
+    b.close()

@@ -36,20 +36,6 @@ def hang_guard() -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
-@pytest.fixture(params=[multiprocessing, mpshm], ids=["stock", "mpshm"])
-def module(request: pytest.FixtureRequest) -> ModuleType:
-    chosen: ModuleType = request.param
-    return chosen
-
-
-@pytest.fixture
-def duplex(module: ModuleType) -> Iterator[Any]:
-    a, b = module.Pipe()
-    yield a, b
-    a.close()
-    b.close()
-
-
 def runs() -> int:
     """Runs in use in all arenas of this process, which no garbage must hide."""
     return sum(one.gauges().runs_in_use for one in arena.process_arenas())

@@ -28,20 +28,6 @@ import mpshm
 SMALL, LARGE = 100, 300_000  # inline and by descriptor; the large one fills a pipe and a socket
 
 
-@pytest.fixture(params=[multiprocessing, mpshm], ids=["stock", "mpshm"])
-def module(request: pytest.FixtureRequest) -> ModuleType:
-    chosen: ModuleType = request.param
-    return chosen
-
-
-@pytest.fixture
-def duplex(module: ModuleType) -> Iterator[Any]:
-    a, b = module.Pipe()
-    yield a, b
-    a.close()
-    b.close()
-
-
 @pytest.fixture
 def oneway(module: ModuleType) -> Iterator[Any]:
     reader, writer = module.Pipe(duplex=False)

@@ -4,7 +4,7 @@
 
    Invariants:
    A1  The file's size is fixed at creation and sealed where that can be had.
-   A2  An arena's struct lives while its handle is open or a lease of this process lives.
+   A2  An arena's struct lives while its handle, or a lease, run or parcel of this process, does.
    A3  Nothing in process-local state is trusted in the child of a fork (receiver.c resets it). */
 #define _GNU_SOURCE
 #include "internal.h"

@@ -79,6 +79,13 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_IN_FLIGHT = 2, RUN_LEASED = 3
 #define RUN_HOLDERS(word) ((uint32_t) ((word) >> 2 & HOLDER_LIMIT))
 #define RUN_STATE(word) ((enum run_state) ((word) & 3))
 
+/* Chunks that `size` bytes need. */
+static inline uint64_t
+chunks_of(uint32_t chunk_shift, uint64_t size)
+{
+    return (size + (UINT64_C(1) << chunk_shift) - 1) >> chunk_shift;
+}
+
 static inline uint32_t
 slack_of(uint32_t chunk_shift, uint64_t size)
 {

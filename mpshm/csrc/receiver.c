@@ -180,7 +180,7 @@ mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t si
         error = MPSHM_E_SIZE;
         goto done;
     }
-    uint32_t chunks = (uint32_t) ((size + (UINT64_C(1) << seg->shift) - 1) >> seg->shift);
+    uint32_t chunks = (uint32_t) chunks_of(seg->shift, size);
     uint64_t expected = RUN_WORD(tag, chunks, slack_of(seg->shift, size), RUN_IN_FLIGHT);
     uint64_t leased = RUN_WORD(tag, chunks, 1, RUN_LEASED);
 

@@ -34,7 +34,7 @@ segment_file_offset(const struct segment *seg)
 bool
 segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift)
 {
-    uint64_t count = (bytes + (UINT64_C(1) << shift) - 1) >> shift;
+    uint64_t count = chunks_of(shift, bytes);
 
     return count > 0 && count <= CHUNK_LIMIT
            && data_offset(stride, (uint32_t) count) + (count << shift) <= stride;
@@ -250,13 +250,13 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, struct segment **out)
     if (bytes > arena->stride) {
         return -ENOSPC;
     }
-    while ((bytes + (UINT64_C(1) << shift) - 1) >> shift > CHUNK_LIMIT) {
+    while (chunks_of(shift, bytes) > CHUNK_LIMIT) {
         shift++;
     }
     if (!segment_fits(arena->stride, bytes, shift)) {
         return -ENOSPC;
     }
-    uint32_t count = (uint32_t) ((bytes + (UINT64_C(1) << shift) - 1) >> shift);
+    uint32_t count = (uint32_t) chunks_of(shift, bytes);
 
     for (uint32_t id = 0; id < arena->segment_limit; id++) {
         uint64_t word = atomic_load(&header->segment[id]);

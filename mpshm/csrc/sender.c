@@ -1,4 +1,4 @@
-/* The sender's verbs: get_buf, increase_buf, copy in, seal, send, abandon, and the wait for room.
+/* The sender's verbs: get_buf, increase_buf, copy in, seal, abandon, and the wait for room.
 
    Knows runs and bytes; what a frame says it does not know.
 
@@ -19,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -36,7 +35,7 @@
 static uint32_t
 chunks_for(const struct segment *seg, uint64_t size)
 {
-    return (uint32_t) ((size + (UINT64_C(1) << seg->shift) - 1) >> seg->shift);
+    return (uint32_t) chunks_of(seg->shift, size);
 }
 
 static struct segment *
@@ -158,7 +157,7 @@ mpshm_increase_buf(mpshm_run *run, uint64_t size, uint64_t min_size)
         return error;
     }
     struct segment *seg = run_segment(run);
-    uint32_t chunks = (uint32_t) (run->capacity >> seg->shift);
+    uint32_t chunks = run_chunks(run);
     uint32_t end = run->chunk_id + chunks;
     uint64_t room = (uint64_t) (seg->count - end) << seg->shift;
     uint32_t want = chunks_for(seg, size < room ? size : room);
