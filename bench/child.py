@@ -1,6 +1,6 @@
-"""The inside of one fresh process: one adapter, one case, one JSON object on stdout.
+"""The inside of one fresh process: one case, one JSON object on stdout.
 
-python -m bench.child '{"adapter": "stock", "case": {...}, "budget_s": 0.25}'
+python -m bench.child '{"adapters": ["stock"], "case": {...}, "budget_s": 0.25}'
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ def introduce(adapter: Adapter, cases: list[Case]) -> dict[str, Any]:
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
-    """Do what the runner ordered: {adapter, cases} asks who you are, {adapter, case} for figures.
+    """Do what the runner ordered: {adapter, cases} asks who you are, {adapters, case} for figures.
 
-    Figures are seconds per message (`Measured`) or bytes (`Peak`).
+    Figures, by adapter, are seconds per message (`Measured`) or bytes (`Peak`).
     """
-    adapter = adapters.load(order["adapter"])
     if "cases" in order:
-        return introduce(adapter, [Case(**case) for case in order["cases"]])
+        return introduce(adapters.load(order["adapter"]), [Case(**case) for case in order["cases"]])
     case = Case(**order["case"])
+    crew = [adapters.load(name) for name in order["adapters"]]
     if case.shape in MEMORY_SHAPES:
-        return dataclasses.asdict(measure_peak(adapter, case))
-    return dataclasses.asdict(measure(adapter, case, order["budget_s"]))
+        (adapter,) = crew
+        found: dict[str, Any] = {adapter.name: measure_peak(adapter, case)}
+    else:
+        found = {**measure(crew, case, order["budget_s"])}
+    return {name: dataclasses.asdict(figures) for name, figures in found.items()}
 
 
 def main() -> None:

@@ -1,13 +1,15 @@
-"""Seconds per message: one function per shape, each run alone in a fresh process.
+"""Seconds per message: one context per shape, in a fresh process.
 
 A round is a batch of messages and ONE acknowledgement at its end; rounds repeat until the time
 budget is spent. The consumer drops each object before it asks for the next, as real code does.
+Several adapters in one process take their rounds in turn, so that all see the same machine.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,22 +62,37 @@ def check(found: int, expected: int, what: str) -> None:
         raise RuntimeError(f"{what}: the digests add up to {found}, not {expected}")
 
 
-def repeat(case: Case, budget_s: float, play: Callable[[int], float]) -> Measured:
-    """Warm up, then play rounds for `budget_s` seconds (at least one), and keep their times.
+Roads = dict[str, dict[str, Any]]
+"""The road counters of each process that took part, by its role."""
 
-    play(count) returns the seconds that a round of count messages took.
+
+@dataclass
+class Stage:
+    """One adapter set up for one case. play(count): the seconds that a round of so many took."""
+
+    play: Callable[[int], float]
+    # Filled at the end, when the workers are dismissed.
+    roads: Roads = field(default_factory=dict)
+
+
+def repeat(case: Case, budget_s: float, stages: Mapping[str, Stage]) -> dict[str, Measured]:
+    """Warm up, then play rounds for `budget_s` seconds each (at least one), and keep their times.
+
+    The stages take turns, each round after round.
     """
     count = round_count(case)
-    for _ in range(WARMING_ROUNDS):
-        if play(count) > WARM_ENOUGH_S:
-            break
-    rounds: list[float] = []
+    for stage in stages.values():
+        for _ in range(WARMING_ROUNDS):
+            if stage.play(count) > WARM_ENOUGH_S:
+                break
+    rounds: dict[str, list[float]] = {name: [] for name in stages}
     start = time.perf_counter()
-    while True:
-        rounds.append(play(count) / count)
-        if len(rounds) == MAX_ROUNDS or time.perf_counter() - start > budget_s:
+    for _ in range(MAX_ROUNDS):
+        for name, stage in stages.items():
+            rounds[name].append(stage.play(count) / count)
+        if time.perf_counter() - start > budget_s * len(stages):
             break
-    return Measured(rounds, count)
+    return {name: Measured(rounds[name], count, stage.roads) for name, stage in stages.items()}
 
 
 def drain(recv: Callable[[], Any], read: Digest, count: int) -> int:
@@ -88,10 +105,12 @@ def drain(recv: Callable[[], Any], read: Digest, count: int) -> int:
     return total
 
 
-def one_way(adapter: Adapter, case: Case, budget_s: float) -> Measured:
+@contextmanager
+def one_way(adapter: Adapter, case: Case) -> Iterator[Stage]:
     receiver, sender = adapter.make_pipe(case.size)
     if adapter.in_process:
-        return copy_only(case, budget_s, sender.send)
+        yield copy_only(case, sender.send)
+        return
     read = reader(case.kind, case.touch)
 
     def make_round() -> Callable[[int], int]:
@@ -114,12 +133,12 @@ def one_way(adapter: Adapter, case: Case, budget_s: float) -> Measured:
         check(total, payload.expected_sum(count), case.id)
         return took
 
-    measured = repeat(case, budget_s, play)
-    measured.roads = {"sender": adapter.counters(), "receiver": worker.dismiss()}
-    return measured
+    stage = Stage(play)
+    yield stage
+    stage.roads.update(sender=adapter.counters(), receiver=worker.dismiss())
 
 
-def copy_only(case: Case, budget_s: float, send: Callable[[Any], None]) -> Measured:
+def copy_only(case: Case, send: Callable[[Any], None]) -> Stage:
     """Time `send` alone, for the limit that has no consumer."""
     obj = make_payload(case.kind, case.size, case.touch).obj
 
@@ -129,10 +148,11 @@ def copy_only(case: Case, budget_s: float, send: Callable[[Any], None]) -> Measu
             send(obj)
         return time.perf_counter() - start
 
-    return repeat(case, budget_s, play)
+    return Stage(play)
 
 
-def round_trip(adapter: Adapter, case: Case, budget_s: float) -> Measured:
+@contextmanager
+def round_trip(adapter: Adapter, case: Case) -> Iterator[Stage]:
     """Send an object and wait until the peer has read it and sent it back."""
     ours, theirs = adapter.make_duplex(case.size)
     read = reader(case.kind, case.touch)
@@ -171,12 +191,13 @@ def round_trip(adapter: Adapter, case: Case, budget_s: float) -> Measured:
         check(worker.result(), payload.expected_sum(count), f"{case.id}, out")
         return took
 
-    measured = repeat(case, budget_s, play)
-    measured.roads = {"sender": adapter.counters(), "receiver": worker.dismiss()}
-    return measured
+    stage = Stage(play)
+    yield stage
+    stage.roads.update(sender=adapter.counters(), receiver=worker.dismiss())
 
 
-def queue(adapter: Adapter, case: Case, budget_s: float) -> Measured:
+@contextmanager
+def queue(adapter: Adapter, case: Case) -> Iterator[Stage]:
     """Let `workers` processes put and as many get; time until the last has got its share."""
     channel = adapter.make_queue(case.shape)
     read = reader(case.kind, case.touch)
@@ -212,11 +233,11 @@ def queue(adapter: Adapter, case: Case, budget_s: float) -> Measured:
         check(total, payload.expected_unstamped(share * case.workers), case.id)
         return took
 
-    measured = repeat(case, budget_s, play)
+    stage = Stage(play)
+    yield stage
     for role, crew in (("sender", putters), ("receiver", getters)):
         for number, worker in enumerate(crew):
-            measured.roads[f"{role}{number or ''}"] = worker.dismiss()
-    return measured
+            stage.roads[f"{role}{number or ''}"] = worker.dismiss()
 
 
 POOL_PROCESSES = 2
@@ -262,7 +283,8 @@ def task_tiny(number: int) -> int:
     return number + 1
 
 
-def pool(adapter: Adapter, case: Case, budget_s: float) -> Measured:
+@contextmanager
+def pool(adapter: Adapter, case: Case) -> Iterator[Stage]:
     """Feed tasks through a pool and drop each result as it comes.
 
     imap_unordered with single tasks, not map: map would keep every result alive to the end.
@@ -294,15 +316,15 @@ def pool(adapter: Adapter, case: Case, budget_s: float) -> Measured:
         check(total, wanted, case.id)
         return took
 
-    measured = repeat(case, budget_s, play)
+    stage = Stage(play)
+    yield stage
     # One of the workers answers for all: they did the same.
-    measured.roads = {"sender": adapter.counters(), "receiver": crew.apply(pool_counters)}
+    stage.roads.update(sender=adapter.counters(), receiver=crew.apply(pool_counters))
     crew.close()
     crew.join()
-    return measured
 
 
-SHAPES: dict[str, Callable[[Adapter, Case, float], Measured]] = {
+SHAPES: dict[str, Callable[[Adapter, Case], AbstractContextManager[Stage]]] = {
     "one_way": one_way,
     "round_trip": round_trip,
     "queue": queue,
@@ -313,6 +335,11 @@ SHAPES: dict[str, Callable[[Adapter, Case, float], Measured]] = {
 }
 
 
-def measure(adapter: Adapter, case: Case, budget_s: float) -> Measured:
-    """Measure one case in this process; raises whatever the transport or a check raises."""
-    return SHAPES[case.shape](adapter, case, budget_s)
+def measure(adapters: Iterable[Adapter], case: Case, budget_s: float) -> dict[str, Measured]:
+    """Measure one case in this process; raises whatever a transport or a check raises."""
+    with ExitStack() as open_stages:
+        stages = {
+            adapter.name: open_stages.enter_context(SHAPES[case.shape](adapter, case))
+            for adapter in adapters
+        }
+        return repeat(case, budget_s, stages)

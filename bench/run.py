@@ -59,35 +59,49 @@ def measure_all(
         [name for name in plan.adapters if plan.case.id in known.supported.get(name, ())]
         for plan in plans
     ]
-    total = sum(plan.rounds * len(crew) for plan, crew in zip(plans, crews, strict=True))
+    children = [
+        [crew] if plan.together else [[name] for name in crew]
+        for plan, crew in zip(plans, crews, strict=True)
+    ]
+    total = sum(plan.rounds * len(each) for plan, each in zip(plans, children, strict=True))
     with tqdm(total=total, unit="child", dynamic_ncols=True) as bar:
-        for plan, crew in zip(plans, crews, strict=True):
-            failed: set[str] = set()
+        for plan, each in zip(plans, children, strict=True):
+            failed: list[list[str]] = []
             for number in range(plan.rounds):
-                for name in crew:
-                    bar.set_description(f"{plan.case.id} {name}")
-                    if name not in failed:
-                        result = measure_one(nest, plan, number, name, known.environ[name])
-                        results.append(result)
-                        if "error" in result:
-                            failed.add(name)
-                            bar.write(f"FAILED: {plan.case.id} with {name}", file=sys.stderr)
+                for names in each:
+                    bar.set_description(f"{plan.case.id} {' '.join(names)}")
+                    if names not in failed:
+                        found = measure_one(nest, plan, number, names, known.environ[names[0]])
+                        results.extend(found)
+                        if any("error" in result for result in found):
+                            failed.append(names)
+                            bar.write(f"FAILED: {plan.case.id}, {' '.join(names)}", file=sys.stderr)
                     bar.update()
 
 
 def measure_one(
-    nest: Nest, plan: cases.Plan, number: int, name: str, environ: dict[str, str]
-) -> dict[str, Any]:
-    """Run one child; return its result, with `figure`: median seconds, or extra peak bytes."""
-    order = {"adapter": name, "case": plan.case.as_dict(), "budget_s": plan.budget_s}
-    result = {"id": plan.case.id, "case": plan.case.as_dict(), "adapter": name, "round": number}
+    nest: Nest, plan: cases.Plan, number: int, names: list[str], environ: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Run one child; return its results, with `figure`: median seconds, or extra peak bytes."""
+    # Who goes first alternates: the first of a process might find it cooler, or colder.
+    order = names[::-1] if number % 2 else names
+    about = {"id": plan.case.id, "case": plan.case.as_dict(), "round": number}
     try:
-        found = nest.run(order, environ)
+        answer = nest.run(
+            {"adapters": order, "case": plan.case.as_dict(), "budget_s": plan.budget_s}, environ
+        )
     except ChildFailed as error:
-        return {**result, "error": str(error)}
+        return [{**about, "adapter": name, "error": str(error)} for name in names]
     peak = plan.case.shape in MEMORY_SHAPES
-    figure = found["extra_bytes"] if peak else statistics.median(found["rounds"])
-    return {**result, "figure": figure, **found}
+    return [
+        {
+            **about,
+            "adapter": name,
+            "figure": found["extra_bytes"] if peak else statistics.median(found["rounds"]),
+            **found,
+        }
+        for name, found in answer.items()
+    ]
 
 
 def choose(options: argparse.Namespace, mode: str) -> list[cases.Plan]:
@@ -99,6 +113,7 @@ def choose(options: argparse.Namespace, mode: str) -> list[cases.Plan]:
             tuple(name for name in plan.adapters if name in names),
             options.reps or plan.rounds,
             plan.budget_s,
+            plan.together,
         )
         for plan in cases.MODES[mode]()
         if fnmatch.fnmatchcase(plan.case.id, options.only)

@@ -14,12 +14,15 @@ from typing import Any
 from . import config
 from .counters import Gauges
 from .errors import ProtocolError, TooLong
-from .wire import FRAME_MAX, Descriptor, read_exactly
+from .wire import Descriptor, read_exactly
 
 try:
     from ._native import ffi, lib
 
-    _receive, _LONG = lib.mpshm_receive, lib.MPSHM_LONG
+    # Looked up once: a cffi library's attribute costs more than a global.
+    _receive, _NULL = lib.mpshm_receive, ffi.NULL
+    _DESCRIPTORS, _LONG = lib.MPSHM_DESCRIPTORS, lib.MPSHM_LONG
+    _BODY_MAX = lib.MPSHM_READER_BYTES - 4
     CORE_MISSING = ""
 except ImportError as _error:  # no C compiler, or a platform the core does not know
     CORE_MISSING = str(_error)
@@ -31,6 +34,10 @@ FILE_AUTO, FILE_MEMFD, FILE_SHM = 0, 1, 2
 
 class OutOfSharedMemory(Exception):
     """The arena is at its limit: the message at hand must take the plain road."""
+
+
+class ReaderFull(Exception):
+    """The reader holds a frame that its caller has not got yet."""
 
 
 FOREIGN = "buffer belongs to the process this one was forked from"
@@ -358,45 +365,54 @@ class Reader:
 
     def read(
         self, fd: int, arena: Arena | None = None, maxsize: int | None = None
-    ) -> tuple[bytes, list[memoryview], int]:
-        """The next message.
+    ) -> bytes | tuple[Any, list[memoryview]]:
+        """The next message: the bytes of a plain one, else its stream and its buffers, leased.
 
-        A plain one: its body, no run, 0.  One by descriptor: the stream as far as the frame holds
-        it, its runs' memory, leased, and how many of them, the first, hold the stream.
         Raises EOFError, OSError, TooLong, or ProtocolError naming what is wrong; then no run is
-        kept.
+        kept.  Raises ReaderFull when it comes between a frame and its caller, as a signal handler
+        does: it must read on with a new Reader.
         """
         c = self._c
+        body_max = _BODY_MAX if maxsize is None or maxsize > _BODY_MAX else maxsize
         try:
-            while (n := _receive(c, fd, ffi.NULL if arena is None else arena._c)) <= 0:
+            while (n := _receive(c, fd, _NULL if arena is None else arena._c, body_max)) <= 0:
                 if n == 0:
                     raise EOFError
+                if n == -errno.EBUSY:
+                    raise ReaderFull
                 if n != -errno.EINTR:
                     wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
                     raise _failure(n, str(wrong) if lib.MPSHM_E_STALE <= n < -10000 else "")
-            if n <= FRAME_MAX:
-                size, body = n - 4, self._bytes[4:n]
-            elif n == _LONG:
-                size, body = c.body_size, b""
-            else:
-                return self._take_over(n - lib.MPSHM_DESCRIPTORS)
+            if n < _DESCRIPTORS:
+                body: bytes = self._bytes[4:n]
+                c.full = 0
+                return body
+            if n != _LONG:
+                return self._take_over(n - _DESCRIPTORS)
+        except ReaderFull:
+            raise  # what it holds is another's
         except BaseException:
             lib.mpshm_discard(c)  # an interruption may leave runs without a holder
             raise
+        size = int(c.body_size)
+        c.full = 0
         if maxsize is not None and size > maxsize:
             raise TooLong
-        return body or read_exactly(fd, size), [], 0
+        return read_exactly(fd, size)
 
-    def _take_over(self, frame_size: int) -> tuple[bytes, list[memoryview], int]:
+    def _take_over(self, frame_size: int) -> tuple[Any, list[memoryview]]:
         """The message of the descriptor frame just read, each run with a holder of its own."""
         c, views = self._c, []
         for i in range(c.count):
             held = _new_holder()
             lib.mpshm_take(c, i, held)
             views.append(_view(held))
-        stream_runs = c.stream_runs
-        stream = b"" if stream_runs else self._bytes[c.stream_at : frame_size]
-        return stream, views, stream_runs
+        runs = c.stream_runs
+        stream = b"" if runs else self._bytes[c.stream_at : frame_size]
+        c.full = 0
+        if runs == 0:
+            return stream, views
+        return views[0] if runs == 1 else b"".join(views[:runs]), views[runs:]
 
 
 def fork_announce() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import threading
 from multiprocessing import connection as stock
 from multiprocessing import reduction
@@ -21,6 +22,7 @@ from .arena import (
     OutOfSharedMemory,
     Parcel,
     Reader,
+    ReaderFull,
     Run,
     process_arenas,
 )
@@ -92,7 +94,7 @@ class Connection(stock.Connection):
         """Send a picklable object."""
         self._transmit(self._dump(obj))
 
-    def _dump(self, obj: object) -> Message:
+    def _dump(self, obj: object) -> bytes | Message:
         if self._handle is None or not self._writable:
             self._check_closed()
             self._check_writable()
@@ -157,9 +159,20 @@ class Connection(stock.Connection):
         self._counters.shm_messages += 1
         self._counters.shm_bytes += size
 
-    def _transmit(self, message: Message) -> None:
+    def _transmit(self, message: bytes | Message) -> None:
         """Send what `payload` made: by descriptor, small, or the plain road with its reason."""
-        counters, size = self._counters, message.size
+        counters = self._counters
+        if isinstance(message, bytes):
+            size = len(message)
+            data = _length_word(size) + message
+            with self._send_lock:
+                written = _write(self._handle, data)
+                if written < len(data):
+                    self._send(data[written:])
+            counters.small_messages += 1
+            counters.plain_bytes += size
+            return
+        size = message.size
         if message.parcel is not None:
             try:
                 with self._send_lock:
@@ -169,14 +182,6 @@ class Connection(stock.Connection):
                 raise
             counters.shm_messages += 1
             counters.shm_bytes += size
-        elif size <= config.INLINE_MAX:
-            data = wire.plain_header(size) + message.stream
-            with self._send_lock:
-                written = os.write(self._handle, data)
-                if written < len(data):
-                    self._send(data[written:])
-            counters.small_messages += 1
-            counters.plain_bytes += size
         else:
             reason = self._no_arena_reason if self._arena is None else message.reason
             _refuse_if_required(reason)
@@ -185,6 +190,12 @@ class Connection(stock.Connection):
             counters.count_plain(reason, size)
 
     # Receiving
+
+    def recv(self) -> Any:
+        """Receive a picklable object; large arrays in it are private, writable views."""
+        message = self._take()
+        # The first alone would do; a small message is spared a call.
+        return _loads(message) if isinstance(message, bytes) else payload.load(message)
 
     def _take(self, maxsize: int | None = None) -> bytes | Received:
         """The next message: bytes if it came plain, else its runs, leased.
@@ -196,23 +207,20 @@ class Connection(stock.Connection):
             self._check_closed()
             self._check_readable()
         with self._recv_lock:
-            body, views, stream_runs = self._reader.read(self._handle, self._arena, maxsize)
+            try:
+                message = self._reader.read(self._handle, self._arena, maxsize)
+            except ReaderFull:
+                self._reader = Reader()
+                message = self._reader.read(self._handle, self._arena, maxsize)
         counters = self._counters
-        if not views:
+        if isinstance(message, bytes):
             counters.received_plain_messages += 1
-            counters.received_plain_bytes += len(body)
-            return body
-        stream: Any = body
-        if stream_runs:
-            stream = views[0] if stream_runs == 1 else b"".join(views[:stream_runs])
-        received = Received(stream, views[stream_runs:])
+            counters.received_plain_bytes += len(message)
+            return message
+        received = Received(*message)
         counters.received_shm_messages += 1
         counters.received_shm_bytes += received.size
         return received
-
-    def recv(self) -> Any:
-        """Receive a picklable object; large arrays in it are private, writable views."""
-        return payload.load(self._take())
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """Receive a message as bytes: what send_bytes sent, or the pickle of what send sent."""
@@ -280,6 +288,10 @@ def process_stats() -> Stats:
     for arena in process_arenas():
         gauges += arena.gauges()
     return process_total().show(gauges)
+
+
+# Looked up once, for every small message needs them.
+_write, _length_word, _loads = os.write, wire.plain_header, pickle.loads
 
 
 def _refuse_if_required(reason: Reason) -> None:

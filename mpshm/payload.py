@@ -26,19 +26,21 @@ PICKLER_KEEP = 32 << 10
 
 
 class Message:
-    """A message ready to go.
+    """A message ready to go.  A small one needs none: `bytes` of at most INLINE_MAX are it.
 
     stream: the pickle or the bytes, as far as no run holds them; size: payload bytes in all;
     parcel: the runs, or None for a message that goes plain, for `reason`.
     """
 
-    # Class attributes: most messages are small, and an instance's own would cost them time.
-    parcel: Parcel | None = None
-    reason = Reason.SMALL
+    __slots__ = ("parcel", "reason", "size", "stream")
 
-    def __init__(self, stream: Any, size: int) -> None:
+    def __init__(
+        self, stream: Any, size: int, parcel: Parcel | None = None, reason: Reason = Reason.SMALL
+    ) -> None:
         self.stream = stream
         self.size = size
+        self.parcel = parcel
+        self.reason = reason
 
 
 class _Sink:
@@ -82,9 +84,10 @@ class _Sink:
     def write(self, data: Any) -> int:
         """The pickler's file."""
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
-        before, self.written = self.written, self.written + size
-        if self.arena is None or self.written <= INLINE_MAX:
-            self.inline.append(bytes(data))
+        before = self.written
+        self.written = written = before + size
+        if written <= INLINE_MAX or self.arena is None:
+            self.inline.append(data if type(data) is bytes else bytes(data))
             return size
         parcel = self.parcel or self.open_parcel()
         if before <= INLINE_MAX:
@@ -93,15 +96,24 @@ class _Sink:
         parcel.put_stream(data)
         return size
 
-    def message(self) -> Message:
-        """What has been written."""
-        stream = self.inline[0] if len(self.inline) == 1 else b"".join(self.inline)
-        message = Message(stream, self.written + self.size)
-        if self.parcel is not None:
-            if not wire.fits(self.buffers, len(stream)):
-                self.parcel.settle(stream)
-            message.parcel = self.parcel
+    def message(self) -> bytes | Message:
+        """What has been written; afterwards this is as new."""
+        inline, parcel = self.inline, self.parcel
+        if parcel is None and len(inline) == 1 and self.written <= INLINE_MAX:
+            self.arena, self.written = None, 0
+            return inline.pop()
+        stream = b"".join(inline)
+        if parcel is not None and not wire.fits(self.buffers, len(stream)):
+            parcel.settle(stream)
+        message = Message(stream, self.written + self.size, parcel)
+        self.begin(None, -1)
         return message
+
+    def abandon(self) -> None:
+        """Give back what was written."""
+        if self.parcel is not None:
+            self.parcel.clear()  # now, not when the traceback dies
+        self.begin(None, -1)
 
 
 class _Dumper:
@@ -118,49 +130,63 @@ class _Dumper:
         self.pickler = pickle.Pickler(sink, protocol=5, buffer_callback=sink.take_buffer)
         self.pickler.dispatch_table = self.reducers
 
-    def refresh_reducers(self) -> None:
+    def refresh_reducers(self, numpy: Any) -> None:
         """Reducers in force: ForkingPickler's before copyreg's, and those before ours for arrays.
 
-        Comparing what was seen last is cheaper than the copy that stock makes for each message.
+        numpy: the module, if the program has imported it.
         """
-        extra = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-        ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
-        if self.reducers_seen == (ndarray, copyreg.dispatch_table, extra):
-            return
+        registered, extra = copyreg.dispatch_table, _extra_reducers
+        ndarray = getattr(numpy, "ndarray", None)
         ours = {ndarray: _reduce_array} if ndarray is not None and not CORE_MISSING else {}
-        self.reducers = {**ours, **copyreg.dispatch_table, **extra}
+        self.reducers = {**ours, **registered, **extra}
         self.pickler.dispatch_table = self.reducers
-        self.reducers_seen = (ndarray, dict(copyreg.dispatch_table), dict(extra))
+        # A module that another thread is importing has no ndarray yet: look again next time.
+        seen = None if ndarray is None else numpy
+        self.reducers_seen = (seen, dict(registered), dict(extra))
 
-    def dump(self, obj: object, arena: Arena | None, fd: int) -> Message:
-        sink = self.sink
+    def dump(self, obj: object, arena: Arena | None, fd: int) -> bytes | Message:
+        sink, pickler = self.sink, self.pickler
         sink.arena, sink.fd = arena, fd
         try:
-            self.refresh_reducers()
-            self.pickler.dump(obj)
+            # Comparing what was seen last is cheaper than the copy that stock makes each time.
+            numpy = _modules.get("numpy")
+            if self.reducers_seen != (numpy, copyreg.dispatch_table, _extra_reducers):
+                self.refresh_reducers(numpy)
+            pickler.dump(obj)
             return sink.message()
         except BaseException:
-            if sink.parcel is not None:
-                sink.parcel.clear()  # now, not when the traceback dies
+            sink.abandon()
             raise
         finally:
-            if self.pickler.__sizeof__() > PICKLER_KEEP:
+            if pickler.__sizeof__() > PICKLER_KEEP:
                 self.renew()
             else:
-                self.pickler.clear_memo()
-            sink.begin(None, -1)
+                pickler.clear_memo()
 
+
+_extra_reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
 
 _idle: list[_Dumper] = []
 """Dumpers not in use.  list.pop and append are atomic, so threads and nested dumps share it."""
 
+_SCALARS = frozenset((int, float, bool, type(None)))
+_STRINGS = frozenset((bytes, str))
+"""Types that the pickler writes without asking any reducer: no pickler of our own is needed."""
 
-def dump(obj: object, arena: Arena | None, fd: int) -> Message:
+_dumps, _modules = pickle.dumps, sys.modules
+
+
+def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     """Pickle `obj`, into the arena where it is large; waits at the high-water mark as `fd` drains.
 
     Raises whatever the pickler raises, and keeps nothing then.  Out of shared memory gives a plain
     message.
     """
+    kind = type(obj)
+    if kind in _SCALARS or (kind in _STRINGS and len(obj) < INLINE_MAX):  # type: ignore[arg-type]
+        stream = _dumps(obj, 5)
+        if len(stream) <= INLINE_MAX:
+            return stream
     try:
         dumper = _idle.pop()
     except IndexError:
@@ -169,26 +195,25 @@ def dump(obj: object, arena: Arena | None, fd: int) -> Message:
         message = dumper.dump(obj, arena, fd)
     except OutOfSharedMemory:
         message = dumper.dump(obj, None, fd)
-        message.reason = Reason.OUT_OF_SHARED_MEMORY
+        if isinstance(message, Message):
+            message.reason = Reason.OUT_OF_SHARED_MEMORY
     _idle.append(dumper)
     return message
 
 
-def dump_bytes(data: memoryview, arena: Arena | None, fd: int) -> Message:
+def dump_bytes(data: memoryview, arena: Arena | None, fd: int) -> bytes | Message:
     """The same for contiguous bytes that are to arrive as they are."""
     size = data.nbytes
-    if arena is None or size <= INLINE_MAX:
+    if size <= INLINE_MAX:
+        return b"" + data  # refuses what is not contiguous in stock's own words; bytes() would not
+    if arena is None:
         return Message(data, size)
     parcel = Parcel.begin(arena, fd)
     try:
         parcel.put_stream(data)
     except OutOfSharedMemory:
-        message = Message(data, size)
-        message.reason = Reason.OUT_OF_SHARED_MEMORY
-        return message
-    message = Message(b"", size)
-    message.parcel = parcel
-    return message
+        return Message(data, size, reason=Reason.OUT_OF_SHARED_MEMORY)
+    return Message(b"", size, parcel)
 
 
 class Received:
@@ -206,9 +231,8 @@ class Received:
 
 def load(received: bytes | Received) -> Any:
     """The object a message holds; its large buffers are private views of their runs."""
-    if type(received) is bytes:
+    if isinstance(received, bytes):
         return pickle.loads(received)
-    assert isinstance(received, Received)
     stream, buffers = received.stream, received.buffers
     try:
         return pickle.loads(stream, buffers=buffers)

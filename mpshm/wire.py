@@ -63,9 +63,7 @@ class PlainReader:
 
     pending = False
 
-    def read(
-        self, fd: int, arena: object = None, maxsize: int | None = None
-    ) -> tuple[bytes, list[memoryview], int]:
+    def read(self, fd: int, arena: object = None, maxsize: int | None = None) -> bytes:
         start = os.read(fd, _LENGTH.size)
         if not start:
             raise EOFError
@@ -76,4 +74,4 @@ class PlainReader:
             (size,) = _LONG_SIZE.unpack(read_exactly(fd, _LONG_SIZE.size))
         if maxsize is not None and size > maxsize:
             raise TooLong
-        return read_exactly(fd, size), [], 0
+        return read_exactly(fd, size)

@@ -496,7 +496,7 @@ def test_reader_goes_on_after_an_interruption(channel: Channel) -> None:
             reader.read(channel.reader, channel.arena)
         assert (i > 0) == reader.pending
         os.write(channel.writer, bytes([byte]))
-    _, (view,), _ = reader.read(channel.reader, channel.arena)
+    _, (view,) = reader.read(channel.reader, channel.arena)
     assert b"x" * 100 == view
     assert not reader.pending
 
@@ -518,12 +518,12 @@ def test_reader_refuses_an_overlong_descriptor_frame(channel: Channel) -> None:
         Reader().read(channel.reader)
 
 
-@pytest.mark.parametrize("size", [0, 1, wire.FRAME_MAX - 4, wire.FRAME_MAX - 3, 60_000])
+@pytest.mark.parametrize("size", [0, 1, 4092, 4093, 32_768, 32_769, 60_000])
 def test_reader_reads_a_plain_message_and_no_further(channel: Channel, size: int) -> None:
     body = os.urandom(size)
     for _ in range(2):
         os.write(channel.writer, wire.plain_header(size) + body + b"next")
-        assert (body, [], 0) == Reader().read(channel.reader)
+        assert body == Reader().read(channel.reader)
         assert os.read(channel.reader, 100) == b"next"
 
 

@@ -472,6 +472,34 @@ def test_signal_handler_that_uses_the_connection_it_interrupted(
     assert (0, "", str(expected)) == (done.returncode, done.stderr, done.stdout.strip())
 
 
+@pytest.mark.parametrize("first", ["small", np.arange(LARGE)], ids=["small", "large"])
+@pytest.mark.parametrize("second", ["second", np.ones(LARGE)], ids=["small", "large"])
+def test_signal_handler_that_receives_just_after_a_frame_came(
+    pipe: Ends, monkeypatch: pytest.MonkeyPatch, first: Any, second: Any
+) -> None:
+    """It got the reader's memory and overwrote the message that it had interrupted."""
+    a, b = pipe
+    a.send(first)
+    a.send(second)
+    receive = arena._receive
+    from_handler = []
+
+    def receive_with_a_signal(*args: Any) -> Any:
+        n = receive(*args)
+        if not from_handler:
+            from_handler.append(None)
+            from_handler[0] = b.recv()
+        return n
+
+    monkeypatch.setattr(arena, "_receive", receive_with_a_signal)
+    assert np.array_equal(first, b.recv())
+    assert np.array_equal(second, from_handler[0])
+    del from_handler[0]
+    monkeypatch.undo()
+    a.send("third")
+    assert "third" == b.recv()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["array", "arrays", "text", "bytes"])
 def test_interrupts_at_any_moment_lose_no_run_and_tear_no_message(

@@ -767,7 +767,7 @@ def stock_peer() -> Iterator[tuple[mpshm.Connection, stock_connection.Connection
     theirs.close()
 
 
-@pytest.mark.parametrize("size", [0, 1, SMALL, 4091, 4092, 4093, 16_383, 16_384])
+@pytest.mark.parametrize("size", [0, 1, SMALL, 4091, 4092, 4093, 16_383, 16_384, 32_768])
 def test_small_messages_with_a_stock_peer(stock_peer: Any, size: int) -> None:
     ours, stock = stock_peer
     for sender, receiver in ((ours, stock), (stock, ours)):

@@ -28,6 +28,7 @@
 #endif
 #include <errno.h>
 #include <sched.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -81,9 +82,10 @@ frame_put(char *frame, const struct part *parts, uint32_t stream_runs, uint32_t 
     return size;
 }
 
-/* What the length word asks for, with what follows it when it is -1. */
+/* What the length word asks for, with what follows it when it is -1.  A plain body longer than
+   body_max is left in the pipe, unless its reading has begun. */
 static uint32_t
-bytes_needed(const mpshm_reader *reader, uint32_t word)
+bytes_needed(const mpshm_reader *reader, uint32_t word, uint32_t body_max)
 {
     if (reader->have < LENGTH_BYTES) {
         return LENGTH_BYTES;
@@ -91,7 +93,7 @@ bytes_needed(const mpshm_reader *reader, uint32_t word)
     if (word == UINT32_MAX) {
         return LENGTH_BYTES + 8;
     }
-    if (word < SIGN && word > MPSHM_FRAME_BYTES - LENGTH_BYTES) {
+    if (word < SIGN && word > body_max && reader->have == LENGTH_BYTES) {
         return LENGTH_BYTES;
     }
     return LENGTH_BYTES + (word & ~SIGN);
@@ -111,7 +113,7 @@ whole_frame(mpshm_reader *reader, uint32_t word)
     if (word >= SIGN) {
         return (int) (have + MPSHM_DESCRIPTORS);
     }
-    if (word > MPSHM_FRAME_BYTES - LENGTH_BYTES) {
+    if (have == LENGTH_BYTES && word > 0) {
         reader->body_size = word;
         return MPSHM_LONG;
     }
@@ -165,8 +167,11 @@ read_first(mpshm_reader *reader, int fd, uint32_t need)
 }
 
 int
-frame_read(mpshm_reader *reader, int fd)
+frame_read(mpshm_reader *reader, int fd, uint32_t body_max)
 {
+    if (body_max > MPSHM_READER_BYTES - LENGTH_BYTES) {
+        body_max = MPSHM_READER_BYTES - LENGTH_BYTES;
+    }
     for (;;) {
         uint32_t word = 0, need;
 
@@ -174,8 +179,8 @@ frame_read(mpshm_reader *reader, int fd)
             memcpy(&word, reader->bytes, sizeof word);
             word = ntohl(word);
         }
-        need = bytes_needed(reader, word);
-        if (need > MPSHM_FRAME_BYTES) {
+        need = bytes_needed(reader, word, body_max);
+        if (word >= SIGN && need > MPSHM_FRAME_BYTES) {
             reader->have = 0;
             return MPSHM_E_LENGTH;
         }
@@ -241,6 +246,7 @@ mpshm_discard(mpshm_reader *reader)
     }
     free(reader->runs);
     reader->runs = NULL;
+    reader->full = 0;
 }
 
 /* F3.  After a failure the others' chunks go back as well: their message cannot be had. */
@@ -317,9 +323,11 @@ frame_open(mpshm_reader *reader, mpshm_arena *arena)
 mpshm_reader *
 mpshm_reader_new(uint32_t spin_us)
 {
-    mpshm_reader *reader = calloc(1, sizeof *reader);
+    mpshm_reader *reader = malloc(sizeof *reader);
 
     if (reader != NULL) {
+        /* The bytes stay untouched, and not resident, until a message is long enough for them. */
+        memset(reader, 0, offsetof(mpshm_reader, bytes));
         reader->spin_ns = (int64_t) spin_us * 1000;
         reader->credit = SPIN_START;
     }
@@ -334,16 +342,20 @@ mpshm_reader_free(mpshm_reader *reader)
 }
 
 int
-mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena)
+mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max)
 {
-    mpshm_discard(reader);
-    int n = frame_read(reader, fd);
+    if (reader->full) {
+        return -EBUSY;
+    }
+    mpshm_discard(reader); /* of runs that were taken nothing is left but their places */
+    int n = frame_read(reader, fd, body_max);
 
-    if (n > MPSHM_FRAME_BYTES && n != MPSHM_LONG) {
+    if (n >= MPSHM_DESCRIPTORS && n != MPSHM_LONG) {
         int error = frame_open(reader, arena);
 
-        return error != 0 ? error : n;
+        n = error != 0 ? error : n;
     }
+    reader->full = n > 0;
     return n;
 }
 

@@ -84,7 +84,7 @@ bool frame_fits(uint64_t descriptors, uint64_t stream_size);
 uint32_t frame_put(char *frame, const struct part *parts, uint32_t stream_runs,
                    uint32_t buffer_runs, const char *stream, uint64_t stream_size,
                    const struct part *index);
-int frame_read(mpshm_reader *reader, int fd);
+int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
 int frame_open(mpshm_reader *reader, mpshm_arena *arena);
 #define DESCRIPTOR_BYTES 20
 

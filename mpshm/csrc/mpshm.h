@@ -7,6 +7,7 @@
 
 #define MPSHM_ABI 1
 #define MPSHM_FRAME_BYTES 4096
+#define MPSHM_READER_BYTES 32772
 #define MPSHM_DESCRIPTORS 65536
 #define MPSHM_LONG 131072
 
@@ -86,8 +87,10 @@ typedef struct {
     uint64_t bad_size;
     int64_t spin_ns;        /* how long to look again before blocking; 0: not at all */
     uint32_t credit, waits; /* whether that has been paying */
-    uint32_t have;
-    unsigned char bytes[4096];
+    uint32_t have;          /* bytes of a frame not complete yet */
+    uint32_t full;          /* a frame is here that its receiver has not taken: the receiver clears
+                               it, and until then mpshm_receive answers -EBUSY */
+    unsigned char bytes[32772];
 } mpshm_reader;
 
 /* Make an arena and its memory file; the caller closes it. */
@@ -145,14 +148,14 @@ int mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_
 void mpshm_release(void *data);
 mpshm_reader *mpshm_reader_new(uint32_t spin_us);
 void mpshm_reader_free(mpshm_reader *reader);
-/* Bytes of the whole frame now in `reader`, good until the next call; 0 at end of file.  To those of
-   a descriptor frame MPSHM_DESCRIPTORS is added: its runs are leased, all or none.  A plain frame
-   too long for `reader` gives MPSHM_LONG: body_size is known, the body is the caller's to read.
-   arena may be NULL. */
-int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena);
+/* Bytes of the whole frame now in `reader`, good until the receiver clears `full`; 0 at end of file.
+   To those of a descriptor frame MPSHM_DESCRIPTORS is added: its runs are leased, all or none.  A
+   plain frame whose body is longer than body_max, or than `reader` holds, gives MPSHM_LONG:
+   body_size is known, the body is the caller's to read.  arena may be NULL. */
+int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max);
 /* Move the i-th run to a holder of its own. */
 void mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to);
-/* Give back what was not taken, as the next mpshm_receive and mpshm_reader_free do. */
+/* Give back what was not taken, as mpshm_reader_free does. */
 void mpshm_discard(mpshm_reader *reader);
 mpshm_held *mpshm_held_new(void);
 void mpshm_held_free(mpshm_held *held);

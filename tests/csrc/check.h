@@ -91,7 +91,7 @@ typedef struct {
 static inline int
 mpshm_read_frame(mpshm_reader *reader, int fd)
 {
-    return frame_read(reader, fd);
+    return frame_read(reader, fd, UINT32_MAX);
 }
 
 static inline int

@@ -40,14 +40,17 @@ put_word(uint32_t word)
 static void
 frame_of_every_fitting_length_is_read_whole(void)
 {
-    static const uint32_t sizes[] = {1, 2, 100, 4091, 4092};
-    char body[4096];
+    static const uint32_t sizes[] = {1, 2, 100, 4091, 4092, 4093, 32768};
+    char body[32768];
 
     fill(body, sizeof body, 1);
     for (int marked = 0; marked < 2; marked++) {
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
             mpshm_reader reader = {.have = 0};
 
+            if (marked && sizes[i] > MPSHM_FRAME_BYTES - 4) {
+                continue;
+            }
             open_pipe(0);
             put_word((marked ? 0x80000000u : 0) | sizes[i]);
             CHECK_EQ(sizes[i], write(ends[1], body, sizes[i]));
@@ -65,7 +68,7 @@ frame_of_every_fitting_length_is_read_whole(void)
 static void
 long_plain_frame_gives_its_size_alone(void)
 {
-    static const uint32_t words[] = {4093, 70000, 0x7fffffff};
+    static const uint32_t words[] = {32769, 70000, 0x7fffffff};
     char byte = 'x';
 
     open_pipe(O_NONBLOCK);
@@ -91,6 +94,26 @@ long_plain_frame_gives_its_size_alone(void)
     CHECK_EQ(MPSHM_LONG, mpshm_read_frame(&reader, ends[0]));
     CHECK_EQ(INT64_C(0x0102030405060708), reader.body_size);
     CHECK_EQ(-EAGAIN, mpshm_read_frame(&reader, ends[0]));
+    close_pipe();
+}
+
+static void
+body_longer_than_allowed_stays_in_the_pipe_unless_it_was_begun(void)
+{
+    mpshm_reader reader = {.have = 0};
+    char body[100] = "x";
+
+    open_pipe(O_NONBLOCK);
+    put_word(100);
+    CHECK_EQ(MPSHM_LONG, frame_read(&reader, ends[0], 99));
+    CHECK_EQ(100, reader.body_size);
+    put_word(100);
+    CHECK_EQ(-EAGAIN, frame_read(&reader, ends[0], 100));
+    CHECK_EQ(4, reader.have);
+    CHECK_EQ(50, write(ends[1], body, 50));
+    CHECK_EQ(-EAGAIN, frame_read(&reader, ends[0], 100));
+    CHECK_EQ(50, write(ends[1], body, 50));
+    CHECK_EQ(104, frame_read(&reader, ends[0], 10));
     close_pipe();
 }
 
@@ -567,6 +590,7 @@ child_does_not_wait_for_what_its_parent_sent(void)
 static const struct test tests[] = {
     TEST(frame_of_every_fitting_length_is_read_whole),
     TEST(long_plain_frame_gives_its_size_alone),
+    TEST(body_longer_than_allowed_stays_in_the_pipe_unless_it_was_begun),
     TEST(empty_frames_are_frames),
     TEST(overlong_descriptor_frame_is_an_error),
     TEST(frame_in_single_bytes_goes_on_where_it_was),
