@@ -5,17 +5,21 @@ shared memory, and the pipe carries descriptors of where they lie.
 
 The floors, top to bottom; imports go down only:
 
-    context, pool          stock-shaped doors: contexts, processes, Pool
+    installation           ours in stock's place, in this process and its descendants
+    executor               ProcessPoolExecutor
+    context, pool, managers   stock-shaped doors: contexts, processes, Pool, managers
     queues                 Queue, JoinableQueue, SimpleQueue
-    connection             Connection, Pipe: knows frames and roads
+    connection             Connection, Pipe, Listener, Client: knows frames and roads
     payload | forking      dump and load (knows pickle, no pipes) | what fork does to transports
     buffer                 Buffer: one message's memory in a user's hands
     arena                  Arena, Run, Parcel, Reader: the only importer of the compiled core
     wire, counters, config, errors, _native   pure functions, counters, constants, the C core
 """
 
+import importlib as _importlib
 import multiprocessing as _stock
 from multiprocessing import *  # noqa: F403  (for type checkers; replaced below)
+from typing import Any as _Any
 
 from .buffer import Buffer
 from .connection import Connection
@@ -23,16 +27,35 @@ from .connection import process_stats as stats
 from .context import default_context as _default
 from .counters import Stats
 from .errors import BufferTooSmall, PlainRoadError, ProtocolError
+from .installation import install, uninstall
 
 __all__ = [
     "Buffer",
     "BufferTooSmall",
     "Connection",
     "PlainRoadError",
+    "ProcessPoolExecutor",  # noqa: F405  (imported when asked for, below)
     "ProtocolError",
     "Stats",
+    "install",
     "stats",
+    "uninstall",
 ]
 __all__ += _stock.__all__
 
 globals().update((name, getattr(_default, name)) for name in _stock.__all__)
+
+_LAZY = {"ProcessPoolExecutor": "executor"}
+_MODULES = frozenset(("executor", "managers", "pool", "queues"))
+
+
+def __getattr__(name: str) -> _Any:
+    """What is imported when it is first asked for, and stock's submodules where we have none."""
+    if name in _LAZY:
+        return getattr(_importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _MODULES:
+        return _importlib.import_module(f".{name}", __name__)
+    try:
+        return getattr(_stock, name)
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

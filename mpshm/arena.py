@@ -6,6 +6,7 @@ The only importer of the compiled core.  Knows descriptors and bytes; knows no p
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import weakref
 from multiprocessing import reduction
@@ -150,9 +151,14 @@ class Arena:
         return cls(out[0], _identity(lib.mpshm_arena_fd(out[0])))
 
     @classmethod
-    def attach(cls, fd: int) -> Arena:
-        """The arena whose memory file `fd` is; takes `fd` over.  One object per arena here."""
+    def attach(cls, fd: int, sealed: bool = False) -> Arena:
+        """The arena whose memory file `fd` is; takes `fd` over.  One object per arena here.
+
+        sealed: refuse a file that its maker could still make smaller, under our hands.
+        """
         try:
+            if sealed and not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+                raise ProtocolError("arena's memory file is not sealed")
             identity = _identity(fd)
             known = _arenas.get(identity)
             if known is not None and os.path.samestat(os.fstat(fd), os.fstat(known.fileno())):
@@ -362,6 +368,11 @@ class Reader:
     def pending(self) -> bool:
         """Whether part of a frame has been read."""
         return bool(self._c.have)
+
+    def begin(self, head: bytes) -> None:
+        """Go on from a frame's first bytes, which the caller has read."""
+        self._bytes[: len(head)] = head
+        self._c.have = len(head)
 
     def read(
         self, fd: int, arena: Arena | None = None, maxsize: int | None = None

@@ -3,6 +3,7 @@
 import enum
 import mmap
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 INLINE_MAX = 32 << 10
@@ -42,6 +43,11 @@ GEOMETRY = Geometry(496, 1 << 40, 64 << 20, max(4096, mmap.PAGESIZE))
 are whole pages, so that a view can be made private by remapping it before a fork."""
 
 
+def by_value() -> bool:
+    """Whether what pickle cannot find by name may be sent by value: MPSHM_CLOUDPICKLE=on|off."""
+    return _choice("MPSHM_CLOUDPICKLE", "on", ("on", "off")) == "on"
+
+
 class Mode(enum.Enum):
     """What the environment variable MPSHM says."""
 
@@ -52,8 +58,11 @@ class Mode(enum.Enum):
 
 def mode() -> Mode:
     """The mode in force, read anew: tests and programs may set it while they run."""
-    text = os.environ.get("MPSHM", "auto")
-    try:
-        return Mode(text)
-    except ValueError:
-        raise ValueError(f"MPSHM={text!r}: expected auto, off or require") from None
+    return Mode(_choice("MPSHM", "auto", [mode.value for mode in Mode]))
+
+
+def _choice(name: str, default: str, allowed: Sequence[str]) -> str:
+    text = os.environ.get(name, default)
+    if text not in allowed:
+        raise ValueError(f"{name}={text!r}: expected {', '.join(allowed[:-1])} or {allowed[-1]}")
+    return text

@@ -1,4 +1,4 @@
-"""Connection and Pipe: frames and roads.  Bears the stock module's name and keeps its API.
+"""Connection, Pipe, Listener, Client: frames and roads.  Bears the stock module's name and API.
 
 A message is plain (the stock module's frame, byte for byte) while small; else its frame holds
 descriptors of runs in the channel's arena.  Every plain message is counted with its reason.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import socket
 import threading
+import weakref
 from multiprocessing import connection as stock
 from multiprocessing import reduction
-from multiprocessing.connection import wait
+from multiprocessing.connection import answer_challenge, deliver_challenge, wait
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import config, forking, payload, wire
@@ -31,7 +33,15 @@ from .counters import EndCounters, Gauges, Reason, Stats, process_total
 from .errors import BufferTooShort, PlainRoadError, TooLong
 from .payload import Message, Received
 
-__all__ = ["Connection", "Pipe", "wait"]
+__all__ = [
+    "Client",
+    "Connection",
+    "Listener",
+    "Pipe",
+    "answer_challenge",
+    "deliver_challenge",
+    "wait",
+]
 
 
 class Connection(stock.Connection):
@@ -61,11 +71,18 @@ class Connection(stock.Connection):
         reason: Reason = Reason.NOT_LOCAL,
     ) -> None:
         super().__init__(handle, readable, writable)
-        self._arena = arena
+        self._arena: Arena | None = None
         self._no_arena_reason = reason
         self._counters = EndCounters()
         self._reset_in_child()
         forking.register(self)
+        self._use(arena if arena is not None or reason is not Reason.NOT_LOCAL else _known(handle))
+
+    def _use(self, arena: Arena | None) -> None:
+        """Have this end's messages go through `arena` from now on."""
+        self._arena = arena
+        if arena is not None:
+            _open_ends[_pipe_of(self._handle)] = self
 
     def _reset_in_child(self) -> None:
         # Reentrant: a signal handler may use the connection that it interrupted.
@@ -84,9 +101,10 @@ class Connection(stock.Connection):
             self._no_arena_reason,
         )
 
-    def _close(self) -> None:
+    def _close(self, _close: Any = os.close) -> None:
+        # A default argument, as in stock: at interpreter exit this module may be gone before us.
         self._arena = None
-        os.close(self._handle)
+        _close(self._handle)
 
     # Sending
 
@@ -299,6 +317,27 @@ def _refuse_if_required(reason: Reason) -> None:
         raise PlainRoadError(f"MPSHM=require, but a message would go plain: {reason.value}")
 
 
+_open_ends: weakref.WeakValueDictionary[tuple[int, int], Connection] = weakref.WeakValueDictionary()
+"""The open ends with an arena, by the pipe or socket under them."""
+
+
+def _pipe_of(handle: int) -> tuple[int, int]:
+    status = os.fstat(handle)
+    return status.st_dev, status.st_ino
+
+
+def _known(handle: int) -> Arena | None:
+    """The arena of an end that some library builds anew from its bare descriptor."""
+    if not _open_ends:
+        return None
+    try:
+        end = _open_ends.get(_pipe_of(handle))
+    except OSError:
+        return None  # no descriptor at all: whoever uses it will hear
+    # A closed end proves nothing: its pipe's number may be another pipe's by now.
+    return None if end is None or end.closed else end._arena
+
+
 def rebuild(
     handle: Any, arena: Arena | None, readable: bool, writable: bool, reason: Reason
 ) -> Connection:
@@ -321,16 +360,154 @@ def _new_arena() -> tuple[Arena | None, Reason]:
 
 def adopt(*ends: stock.Connection) -> list[Connection]:
     """Take stock ends of one new channel over: the same descriptors, with an arena beside them."""
+    ours = [end for end in ends if isinstance(end, Connection)]
+    if len(ours) == len(ends):
+        return ours  # mpshm is installed
     arena, reason = _new_arena()
-    taken = []
-    for end in ends:
-        handle, end._handle = end._handle, None  # type: ignore[attr-defined]
-        taken.append(Connection(handle, end.readable, end.writable, arena=arena, reason=reason))
-    return taken
+    return [_take_over(Connection, end, arena, reason) for end in ends]
+
+
+def _take_over(
+    cls: type[Connection], end: stock.Connection, arena: Arena | None, reason: Reason
+) -> Connection:
+    handle, end._handle = end._handle, None  # type: ignore[attr-defined]
+    return cls(handle, end.readable, end.writable, arena=arena, reason=reason)
 
 
 def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     """A new channel's two ends; with duplex=False the first only receives, the second sends."""
-    first, second = stock.Pipe(duplex)
-    a, b = adopt(first, second)
-    return a, b
+    if duplex:
+        pair = socket.socketpair()
+        for end in pair:
+            end.setblocking(True)  # whatever socket.setdefaulttimeout() says
+        handles = [end.detach() for end in pair]
+    else:
+        handles = list(os.pipe())
+    try:
+        arena, reason = _new_arena()
+    except BaseException:
+        for handle in handles:
+            os.close(handle)
+        raise
+    return (
+        Connection(handles[0], True, duplex, arena=arena, reason=reason),
+        Connection(handles[1], duplex, True, arena=arena, reason=reason),
+    )
+
+
+# Listener and Client.  Between two processes of one machine the arena is handed over while they
+# authenticate each other, as ancillary data beside the stock module's own messages: a stock peer
+# reads the same bytes as ever and never sees it.
+
+_WELCOME, _CHALLENGE = b"#WELCOME#", b"#CHALLENGE#"
+_GREETING_MESSAGES = 6
+"""Challenge, response and welcome, both ways: after these no arena comes any more."""
+
+
+class _Greeting(Connection):
+    """An AF_UNIX end that is yet to be authenticated; an ordinary Connection afterwards.
+
+    Whoever welcomes first sends its new arena's descriptor along.  The other sends it back with its
+    own challenge: then both know that the other has it, and may send descriptors of its runs.
+    """
+
+    _messages = 0
+    _offered: Arena | None = None
+
+    def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
+        carried: Arena | None = None
+        if self._arena is not None and bytes(buf[: len(_CHALLENGE)]) == _CHALLENGE:
+            carried = self._arena
+        elif self._arena is None and self._offered is None and bytes(buf) == _WELCOME:
+            carried = self._offered = _new_arena()[0]
+        if carried is None:
+            super().send_bytes(buf, offset, size)
+        else:
+            with self._line() as line:
+                data = wire.plain_header(len(buf)) + bytes(buf)
+                sent = socket.send_fds(line, [data], [carried.fileno()])
+            if sent < len(data):
+                self._send(data[sent:])
+        self._count_message()
+
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        if isinstance(self._reader, Reader) and not self._reader.pending:
+            with self._line() as line:
+                head, fds, _, _ = socket.recv_fds(line, wire.HEAD_BYTES, 1)
+            self._reader.begin(head)
+            for fd in fds:
+                self._take_descriptor(fd)
+            if not head:
+                raise EOFError
+        data = super().recv_bytes(maxlength)
+        self._count_message()
+        return data
+
+    def _line(self) -> socket.socket:
+        line = socket.socket(fileno=os.dup(self.fileno()))
+        line.setblocking(True)  # whatever socket.setdefaulttimeout() says
+        return line
+
+    def _take_descriptor(self, fd: int) -> None:
+        try:
+            theirs = Arena.attach(fd, sealed=True)
+        except OSError:
+            return  # nothing that we could share: the plain road, which is counted
+        if self._offered in (None, theirs) and config.mode() is not config.Mode.OFF:
+            self._use(theirs)
+
+    def _count_message(self) -> None:
+        self._messages += 1
+        if self._messages == _GREETING_MESSAGES:
+            self._offered = None
+            self.__class__ = Connection  # type: ignore[assignment]
+
+
+def _greet(end: stock.Connection, family: str) -> Connection:
+    """Take over an end that the stock module has connected."""
+    cls = _Greeting if family == "AF_UNIX" and not CORE_MISSING else Connection
+    return _take_over(cls, end, None, Reason.NOT_LOCAL)
+
+
+class Listener(stock.Listener):
+    """A stock Listener whose local peers share memory with it once they are authenticated."""
+
+    if TYPE_CHECKING:
+        _authkey: bytes | None
+        _listener: Any
+
+    def accept(self) -> Connection:
+        """Wait for a peer and authenticate it, if there is an authkey."""
+        return accept(self)
+
+
+def accept(listener: Any) -> Connection:
+    """What a Listener does, ours or a stock one."""
+    if listener._listener is None:
+        raise OSError("listener is closed")
+    inner = listener._listener
+    connection = _greet(inner.accept(), inner._family)
+    if listener._authkey:
+        deliver_challenge(connection, listener._authkey)
+        answer_challenge(connection, listener._authkey)
+    return connection
+
+
+def Client(  # noqa: N802
+    address: Any, family: str | None = None, authkey: bytes | None = None
+) -> Connection:
+    """A connection to the Listener at `address`, sharing memory with it if it is local and ours."""
+    family = family or stock.address_type(address)  # type: ignore[attr-defined]
+    stock._validate_family(family)  # type: ignore[attr-defined]
+    connection = _greet(stock.SocketClient(address), family)  # type: ignore[attr-defined]
+    if authkey is not None and not isinstance(authkey, bytes):
+        raise TypeError("authkey should be a byte string")
+    if authkey is not None:
+        answer_challenge(connection, authkey)
+        deliver_challenge(connection, authkey)
+    return connection
+
+
+def __getattr__(name: str) -> Any:
+    """Whatever else the stock module has: families, XmlListener, BUFSIZE."""
+    return getattr(stock, name)

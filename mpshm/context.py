@@ -6,15 +6,17 @@ Start methods are the stock module's state and stay there: `multiprocessing.set_
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Callable, Iterable
 from multiprocessing import context as stock
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from . import arena, connection
+from . import arena, config, connection, payload
 
 if TYPE_CHECKING:
+    from .managers import SyncManager
     from .pool import Pool
     from .queues import JoinableQueue, Queue, SimpleQueue
 
@@ -32,6 +34,40 @@ class _OurProcess(BaseProcess):
         finally:
             # Nobody looks at a view any more, and after a fork os._exit() runs no destructor.
             arena.release_all()
+
+
+class _ByValue:
+    """A process on its way to a fresh interpreter that could not find its target by name."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        self._name = process.name
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (payload.dumps_by_value(self._process),)
+
+
+def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
+    """Start a process in a fresh interpreter; one that pickle refuses, in a second try by value.
+
+    popen: stock's, for spawn or forkserver.
+    """
+    if not config.by_value():
+        return popen(process)
+    payload.expect_fresh_interpreters()
+    if not payload.main_is_importable():
+        return popen(_ByValue(process))
+    try:
+        return popen(process)
+    except (pickle.PicklingError, AttributeError) as error:
+        if not payload.is_refusal(error):
+            raise
+        try:
+            return popen(_ByValue(process))
+        except Exception as second:
+            if isinstance(second, OSError):
+                raise
+            raise error from None  # stock's own words
 
 
 class _Doors(stock.BaseContext):
@@ -64,6 +100,14 @@ class _Doors(stock.BaseContext):
 
             return SimpleQueue(ctx=self.get_context())
 
+        def Manager(self) -> SyncManager:  # noqa: N802
+            """A running manager: a server process and proxies of what it holds."""
+            from .managers import SyncManager
+
+            manager = SyncManager(ctx=self.get_context())
+            manager.start()
+            return manager
+
         def Pool(  # noqa: N802
             self,
             processes: int | None = None,
@@ -89,8 +133,15 @@ class _Doors(stock.BaseContext):
         return context
 
 
+_spawn = stock.SpawnProcess._Popen
+
+
 class SpawnProcess(_OurProcess, stock.SpawnProcess):
     """A stock SpawnProcess that gives its leases back."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
+        return launch(_spawn, process_obj)
 
 
 class SpawnContext(_Doors, stock.SpawnContext):
@@ -111,8 +162,14 @@ if sys.platform != "win32":
 
         Process = ForkProcess
 
+    _forkserve = stock.ForkServerProcess._Popen
+
     class ForkServerProcess(_OurProcess, stock.ForkServerProcess):
         """A stock ForkServerProcess that gives its leases back."""
+
+        @staticmethod
+        def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
+            return launch(_forkserve, process_obj)
 
     class ForkServerContext(_Doors, stock.ForkServerContext):
         """The stock forkserver context over our transport."""

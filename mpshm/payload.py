@@ -14,7 +14,7 @@ import sys
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from . import wire
+from . import config, wire
 from .arena import CORE_MISSING, Arena, OutOfSharedMemory, Parcel, writable_alias
 from .config import INLINE_MAX, VIEW_MIN
 from .counters import Reason
@@ -130,6 +130,13 @@ class _Dumper:
         self.pickler = pickle.Pickler(sink, protocol=5, buffer_callback=sink.take_buffer)
         self.pickler.dispatch_table = self.reducers
 
+    def tidy(self) -> None:
+        """Forget the message's objects."""
+        if self.pickler.__sizeof__() > PICKLER_KEEP:
+            self.renew()
+        else:
+            self.pickler.clear_memo()
+
     def refresh_reducers(self, numpy: Any) -> None:
         """Reducers in force: ForkingPickler's before copyreg's, and those before ours for arrays.
 
@@ -145,23 +152,66 @@ class _Dumper:
         self.reducers_seen = (seen, dict(registered), dict(extra))
 
     def dump(self, obj: object, arena: Arena | None, fd: int) -> bytes | Message:
-        sink, pickler = self.sink, self.pickler
+        sink = self.sink
         sink.arena, sink.fd = arena, fd
         try:
             # Comparing what was seen last is cheaper than the copy that stock makes each time.
             numpy = _modules.get("numpy")
             if self.reducers_seen != (numpy, copyreg.dispatch_table, _extra_reducers):
                 self.refresh_reducers(numpy)
-            pickler.dump(obj)
+            self.pickler.dump(obj)
             return sink.message()
         except BaseException:
             sink.abandon()
             raise
         finally:
-            if pickler.__sizeof__() > PICKLER_KEEP:
-                self.renew()
-            else:
-                pickler.clear_memo()
+            self.tidy()
+
+
+class _ByValueDumper(_Dumper):
+    """One that writes out what has no name to be found by: lambdas, closures, local classes.
+
+    And all that was defined in `__main__`, which is cloudpickle's rule.
+    """
+
+    def renew(self) -> None:
+        import cloudpickle  # tens of milliseconds that few programs need
+
+        sink = self.sink
+        self.pickler = cloudpickle.Pickler(sink, protocol=5, buffer_callback=sink.take_buffer)
+        self.pickler.dispatch_table = {**cloudpickle.Pickler.dispatch_table, **self.reducers}
+
+    def tidy(self) -> None:
+        self.renew()  # it remembers the globals of the functions it wrote
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether pickle refused a function or class that it cannot find by name."""
+    # PicklingError for a lambda, AttributeError for what is local to a function (until 3.13).
+    return isinstance(error, (pickle.PicklingError, AttributeError)) and str(error).startswith(
+        ("Can't pickle", "Can't get local")
+    )
+
+
+def main_is_importable() -> bool:
+    """Whether a fresh interpreter finds what `__main__` defines; not so in a REPL or a notebook."""
+    main = _modules.get("__main__")
+    return any(getattr(main, name, None) is not None for name in ("__file__", "__spec__"))
+
+
+class _Policy:
+    always_by_value = False
+
+
+def expect_fresh_interpreters() -> None:
+    """Processes that do not inherit `__main__` have been started: send what it defines by value."""
+    _Policy.always_by_value = not main_is_importable()
+
+
+def dumps_by_value(obj: object) -> bytes:
+    """`obj` as one pickle that needs no name of `__main__` and no name of what is local."""
+    message = _ByValueDumper().dump(obj, None, -1)
+    return message if isinstance(message, bytes) else bytes(message.stream)
 
 
 _extra_reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
@@ -179,26 +229,41 @@ _dumps, _modules = pickle.dumps, sys.modules
 def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     """Pickle `obj`, into the arena where it is large; waits at the high-water mark as `fd` drains.
 
-    Raises whatever the pickler raises, and keeps nothing then.  Out of shared memory gives a plain
-    message.
+    What pickle cannot find by name it writes by value, in a second try.  Raises whatever the
+    pickler raises, and keeps nothing then.  Out of shared memory gives a plain message.
     """
     kind = type(obj)
     if kind in _SCALARS or (kind in _STRINGS and len(obj) < INLINE_MAX):  # type: ignore[arg-type]
         stream = _dumps(obj, 5)
         if len(stream) <= INLINE_MAX:
             return stream
+    if _Policy.always_by_value and config.by_value():
+        return _dump_with(_ByValueDumper(), obj, arena, fd)
     try:
         dumper = _idle.pop()
     except IndexError:
         dumper = _Dumper()
     try:
-        message = dumper.dump(obj, arena, fd)
+        message = _dump_with(dumper, obj, arena, fd)
+    except (pickle.PicklingError, AttributeError) as error:
+        if not (is_refusal(error) and config.by_value()):
+            raise
+        try:
+            return _dump_with(_ByValueDumper(), obj, arena, fd)
+        except Exception:
+            raise error from None  # stock's own words
+    _idle.append(dumper)
+    return message
+
+
+def _dump_with(dumper: _Dumper, obj: object, arena: Arena | None, fd: int) -> bytes | Message:
+    try:
+        return dumper.dump(obj, arena, fd)
     except OutOfSharedMemory:
         message = dumper.dump(obj, None, fd)
         if isinstance(message, Message):
             message.reason = Reason.OUT_OF_SHARED_MEMORY
-    _idle.append(dumper)
-    return message
+        return message
 
 
 def dump_bytes(data: memoryview, arena: Arena | None, fd: int) -> bytes | Message:

@@ -20,6 +20,7 @@ PIECE_MAX = 64 << 10
 """Bytes asked of a pipe in one read: as many as it holds by default."""
 
 _LENGTH = struct.Struct("!i")
+HEAD_BYTES = _LENGTH.size
 _LONG = struct.Struct("!iQ")
 _LONG_SIZE = struct.Struct("!Q")
 

@@ -117,7 +117,10 @@ UNPICKLABLE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("how", SURROUNDINGS)
 @pytest.mark.parametrize("kind", UNPICKLABLE)
-def test_unpicklable_object_raises_as_in_stock_and_leaves_nothing(kind: str, how: str) -> None:
+def test_unpicklable_object_raises_as_in_stock_and_leaves_nothing(
+    kind: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPSHM_CLOUDPICKLE", "off")
     raised = []
     for module in (multiprocessing, mpshm):
         a, b = module.Pipe()

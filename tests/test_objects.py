@@ -617,7 +617,8 @@ UNPICKLABLE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", UNPICKLABLE)
-def test_unpicklable_object_fails_as_with_stock(name: str) -> None:
+def test_unpicklable_object_fails_as_with_stock(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPSHM_CLOUDPICKLE", "off")
     sent = UNPICKLABLE[name]()
     stock, ours = outcome(multiprocessing, sent), outcome(mpshm, sent)
     assert "raised" == stock[0]

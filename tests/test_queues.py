@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import threading
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_feeder_reports_what_it_cannot_pickle_and_goes_on() -> None:
     reported: list[tuple[type, object]] = []
     q = mpshm.Queue(maxsize=2)
     q._on_queue_feeder_error = lambda error, obj: reported.append((type(error), obj))
-    bad = [np.ones(COUNT), lambda: None]
+    bad = [np.ones(COUNT), threading.Lock()]
     q.put(bad)
     q.put(np.ones(COUNT))
     assert COUNT == q.get(timeout=30).sum()
@@ -164,7 +165,7 @@ def fail(x: Any) -> Any:
 
 
 def unpicklable(x: Any) -> Any:
-    return np.ones(COUNT), lambda: x
+    return np.ones(COUNT), x, threading.Lock()
 
 
 def roads(_: Any) -> mpshm.Stats:

@@ -1,0 +1,55 @@
+"""python -m mpshm run: an unmodified program over our transport."""
+
+from __future__ import annotations
+
+import os
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+from . import arena
+from .installation import VARIABLE
+
+USAGE = """usage: python -m mpshm run script.py [argument ...]
+       python -m mpshm run -m module [argument ...]
+       python -m mpshm run -c code [argument ...]
+
+Runs a Python program as Python itself would, with multiprocessing over shared memory
+in it and in every process it starts."""
+
+
+def main(arguments: list[str]) -> int:
+    """Become the program; return an exit status only if that cannot be."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    if arguments[:1] != ["run"] or len(arguments) < 2:
+        print(USAGE, file=sys.stderr)
+        return 2
+    if reason := obstacle():
+        print(f"mpshm: {reason}", file=sys.stderr)
+        return 1
+    # Python itself runs it: __main__, sys.path, exit status, signals and tracebacks are Python's.
+    os.environ[VARIABLE] = "1"
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    os.execv(sys.executable, [sys.orig_argv[0], *flags, *arguments[1:]])
+
+
+def obstacle() -> str:
+    """Why a program cannot be run over our transport here; empty if it can."""
+    if sys.platform == "win32":
+        return "not supported on Windows; run the program without it"
+    if arena.CORE_MISSING:
+        return f"the compiled core is missing ({arena.CORE_MISSING}); reinstall with a C compiler"
+    folders = [*site.getsitepackages(), site.getusersitepackages()]
+    if sys.flags.no_site or not any(Path(folder, "mpshm.pth").exists() for folder in folders):
+        return (
+            "mpshm.pth, which swaps the transport at start-up, is not in this interpreter's "
+            "site-packages; install mpshm there with pip, and without -e"
+        )
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,205 @@
+"""install(): stock multiprocessing over our transport, in this process and all its descendants.
+
+What is looked up at call time is patched in place: methods of stock's classes, the code of its
+functions.  So it does not matter who bound or subclassed them, or when.  Descendants learn of it
+
+  fork                      with the memory they inherit
+  spawn, forkserver         from the preparation data that they unpickle first
+  fresh interpreters        from the environment: mpshm.pth, in site-packages, looks there
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from multiprocessing import connection as stock_connection
+from multiprocessing import context as stock_context
+from multiprocessing import process as stock_process
+from typing import Any, NamedTuple
+
+from . import arena, connection, context
+
+__all__ = ["VARIABLE", "install", "uninstall"]
+
+VARIABLE = "MPSHM_INSTALL"
+"""Set in the environment while mpshm is installed."""
+
+_ABSENT: Any = object()
+
+
+class _Patch(NamedTuple):
+    owner: Any
+    name: str
+    ours: Any
+    original: Any
+
+    def current(self) -> Any:
+        if isinstance(self.owner, types.FunctionType):
+            return getattr(self.owner, self.name)
+        return vars(self.owner).get(self.name, _ABSENT)
+
+    def restore(self) -> None:
+        if self.original is _ABSENT:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.original)
+
+
+_patches: list[_Patch] = []
+_set_variable = False
+
+
+def install() -> None:
+    """Make stock `multiprocessing` use shared memory, in this process and all its descendants.
+
+    Works before and after other libraries have imported it.  Objects made earlier stay as they
+    are.  A second call does nothing.  Raises RuntimeError where mpshm cannot work, and leaves stock
+    as it is then.
+    """
+    global _set_variable
+    if _patches:
+        return
+    if sys.platform == "win32":
+        raise RuntimeError("mpshm cannot be installed on Windows; multiprocessing stays as it is")
+    if arena.CORE_MISSING:
+        raise RuntimeError(
+            f"mpshm cannot be installed without its compiled core ({arena.CORE_MISSING}); "
+            "multiprocessing stays as it is"
+        )
+    from multiprocessing import queues as stock_queues
+    from multiprocessing import spawn as stock_spawn
+
+    from . import queues
+
+    _patch(stock_connection.Connection, "__init__", _becoming_ours(stock_connection.Connection))
+    _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
+    _patch(stock_connection.Client, "__code__", _client.__code__)
+    _patch(stock_connection.Listener, "accept", connection.accept)
+    _patch(stock_queues.Queue, "get", queues.get)
+    _patch(stock_queues.Queue, "_feed", staticmethod(queues.feed))
+    simple = stock_queues.SimpleQueue
+    _patch(simple, "get", _if_ours("_reader", queues.simple_get, simple.get))
+    _patch(simple, "put", _if_ours("_writer", queues.simple_put, simple.put))
+    _patch(stock_process.BaseProcess, "_bootstrap", _releasing(stock_process.BaseProcess))
+    for name in ("SpawnProcess", "ForkServerProcess"):
+        fresh: Any = getattr(stock_context, name)
+        _patch(fresh, "_Popen", staticmethod(vars(context)[name]._Popen))
+    _patch(stock_spawn, "get_preparation_data", _preparing(stock_spawn.get_preparation_data))
+    _set_variable = VARIABLE not in os.environ
+    os.environ.setdefault(VARIABLE, "1")
+
+
+def uninstall() -> None:
+    """Put stock back, in reverse order, in this process and for processes it starts from now on.
+
+    What someone else has patched over ours meanwhile is left, with a RuntimeWarning that names it.
+    """
+    while _patches:
+        patch = _patches.pop()
+        if patch.current() is patch.ours:
+            patch.restore()
+        else:
+            name = f"{getattr(patch.owner, '__qualname__', patch.owner.__name__)}.{patch.name}"
+            warnings.warn(
+                f"mpshm.uninstall() leaves multiprocessing's {name} alone: "
+                "someone has patched it after mpshm.install()",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    if _set_variable:
+        os.environ.pop(VARIABLE, None)
+
+
+def at_start() -> None:
+    """What mpshm.pth calls in an interpreter that starts with the variable set."""
+    try:
+        install()
+    except RuntimeError as error:
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+
+
+def _patch(owner: Any, name: str, ours: Any) -> None:
+    patch = _Patch(owner, name, ours, _ABSENT)
+    _patches.append(patch._replace(original=patch.current()))
+    setattr(owner, name, ours)
+
+
+def _becoming_ours(stock: Any) -> Callable[..., None]:
+    """Connection.__init__: who makes a stock one gets one of ours."""
+    original = stock.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        # Not by __new__, which cannot be taken off a class again without a trace.
+        if type(self) is stock:
+            self.__class__ = connection.Connection
+            self.__init__(*args, **kwargs)
+        else:
+            original(self, *args, **kwargs)
+
+    return __init__
+
+
+# The bodies of the next two run among the stock module's globals: hence the imports.
+
+
+def _pipe(duplex: bool = True) -> Any:
+    from mpshm.connection import Pipe
+
+    return Pipe(duplex)
+
+
+def _client(address: Any, family: Any = None, authkey: Any = None) -> Any:
+    from mpshm.connection import Client
+
+    return Client(address, family, authkey)
+
+
+def _if_ours(end: str, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A method for queues with our ends, and for those that were made before or have others."""
+
+    def method(self: Any, *args: Any) -> Any:
+        mine = isinstance(getattr(self, end), connection.Connection)
+        return ours(self, *args) if mine else stock(self, *args)
+
+    return method
+
+
+def _releasing(process: Any) -> Callable[..., Any]:
+    bootstrap = process._bootstrap
+
+    def _bootstrap(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return bootstrap(self, *args, **kwargs)
+        finally:
+            arena.release_all()
+
+    return _bootstrap
+
+
+class _InstallInChild:
+    """Unpickled first of all in a child, it installs mpshm there: before `__main__` is imported."""
+
+    def __reduce__(self) -> Any:
+        # exec, for a child without site-packages finds nothing by name before it has our sys.path.
+        code = f"""
+import sys
+path, sys.path = sys.path, {sys.path!r}
+try:
+    import mpshm
+    mpshm.install()
+except ImportError:
+    pass  # a child that cannot have mpshm is a stock one, and the two understand each other
+finally:
+    sys.path = path
+"""
+        return exec, (code,)
+
+
+def _preparing(stock: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+    def get_preparation_data(name: str) -> dict[str, Any]:
+        return {"mpshm": _InstallInChild(), **stock(name)}
+
+    return get_preparation_data
