@@ -56,7 +56,13 @@ def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
         return popen(process)
     payload.expect_fresh_interpreters()
     if not payload.main_is_importable():
-        return popen(_ByValue(process))
+        main = sys.modules.get("__main__")
+        file = main and main.__dict__.pop("__file__", None)  # "<stdin>" would be looked for
+        try:
+            return popen(_ByValue(process))
+        finally:
+            if main is not None and file is not None:
+                main.__file__ = file
     try:
         return popen(process)
     except (pickle.PicklingError, AttributeError) as error:

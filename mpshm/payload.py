@@ -8,6 +8,7 @@ never leaves private memory.  `load` unpickles over the leased runs, copying not
 from __future__ import annotations
 
 import copyreg
+import os
 import pickle
 import pickletools
 import sys
@@ -196,7 +197,10 @@ def is_refusal(error: BaseException) -> bool:
 def main_is_importable() -> bool:
     """Whether a fresh interpreter finds what `__main__` defines; not so in a REPL or a notebook."""
     main = _modules.get("__main__")
-    return any(getattr(main, name, None) is not None for name in ("__file__", "__spec__"))
+    if getattr(main, "__spec__", None) is not None:
+        return True
+    file = getattr(main, "__file__", None)  # "<stdin>" for a program read from there
+    return file is not None and os.path.exists(file)
 
 
 class _Policy:

@@ -82,7 +82,9 @@ def guard(request: pytest.FixtureRequest) -> Iterator[None]:
     resource_sharer.stop(timeout=5)
     if holdings() != before:
         gc.collect()
-    assert holdings() == before
+    after = holdings()
+    assert set(before[2].items()) == set(after[2].items())  # pytest shows what differs
+    assert after == before
 
 
 @pytest.fixture(params=["fork", "spawn", "forkserver"])

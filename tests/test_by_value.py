@@ -1,0 +1,170 @@
+"""What pickle cannot find by name goes by value: lambdas, closures, local classes, a REPL's own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mpshm
+
+COUNT = 50_000
+TIMEOUT_S = 60
+
+
+def make_adder(n: int) -> Any:
+    return lambda x: x + n
+
+
+def test_lambdas_and_closures_in_a_message(pipe: Any) -> None:
+    a, b = pipe
+    a.send({"add": make_adder(3), "array": np.arange(COUNT)})
+    got = b.recv()
+    assert 5 == got["add"](2)
+    assert not got["array"].flags.owndata
+    assert 1 == a.stats().shm_messages
+
+    class Local:
+        def double(self) -> int:
+            return 2 * self.n  # type: ignore[attr-defined, no-any-return]
+
+    one = Local()
+    one.n = 21  # type: ignore[attr-defined]
+    a.send(one)
+    assert 42 == b.recv().double()
+
+
+def test_ordinary_messages_do_not_import_cloudpickle() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import mpshm, sys; a, b = mpshm.Pipe(); a.send([1, {}, print]); b.recv();"
+            "q = mpshm.Queue(); q.put(1); q.get(); print('cloudpickle' in sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert "False\n" == done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("obj", ["lambda", "local"])
+def test_switch_turns_it_off(pipe: Any, monkeypatch: pytest.MonkeyPatch, obj: str) -> None:
+    a, b = pipe
+    monkeypatch.setenv("MPSHM_CLOUDPICKLE", "off")
+    with pytest.raises((pickle.PicklingError, AttributeError), match="Can't"):
+        a.send(make_adder(1))
+    monkeypatch.setenv("MPSHM_CLOUDPICKLE", "perhaps")
+    with pytest.raises(ValueError, match="MPSHM_CLOUDPICKLE='perhaps': expected on or off"):
+        a.send(make_adder(1))
+    assert not b.poll()
+
+
+class Picky:
+    """Counts how often it is asked, and refuses."""
+
+    asked = 0
+
+    def __reduce__(self) -> Any:
+        Picky.asked += 1
+        raise AttributeError("not me")
+
+
+def test_object_that_refuses_by_itself_is_asked_once(pipe: Any) -> None:
+    Picky.asked = 0
+    with pytest.raises(AttributeError, match="not me"):
+        pipe[0].send(Picky())
+    assert 1 == Picky.asked
+
+
+def test_error_of_the_first_try_is_the_one_raised(pipe: Any) -> None:
+    with pytest.raises((pickle.PicklingError, AttributeError), match=r"Can't .*lambda"):
+        pipe[0].send([lambda: 1, Picky()])
+
+
+def put_through(function: Any, q: Any) -> None:
+    q.put(function(np.ones(COUNT)))
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_process_and_pool_with_what_has_no_name(method: str) -> None:
+    context = mpshm.get_context(method)
+    q = context.Queue()
+    factor = 3
+    worker = context.Process(target=lambda: q.put(np.full(COUNT, factor)))
+    worker.start()
+    assert 3 * COUNT == q.get(timeout=TIMEOUT_S).sum()
+    worker.join()
+    worker = context.Process(target=put_through, args=(lambda x: 2 * x, q))
+    worker.start()
+    assert 2 * COUNT == q.get(timeout=TIMEOUT_S).sum()
+    worker.join()
+    q.close()
+    q.join_thread()
+    q._reader.close()
+    with context.Pool(1, initializer=lambda: None) as pool:
+        assert [1, 2, 3] == pool.map(lambda x: x + 1, range(3))
+        assert 7 == pool.apply(make_adder(3), (4,))
+        assert 9 == pool.apply(lambda: make_adder(4))(5)
+        pool.close()
+        pool.join()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_executor_with_what_has_no_name(method: str) -> None:
+    context = mpshm.get_context(method)
+    with mpshm.ProcessPoolExecutor(1, mp_context=context) as pool:
+        assert [2, 4] == list(pool.map(lambda x: 2 * x, [1, 2]))
+
+
+def test_process_that_cannot_go_by_value_either_raises_as_stock_does() -> None:
+    context = mpshm.get_context("spawn")
+    worker = context.Process(target=lambda: None, args=(Picky(),))
+    with pytest.raises((pickle.PicklingError, AttributeError), match=r"Can't .*lambda|not me"):
+        worker.start()
+
+
+REPL = """
+import mpshm, numpy as np
+class Point:
+    def __init__(self, x): self.x = x
+    def twice(self): return Point(2 * self.x)
+def work(point):
+    got = point.twice()
+    assert type(got) is type(point)
+    return got
+for method in ("fork", "spawn", "forkserver"):
+    ctx = mpshm.get_context(method)
+    with ctx.Pool(1) as pool:
+        got = pool.map(work, [Point(np.ones(5)), Point(4)])
+        print(type(got[1]) is Point, got[1].x)
+    q = ctx.Queue()
+    p = ctx.Process(target=lambda: q.put(work(Point(3))))
+    p.start(); print(q.get().x); p.join()
+    with mpshm.ProcessPoolExecutor(1, mp_context=ctx) as pool:
+        print(pool.submit(work, Point(5)).result().x)
+"""
+
+
+@pytest.mark.parametrize("how", ["-c", "stdin", "interactive"])
+def test_what_was_typed_into_an_interpreter(how: str) -> None:
+    args, text = {
+        "-c": (["-c", REPL], ""),
+        "stdin": (["-"], REPL),
+        "interactive": (["-q", "-i"], "exec('''" + REPL + "''')\n"),
+    }[how]
+    done = subprocess.run(
+        [sys.executable, *args],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env={**os.environ, "MPSHM": "auto"},
+    )
+    assert 3 * ["True 8", "6", "10"] == done.stdout.splitlines(), done.stderr
