@@ -57,7 +57,8 @@ def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
     payload.expect_fresh_interpreters()
     if not payload.main_is_importable():
         main = sys.modules.get("__main__")
-        file = main and main.__dict__.pop("__file__", None)  # "<stdin>" would be looked for
+        # "<stdin>" would be looked for.
+        file = None if main is None else main.__dict__.pop("__file__", None)
         try:
             return popen(_ByValue(process))
         finally:

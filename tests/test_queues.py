@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,3 +228,76 @@ def test_managers_and_locks_come_from_our_contexts() -> None:
         del shared
     with context.Lock():
         pass
+
+
+def put_and_get(inward: Any, outward: Any) -> None:
+    outward.put(inward.get(timeout=60))
+
+
+def test_forks_while_a_feeder_runs(module: Any) -> None:
+    """The child inherits a queue whose feeder it has not: it starts one of its own."""
+    context = module.get_context("fork")
+    q, back = context.Queue(), context.Queue()
+    for number in range(20):
+        q.put(np.full(COUNT, number))  # more than a pipe or the high-water mark takes at once
+    workers = [context.Process(target=put_and_get, args=(q, back)) for _ in range(20)]
+    for worker in workers:
+        worker.start()
+    assert list(range(20)) == sorted(int(back.get(timeout=60)[0]) for _ in range(20))
+    for worker in workers:
+        worker.join()
+    for one in (q, back):
+        one.close()
+        one.join_thread()
+        one._reader.close()
+    assert module is multiprocessing or q._writer.stats().runs_in_use == 0
+
+
+def test_unread_messages_outlive_the_process_that_put_them(module: Any) -> None:
+    context = module.get_context("spawn")
+    q = context.Queue()
+    worker = context.Process(target=put_three, args=(q,))
+    worker.start()
+    assert 0 == int(q.get(timeout=60)[0])
+    assert 1 == int(q.get(timeout=60)[0])
+    worker.join()
+    assert 2 == int(q.get(timeout=60)[0])
+    q.close()
+    q._reader.close()
+    q._writer.close()
+
+
+def put_three(q: Any) -> None:
+    for number in range(3):
+        q.put(np.full(1000, number))
+
+
+WITHOUT_DESCRIPTORS = """
+import os, sys
+module = __import__(sys.argv[1])
+
+def child(q, conn, size):
+    q.put(b"q" * size)
+    conn.send(b"c" * size)
+
+if __name__ == "__main__":
+    assert sys.stdin is sys.stdout is sys.stderr is None
+    ctx = module.get_context("fork")
+    for size in (10, 100_000):
+        q, (a, b) = ctx.Queue(), ctx.Pipe()
+        assert all(os.fstat(fd) for fd in range(3))
+        p = ctx.Process(target=child, args=(q, b, size))
+        p.start()
+        ok = q.get() == b"q" * size and a.recv() == b"c" * size
+        p.join()
+        with open(sys.argv[2], "a") as result:
+            print(ok, p.exitcode, file=result)
+"""
+
+
+def test_descriptors_0_to_2_closed(module: Any, tmp_path: Path) -> None:
+    """The channel and its arena get these numbers, and nobody takes them for what they were."""
+    result = tmp_path / "result"
+    command = [sys.executable, "-c", WITHOUT_DESCRIPTORS, module.__name__, str(result)]
+    subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], timeout=60, check=True)
+    assert "True 0\nTrue 0\n" == result.read_text()

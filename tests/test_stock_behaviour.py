@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing
 import os
@@ -392,6 +393,36 @@ def readable(fd: int) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(0))
+
+
+@pytest.mark.parametrize("size", [SMALL, 100_000])
+def test_asyncio_is_told_of_each_message_and_of_the_end(oneway: Any, size: int) -> None:
+    reader, writer = oneway
+
+    async def take(loop: asyncio.AbstractEventLoop) -> list[bytes]:
+        got: list[bytes] = []
+        done = asyncio.Event()
+
+        def ready() -> None:
+            try:
+                got.append(reader.recv_bytes())
+            except EOFError:
+                loop.remove_reader(reader.fileno())
+                done.set()
+
+        loop.add_reader(reader.fileno(), ready)
+        await done.wait()
+        return got
+
+    async def main() -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        taking = asyncio.ensure_future(take(loop))
+        for number in range(3):
+            await loop.run_in_executor(None, writer.send_bytes, bytes([number]) * size)
+        writer.close()
+        return await taking
+
+    assert [bytes([number]) * size for number in range(3)] == asyncio.run(main())
 
 
 @pytest.mark.parametrize("both_ways", [True, False])
