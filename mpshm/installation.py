@@ -70,14 +70,17 @@ def install() -> None:
             "multiprocessing stays as it is"
         )
     from multiprocessing import queues as stock_queues
+    from multiprocessing import resource_sharer as sharer
     from multiprocessing import spawn as stock_spawn
 
     from . import queues
 
     _patch(stock_connection.Connection, "__init__", _becoming_ours(stock_connection.Connection))
     _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
+    plain_client = _copy(stock_connection.Client)
     _patch(stock_connection.Client, "__code__", _client.__code__)
-    _patch(stock_connection.Listener, "accept", connection.accept)
+    _patch(stock_connection.Listener, "accept", _accepting(stock_connection.Listener, sharer))
+    _patch(sharer._ResourceSharer, "get_connection", _asking_sharer(plain_client))  # type: ignore[attr-defined]
     _patch(stock_queues.Queue, "get", queues.get)
     _patch(stock_queues.Queue, "_feed", staticmethod(queues.feed))
     simple = stock_queues.SimpleQueue
@@ -155,6 +158,38 @@ def _client(address: Any, family: Any = None, authkey: Any = None) -> Any:
     from mpshm.connection import Client
 
     return Client(address, family, authkey)
+
+
+def _copy(function: Any) -> Callable[..., Any]:
+    """A function as it is now, whatever code it is given later."""
+    return types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__
+    )
+
+
+# The resource sharer makes a connection for each descriptor that is passed (torch passes one for
+# each tensor) and closes it: an arena for each cost three times what all the rest did.
+
+
+def _accepting(listener: Any, sharer: Any) -> Callable[..., Any]:
+    stock = listener.accept
+
+    def accept(self: Any) -> Any:
+        if self is sharer._resource_sharer._listener:
+            return stock(self)
+        return connection.accept(self)
+
+    return accept
+
+
+def _asking_sharer(client: Callable[..., Any]) -> Any:
+    def get_connection(ident: tuple[Any, int]) -> Any:
+        address, key = ident
+        asking = client(address, authkey=stock_process.current_process().authkey)
+        asking.send((key, os.getpid()))
+        return asking
+
+    return staticmethod(get_connection)
 
 
 def _if_ours(end: str, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
