@@ -8,7 +8,7 @@ PYTHON ?= python3
 BUILD := $(CURDIR)/.build
 VENV := $(BUILD)/venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth $(wildcard mpshm/*.py mpshm/*.pyi mpshm/csrc/*)
+SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/csrc/*)
 
 .PHONY: demo test lint core-test bench stress clean
 

@@ -55,7 +55,9 @@ def __getattr__(name: str) -> _Any:
         return getattr(_importlib.import_module(f".{_LAZY[name]}", __name__), name)
     if name in _MODULES:
         return _importlib.import_module(f".{name}", __name__)
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(_stock, name)
-    except AttributeError:
+        return getattr(_stock, name, None) or _importlib.import_module(f"{_stock.__name__}.{name}")
+    except ImportError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

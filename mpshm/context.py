@@ -213,3 +213,8 @@ class DefaultContext(_Doors, stock.DefaultContext):
 
 
 default_context = DefaultContext()
+
+
+def __getattr__(name: str) -> Any:
+    """Whatever else the stock module has: BaseContext, the errors, assert_spawning."""
+    return getattr(stock, name)

@@ -129,6 +129,9 @@ class _Dumper:
     def renew(self) -> None:
         sink = self.sink
         self.pickler = pickle.Pickler(sink, protocol=5, buffer_callback=sink.take_buffer)
+        self.use_reducers()
+
+    def use_reducers(self) -> None:
         self.pickler.dispatch_table = self.reducers
 
     def tidy(self) -> None:
@@ -147,7 +150,7 @@ class _Dumper:
         ndarray = getattr(numpy, "ndarray", None)
         ours = {ndarray: _reduce_array} if ndarray is not None and not CORE_MISSING else {}
         self.reducers = {**ours, **registered, **extra}
-        self.pickler.dispatch_table = self.reducers
+        self.use_reducers()
         # A module that another thread is importing has no ndarray yet: look again next time.
         seen = None if ndarray is None else numpy
         self.reducers_seen = (seen, dict(registered), dict(extra))
@@ -176,11 +179,15 @@ class _ByValueDumper(_Dumper):
     """
 
     def renew(self) -> None:
+        self.use_reducers()
+
+    def use_reducers(self) -> None:
         import cloudpickle  # tens of milliseconds that few programs need
 
-        sink = self.sink
-        self.pickler = cloudpickle.Pickler(sink, protocol=5, buffer_callback=sink.take_buffer)
-        self.pickler.dispatch_table = {**cloudpickle.Pickler.dispatch_table, **self.reducers}
+        table = {**cloudpickle.Pickler.dispatch_table, **self.reducers}
+        # A class for each: where a class has a table, pickle's C code does not ask the instance.
+        kind = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+        self.pickler = kind(self.sink, protocol=5, buffer_callback=self.sink.take_buffer)
 
     def tidy(self) -> None:
         self.renew()  # it remembers the globals of the functions it wrote

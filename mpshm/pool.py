@@ -26,3 +26,8 @@ class Pool(stock.Pool):
 
             context = default_context.get_context()
         super().__init__(processes, initializer, initargs, maxtasksperchild, context)
+
+
+def __getattr__(name: str) -> Any:
+    """Whatever else the stock module has: MaybeEncodingError, RemoteTraceback, RUN."""
+    return getattr(stock, name)

@@ -213,3 +213,8 @@ def simple_put(queue: Any, obj: object) -> None:
     message = queue._writer._dump(obj)
     with queue._wlock:
         queue._writer._transmit(message)
+
+
+def __getattr__(name: str) -> Any:
+    """Whatever else the stock module has: Empty, Full."""
+    return getattr(stock, name)

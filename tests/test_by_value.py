@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -64,6 +65,21 @@ def test_switch_turns_it_off(pipe: Any, monkeypatch: pytest.MonkeyPatch, obj: st
     with pytest.raises(ValueError, match="MPSHM_CLOUDPICKLE='perhaps': expected on or off"):
         a.send(make_adder(1))
     assert not b.poll()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_stocks_objects_beside_a_lambda_keep_their_reducers(method: str) -> None:
+    """A stock queue's descriptors went as numbers, which meant others in the child."""
+    q = multiprocessing.get_context(method).Queue()
+    factor = 3
+    worker = mpshm.get_context(method).Process(target=lambda: q.put(factor))
+    worker.start()
+    assert 3 == q.get(timeout=TIMEOUT_S)
+    worker.join()
+    q.close()
+    q.join_thread()
+    q._reader.close()
+    q._writer.close()
 
 
 class Picky:

@@ -279,6 +279,15 @@ def test_fresh_interpreter_that_a_library_starts_is_swapped() -> None:
     assert "mpshm.connection" == done.stdout.strip(), done.stderr
 
 
+def test_program_that_does_not_use_multiprocessing_does_not_load_it() -> None:
+    done = python(
+        "import sys; print('multiprocessing' in sys.modules, 'mpshm' in sys.modules);"
+        "import multiprocessing.spawn; print('mpshm' in sys.modules)",
+        MPSHM_INSTALL="1",
+    )
+    assert "False False\nTrue\n" == done.stdout, done.stderr
+
+
 def test_interpreter_with_nothing_set_is_not() -> None:
     done = python("import sys; print('mpshm' in sys.modules, 'multiprocessing' in sys.modules)")
     assert "False False\n" == done.stdout

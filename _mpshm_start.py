@@ -1,0 +1,38 @@
+"""Run by mpshm.pth where MPSHM_INSTALL is set: installs mpshm once multiprocessing is imported.
+
+Not before, and not in the package: a program that does not use multiprocessing pays for neither.
+"""
+
+import sys
+
+
+class _AfterImport:
+    """Finds multiprocessing as everybody does, and installs mpshm when its import is done."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "multiprocessing":
+            return None
+        sys.meta_path.remove(self)
+        from importlib.util import find_spec
+
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_install(module):
+                execute(module)
+                from mpshm.installation import at_start
+
+                at_start()
+
+            spec.loader.exec_module = execute_and_install
+        return spec
+
+
+def begin():
+    if "multiprocessing" in sys.modules:
+        from mpshm.installation import at_start
+
+        at_start()
+    else:
+        sys.meta_path.insert(0, _AfterImport())
