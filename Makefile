@@ -1,6 +1,8 @@
 # make demo    the same Pool job over stock multiprocessing and over mpshm, side by side
 # make test    everything a change must pass: lint, types, C core under sanitizers, wheel, pytest
 # make bench   ratios to stock in a few minutes (QUICK=1: under one); make bench ARGS=--full: all
+# make conformance  CPython's own tests against us, with every Python found: an hour
+# make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
 # make stress  the tests that need many GiB or many minutes
 # Each sets up what it needs in .build/ and leaves the rest of the machine alone.
 
@@ -8,9 +10,10 @@ PYTHON ?= python3
 BUILD := $(CURDIR)/.build
 VENV := $(BUILD)/venv
 BIN := $(VENV)/bin
+CLIENTS := $(BUILD)/clients-venv
 SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/csrc/*)
 
-.PHONY: demo test lint core-test bench stress clean
+.PHONY: demo test lint core-test bench stress clients conformance conformance-quick clean
 
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
@@ -35,8 +38,17 @@ stress: $(BUILD)/installed
 	mkdir -p $(BUILD)/run
 	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q -m large $(CURDIR)/tests $(ARGS)
 
+clients: $(BUILD)/installed $(BUILD)/clients-deps
+	$(CLIENTS)/bin/pip install -q --force-reinstall --no-deps $(BUILD)/dist/*.whl
+	$(CLIENTS)/bin/python clients/run.py $(ARGS)
+
 clean:
 	rm -rf $(BUILD) build dist mpshm.egg-info
+
+$(BUILD)/clients-deps: clients/requirements.txt
+	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install -q -r $< 'cffi>=1.16' 'cloudpickle>=2.2'
+	touch $@
 
 $(VENV):
 	$(PYTHON) -m venv $@

@@ -131,10 +131,12 @@ now_ns(void)
 
 /* Begin a frame.  A blocked wake-up across CPUs costs ten times what a message does, so look again
    for a while before blocking: bounded, with the CPU yielded, and only where it has been paying.
-   Each success earns SPIN_GAIN tries, each failure costs one; when none is left, one wait in
-   SPIN_PROBE tries, to find out whether the peer has become quick.  A message that is there already
-   costs the one system call it always did. */
-#define SPIN_START 4
+   Each success earns SPIN_GAIN tries, each failure costs one; with none left, one wait in SPIN_PROBE
+   tries, to find out whether the peer has become quick.  None to begin with, but the SPIN_FIRST-th
+   wait is a try: an end that is closed after a few messages (torch makes one for each tensor) would
+   never earn what it spent.  A message that is there already costs the one system call it always
+   did. */
+#define SPIN_FIRST 6
 #define SPIN_GAIN 2
 #define SPIN_MOST 16
 #define SPIN_PROBE 64
@@ -255,6 +257,7 @@ lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_
 {
     reader->runs = calloc(count, sizeof *reader->runs);
     int first_error = reader->runs == NULL ? -ENOMEM : 0;
+    uint64_t size = 0;
 
     for (uint32_t i = 0; i < count; i++) {
         mpshm_held run;
@@ -263,6 +266,7 @@ lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_
 
         if (first_error == 0 && error == 0) {
             reader->runs[reader->count++] = run;
+            size += run.size;
         } else if (error == 0) {
             mpshm_release(run.data);
         }
@@ -270,6 +274,8 @@ lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_
     }
     if (first_error != 0) {
         mpshm_discard(reader);
+    } else {
+        heap_keep(size);
     }
     return first_error;
 }
@@ -329,7 +335,7 @@ mpshm_reader_new(uint32_t spin_us)
         /* The bytes stay untouched, and not resident, until a message is long enough for them. */
         memset(reader, 0, offsetof(mpshm_reader, bytes));
         reader->spin_ns = (int64_t) spin_us * 1000;
-        reader->credit = SPIN_START;
+        reader->waits = SPIN_PROBE - SPIN_FIRST;
     }
     return reader;
 }

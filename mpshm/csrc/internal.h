@@ -64,6 +64,7 @@ uint64_t segment_file_offset(const struct segment *seg);
 
 /* arena.c */
 void arena_unref(mpshm_arena *arena);    /* under the lock; the next two take it */
+void heap_keep(uint64_t size);           /* needs no lock */
 void arena_keep(mpshm_arena *arena);
 void arena_let_go(mpshm_arena *arena);
 void arena_notify(mpshm_arena *arena);

@@ -273,10 +273,13 @@ seal(mpshm_parcel *parcel)
 static void
 handed_over(mpshm_parcel *parcel)
 {
+    uint64_t size = 0;
+
     pthread_mutex_lock(&mpshm_process.lock);
     for (uint32_t i = 0; i < parcel->count; i++) {
         sender_trim(&parcel->parts[i].run, parcel->parts[i].size);
         sender_note(parcel->arena, &parcel->parts[i].run);
+        size += parcel->parts[i].size;
     }
     if (parcel->has_index) {
         sender_trim(&parcel->index.run, parcel->index.size);
@@ -286,6 +289,7 @@ handed_over(mpshm_parcel *parcel)
     parcel->arena = NULL;
     parcel->count = parcel->stream_runs = 0;
     parcel->has_index = false;
+    heap_keep(size);
 }
 
 int
