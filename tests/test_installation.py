@@ -143,7 +143,7 @@ def test_names_bound_and_classes_derived_before_and_after(when: str) -> None:
         PRELUDE
         + (BOUND_EARLY + install if when == "before" else install + BOUND_EARLY)
         + """
-def shm(): return mpshm.stats().shm_messages
+def shm(): return mpshm.stats().received_shm_messages
 def through(put, get):
     count = shm()
     put(np.arange(COUNT))
