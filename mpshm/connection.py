@@ -11,7 +11,9 @@ import os
 import pickle
 import socket
 import threading
+import types
 import weakref
+from collections.abc import Callable
 from multiprocessing import connection as stock
 from multiprocessing import reduction
 from multiprocessing.connection import answer_challenge, deliver_challenge, wait
@@ -469,43 +471,52 @@ def _greet(end: stock.Connection, family: str) -> Connection:
     return _take_over(cls, end, None, Reason.NOT_LOCAL)
 
 
+_stock_accept: Any = stock.SocketListener.accept  # type: ignore[attr-defined]
+_stock_connect: Any = stock.SocketClient  # type: ignore[attr-defined]
+
+
+def accept(listener: Any) -> Connection:
+    """SocketListener.accept, which a Listener calls before it authenticates its peer."""
+    return _greet(_stock_accept(listener), listener._family)
+
+
+def connect(address: Any) -> Connection:
+    """SocketClient, which Client calls before it authenticates itself."""
+    return _greet(_stock_connect(address), stock.address_type(address))  # type: ignore[attr-defined]
+
+
+class _SocketListener(stock.SocketListener):  # type: ignore[name-defined, misc]
+    def accept(self) -> Connection:
+        return accept(self)
+
+
 class Listener(stock.Listener):
     """A stock Listener whose local peers share memory with it once they are authenticated."""
 
     if TYPE_CHECKING:
-        _authkey: bytes | None
         _listener: Any
 
-    def accept(self) -> Connection:
-        """Wait for a peer and authenticate it, if there is an authkey."""
-        return accept(self)
+    def __init__(
+        self,
+        address: Any = None,
+        family: str | None = None,
+        backlog: int = 1,
+        authkey: bytes | None = None,
+    ) -> None:
+        super().__init__(address, family, backlog, authkey)
+        self._listener.__class__ = _SocketListener
 
 
-def accept(listener: Any) -> Connection:
-    """What a Listener does, ours or a stock one."""
-    if listener._listener is None:
-        raise OSError("listener is closed")
-    inner = listener._listener
-    connection = _greet(inner.accept(), inner._family)
-    if listener._authkey:
-        deliver_challenge(connection, listener._authkey)
-        answer_challenge(connection, listener._authkey)
-    return connection
-
-
-def Client(  # noqa: N802
-    address: Any, family: str | None = None, authkey: bytes | None = None
-) -> Connection:
-    """A connection to the Listener at `address`, sharing memory with it if it is local and ours."""
-    family = family or stock.address_type(address)  # type: ignore[attr-defined]
-    stock._validate_family(family)  # type: ignore[attr-defined]
-    connection = _greet(stock.SocketClient(address), family)  # type: ignore[attr-defined]
-    if authkey is not None and not isinstance(authkey, bytes):
-        raise TypeError("authkey should be a byte string")
-    if authkey is not None:
-        answer_challenge(connection, authkey)
-        deliver_challenge(connection, authkey)
-    return connection
+# Stock's own code, which differs between versions, over our way to connect.
+Client: Callable[..., Connection] = types.FunctionType(
+    stock.Client.__code__,
+    {**vars(stock), "SocketClient": connect},
+    "Client",
+    stock.Client.__defaults__,
+)
+Client.__doc__ = (
+    "A connection to the Listener at an address, sharing memory with it if it is local and ours."
+)
 
 
 def __getattr__(name: str) -> Any:

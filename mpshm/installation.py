@@ -78,8 +78,8 @@ def install() -> None:
     _patch(stock_connection.Connection, "__init__", _becoming_ours(stock_connection.Connection))
     _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
     plain_client = _copy(stock_connection.Client)
-    _patch(stock_connection.Client, "__code__", _client.__code__)
-    _patch(stock_connection.Listener, "accept", _accepting(stock_connection.Listener, sharer))
+    _patch(stock_connection, "SocketClient", connection.connect)
+    _patch(stock_connection.SocketListener, "accept", _accepting(sharer))  # type: ignore[attr-defined]
     _patch(sharer._ResourceSharer, "get_connection", _asking_sharer(plain_client))  # type: ignore[attr-defined]
     _patch(stock_queues.Queue, "get", queues.get)
     _patch(stock_queues.Queue, "_feed", staticmethod(queues.feed))
@@ -145,25 +145,17 @@ def _becoming_ours(stock: Any) -> Callable[..., None]:
     return __init__
 
 
-# The bodies of the next two run among the stock module's globals: hence the imports.
-
-
 def _pipe(duplex: bool = True) -> Any:
+    # Runs among the stock module's globals: hence the import.
     from mpshm.connection import Pipe
 
     return Pipe(duplex)
 
 
-def _client(address: Any, family: Any = None, authkey: Any = None) -> Any:
-    from mpshm.connection import Client
-
-    return Client(address, family, authkey)
-
-
 def _copy(function: Any) -> Callable[..., Any]:
-    """A function as it is now, whatever code it is given later."""
+    """A function as it is now, whatever its module's names will mean later."""
     return types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__
+        function.__code__, {**function.__globals__}, function.__name__, function.__defaults__
     )
 
 
@@ -171,11 +163,12 @@ def _copy(function: Any) -> Callable[..., Any]:
 # each tensor) and closes it: an arena for each cost three times what all the rest did.
 
 
-def _accepting(listener: Any, sharer: Any) -> Callable[..., Any]:
-    stock = listener.accept
+def _accepting(sharer: Any) -> Callable[..., Any]:
+    stock = stock_connection.SocketListener.accept  # type: ignore[attr-defined]
 
     def accept(self: Any) -> Any:
-        if self is sharer._resource_sharer._listener:
+        for_sharer = sharer._resource_sharer._listener
+        if for_sharer is not None and self is for_sharer._listener:
             return stock(self)
         return connection.accept(self)
 

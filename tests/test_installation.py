@@ -74,8 +74,9 @@ def test_install_and_uninstall_leave_stock_as_it_was() -> None:
 import multiprocessing.connection as c, multiprocessing.queues as q, multiprocessing.process as p
 import multiprocessing.spawn as s, multiprocessing.context as x
 def state():
-    classes = (c.Connection, c.Listener, q.Queue, q.SimpleQueue, p.BaseProcess, x.SpawnProcess)
-    return [dict(vars(k)) for k in classes] + [dict(vars(s)), c.Pipe.__code__, c.Client.__code__]
+    classes = (c.Connection, c.SocketListener, q.Queue, q.SimpleQueue, p.BaseProcess)
+    vs = [dict(vars(k)) for k in (*classes, x.SpawnProcess, s, c)]
+    return vs + [c.Pipe.__code__]
 before, environ = state(), dict(os.environ)
 import mpshm
 assert state() == before and dict(os.environ) == environ

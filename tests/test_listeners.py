@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -172,6 +173,30 @@ def test_closed_listener_and_bad_arguments_are_refused_as_by_stock() -> None:
             module.Listener(family="AF_UNIX", authkey="text")  # type: ignore[attr-defined]
         with pytest.raises(FileNotFoundError):
             module.Client("/nowhere/at/all")  # type: ignore[attr-defined]
+
+
+def test_empty_key_is_a_key_as_far_as_it_is_with_stock() -> None:
+    """Since 3.13 (gh-130328) it is one; before, a listener takes it for none."""
+    hung = []
+    for module in (stock, ours):
+        with module.Listener(family="AF_UNIX", authkey=b"") as listener:  # type: ignore[attr-defined]
+            called: list[Any] = []
+            end = socket.socket(socket.AF_UNIX)
+            end.connect(listener.address)
+
+            def accept(listener: Any = listener, called: list[Any] = called) -> None:
+                with contextlib.suppress(EOFError, ConnectionError):
+                    called.append(listener.accept())
+
+            caller = threading.Thread(target=accept)
+            caller.start()
+            caller.join(0.5)
+            hung.append(caller.is_alive())  # it challenges a peer who says nothing
+            end.close()
+            caller.join()
+            for one in called:
+                one.close()
+    assert hung[0] == hung[1]
 
 
 def test_module_has_every_name_of_stocks() -> None:
