@@ -1,7 +1,8 @@
 # make demo    the same Pool job over stock multiprocessing and over mpshm, side by side
 # make test    everything a change must pass: lint, types, C core under sanitizers, wheel, pytest
 # make bench   ratios to stock in a few minutes (QUICK=1: under one); make bench ARGS=--full: all
-# make conformance  CPython's own tests against us, with every Python found: an hour
+# make conformance  CPython's own tests against us, with every Python found: hours
+#                   (make conformance-quick: a part of them with this one, three minutes)
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
 # make stress  the tests that need many GiB or many minutes
 # Each sets up what it needs in .build/ and leaves the rest of the machine alone.
@@ -37,6 +38,16 @@ bench: $(BUILD)/installed $(BUILD)/bench-deps
 stress: $(BUILD)/installed
 	mkdir -p $(BUILD)/run
 	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q -m large $(CURDIR)/tests $(ARGS)
+
+# Every Python there is: PYTHONS="python3.10 /opt/python3.13/bin/python" names others.
+PYTHONS ?= $(PYTHON) $(wildcard $(HOME)/.pyenv/versions/3.1[02-9].*/bin/python)
+
+conformance: $(BUILD)/installed
+	$(BIN)/python -m conformance.every $(BUILD)/dist/mpshm-*.tar.gz $(PYTHONS) -- --jobs 2 $(ARGS)
+
+# 2: this Python comes without the suites, and that has been said.
+conformance-quick: $(BUILD)/installed
+	$(BIN)/python -m conformance --quick --jobs 2 --python $(BIN)/python || [ $$? = 2 ]
 
 clients: $(BUILD)/installed $(BUILD)/clients-deps
 	$(CLIENTS)/bin/pip install -q --force-reinstall --no-deps $(BUILD)/dist/*.whl

@@ -417,19 +417,24 @@ class _Greeting(Connection):
     _offered: Arena | None = None
 
     def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
+        whole = memoryview(buf)
+        entire = whole.ndim == 1 and offset == 0 and size is None
+        head = bytes(whole[: len(_CHALLENGE)]) if entire else b""
         carried: Arena | None = None
-        if self._arena is not None and bytes(buf[: len(_CHALLENGE)]) == _CHALLENGE:
+        if self._arena is not None and head == _CHALLENGE:
             carried = self._arena
-        elif self._arena is None and self._offered is None and bytes(buf) == _WELCOME:
+        elif self._arena is None and self._offered is None and head == _WELCOME:
             carried = self._offered = _new_arena()[0]
         if carried is None:
             super().send_bytes(buf, offset, size)
         else:
+            data = wire.plain_header(whole.nbytes) + whole
             with self._line() as line:
-                data = wire.plain_header(len(buf)) + bytes(buf)
                 sent = socket.send_fds(line, [data], [carried.fileno()])
             if sent < len(data):
                 self._send(data[sent:])
+            self._counters.small_messages += 1
+            self._counters.plain_bytes += whole.nbytes
         self._count_message()
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:

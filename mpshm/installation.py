@@ -212,9 +212,10 @@ class _InstallInChild:
 
     def __reduce__(self) -> Any:
         # exec, for a child without site-packages finds nothing by name before it has our sys.path.
+        folders = [folder for folder in sys.path if isinstance(folder, str)]
         code = f"""
 import sys
-path, sys.path = sys.path, {sys.path!r}
+path, sys.path = sys.path, {folders!r}
 try:
     import mpshm
     mpshm.install()
