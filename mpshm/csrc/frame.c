@@ -131,13 +131,14 @@ now_ns(void)
 
 /* Begin a frame.  A blocked wake-up across CPUs costs ten times what a message does, so look again
    for a while before blocking: bounded, with the CPU yielded, and only where it has been paying.
-   Each success earns SPIN_GAIN tries, each failure costs one; with none left, one wait in SPIN_PROBE
-   tries, to find out whether the peer has become quick.  None to begin with, but the SPIN_FIRST-th
-   wait is a try: an end that is closed after a few messages (torch makes one for each tensor) would
+   Each success earns one try, each failure costs SPIN_COST, so that three in four must succeed; with
+   none left, one wait in SPIN_PROBE tries, to find out whether the peer has become quick (a pool
+   whose tasks come in bursts had one success in two, a tenth more CPU time, and no gain).  None to
+   begin with, but the SPIN_FIRST-th wait is a try: an end that is closed after a few messages (torch makes one for each tensor) would
    never earn what it spent.  A message that is there already costs the one system call it always
    did. */
 #define SPIN_FIRST 6
-#define SPIN_GAIN 2
+#define SPIN_COST 3
 #define SPIN_MOST 16
 #define SPIN_PROBE 64
 
@@ -158,11 +159,11 @@ read_first(mpshm_reader *reader, int fd, uint32_t need)
             sched_yield();
             n = preadv2(fd, &to, 1, -1, RWF_NOWAIT);
             if (n >= 0 || errno != EAGAIN) {
-                reader->credit += reader->credit < SPIN_MOST ? SPIN_GAIN : 0;
+                reader->credit += reader->credit < SPIN_MOST;
                 return n;
             }
         } while (now_ns() < until);
-        reader->credit -= reader->credit > 0;
+        reader->credit -= reader->credit < SPIN_COST ? reader->credit : SPIN_COST;
     }
 #endif
     return read(fd, reader->bytes, need);
