@@ -208,12 +208,19 @@ def main() -> int:
     parser.add_argument("--suite", action="append", help="only suites with this in their name")
     parser.add_argument("--test", action="append", help="only tests of this pattern")
     parser.add_argument("--mode", action="append", choices=SWAPPED, help="default: both")
+    parser.add_argument(
+        "--by-descriptor",
+        action="store_true",
+        help="send small messages by descriptor too, though none is quicker so",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="suites that run at the same time")
     parser.add_argument("--out", type=Path, help="where logs and results.json go")
     parser.add_argument("--test-limit", type=float, default=Limits.test_s, metavar="SECONDS")
     parser.add_argument("--suite-limit", type=float, default=Limits.suite_s, metavar="SECONDS")
     args = parser.parse_args()
     start = time.monotonic()
+    if args.by_descriptor:
+        os.environ["CONFORMANCE_BY_DESCRIPTOR"] = "1"
 
     try:
         interpreter = suites.ask(args.python.absolute())
