@@ -1,7 +1,7 @@
 """`python -m conformance [--quick] [--python PATH]`: CPython's own tests over mpshm.
 
 Exit code 0: no test that stock passes fails, and mpshm's classes did the work.  1: one does, or
-they did not.  2: the interpreter cannot serve.
+they did not.  2: the interpreter comes without CPython's tests.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def main() -> int:
         interpreter = suites.ask(args.python.absolute())
     except suites.Missing as missing:
         say(str(missing))
-        return 2
+        return 2 if isinstance(missing, suites.SuitesMissing) else 1
     chosen, remarks = suites.find(interpreter)
     if args.quick:
         chosen = suites.quick(chosen)
@@ -240,7 +240,7 @@ def main() -> int:
         say(f"  {remark}")
     if "installed" in modes and not interpreter.can_install:
         say("  this mpshm has no install()")
-        return 2
+        return 1
     for excuse in compare.excuses():
         say(f"  excused ({excuse.mode}): {excuse.pattern}: {excuse.reason}")
 

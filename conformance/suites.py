@@ -37,6 +37,10 @@ class Missing(Exception):
     """An interpreter lacks what a run needs."""
 
 
+class SuitesMissing(Missing):
+    """An interpreter comes without CPython's tests, as some builds do."""
+
+
 _QUESTIONS = """
 import importlib.util, json, os, pkgutil, site, sys, sysconfig
 found = importlib.util.find_spec("mpshm")
@@ -69,7 +73,7 @@ def ask(python: Path) -> Interpreter:
     if not said["where"]:
         raise Missing(f"{python} has no mpshm installed")
     if not said["test"] or not (Path(said["test"]) / "_test_multiprocessing.py").exists():
-        raise Missing(f"{python} comes without CPython's tests (the package `test`)")
+        raise SuitesMissing(f"{python} comes without CPython's tests (the package `test`)")
     return Interpreter(
         path=python,
         version=said["version"],
