@@ -6,7 +6,6 @@ The only importer of the compiled core.  Knows descriptors and bytes; knows no p
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import weakref
 from multiprocessing import reduction
@@ -157,7 +156,7 @@ class Arena:
         sealed: refuse a file that its maker could still make smaller, under our hands.
         """
         try:
-            if sealed and not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            if sealed and not _is_sealed(fd):
                 raise ProtocolError("arena's memory file is not sealed")
             identity = _identity(fd)
             known = _arenas.get(identity)
@@ -328,6 +327,16 @@ def _identity(fd: int) -> int:
     if code := lib.mpshm_arena_identity(fd, out):
         raise _failure(code, "shared memory")
     return int(out[0])
+
+
+def _is_sealed(fd: int) -> bool:
+    """Whether nobody can make the file smaller any more; only Linux can promise that."""
+    try:
+        import fcntl
+
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except (ImportError, AttributeError):
+        return False
 
 
 def _rebuild(descriptor: Any) -> Arena | None:

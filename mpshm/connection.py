@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import socket
+import sys
 import threading
 import types
 import weakref
@@ -472,6 +473,8 @@ class _Greeting(Connection):
 
 def _greet(end: stock.Connection, family: str) -> Connection:
     """Take over an end that the stock module has connected."""
+    if sys.platform == "win32" and not TYPE_CHECKING:
+        return end  # there the stock module's ends stay, which are of another kind
     cls = _Greeting if family == "AF_UNIX" and not CORE_MISSING else Connection
     return _take_over(cls, end, None, Reason.NOT_LOCAL)
 
@@ -509,7 +512,8 @@ class Listener(stock.Listener):
         authkey: bytes | None = None,
     ) -> None:
         super().__init__(address, family, backlog, authkey)
-        self._listener.__class__ = _SocketListener
+        if isinstance(self._listener, stock.SocketListener):  # type: ignore[attr-defined]
+            self._listener.__class__ = _SocketListener
 
 
 # Stock's own code, which differs between versions, over our way to connect.
