@@ -8,12 +8,13 @@ The floors, top to bottom; imports go down only:
     installation           ours in stock's place, in this process and its descendants
     executor               ProcessPoolExecutor
     context, pool, managers   stock-shaped doors: contexts, processes, Pool, managers
-    queues                 Queue, JoinableQueue, SimpleQueue
+    queues                 Queue, JoinableQueue, SimpleQueue: knows the feeder and who waits
+    queue_end              QueueEnd: a Connection of slots, for many at each end
     connection             Connection, Pipe, Listener, Client: knows frames and roads
     payload | forking      dump and load (knows pickle, no pipes) | what fork does to transports
-    buffer                 Buffer: one message's memory in a user's hands
-    arena                  Arena, Run, Parcel, Reader: the only importer of the compiled core
-    wire, counters, config, errors, _native   pure functions, counters, constants, the C core
+    buffer | slot          Buffer: one message's memory in a user's hands | a queue's messages
+    arena                  Arena, Run, Parcel, Reader: with slot the only importer of the core
+    wire, counters, config, errors, aio, _native   pure functions, constants, the C core
 """
 
 import importlib as _importlib

@@ -5,7 +5,19 @@ from pathlib import Path
 
 from cffi import FFI
 
-SOURCES = ("freemap.c", "segment.c", "arena.c", "sender.c", "parcel.c", "receiver.c", "frame.c")
+SOURCES = (
+    "freemap.c",
+    "segment.c",
+    "arena.c",
+    "peers.c",
+    "sender.c",
+    "parcel.c",
+    "receiver.c",
+    "spin.c",
+    "frame.c",
+    "slot.c",
+    "reap.c",
+)
 CSRC = Path("mpshm/csrc")
 
 ffibuilder = FFI()

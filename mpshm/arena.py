@@ -1,6 +1,7 @@
 """Arena, Run, Parcel, Reader: shared memory and what goes in and out of it, as Python objects.
 
-The only importer of the compiled core.  Knows descriptors and bytes; knows no pickle and no frame.
+With slot.py the only importer of the compiled core.  Knows descriptors and bytes; knows no pickle
+and no frame.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import weakref
 from multiprocessing import reduction
 from typing import Any
 
-from . import config
+from . import config, wire
 from .counters import Gauges
 from .errors import ProtocolError, TooLong
 from .wire import Descriptor, read_exactly
@@ -28,12 +29,18 @@ except ImportError as _error:  # no C compiler, or a platform the core does not 
     CORE_MISSING = str(_error)
 
 NO_MARK = (1 << 64) - 1
+NO_WAIT = -2
+"""In the place of a descriptor whose draining a put would wait for: it raises NoRoomNow instead."""
 
 FILE_AUTO, FILE_MEMFD, FILE_SHM = 0, 1, 2
 
 
 class OutOfSharedMemory(Exception):
     """The arena is at its limit: the message at hand must take the plain road."""
+
+
+class NoRoomNow(Exception):
+    """What was to be put would have to wait; its runs are still on loan."""
 
 
 class ReaderFull(Exception):
@@ -60,11 +67,13 @@ _CODES = {
     -10015: "descriptor frame has bytes too many",
     -10016: "descriptor frame's index does not hold as many descriptors as it names",
     -10017: "descriptor frame on a channel that has no shared memory here",
+    -10018: "queue is full",
+    -10019: "got end of file",
 }
 _OUT_OF_MEMORY = frozenset((errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EMFILE, errno.ENFILE))
 
 
-def _failure(code: int, what: str) -> Exception:
+def failure(code: int, what: str) -> Exception:
     """The exception for a negative answer of the core."""
     if code in (-10010, -10011):
         return ValueError(_CODES[code])
@@ -100,7 +109,7 @@ class Run:
         """Copy a contiguous bytes-like object to `offset`, without the GIL."""
         with ffi.from_buffer(source) as data:
             if len(data) and (code := lib.mpshm_copy_in(self._c, offset, data, len(data))):
-                raise _failure(code, "copy")
+                raise failure(code, "copy")
 
     def increase(self, size: int, min_size: int) -> int:
         """Take up to `size` bytes of chunks after the end; bytes gained, 0 if under `min_size`."""
@@ -108,7 +117,7 @@ class Run:
         if gained == -errno.ENOSPC:
             return 0
         if gained < 0:
-            raise _failure(gained, "")
+            raise failure(gained, "")
         return gained
 
     def abandon(self) -> None:
@@ -126,11 +135,13 @@ class Run:
 class Arena:
     """One channel's shared memory, as this process sees it."""
 
-    __slots__ = ("__weakref__", "_c", "identity")
+    __slots__ = ("__weakref__", "_c", "bytes_limit", "frame_max", "identity")
 
     def __init__(self, handle: Any, identity: int) -> None:
         self._c = ffi.gc(handle, lib.mpshm_arena_close)
         self.identity = identity
+        self.frame_max: int = lib.mpshm_slot_bytes(handle) or wire.FRAME_MAX
+        self.bytes_limit = int(lib.mpshm_queue_bytes(handle))
         _arenas[identity] = self
 
     @classmethod
@@ -146,7 +157,7 @@ class Arena:
             out,
         )
         if code:
-            raise _failure(code, "shared memory file")
+            raise failure(code, "shared memory file")
         return cls(out[0], _identity(lib.mpshm_arena_fd(out[0])))
 
     @classmethod
@@ -165,7 +176,7 @@ class Arena:
                 return known
             out = ffi.new("mpshm_arena **")
             if code := lib.mpshm_arena_attach(fd, out):
-                raise _failure(code, "shared memory file")
+                raise failure(code, "shared memory file")
         except BaseException:
             os.close(fd)
             raise
@@ -178,13 +189,29 @@ class Arena:
     def fileno(self) -> int:
         return int(lib.mpshm_arena_fd(self._c))
 
+    @property
+    def is_queue(self) -> bool:
+        """Whether it is a queue's, whose frames are slots."""
+        return bool(lib.mpshm_slot_bytes(self._c))
+
+    def make_queue(self, places: int, bytes_limit: int, joinable: bool) -> None:
+        """Have it serve a queue from now on, which nobody else has yet.  0 is no limit."""
+        lib.mpshm_make_queue(self._c, places, bytes_limit, joinable)
+        self.frame_max = lib.mpshm_slot_bytes(self._c)
+        self.bytes_limit = bytes_limit
+
+    @property
+    def high_water(self) -> int:
+        """In-flight bytes at which a sender waits; a queue bounded by bytes has its own limit."""
+        return NO_MARK if self.bytes_limit else config.HIGH_WATER_BYTES
+
     def claim(self, size: int) -> Run:
         """A run of at least `size` contiguous bytes.  Raises OutOfSharedMemory."""
         run = Run(self)
         if code := lib.mpshm_get_buf(self._c, size, run._c):
             if -code in _OUT_OF_MEMORY:
                 raise OutOfSharedMemory(f"no {size} bytes: {os.strerror(-code)}")
-            raise _failure(code, "claim")
+            raise failure(code, "claim")
         return run
 
     def lease(self, descriptor: Descriptor) -> memoryview:
@@ -194,26 +221,34 @@ class Arena:
         thread.  Raises ProtocolError when the descriptor names no run in flight.
         """
         out = ffi.new("char **")
-        held = _new_holder()
+        held = new_holder()
         mmap_id, chunk_id, size, tag = descriptor
         if code := lib.mpshm_lease(self._c, mmap_id, chunk_id, size, tag, out):
-            raise _failure(code, f"{descriptor}")
+            raise failure(code, f"{descriptor}")
         held.data, held.size = out[0], size
-        return _view(held)
+        return view_of(held)
 
     def wait_room(self, fd: int, size: int) -> None:
         """Wait until `size` more bytes may be in flight, or nobody drains the pipe."""
-        while code := lib.mpshm_wait_room(
-            self._c, fd, size, config.HIGH_WATER_BYTES, config.WAIT_SLICE_MS
-        ):
-            if code not in (-errno.ETIMEDOUT, -errno.EINTR):
-                raise _failure(code, "")
+        while not self.wait_room_a_while(fd, size, config.WAIT_SLICE_MS):
+            pass
 
-    def gauges(self) -> Gauges:
-        """What the arena holds now, on loan, in flight and leased, whoever holds it."""
+    def wait_room_a_while(self, fd: int, size: int, timeout_ms: int) -> bool:
+        """The same for so long: whether there is room."""
+        code = lib.mpshm_wait_room(self._c, fd, size, self.high_water, timeout_ms)
+        if code not in (0, -errno.ETIMEDOUT, -errno.EINTR):
+            raise failure(code, "")
+        return bool(code == 0)
+
+    def gauges(self, fd: int = -1) -> Gauges:
+        """What the arena holds now, on loan, in flight and leased, by whatever living process.
+
+        What dead ones held is taken back first.  fd: either end of a queue's pipe.
+        """
+        lib.mpshm_reap(self._c, fd)
         c = ffi.new("mpshm_gauges *")
         if code := lib.mpshm_arena_gauges(self._c, c):
-            raise _failure(code, "")
+            raise failure(code, "")
         return Gauges(
             bytes_in_flight=c.bytes_in_flight,
             bytes_leased=c.bytes_leased,
@@ -227,12 +262,12 @@ class Arena:
         return bool(lib.mpshm_arena_is_valid(self._c) == 1)
 
 
-def _new_holder() -> Any:
+def new_holder() -> Any:
     """Holds no run yet, and releases the one that it is given: made first, so none is ever lost."""
     return ffi.gc(lib.mpshm_held_new(), lib.mpshm_held_free)
 
 
-def _view(held: Any) -> memoryview:
+def view_of(held: Any) -> memoryview:
     """A leased run's memory, which keeps its holder."""
     # The pointer's destructor does nothing that matters: bound to the holder, it keeps it alive.
     return memoryview(ffi.buffer(ffi.gc(held.data, (held,).count), held.size))
@@ -269,40 +304,45 @@ class Parcel:
 
     def put_buffer(self, data: Any) -> None:
         """Copy a contiguous bytes-like object into a run of its own.  Raises OutOfSharedMemory."""
-        self._put(lib.mpshm_put_buffer, data)
+        c = ffi.from_buffer(data)
+        self._put(lib.mpshm_put_buffer, len(c), c, len(c))
 
     def put_stream(self, data: Any, more: int = 0) -> None:
         """Copy bytes behind the stream's end; `more` are known to follow.
 
         In place while the stream's run can be extended, then in a further run.
         """
-        self._put(lib.mpshm_put_stream, data, more)
+        c = ffi.from_buffer(data)
+        self._put(lib.mpshm_put_stream, len(c), c, len(c), more)
 
     def put_run(self, run: Run, size: int) -> None:
         """Borrow a loaned run as the whole stream, `size` bytes of it."""
         if code := lib.mpshm_put_run(self._c, run._c, size):
-            raise _failure(code, "")
+            raise failure(code, "")
 
     def return_run(self) -> None:
         """Let go of the borrowed run, which is its owner's again."""
         lib.mpshm_return_run(self._c)
 
-    def settle(self, stream: bytes) -> None:
+    def settle(self, stream: bytes, buffers: int) -> None:
         """Find room for what a frame cannot hold.  Before `send`."""
-        self._put(lib.mpshm_settle, stream)
+        size = len(stream)
+        # A slot may be too short for the runs of the stream alone.
+        if self._arena.frame_max < wire.FRAME_MAX or not wire.fits(buffers, size):
+            self._put(lib.mpshm_settle, size, size)
 
-    def _put(self, put: Any, data: Any, *args: int) -> None:
-        c = ffi.from_buffer(data)
-        size = len(c)
-        mark = config.HIGH_WATER_BYTES
-        while code := put(self._c, c, size, *args, mark):
+    def _put(self, put: Any, size: int, *args: Any) -> None:
+        mark = self._arena.high_water
+        while code := put(self._c, *args, mark):
             if code == -errno.EAGAIN:
+                if self._fd == NO_WAIT:
+                    raise NoRoomNow
                 self._arena.wait_room(self._fd, size)
                 mark = NO_MARK  # also when there was nobody to wait for
             elif -code in _OUT_OF_MEMORY:
                 raise OutOfSharedMemory(f"no {size} bytes: {os.strerror(-code)}")
             else:
-                raise _failure(code, "")
+                raise failure(code, "")
 
     def send(self, stream: bytes) -> None:
         """Seal the runs and write the frame that names them: both, or neither and an OSError.
@@ -311,7 +351,17 @@ class Parcel:
         """
         while code := lib.mpshm_send(self._c, self._fd, stream, len(stream)):
             if code != -errno.EINTR:
-                raise _failure(code, "")
+                raise failure(code, "")
+        self._spend()
+
+    def send_slot(self, fd: int, stream: bytes, place: int) -> int:
+        """The same for a queue, and never waits: 0, or the core's code and the parcel as it was."""
+        code = int(lib.mpshm_slot_send(self._c, fd, stream, len(stream), place))
+        if code == 0:
+            self._spend()
+        return code
+
+    def _spend(self) -> None:
         del self._arena
         _spare_parcels.append(self)
 
@@ -325,7 +375,7 @@ _arenas: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
 def _identity(fd: int) -> int:
     out = ffi.new("uint64_t *")
     if code := lib.mpshm_arena_identity(fd, out):
-        raise _failure(code, "shared memory")
+        raise failure(code, "shared memory")
     return int(out[0])
 
 
@@ -402,13 +452,13 @@ class Reader:
                     raise ReaderFull
                 if n != -errno.EINTR:
                     wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
-                    raise _failure(n, str(wrong) if lib.MPSHM_E_STALE <= n < -10000 else "")
+                    raise failure(n, str(wrong) if lib.MPSHM_E_STALE <= n < -10000 else "")
             if n < _DESCRIPTORS:
                 body: bytes = self._bytes[4:n]
                 c.full = 0
                 return body
             if n != _LONG:
-                return self._take_over(n - _DESCRIPTORS)
+                return self._take_over()
         except ReaderFull:
             raise  # what it holds is another's
         except BaseException:
@@ -420,15 +470,15 @@ class Reader:
             raise TooLong
         return read_exactly(fd, size)
 
-    def _take_over(self, frame_size: int) -> tuple[Any, list[memoryview]]:
+    def _take_over(self) -> tuple[Any, list[memoryview]]:
         """The message of the descriptor frame just read, each run with a holder of its own."""
         c, views = self._c, []
         for i in range(c.count):
-            held = _new_holder()
+            held = new_holder()
             lib.mpshm_take(c, i, held)
-            views.append(_view(held))
+            views.append(view_of(held))
         runs = c.stream_runs
-        stream = b"" if runs else self._bytes[c.stream_at : frame_size]
+        stream = b"" if runs else self._bytes[c.stream_at : c.stream_end]
         c.full = 0
         if runs == 0:
             return stream, views
@@ -443,7 +493,7 @@ def fork_announce() -> None:
 def fork_over() -> None:
     """After it, on both sides.  Raises OSError when a view could not be made private."""
     if code := lib.mpshm_fork_over():
-        raise _failure(code, "a received view could not be made private before the fork")
+        raise failure(code, "a received view could not be made private before the fork")
 
 
 def release_all() -> None:

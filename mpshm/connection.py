@@ -86,6 +86,8 @@ class Connection(stock.Connection):
         self._arena = arena
         if arena is not None:
             _open_ends[_pipe_of(self._handle)] = self
+            if arena.is_queue and queue_end is not None:
+                self.__class__ = queue_end  # made from the bare descriptor of a queue's pipe
 
     def _reset_in_child(self) -> None:
         # Reentrant: a signal handler may use the connection that it interrupted.
@@ -311,6 +313,9 @@ def process_stats() -> Stats:
     return process_total().show(gauges)
 
 
+queue_end: type[Connection] | None = None
+"""What an end of a queue's pipe is; queue_end.py, which is above, says so."""
+
 # Looked up once, for every small message needs them.
 _write, _length_word, _loads = os.write, wire.plain_header, pickle.loads
 
@@ -348,7 +353,7 @@ def rebuild(
     return Connection(handle.detach(), readable, writable, arena=arena, reason=reason)
 
 
-def _new_arena() -> tuple[Arena | None, Reason]:
+def new_arena() -> tuple[Arena | None, Reason]:
     """An arena for a new channel, or None and why there is none."""
     mode = config.mode()
     if mode is config.Mode.OFF:
@@ -366,7 +371,7 @@ def adopt(*ends: stock.Connection) -> list[Connection]:
     ours = [end for end in ends if isinstance(end, Connection)]
     if len(ours) == len(ends):
         return ours  # mpshm is installed
-    arena, reason = _new_arena()
+    arena, reason = new_arena()
     return [_take_over(Connection, end, arena, reason) for end in ends]
 
 
@@ -387,7 +392,7 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     else:
         handles = list(os.pipe())
     try:
-        arena, reason = _new_arena()
+        arena, reason = new_arena()
     except BaseException:
         for handle in handles:
             os.close(handle)
@@ -425,7 +430,7 @@ class _Greeting(Connection):
         if self._arena is not None and head == _CHALLENGE:
             carried = self._arena
         elif self._arena is None and self._offered is None and head == _WELCOME:
-            carried = self._offered = _new_arena()[0]
+            carried = self._offered = new_arena()[0]
         if carried is None:
             super().send_bytes(buf, offset, size)
         else:

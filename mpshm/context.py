@@ -89,20 +89,28 @@ class _Doors(stock.BaseContext):
             """A new channel's two ends; with duplex=False the first only receives."""
             return connection.Pipe(duplex)
 
-        def Queue(self, maxsize: int = 0) -> Queue:  # noqa: N802
-            """A queue for many producers and many consumers."""
+        def Queue(  # noqa: N802
+            self, maxsize: int = 0, *, maxbytes: int | None = None, strict: bool = False
+        ) -> Queue:
+            """A queue for many producers and many consumers.
+
+            maxsize, maxbytes: of messages, and of their bytes, that it holds at most.
+            strict: raise from `put` what cannot be pickled, instead of reporting it as stock does.
+            """
             from .queues import Queue
 
-            return Queue(maxsize, ctx=self.get_context())
+            return Queue(maxsize, ctx=self.get_context(), maxbytes=maxbytes, strict=strict)
 
-        def JoinableQueue(self, maxsize: int = 0) -> JoinableQueue:  # noqa: N802
-            """A queue with task_done() and join()."""
+        def JoinableQueue(  # noqa: N802
+            self, maxsize: int = 0, *, maxbytes: int | None = None, strict: bool = False
+        ) -> JoinableQueue:
+            """A Queue with task_done() and join()."""
             from .queues import JoinableQueue
 
-            return JoinableQueue(maxsize, ctx=self.get_context())
+            return JoinableQueue(maxsize, ctx=self.get_context(), maxbytes=maxbytes, strict=strict)
 
         def SimpleQueue(self) -> SimpleQueue:  # noqa: N802
-            """A queue that is little more than a locked pipe."""
+            """A queue that is little more than a pipe for many."""
             from .queues import SimpleQueue
 
             return SimpleQueue(ctx=self.get_context())

@@ -18,7 +18,7 @@ __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
 BrokenProcessPool = stock.BrokenProcessPool
 
 
-class _CallQueue(queues.Queue, stock._SafeQueue):
+class CallQueue(queues.Queue, stock._SafeQueue):
     """Stock's queue of tasks, over our ends."""
 
 
@@ -43,5 +43,5 @@ class ProcessPoolExecutor(stock.ProcessPoolExecutor):
         super().__init__(max_workers, mp_context, initializer, initargs, **kwargs)
         # No worker has been started yet: nobody has seen the queue that stock has made.
         tasks: Any = self._call_queue  # type: ignore[attr-defined]
-        tasks.__class__ = _CallQueue
-        tasks._adopt()
+        tasks.__class__ = CallQueue
+        queues.Queue.__init__(tasks, tasks._maxsize, ctx=mp_context)

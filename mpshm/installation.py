@@ -75,7 +75,9 @@ def install() -> None:
 
     from . import queues
 
-    _patch(stock_connection.Connection, "__init__", _becoming_ours(stock_connection.Connection))
+    _become(stock_connection.Connection, connection.Connection)
+    for name in ("Queue", "JoinableQueue", "SimpleQueue"):
+        _become(getattr(stock_queues, name), getattr(queues, name))
     _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
     plain_client = _copy(stock_connection.Client)
     _patch(stock_connection, "SocketClient", connection.connect)
@@ -130,19 +132,30 @@ def _patch(owner: Any, name: str, ours: Any) -> None:
     setattr(owner, name, ours)
 
 
-def _becoming_ours(stock: Any) -> Callable[..., None]:
-    """Connection.__init__: who makes a stock one gets one of ours."""
+def _become(stock: Any, ours: Any) -> None:
+    """Who makes an object of stock's class gets one of ours; of a derived class, what that is."""
     original = stock.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         # Not by __new__, which cannot be taken off a class again without a trace.
         if type(self) is stock:
-            self.__class__ = connection.Connection
-            self.__init__(*args, **kwargs)
+            self.__class__ = ours
+        elif _is_executors(type(self)):
+            from .executor import CallQueue
+
+            self.__class__ = CallQueue
         else:
             original(self, *args, **kwargs)
+            return
+        self.__init__(*args, **kwargs)
 
-    return __init__
+    _patch(stock, "__init__", __init__)
+
+
+def _is_executors(kind: type) -> bool:
+    """Whether it is the class that a stock ProcessPoolExecutor has derived for its tasks."""
+    module = sys.modules.get("concurrent.futures.process")
+    return module is not None and kind is getattr(module, "_SafeQueue", None)
 
 
 def _pipe(duplex: bool = True) -> Any:

@@ -15,7 +15,7 @@ import sys
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from . import config, wire
+from . import config
 from .arena import CORE_MISSING, Arena, OutOfSharedMemory, Parcel, writable_alias
 from .config import INLINE_MAX, VIEW_MIN
 from .counters import Reason
@@ -104,8 +104,8 @@ class _Sink:
             self.arena, self.written = None, 0
             return inline.pop()
         stream = b"".join(inline)
-        if parcel is not None and not wire.fits(self.buffers, len(stream)):
-            parcel.settle(stream)
+        if parcel is not None:
+            parcel.settle(stream, self.buffers)
         message = Message(stream, self.written + self.size, parcel)
         self.begin(None, -1)
         return message
@@ -287,6 +287,7 @@ def dump_bytes(data: memoryview, arena: Arena | None, fd: int) -> bytes | Messag
     parcel = Parcel.begin(arena, fd)
     try:
         parcel.put_stream(data)
+        parcel.settle(b"", 0)
     except OutOfSharedMemory:
         return Message(data, size, reason=Reason.OUT_OF_SHARED_MEMORY)
     return Message(b"", size, parcel)

@@ -740,7 +740,7 @@ def test_segments_of_a_killed_process_serve_others() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(claim_and_die)() == b""
-    assert describe(arena.claim(SEGMENT - CHUNK), 1) == Descriptor(0, 1, 1, 1)
+    assert describe(arena.claim(SEGMENT), 1) == Descriptor(0, 0, 1, 2)
 
 
 # Fork

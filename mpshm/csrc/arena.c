@@ -201,6 +201,7 @@ read_header(int fd, struct arena_header *header)
         || header->stride == 0 || header->stride % SMALL_ALIGN != 0
         || header->stride > UINT64_C(1) << 50
         || header->chunk_shift < 4 || header->chunk_shift > 30
+        || (header->slot_bytes != 0 && header->slot_bytes != MPSHM_SLOT_BYTES)
         || (header->segment_limit + UINT64_C(1)) * header->stride != (uint64_t) status.st_size) {
         return MPSHM_E_GEOMETRY;
     }
@@ -247,7 +248,7 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
     }
     arena->fd = fd;
     arena->refs = 1;
-    void *mapped = mmap(NULL, sizeof header, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *mapped = mmap(NULL, HEADER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
     if (mapped == MAP_FAILED) {
         error = -errno;
@@ -255,6 +256,8 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
         return error;
     }
     arena->header = mapped;
+    arena->peers = (struct peer *) ((char *) mapped + PEERS_OFFSET);
+    arena->slot_bytes = header.slot_bytes;
     arena->stride = header.stride;
     arena->segment_bytes = header.segment_bytes;
     arena->segment_limit = header.segment_limit;
@@ -286,7 +289,10 @@ arena_unref(mpshm_arena *arena)
             segment_unmap(arena->segments[id]);
         }
     }
-    munmap(arena->header, sizeof *arena->header);
+    if (arena->loans == 0) { /* else the reaper finds what we leave */
+        peer_depart(arena);
+    }
+    munmap(arena->header, HEADER_BYTES);
     close(arena->fd);
     free(arena->sent);
     free(arena);

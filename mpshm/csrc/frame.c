@@ -5,11 +5,14 @@
    takes it in one piece or not at all:
 
        length word  big-endian 32    0x80000000 | bytes that follow
-       flags        16               1: the one descriptor names an index, the run of all the others
+       flags        16               1: the one descriptor names an index, the run of all the others;
+                                     2: and behind them the index holds the stream
        stream runs  16               how many descriptors, the first, hold the message's stream
        buffer runs  32               how many after them hold a buffer each
        descriptors  20 each          mmap_id 32, chunk_id 32, size in bytes 64, tag 32
        stream       the rest         when no run holds it
+
+   A queue's frames are the same, of at most MPSHM_SLOT_BYTES and filled up to them (slot.c).
 
    Invariants:
    F1  Reading never goes past a frame: other processes may share the end.
@@ -32,18 +35,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define SIGN UINT32_C(0x80000000)
 #define LENGTH_BYTES 4
 #define HEAD_BYTES 8
+#define INDEX 1
+#define STREAM_IN_INDEX 2
 
 bool
-frame_fits(uint64_t descriptors, uint64_t stream_size)
+frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size)
 {
     return LENGTH_BYTES + HEAD_BYTES + descriptors * DESCRIPTOR_BYTES + stream_size
-           <= MPSHM_FRAME_BYTES;
+           <= (arena->slot_bytes ? arena->slot_bytes : MPSHM_FRAME_BYTES);
 }
 
 static char *
@@ -58,24 +62,27 @@ put_descriptor(char *at, const struct part *part)
 
 /* Write the frame, and the index if there is one; the frame's size.  It must fit. */
 uint32_t
-frame_put(char *frame, const struct part *parts, uint32_t stream_runs, uint32_t buffer_runs,
-          const char *stream, uint64_t stream_size, const struct part *index)
+frame_put(char *frame, const mpshm_parcel *parcel, const char *stream, uint64_t stream_size)
 {
-    uint16_t head[2] = {index != NULL, (uint16_t) stream_runs};
+    const struct part *index = parcel->has_index ? &parcel->index : NULL;
+    uint16_t flags = index == NULL ? 0 : stream_size > 0 ? INDEX | STREAM_IN_INDEX : INDEX;
+    uint16_t head[2] = {flags, (uint16_t) parcel->stream_runs};
+    uint32_t buffer_runs = parcel->count - parcel->stream_runs;
     char *at = index == NULL ? frame + LENGTH_BYTES + HEAD_BYTES : index->run.data;
 
     memcpy(frame + LENGTH_BYTES, head, 4);
     memcpy(frame + LENGTH_BYTES + 4, &buffer_runs, 4);
-    for (uint32_t i = 0; i < stream_runs + buffer_runs; i++) {
-        at = put_descriptor(at, &parts[i]);
+    for (uint32_t i = 0; i < parcel->count; i++) {
+        at = put_descriptor(at, &parcel->parts[i]);
+    }
+    if (stream_size > 0) {
+        memcpy(at, stream, stream_size);
+        at += stream_size;
     }
     if (index != NULL) {
         at = put_descriptor(frame + LENGTH_BYTES + HEAD_BYTES, index);
     }
-    if (stream_size > 0) {
-        memcpy(at, stream, stream_size);
-    }
-    uint32_t size = (uint32_t) (at - frame + (int64_t) stream_size);
+    uint32_t size = (uint32_t) (at - frame);
     uint32_t length = htonl(SIGN | (size - LENGTH_BYTES));
 
     memcpy(frame, &length, 4);
@@ -120,28 +127,8 @@ whole_frame(mpshm_reader *reader, uint32_t word)
     return (int) have;
 }
 
-static int64_t
-now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-/* Begin a frame.  A blocked wake-up across CPUs costs ten times what a message does, so look again
-   for a while before blocking: bounded, with the CPU yielded, and only where it has been paying.
-   Each success earns one try, each failure costs SPIN_COST, so that three in four must succeed; with
-   none left, one wait in SPIN_PROBE tries, to find out whether the peer has become quick (a pool
-   whose tasks come in bursts had one success in two, a tenth more CPU time, and no gain).  None to
-   begin with, but the SPIN_FIRST-th wait is a try: an end that is closed after a few messages (torch makes one for each tensor) would
-   never earn what it spent.  A message that is there already costs the one system call it always
-   did. */
-#define SPIN_FIRST 6
-#define SPIN_COST 3
-#define SPIN_MOST 16
-#define SPIN_PROBE 64
-
+/* Begin a frame: the first look is the read itself, so that a message that is there already costs the
+   one system call it always did. */
 static ssize_t
 read_first(mpshm_reader *reader, int fd, uint32_t need)
 {
@@ -152,19 +139,17 @@ read_first(mpshm_reader *reader, int fd, uint32_t need)
     if (n >= 0 || errno != EAGAIN) {
         return n >= 0 || errno != EOPNOTSUPP ? n : read(fd, reader->bytes, need);
     }
-    if (reader->spin_ns > 0 && (reader->credit > 0 || ++reader->waits % SPIN_PROBE == 0)) {
-        int64_t until = now_ns() + reader->spin_ns;
+    int64_t until = spin_begin(&reader->spin);
 
-        do {
-            sched_yield();
-            n = preadv2(fd, &to, 1, -1, RWF_NOWAIT);
-            if (n >= 0 || errno != EAGAIN) {
-                reader->credit += reader->credit < SPIN_MOST;
-                return n;
-            }
-        } while (now_ns() < until);
-        reader->credit -= reader->credit < SPIN_COST ? reader->credit : SPIN_COST;
+    while (spin_goes_on(until)) {
+        sched_yield();
+        n = preadv2(fd, &to, 1, -1, RWF_NOWAIT);
+        if (n >= 0 || errno != EAGAIN) {
+            spin_end(&reader->spin, until, true);
+            return n;
+        }
     }
+    spin_end(&reader->spin, until, false);
 #endif
     return read(fd, reader->bytes, need);
 }
@@ -224,23 +209,104 @@ get_descriptor(const unsigned char *at)
     return d;
 }
 
-static int
-lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run, mpshm_reader *reader)
+/* What a descriptor frame's head says, checked against its length. */
+int
+frame_head(const unsigned char *frame, struct frame_head *head)
+{
+    uint32_t length;
+    uint16_t halves[2];
+
+    memcpy(&length, frame, 4);
+    length = ntohl(length) & ~SIGN;
+    if (length < HEAD_BYTES) {
+        return MPSHM_E_HEAD;
+    }
+    memcpy(halves, frame + LENGTH_BYTES, 4);
+    memcpy(&head->buffer_runs, frame + LENGTH_BYTES + 4, 4);
+    if (halves[0] != 0 && halves[0] != INDEX && halves[0] != (INDEX | STREAM_IN_INDEX)) {
+        return MPSHM_E_FLAG;
+    }
+    head->indexed = (halves[0] & INDEX) != 0;
+    head->stream_in_index = (halves[0] & STREAM_IN_INDEX) != 0;
+    head->stream_runs = halves[1];
+
+    uint64_t count = (uint64_t) head->stream_runs + head->buffer_runs;
+    uint64_t named = head->indexed ? 1 : count;
+
+    if (count == 0 || count > UINT32_MAX || HEAD_BYTES + named * DESCRIPTOR_BYTES > length) {
+        return MPSHM_E_COUNT;
+    }
+    head->descriptors = LENGTH_BYTES + HEAD_BYTES;
+    head->stream = (uint32_t) (head->descriptors + named * DESCRIPTOR_BYTES);
+    head->end = LENGTH_BYTES + length;
+    if (((head->indexed || head->stream_runs > 0) && head->stream != head->end)
+        || (head->stream_in_index && head->stream_runs > 0)) {
+        return MPSHM_E_EXTRA;
+    }
+    return 0;
+}
+
+/* Under arena_lock, as all that follows.  A failure leaves its descriptor in `bad`. */
+int
+frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run, struct bad *bad)
 {
     struct descriptor d = get_descriptor(at);
-    int error = mpshm_lease(arena, d.mmap_id, d.chunk_id, d.size, d.tag, &run->data);
+    int error = lease_run(arena, d.mmap_id, d.chunk_id, d.size, d.tag, &run->data);
 
     run->size = d.size;
-    if (error != 0 && reader != NULL) {
-        reader->bad_id = d.mmap_id;
-        reader->bad_chunk = d.chunk_id;
-        reader->bad_tag = d.tag;
-        reader->bad_size = d.size;
+    if (error != 0) {
+        *bad = (struct bad) {d.mmap_id, d.chunk_id, d.tag, d.size};
     }
     return error;
 }
 
-/* Release what was not taken. */
+/* A run's bytes, copied and released; -EMSGSIZE if it has more than `most`, and is untouched. */
+int
+frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t most,
+               uint64_t *size, struct bad *bad)
+{
+    struct descriptor d = get_descriptor(at);
+
+    if (d.size > most) {
+        return -EMSGSIZE;
+    }
+    int error = lease_copy(arena, d.mmap_id, d.chunk_id, d.size, d.tag, to);
+
+    *size = d.size;
+    if (error != 0) {
+        *bad = (struct bad) {d.mmap_id, d.chunk_id, d.tag, d.size};
+    }
+    return error;
+}
+
+/* F3.  `count` runs to `to`, or none: after a failure the others' chunks go back as well, for their
+   message cannot be had. */
+int
+frame_lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_held *to,
+                struct bad *bad)
+{
+    int first_error = 0;
+    uint32_t have = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        mpshm_held run;
+        struct bad this_one;
+        int error = frame_lease_one(arena, table + (uint64_t) i * DESCRIPTOR_BYTES, &run, &this_one);
+
+        if (error == 0) {
+            to[have++] = run;
+        } else if (first_error == 0) {
+            first_error = error;
+            *bad = this_one;
+        }
+    }
+    while (first_error != 0 && have > 0) {
+        release_run(to[--have].data);
+    }
+    return first_error;
+}
+
+/* Release what was not taken.  Under no lock. */
 void
 mpshm_discard(mpshm_reader *reader)
 {
@@ -252,78 +318,83 @@ mpshm_discard(mpshm_reader *reader)
     reader->full = 0;
 }
 
-/* F3.  After a failure the others' chunks go back as well: their message cannot be had. */
-static int
-lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_reader *reader)
+/* Bytes of stream behind an index's descriptors. */
+int
+frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most, uint64_t *stream)
 {
-    reader->runs = calloc(count, sizeof *reader->runs);
-    int first_error = reader->runs == NULL ? -ENOMEM : 0;
-    uint64_t size = 0;
+    uint64_t table = ((uint64_t) head->stream_runs + head->buffer_runs) * DESCRIPTOR_BYTES;
 
-    for (uint32_t i = 0; i < count; i++) {
-        mpshm_held run;
-        int error = lease_one(arena, table + (uint64_t) i * DESCRIPTOR_BYTES, &run,
-                              first_error == 0 ? reader : NULL);
+    if (index_size < table || head->stream_in_index != (index_size > table)) {
+        return MPSHM_E_INDEX;
+    }
+    *stream = index_size - table;
+    return *stream > most ? MPSHM_E_EXTRA : 0;
+}
 
-        if (first_error == 0 && error == 0) {
-            reader->runs[reader->count++] = run;
-            size += run.size;
-        } else if (error == 0) {
-            mpshm_release(run.data);
+static int
+lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *head)
+{
+    const unsigned char *table = reader->bytes + head->descriptors;
+    uint32_t count = head->stream_runs + head->buffer_runs;
+    mpshm_held index = {NULL, 0};
+    struct bad bad = {0, 0, 0, 0};
+    uint64_t stream_size = 0;
+    int error = 0;
+
+    if (head->indexed) {
+        error = frame_lease_one(arena, table, &index, &bad);
+        table = (unsigned char *) index.data;
+        if (error == 0) {
+            error = frame_index(head, index.size, MPSHM_READER_BYTES - LENGTH_BYTES, &stream_size);
         }
-        first_error = first_error ? first_error : error;
     }
-    if (first_error != 0) {
-        mpshm_discard(reader);
+    if (error == 0) {
+        reader->runs = calloc(count, sizeof *reader->runs);
+        error = reader->runs == NULL ? -ENOMEM
+                                     : frame_lease_all(arena, table, count, reader->runs, &bad);
+    }
+    if (error == 0) {
+        reader->count = count;
+        reader->stream_runs = head->stream_runs;
+        reader->stream_at = head->indexed ? LENGTH_BYTES : head->stream;
+        reader->stream_end = head->indexed ? LENGTH_BYTES + (uint32_t) stream_size : head->end;
+        if (stream_size > 0) {
+            memcpy(reader->bytes + LENGTH_BYTES, index.data + (index.size - stream_size),
+                   stream_size);
+        }
     } else {
-        heap_keep(size);
+        free(reader->runs);
+        reader->runs = NULL;
+        reader->bad_id = bad.mmap_id;
+        reader->bad_chunk = bad.chunk_id;
+        reader->bad_tag = bad.tag;
+        reader->bad_size = bad.size;
     }
-    return first_error;
+    if (index.data != NULL) {
+        release_run(index.data);
+    }
+    return error;
 }
 
 /* Lease every run that the frame just read names, or none. */
 int
 frame_open(mpshm_reader *reader, mpshm_arena *arena)
 {
-    uint32_t length, buffer_runs;
-    uint16_t head[2];
-    const unsigned char *body = reader->bytes + LENGTH_BYTES;
+    struct frame_head head;
+    int error = arena == NULL ? MPSHM_E_NO_ARENA : frame_head(reader->bytes, &head);
 
-    if (arena == NULL) {
-        return MPSHM_E_NO_ARENA;
+    if (error != 0) {
+        return error;
     }
-    memcpy(&length, reader->bytes, 4);
-    length = ntohl(length) & ~SIGN;
-    if (length < HEAD_BYTES) {
-        return MPSHM_E_HEAD;
-    }
-    memcpy(head, body, 4);
-    memcpy(&buffer_runs, body + 4, 4);
-    if (head[0] > 1) {
-        return MPSHM_E_FLAG;
-    }
-    uint64_t count = (uint64_t) head[1] + buffer_runs, named = head[0] ? 1 : count;
+    arena_lock(arena);
+    error = lease_frame(reader, arena, &head);
+    arena_unlock(arena);
+    uint64_t size = 0;
 
-    if (count == 0 || count > UINT32_MAX || HEAD_BYTES + named * DESCRIPTOR_BYTES > length) {
-        return MPSHM_E_COUNT;
+    for (uint32_t i = 0; i < reader->count; i++) {
+        size += reader->runs[i].size;
     }
-    reader->stream_runs = head[1];
-    reader->stream_at = (uint32_t) (LENGTH_BYTES + HEAD_BYTES + named * DESCRIPTOR_BYTES);
-    if (head[1] > 0 && reader->stream_at != LENGTH_BYTES + length) {
-        return MPSHM_E_EXTRA;
-    }
-    if (!head[0]) {
-        return lease_all(arena, body + HEAD_BYTES, (uint32_t) count, reader);
-    }
-    mpshm_held index;
-    int error = lease_one(arena, body + HEAD_BYTES, &index, reader);
-
-    if (error == 0) {
-        error = index.size != count * DESCRIPTOR_BYTES
-                    ? MPSHM_E_INDEX
-                    : lease_all(arena, (unsigned char *) index.data, (uint32_t) count, reader);
-        mpshm_release(index.data);
-    }
+    heap_keep(size);
     return error;
 }
 
@@ -335,8 +406,7 @@ mpshm_reader_new(uint32_t spin_us)
     if (reader != NULL) {
         /* The bytes stay untouched, and not resident, until a message is long enough for them. */
         memset(reader, 0, offsetof(mpshm_reader, bytes));
-        reader->spin_ns = (int64_t) spin_us * 1000;
-        reader->waits = SPIN_PROBE - SPIN_FIRST;
+        spin_init(&reader->spin, spin_us);
     }
     return reader;
 }

@@ -31,13 +31,22 @@ struct sent {
 struct mpshm_arena {
     int fd;
     uint32_t refs;          /* the open handle, and each lease, run and parcel */
+    uint32_t slot_bytes;
     uint64_t stride;        /* checked copies of the header's: a stray write must not move us */
     uint64_t segment_bytes;
     uint32_t segment_limit, chunk_shift;
     bool bounded;           /* the file system may run full under us: reserve before touching */
     struct arena_header *header;
+    struct peer *peers;
+    uint32_t me;            /* this process's number, 0: none, as of generation `joined` */
+    uint32_t joined;
+    uint32_t heir;          /* the number of a child that is being forked */
+    uint32_t loans;         /* runs this process has claimed and neither sealed nor abandoned */
+    uint32_t leases;        /* its places in the table of leases */
+    uint64_t lease_bytes;   /* of the chunks it has leased in all */
+    int64_t reaped_ns;      /* when growth last looked for the dead */
     struct segment *segments[SEGMENT_LIMIT];
-    uint32_t hot;           /* the segment a claim succeeded in last */
+    uint32_t hot, hot_small; /* the segments a claim succeeded in last */
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
     uint32_t sent_count, sent_room;
     uint64_t sent_bytes;
@@ -51,11 +60,29 @@ struct process {
 };
 extern struct process mpshm_process;
 
+/* peers.c.  arena_lock takes the process's lock and enters; the others are called under it. */
+struct glimpse {
+    uint32_t pid, steps, reading[PEER_READERS];
+};
+void arena_lock(mpshm_arena *arena);
+void arena_lock_awake(mpshm_arena *arena);
+void arena_unlock(mpshm_arena *arena);
+void peer_enter(mpshm_arena *arena);
+void peer_leave(mpshm_arena *arena);
+struct peer *peer_self(mpshm_arena *arena);
+void peer_free(mpshm_arena *arena, uint32_t number);
+void peer_depart(mpshm_arena *arena);
+void peer_expect_child(mpshm_arena *arena, uint32_t leases);
+int peer_begin_reading(mpshm_arena *arena);
+void peer_end_reading(mpshm_arena *arena, int place);
+bool peer_is_dead(mpshm_arena *arena, uint32_t number);
+bool peers_at_rest(mpshm_arena *arena, struct glimpse *all);
+
 /* segment.c: callers hold the lock. */
 bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no lock */
 int segment_map(mpshm_arena *arena, uint32_t id, struct segment **out);
 int segment_map_data(struct segment *seg);
-int segment_claim_new(mpshm_arena *arena, uint64_t size, struct segment **out);
+int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment **out);
 void segment_unmap(struct segment *seg);
 void segment_vacate(struct segment *seg);
 void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
@@ -69,27 +96,75 @@ void arena_keep(mpshm_arena *arena);
 void arena_let_go(mpshm_arena *arena);
 void arena_notify(mpshm_arena *arena);
 
-/* sender.c.  sender_note under the lock, the others not. */
-int sender_seal(mpshm_run *run, uint64_t size);
+/* sender.c.  All but sender_has_room under arena_lock. */
+int sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
+int sender_abandon(mpshm_run *run);
+int sender_seal(mpshm_run *run, uint64_t size, uint64_t *bytes);
 void sender_unseal(mpshm_run *run, uint64_t size);
 void sender_trim(mpshm_run *run, uint64_t size);
 void sender_note(mpshm_arena *arena, const mpshm_run *run);
 bool sender_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark);
 
-/* frame.c */
+/* parcel.c and frame.c */
 struct part {
     mpshm_run run;
     uint64_t size; /* bytes of the message in it */
 };
-bool frame_fits(uint64_t descriptors, uint64_t stream_size);
-uint32_t frame_put(char *frame, const struct part *parts, uint32_t stream_runs,
-                   uint32_t buffer_runs, const char *stream, uint64_t stream_size,
-                   const struct part *index);
+struct mpshm_parcel {
+    mpshm_arena *arena;
+    struct part *parts;
+    uint32_t count, room, stream_runs;
+    bool has_index;
+    struct part index;
+};
+struct frame_head {
+    bool indexed, stream_in_index;
+    uint32_t stream_runs, buffer_runs;
+    uint32_t descriptors, stream, end; /* where in the frame they begin, and it ends */
+};
+struct bad {
+    uint32_t mmap_id, chunk_id, tag; /* of the descriptor that failed */
+    uint64_t size;
+};
+int frame_head(const unsigned char *frame, struct frame_head *head);
+int frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run, struct bad *bad);
+int frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t most,
+                   uint64_t *size, struct bad *bad);
+int frame_lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_held *to,
+                    struct bad *bad);
+int frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most,
+                uint64_t *stream);
+bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size);
+uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
+                   uint64_t stream_size);
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
 int frame_open(mpshm_reader *reader, mpshm_arena *arena);
 #define DESCRIPTOR_BYTES 20
 
-/* receiver.c */
+/* receiver.c, all under arena_lock. */
 void lease_drop_run(struct segment *seg, uint32_t chunk_id, uint32_t chunks);
+int lease_run(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size, uint32_t tag,
+              char **data);
+int lease_copy(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size, uint32_t tag,
+               char *to);
+void release_run(void *data);
+
+/* parcel.c */
+int parcel_seal(mpshm_parcel *parcel, uint64_t *bytes);
+void parcel_unseal(mpshm_parcel *parcel);
+void parcel_handed_over(mpshm_parcel *parcel);
+
+/* spin.c: needs no lock. */
+void spin_init(mpshm_spin *spin, uint32_t spin_us);
+int64_t spin_begin(mpshm_spin *spin);
+bool spin_goes_on(int64_t until);
+void spin_end(mpshm_spin *spin, int64_t until, bool paid);
+
+/* slot.c */
+uint32_t slot_unread(int fd);
+void slot_forget(mpshm_arena *arena, uint32_t messages, uint64_t bytes); /* under arena_lock */
+
+/* reap.c */
+void reap_before_growth(mpshm_arena *arena); /* under arena_lock */
 
 #endif

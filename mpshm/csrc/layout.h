@@ -1,7 +1,7 @@
 /* What lies in shared memory, byte by byte.  Both sides include this and nothing else describes it.
    Any change here bumps MPSHM_ABI.
 
-   The file:     | arena header | segment 0 | segment 1 | ...    each `stride` bytes apart, sparse
+   The file:     | arena header, peer table | segment 0 | segment 1 | ...  `stride` apart, sparse
    A segment:    | free map | run table | (to alignment) data chunks |
 
    A hole reads as zero, and zero means "lent": a segment whose maker died before it set the free
@@ -13,6 +13,8 @@
        words of its other chunks are in state FREE.
    L3  A segment's geometry never changes once its directory word is not 0; only the owner does.
    L4  Chunks of a run that is not FREE have their free bits 0.
+   L5  A peer's record is its own to write; others only free it, under `reaper`, when it is dead.
+   L6  What a process changes here it changes between enter and leave (peers.c), its `steps` odd.
 
    A run:   FREE -> LOANED -> IN_FLIGHT -> LEASED -> FREE       (abandon: LOANED -> FREE)
 
@@ -26,13 +28,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ARENA_MAGIC UINT64_C(0x31306d687370006d)
+#define ARENA_MAGIC UINT64_C(0x32306d687370006d)
 /* 512 segments of 64 MiB and of made-to-size ones: 32 GiB of leases and more, in a 4 KiB page. */
 #define SEGMENT_LIMIT 496
 /* A transparent huge page: MADV_COLLAPSE needs data aligned to it in file and memory alike. */
 #define HUGE_BYTES (UINT64_C(2) << 20)
 /* Alignment of a segment too small for huge pages: the largest page size Linux runs on. */
 #define SMALL_ALIGN UINT64_C(65536)
+/* Chunks for what is copied out as it arrives, so that a backlog of small messages is small.  In
+   units of a page they would cost four times a 1 KB message; finer ones longer searches. */
+#define SMALL_SHIFT 8
+#define SMALL_SEGMENT_BYTES (UINT64_C(8) << 20)
+#define SMALL_RUN_BYTES (UINT64_C(32) << 10)
 /* A run's length has 20 bits in its word; segments stay well inside. */
 #define CHUNK_LIMIT (UINT32_C(1) << 16)
 
@@ -46,6 +53,19 @@ struct arena_header {
     uint32_t chunk_shift;
     _Atomic uint32_t wanted; /* a sender waits for room: 1, and the futex it sleeps on */
     _Atomic uint64_t segment[SEGMENT_LIMIT];
+    _Atomic uint32_t reaper; /* the peer that reaps, 0: none */
+    _Atomic uint32_t crowded; /* a process found the peer table full: nobody can tell who is idle */
+    /* Of a queue (slot.c): */
+    uint32_t places;        /* how many messages it may hold, 0: any number */
+    uint32_t slot_bytes;    /* of each frame in its pipe; 0: no queue, but a connection's arena */
+    uint64_t bytes_limit;   /* and how many bytes of slots and chunks, 0: any number */
+    _Atomic uint64_t bytes_used;
+    _Atomic uint32_t places_used;
+    _Atomic uint32_t place_waiters;
+    _Atomic uint32_t unfinished; /* messages put and not yet task_done(), of a JoinableQueue */
+    _Atomic uint32_t joiners;
+    _Atomic uint32_t peers_high; /* no peer has had a higher number */
+    uint32_t joinable;
 };
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");
 _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");
@@ -55,7 +75,27 @@ _Static_assert(offsetof(struct arena_header, id) == 32, "layout");
 _Static_assert(offsetof(struct arena_header, chunk_shift) == 40, "layout");
 _Static_assert(offsetof(struct arena_header, wanted) == 44, "layout");
 _Static_assert(offsetof(struct arena_header, segment) == 48, "layout");
+_Static_assert(offsetof(struct arena_header, reaper) == 4016, "layout");
+_Static_assert(offsetof(struct arena_header, bytes_limit) == 4032, "layout");
+_Static_assert(offsetof(struct arena_header, places_used) == 4048, "layout");
 _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
+
+/* A process that uses the arena.  Its number, 1 to PEER_LIMIT, is what a run word names it by. */
+#define PEER_LIMIT UINT32_C(960)
+#define PEER_READERS 8
+struct peer {
+    _Atomic uint32_t pid;   /* 0: free */
+    _Atomic uint32_t steps; /* odd between enter and leave */
+    _Atomic uint64_t born;  /* start time by /proc, against a pid's second life; 0: not known */
+    _Atomic uint64_t space; /* its pid namespace: pids say nothing outside it */
+    _Atomic uint32_t shared;  /* leases that a fork has given more than one holder */
+    _Atomic uint32_t pending; /* messages that have a place in the queue and no slot yet */
+    _Atomic uint32_t reading[PEER_READERS]; /* threads that may sit in a blocking read, by tid */
+};
+_Static_assert(sizeof(struct peer) == 64, "layout");
+#define PEERS_OFFSET UINT64_C(4096)
+#define HEADER_BYTES (PEERS_OFFSET + PEER_LIMIT * sizeof(struct peer))
+_Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "shared words need lock-free atomics");
 
 /* Directory word: owner's pid 32 | chunk shift 6 | chunk count 26.  Claimed by one CAS. */
@@ -65,18 +105,22 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "shared words need lock-free atomics
 #define DIR_SHIFT(word) ((uint32_t) ((word) >> 26 & 0x3f))
 #define DIR_COUNT(word) ((uint32_t) ((word) & 0x3ffffff))
 
-/* Run word: tag 28 | chunks 20 | holders 14 | state 2.  A lease's CAS checks them all at once.
-   In flight there is no holder yet, and those bits hold the slack: the bytes of the last chunk that
-   are not the message's (in units that fit), so that a forged size is refused to the byte. */
+/* Run word: tag 28 | chunks 20 | holder 14 | state 2.  A lease's CAS checks them all at once.
+   holder: on loan or leased, the number of the peer that has it (0: one without a number), or from
+   HOLDER_SHARED on, how many holders forks have made of it.  In flight there is none, and those bits
+   hold the slack: the bytes of the last chunk that are not the message's (in units that fit), so
+   that a forged size is refused to the byte. */
 enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_IN_FLIGHT = 2, RUN_LEASED = 3 };
-#define RUN_WORD(tag, chunks, holders, state) \
-    ((uint64_t) ((tag) & TAG_MASK) << 36 | (uint64_t) (chunks) << 16 | (uint64_t) (holders) << 2 \
+#define RUN_WORD(tag, chunks, holder, state) \
+    ((uint64_t) ((tag) & TAG_MASK) << 36 | (uint64_t) (chunks) << 16 | (uint64_t) (holder) << 2 \
      | (uint64_t) (state))
 #define TAG_MASK UINT32_C(0x0fffffff)
 #define HOLDER_LIMIT UINT32_C(0x3fff)
+#define HOLDER_SHARED UINT32_C(1024)
+_Static_assert(PEER_LIMIT < HOLDER_SHARED, "numbers and counts share a field");
 #define RUN_TAG(word) ((uint32_t) ((word) >> 36))
 #define RUN_CHUNKS(word) ((uint32_t) ((word) >> 16 & 0xfffff))
-#define RUN_HOLDERS(word) ((uint32_t) ((word) >> 2 & HOLDER_LIMIT))
+#define RUN_HOLDER(word) ((uint32_t) ((word) >> 2 & HOLDER_LIMIT))
 #define RUN_STATE(word) ((enum run_state) ((word) & 3))
 
 /* Chunks that `size` bytes need. */

@@ -5,8 +5,10 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 1
+#define MPSHM_ABI 2
 #define MPSHM_FRAME_BYTES 4096
+#define MPSHM_SLOT_BYTES 128
+#define MPSHM_SLOTS_AT_ONCE 32
 #define MPSHM_READER_BYTES 32772
 #define MPSHM_DESCRIPTORS 65536
 #define MPSHM_LONG 131072
@@ -30,6 +32,8 @@ enum {
     MPSHM_E_EXTRA = -10015,
     MPSHM_E_INDEX = -10016,
     MPSHM_E_NO_ARENA = -10017,
+    MPSHM_E_FULL = -10018,
+    MPSHM_E_END = -10019,
 };
 
 /* How an arena's memory file is made. */
@@ -75,6 +79,12 @@ typedef struct {
     uint64_t size;
 } mpshm_held;
 
+/* Looking again before blocking, and whether that has been paying (spin.c). */
+typedef struct {
+    int64_t ns;             /* how long; 0: not at all */
+    uint32_t credit, waits;
+} mpshm_spin;
+
 /* One end's reading: a frame partly read, kept across interruptions so that none is lost or torn,
    and the leased runs of the last one, until they are taken over. */
 typedef struct {
@@ -82,11 +92,10 @@ typedef struct {
     mpshm_held *runs;       /* of a descriptor frame: first the stream's, then the buffers' */
     uint32_t count;
     uint32_t stream_runs;
-    uint32_t stream_at;     /* where in the frame the stream begins, if no run holds it */
+    uint32_t stream_at, stream_end; /* where in bytes the stream lies, if no run holds it */
     uint32_t bad_id, bad_chunk, bad_tag; /* the descriptor that failed */
     uint64_t bad_size;
-    int64_t spin_ns;        /* how long to look again before blocking; 0: not at all */
-    uint32_t credit, waits; /* whether that has been paying */
+    mpshm_spin spin;
     uint32_t have;          /* bytes of a frame not complete yet */
     uint32_t full;          /* a frame is here that its receiver has not taken: the receiver clears
                                it, and until then mpshm_receive answers -EBUSY */
@@ -136,8 +145,9 @@ int mpshm_put_stream(mpshm_parcel *parcel, const char *data, uint64_t size, uint
    when the parcel was not sent. */
 int mpshm_put_run(mpshm_parcel *parcel, mpshm_run *run, uint64_t size);
 void mpshm_return_run(mpshm_parcel *parcel);
-/* Find room for what a frame cannot hold: a stream that is not in runs, and the descriptors. */
-int mpshm_settle(mpshm_parcel *parcel, const char *stream, uint64_t size, uint64_t mark);
+/* Find room for what a frame cannot hold: the descriptors, and `size` bytes of stream that are not
+   in runs. */
+int mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark);
 /* Seal all runs and write the frame that names them: both or neither.  EINTR and EAGAIN are
    reported as such, and the parcel can be sent again. */
 int mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size);
@@ -159,6 +169,78 @@ void mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to);
 void mpshm_discard(mpshm_reader *reader);
 mpshm_held *mpshm_held_new(void);
 void mpshm_held_free(mpshm_held *held);
+
+/* Queues: frames of MPSHM_SLOT_BYTES in an ordinary pipe, many senders, many receivers, no lock. */
+typedef struct {
+    uint64_t at, size;      /* in data: a small message whole, else the stream that no run holds */
+    uint32_t first_run, stream_runs, runs;
+    int32_t error;          /* why this message cannot be had */
+} mpshm_message;
+
+/* Messages received and not taken over yet: their bytes, and their leased runs. */
+typedef struct {
+    char *data;
+    uint64_t data_used, data_room;
+    mpshm_held *runs;
+    uint32_t runs_used, runs_room;
+    uint32_t count;
+    mpshm_message messages[32];
+    uint32_t sizes[32];     /* of small messages, whole; of others UINT32_MAX */
+    uint32_t bad_id, bad_chunk, bad_tag; /* the descriptor that failed last */
+    uint64_t bad_size;
+    mpshm_spin spin;
+} mpshm_batch;
+
+/* How a message finds its place in a bounded or joinable queue. */
+#define MPSHM_NO_PLACE 0     /* it needs none */
+#define MPSHM_TAKE_PLACE 1   /* and keeps it when the pipe is full: -EAGAIN */
+#define MPSHM_HAS_PLACE 2    /* kept from before */
+
+/* Whether this system can write to and read from a pipe without ever blocking. */
+int mpshm_slots_work(int fd);
+/* Make a new arena a queue's, before anybody else has it.  0 is any number. */
+void mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable);
+uint32_t mpshm_slot_bytes(mpshm_arena *arena);
+uint64_t mpshm_queue_bytes(mpshm_arena *arena);
+/* Put a message in the queue and never wait.  -EAGAIN: the pipe is full; MPSHM_E_FULL: the queue. */
+int mpshm_slot_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size, int place);
+/* The same for up to MPSHM_SLOTS_AT_ONCE small ones, one behind the other in data, in one write: how
+   many it were. */
+int mpshm_slot_put(mpshm_arena *arena, int fd, const char *data, const uint32_t *sizes,
+                   uint32_t count, int place);
+int mpshm_slot_put_one(mpshm_arena *arena, int fd, const char *data, uint32_t size, int place);
+/* A place for a message that is put later, by MPSHM_HAS_PLACE, or MPSHM_E_FULL; back with one whose
+   message will not come. */
+int mpshm_place_take(mpshm_arena *arena);
+void mpshm_place_give(mpshm_arena *arena);
+/* Wait until the queue has a place: 0, or -ETIMEDOUT.  fd is either end of its pipe. */
+int mpshm_place_wait(mpshm_arena *arena, int fd, int timeout_ms);
+/* Wait until the pipe takes a slot: 0, -EAGAIN, or -EPIPE when nobody is left to read. */
+int mpshm_wait_writable(int fd, int timeout_ms);
+/* Messages in the queue: in the pipe, and those with a place that are not there yet. */
+int64_t mpshm_queue_size(mpshm_arena *arena, int fd);
+/* Whether it has no place. */
+int mpshm_queue_full(mpshm_arena *arena, int fd);
+/* One message more is done: how many are left, or -ERANGE when none was put. */
+int64_t mpshm_task_done(mpshm_arena *arena);
+/* Wait until all are: 0, or -ETIMEDOUT. */
+int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
+
+mpshm_batch *mpshm_batch_new(uint32_t spin_us);
+void mpshm_batch_free(mpshm_batch *batch);
+/* Receive up to `most` messages, waiting for the first: timeout_ms -1 for ever, 0 not at all.  How
+   many, their runs leased; -EAGAIN when there is none. */
+int mpshm_slot_receive(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most,
+                       int timeout_ms);
+/* Receive one.  The size of a small message, which lies whole at the beginning of data; or
+   MPSHM_DESCRIPTORS for one with runs; or its error. */
+int mpshm_slot_receive_one(mpshm_batch *batch, int fd, mpshm_arena *arena, int timeout_ms);
+void mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to);
+/* Give back what was not taken. */
+void mpshm_batch_discard(mpshm_batch *batch);
+
+/* Take back what dead processes held.  fd: of a queue's pipe, or -1. */
+void mpshm_reap(mpshm_arena *arena, int fd);
 
 /* Fork and exit. */
 void mpshm_fork_announce(void);   /* before a fork whose child is to keep our views */

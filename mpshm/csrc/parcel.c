@@ -18,14 +18,6 @@
 /* Room behind a large first write: the pickle's last opcodes, which follow it. */
 #define STREAM_SLACK 64
 
-struct mpshm_parcel {
-    mpshm_arena *arena;
-    struct part *parts;
-    uint32_t count, room, stream_runs;
-    bool has_index;
-    struct part index;
-};
-
 mpshm_parcel *
 mpshm_parcel_new(void)
 {
@@ -82,12 +74,16 @@ make_room(mpshm_parcel *parcel)
 }
 
 static int
-claim(mpshm_parcel *parcel, uint64_t size, uint64_t mark, mpshm_run *run)
+claim(mpshm_parcel *parcel, uint64_t size, uint64_t mark, bool small, mpshm_run *run)
 {
     if (!sender_has_room(parcel->arena, size, mark)) {
         return -EAGAIN;
     }
-    return mpshm_get_buf(parcel->arena, size, run);
+    arena_lock(parcel->arena);
+    int error = sender_claim(parcel->arena, size, small, run);
+
+    arena_unlock(parcel->arena);
+    return error;
 }
 
 static struct part *
@@ -118,7 +114,7 @@ mpshm_put_buffer(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t
     }
     struct part *part = &parcel->parts[parcel->count];
 
-    error = claim(parcel, size, mark, &part->run);
+    error = claim(parcel, size, mark, false, &part->run);
     if (error == 0) {
         part->size = size;
         parcel->count++;
@@ -155,7 +151,7 @@ extend_stream(mpshm_parcel *parcel, uint64_t size, uint64_t more, uint64_t mark)
     int error = parcel->stream_runs == UINT16_MAX ? -ENOSPC : make_room(parcel);
 
     if (error == 0) {
-        error = claim(parcel, want, mark, &part.run);
+        error = claim(parcel, want, mark, false, &part.run);
     }
     if (error == 0) {
         add_to_stream(parcel, part);
@@ -196,20 +192,18 @@ mpshm_return_run(mpshm_parcel *parcel)
 }
 
 int
-mpshm_settle(mpshm_parcel *parcel, const char *stream, uint64_t size, uint64_t mark)
+mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark)
 {
     int error = 0;
 
     if (parcel->stream_runs > 0) {
         size = 0;
     }
-    if (size > 0 && !frame_fits(parcel->count, size)) {
-        error = mpshm_put_stream(parcel, stream, size, 0, mark);
-        size = 0;
-    }
-    if (error == 0 && !frame_fits(parcel->count, size) && !parcel->has_index) {
-        parcel->index.size = (uint64_t) parcel->count * DESCRIPTOR_BYTES;
-        error = claim(parcel, parcel->index.size, mark, &parcel->index.run);
+    if (!frame_fits(parcel->arena, parcel->count, size) && !parcel->has_index) {
+        parcel->index.size = (uint64_t) parcel->count * DESCRIPTOR_BYTES + size;
+        /* Nobody gets a view of it. */
+        error = claim(parcel, parcel->index.size, mark, parcel->index.size <= SMALL_RUN_BYTES,
+                      &parcel->index.run);
         parcel->has_index = error == 0;
     }
     return error;
@@ -250,18 +244,25 @@ unseal(mpshm_parcel *parcel, uint32_t count, bool index)
     }
 }
 
-static int
-seal(mpshm_parcel *parcel)
+void
+parcel_unseal(mpshm_parcel *parcel)
+{
+    unseal(parcel, parcel->count, parcel->has_index);
+}
+
+/* Under arena_lock, like the two that end it.  Adds the bytes of its chunks to `bytes`. */
+int
+parcel_seal(mpshm_parcel *parcel, uint64_t *bytes)
 {
     for (uint32_t i = 0; i < parcel->count; i++) {
-        int error = sender_seal(&parcel->parts[i].run, parcel->parts[i].size);
+        int error = sender_seal(&parcel->parts[i].run, parcel->parts[i].size, bytes);
 
         if (error != 0) {
             unseal(parcel, i, false);
             return error;
         }
     }
-    int error = parcel->has_index ? sender_seal(&parcel->index.run, parcel->index.size) : 0;
+    int error = parcel->has_index ? sender_seal(&parcel->index.run, parcel->index.size, bytes) : 0;
 
     if (error != 0) {
         unseal(parcel, parcel->count, false);
@@ -269,13 +270,12 @@ seal(mpshm_parcel *parcel)
     return error;
 }
 
-/* P2 */
-static void
-handed_over(mpshm_parcel *parcel)
+/* P2.  The caller lets go of the arena. */
+void
+parcel_handed_over(mpshm_parcel *parcel)
 {
     uint64_t size = 0;
 
-    pthread_mutex_lock(&mpshm_process.lock);
     for (uint32_t i = 0; i < parcel->count; i++) {
         sender_trim(&parcel->parts[i].run, parcel->parts[i].size);
         sender_note(parcel->arena, &parcel->parts[i].run);
@@ -284,8 +284,6 @@ handed_over(mpshm_parcel *parcel)
     if (parcel->has_index) {
         sender_trim(&parcel->index.run, parcel->index.size);
     }
-    arena_unref(parcel->arena);
-    pthread_mutex_unlock(&mpshm_process.lock);
     parcel->arena = NULL;
     parcel->count = parcel->stream_runs = 0;
     parcel->has_index = false;
@@ -296,29 +294,37 @@ int
 mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
 {
     char frame[MPSHM_FRAME_BYTES];
+    mpshm_arena *arena = parcel->arena;
 
-    if (parcel->count == 0) {
+    if (parcel->count == 0 || arena->slot_bytes != 0) {
         return -EINVAL;
     }
     if (parcel->stream_runs > 0) {
         size = 0;
     }
-    if (!frame_fits(parcel->has_index ? 1 : parcel->count, size)) {
+    if (!parcel->has_index && !frame_fits(arena, parcel->count, size)) {
         return -EMSGSIZE;
     }
-    uint32_t length = frame_put(frame, parcel->parts, parcel->stream_runs,
-                                parcel->count - parcel->stream_runs, stream, size,
-                                parcel->has_index ? &parcel->index : NULL);
-    int error = seal(parcel);
+    uint32_t length = frame_put(frame, parcel, stream, size);
 
+    arena_lock(arena);
+    uint64_t bytes = 0;
+    int error = parcel_seal(parcel, &bytes);
+
+    arena_unlock(arena);
     if (error != 0) {
         return error;
     }
     error = write_frame(fd, frame, length);
+    arena_lock(arena);
     if (error != 0) {
-        unseal(parcel, parcel->count, parcel->has_index);
-        return error;
+        parcel_unseal(parcel);
+    } else {
+        parcel_handed_over(parcel);
     }
-    handed_over(parcel);
-    return 0;
+    arena_unlock(arena);
+    if (error == 0) {
+        arena_let_go(arena);
+    }
+    return error;
 }

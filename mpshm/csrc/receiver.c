@@ -4,7 +4,8 @@
 
    Invariants:
    V1  A leased run of this process stands in the table exactly once.
-   V2  A run is freed when its last holder lets go; every fork adds one holder per lease, before it.
+   V2  A run is freed when its last holder lets go; every fork adds one holder per lease, before it,
+       and whoever holds runs with several says how many in its peer record.
    V3  A view whose process has forked is a private mapping over the run: no write is seen outside.
 
    Memory order: the lease's compare-and-swap acquires what seal released; freeing releases. */
@@ -115,7 +116,10 @@ lease_drop_run(struct segment *seg, uint32_t chunk_id, uint32_t chunks)
     uint64_t word = atomic_load_explicit(&seg->runs[chunk_id], memory_order_relaxed);
 
 #ifdef MPSHM_DEBUG
-    memset(seg->data + ((uint64_t) chunk_id << seg->shift), 0xa5, (uint64_t) chunks << seg->shift);
+    if (seg->data != NULL) {
+        memset(seg->data + ((uint64_t) chunk_id << seg->shift), 0xa5,
+               (uint64_t) chunks << seg->shift);
+    }
 #endif
     atomic_store_explicit(&seg->runs[chunk_id], RUN_WORD(RUN_TAG(word), 0, 0, RUN_FREE),
                           memory_order_relaxed);
@@ -144,82 +148,146 @@ static void
 let_go(struct segment *seg, uint32_t chunk_id, uint32_t chunks)
 {
     uint64_t word = atomic_load(&seg->runs[chunk_id]);
+    bool was_shared = RUN_HOLDER(word) >= HOLDER_SHARED, others = false;
+    struct peer *me = peer_self(seg->arena);
 
-    if (RUN_HOLDERS(word) == HOLDER_LIMIT) {
-        return;
+    while (!others && RUN_HOLDER(word) > HOLDER_SHARED + 1) {
+        uint64_t fewer = RUN_WORD(RUN_TAG(word), chunks, RUN_HOLDER(word) - 1, RUN_LEASED);
+
+        others = RUN_HOLDER(word) == HOLDER_LIMIT
+                 || atomic_compare_exchange_weak(&seg->runs[chunk_id], &word, fewer);
     }
-    while (RUN_STATE(word) == RUN_LEASED && RUN_HOLDERS(word) > 1) {
-        uint64_t fewer = RUN_WORD(RUN_TAG(word), chunks, RUN_HOLDERS(word) - 1, RUN_LEASED);
+    if (!others) {
+        lease_drop_run(seg, chunk_id, chunks);
+    }
+    if (was_shared && me != NULL) {
+        atomic_fetch_sub(&me->shared, 1); /* last: at 0 a reaper may take the run */
+    }
+}
 
-        if (atomic_compare_exchange_weak(&seg->runs[chunk_id], &word, fewer)) {
-            return;
+/* IN_FLIGHT -> LEASED by this peer, if that is what the descriptor's every field says. */
+static int
+acquire(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size, uint32_t tag,
+        struct segment **out)
+{
+    struct segment *seg;
+    int error = segment_map(arena, mmap_id, &seg);
+
+    if (error != 0) {
+        return error;
+    }
+    if (chunk_id >= seg->count) {
+        return MPSHM_E_CHUNK;
+    }
+    uint64_t room = (uint64_t) (seg->count - chunk_id) << seg->shift;
+
+    if (size == 0 || size > room) {
+        return MPSHM_E_SIZE;
+    }
+    uint32_t chunks = (uint32_t) chunks_of(seg->shift, size);
+    uint64_t expected = RUN_WORD(tag, chunks, slack_of(seg->shift, size), RUN_IN_FLIGHT);
+    uint64_t leased = RUN_WORD(tag, chunks, arena->me, RUN_LEASED);
+
+    if (tag > TAG_MASK
+        || !atomic_compare_exchange_strong(&seg->runs[chunk_id], &expected, leased)) {
+        return MPSHM_E_STALE;
+    }
+    arena_notify(arena);
+    arena->lease_bytes += (uint64_t) chunks << seg->shift;
+    error = segment_map_data(seg);
+    if (error != 0) {
+        lease_drop_run(seg, chunk_id, chunks); /* the message cannot be had, its chunks can */
+    }
+    *out = seg;
+    return error;
+}
+
+int
+lease_run(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size, uint32_t tag,
+          char **data)
+{
+    struct segment *seg;
+    int error = acquire(arena, mmap_id, chunk_id, size, tag, &seg);
+
+    *data = NULL;
+    if (error == 0) {
+        uint32_t chunks = (uint32_t) chunks_of(seg->shift, size);
+        char *at = seg->data + ((uint64_t) chunk_id << seg->shift);
+
+        error = insert((struct lease) {at, seg, chunk_id, chunks, false});
+        if (error == 0) {
+            *data = at;
+            arena->refs++;
+            arena->leases++;
+        } else {
+            lease_drop_run(seg, chunk_id, chunks);
         }
     }
-    lease_drop_run(seg, chunk_id, chunks);
+    return error;
+}
+
+/* Lease a run, copy its bytes and release it. */
+int
+lease_copy(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size, uint32_t tag,
+           char *to)
+{
+    struct segment *seg;
+    int error = acquire(arena, mmap_id, chunk_id, size, tag, &seg);
+
+    if (error == 0) {
+        memcpy(to, seg->data + ((uint64_t) chunk_id << seg->shift), size);
+        lease_drop_run(seg, chunk_id, (uint32_t) chunks_of(seg->shift, size));
+    }
+    return error;
 }
 
 int
 mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size, uint32_t tag,
             char **data)
 {
-    struct segment *seg;
-    int error;
+    arena_lock(arena);
+    int error = lease_run(arena, mmap_id, chunk_id, size, tag, data);
 
-    pthread_mutex_lock(&mpshm_process.lock);
-    error = segment_map(arena, mmap_id, &seg);
-    if (error != 0) {
-        goto done;
-    }
-    if (chunk_id >= seg->count) {
-        error = MPSHM_E_CHUNK;
-        goto done;
-    }
-    uint64_t room = (uint64_t) (seg->count - chunk_id) << seg->shift;
-
-    if (size == 0 || size > room) {
-        error = MPSHM_E_SIZE;
-        goto done;
-    }
-    uint32_t chunks = (uint32_t) chunks_of(seg->shift, size);
-    uint64_t expected = RUN_WORD(tag, chunks, slack_of(seg->shift, size), RUN_IN_FLIGHT);
-    uint64_t leased = RUN_WORD(tag, chunks, 1, RUN_LEASED);
-
-    if (tag > TAG_MASK
-        || !atomic_compare_exchange_strong(&seg->runs[chunk_id], &expected, leased)) {
-        error = MPSHM_E_STALE;
-        goto done;
-    }
-    arena_notify(arena);
-    error = segment_map_data(seg);
-    if (error == 0) {
-        *data = seg->data + ((uint64_t) chunk_id << seg->shift);
-        error = insert((struct lease) {*data, seg, chunk_id, chunks, false});
-    }
-    if (error == 0) {
-        arena->refs++;
-    } else {
-        /* The message cannot be had, but its chunks must not stay lost. */
-        atomic_store_explicit(&seg->runs[chunk_id], RUN_WORD(tag, 0, 0, RUN_FREE),
-                              memory_order_relaxed);
-        freemap_put_back(seg->map, chunk_id, chunks);
-    }
-done:
-    pthread_mutex_unlock(&mpshm_process.lock);
+    arena_unlock(arena);
     return error;
 }
 
 static void
-release_locked(struct lease *found)
+release_found(struct lease *found)
 {
     struct lease lease = *found;
     mpshm_arena *arena = lease.seg->arena;
 
     drop(found);
+    arena->leases--;
     if (!lease.private || remap(&lease, MAP_SHARED) == 0) {
         let_go(lease.seg, lease.chunk_id, lease.chunks);
     }
     /* else no mapping is to be had: were the chunks lent again, this process would read its old
        private pages in the place of a new message.  They stay lent, and only memory is lost. */
+    arena_unref(arena);
+}
+
+void
+release_run(void *data)
+{
+    struct lease *found = find(data);
+
+    if (found != NULL) {
+        release_found(found);
+    }
+}
+
+/* Enter, but keep the arena, for releasing its last lease frees it. */
+static void
+release_entered(struct lease *found)
+{
+    mpshm_arena *arena = found->seg->arena;
+
+    arena->refs++;
+    peer_enter(arena);
+    release_found(found);
+    peer_leave(arena);
     arena_unref(arena);
 }
 
@@ -230,7 +298,7 @@ mpshm_release(void *data)
     struct lease *found = find(data);
 
     if (found != NULL) {
-        release_locked(found);
+        release_entered(found);
     }
     pthread_mutex_unlock(&mpshm_process.lock);
 }
@@ -240,7 +308,7 @@ release_all_locked(void)
 {
     for (uint64_t at = 0; at < table.size;) {
         if (table.places[at].data != NULL) {
-            release_locked(&table.places[at]); /* may move another lease to this place */
+            release_entered(&table.places[at]); /* may move another lease to this place */
         } else {
             at++;
         }
@@ -250,6 +318,9 @@ release_all_locked(void)
             if (arena->segments[id] != NULL) {
                 segment_vacate(arena->segments[id]);
             }
+        }
+        if (arena->loans == 0) {
+            peer_depart(arena);
         }
     }
 }
@@ -316,10 +387,19 @@ share_lease(struct lease *lease)
         lease->private = error == 0;
         fork_error = fork_error ? fork_error : error;
     }
-    while (RUN_HOLDERS(was) < HOLDER_LIMIT
+    if (RUN_HOLDER(was) < HOLDER_SHARED) { /* ours alone: nobody else changes it */
+        struct peer *me = peer_self(lease->seg->arena);
+
+        if (me != NULL) {
+            atomic_fetch_add(&me->shared, 1);
+        }
+        atomic_store(word, RUN_WORD(RUN_TAG(was), lease->chunks, HOLDER_SHARED + 2, RUN_LEASED));
+        return;
+    }
+    while (RUN_HOLDER(was) < HOLDER_LIMIT
            && !atomic_compare_exchange_weak(
                word, &was,
-               RUN_WORD(RUN_TAG(was), lease->chunks, RUN_HOLDERS(was) + 1, RUN_LEASED))) {
+               RUN_WORD(RUN_TAG(was), lease->chunks, RUN_HOLDER(was) + 1, RUN_LEASED))) {
     }
 }
 
@@ -327,9 +407,23 @@ static void
 before_fork(void)
 {
     pthread_mutex_lock(&mpshm_process.lock);
-    for (uint64_t at = 0; child_keeps_views && at < table.size; at++) {
+    if (!child_keeps_views || table.count == 0) {
+        return;
+    }
+    for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
+        if (arena->leases > 0) {
+            peer_enter(arena);
+            peer_expect_child(arena, arena->leases);
+        }
+    }
+    for (uint64_t at = 0; at < table.size; at++) {
         if (table.places[at].data != NULL) {
             share_lease(&table.places[at]);
+        }
+    }
+    for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
+        if (arena->leases > 0) {
+            peer_leave(arena);
         }
     }
 }
@@ -337,6 +431,9 @@ before_fork(void)
 static void
 after_fork_in_parent(void)
 {
+    for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
+        arena->heir = 0; /* the child's, from now on */
+    }
     pthread_mutex_unlock(&mpshm_process.lock);
 }
 
@@ -352,6 +449,13 @@ after_fork_in_child(void)
         }
         arena->sent_count = 0;
         arena->sent_bytes = 0;
+        arena->loans = 0;
+        if (!child_keeps_views) {
+            arena->leases = 0;
+        } else if (arena->heir != 0) {
+            peer_enter(arena); /* answers for what it inherits */
+            peer_leave(arena);
+        }
     }
     if (!child_keeps_views) {
         table.size = table.count = 0; /* and the memory stays: this child will exec */

@@ -239,13 +239,19 @@ try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size)
 }
 
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
-   -ENOSPC: the arena is at its limit. */
+   small: one of small chunks, for runs that nobody gets a view of.  -ENOSPC: the arena is at its
+   limit. */
 int
-segment_claim_new(mpshm_arena *arena, uint64_t size, struct segment **out)
+segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment **out)
 {
     struct arena_header *header = arena->header;
-    uint64_t bytes = size > arena->segment_bytes ? size : arena->segment_bytes;
-    uint32_t shift = arena->chunk_shift;
+    uint64_t usual = small ? SMALL_SEGMENT_BYTES : arena->segment_bytes;
+    uint32_t shift = small ? SMALL_SHIFT : arena->chunk_shift;
+
+    while (small && usual > size && !segment_fits(arena->stride, usual, shift)) {
+        usual /= 2;
+    }
+    uint64_t bytes = size > usual ? size : usual;
 
     if (bytes > arena->stride) {
         return -ENOSPC;
@@ -261,7 +267,9 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, struct segment **out)
     for (uint32_t id = 0; id < arena->segment_limit; id++) {
         uint64_t word = atomic_load(&header->segment[id]);
         int error = word == 0 ? try_make(arena, id, shift, count)
-                              : try_adopt(arena, id, word, size);
+                              : (DIR_SHIFT(word) < arena->chunk_shift) == small
+                                    ? try_adopt(arena, id, word, size)
+                                    : 1;
 
         if (error == 0) {
             *out = arena->segments[id];
@@ -337,10 +345,12 @@ segment_validate(struct segment *seg)
         if (chunks == 0 || chunks > seg->count - at) {
             return -__LINE__; /* L2: length */
         }
-        if (RUN_STATE(word) == RUN_IN_FLIGHT
-                ? RUN_HOLDERS(word) > slack_of(seg->shift, 1)
-                : (RUN_STATE(word) == RUN_LEASED) != (RUN_HOLDERS(word) > 0)) {
-            return -__LINE__; /* L2: slack, holders */
+        if (RUN_STATE(word) == RUN_IN_FLIGHT && RUN_HOLDER(word) > slack_of(seg->shift, 1)) {
+            return -__LINE__; /* L2: slack */
+        }
+        if (RUN_STATE(word) != RUN_IN_FLIGHT && RUN_HOLDER(word) > PEER_LIMIT
+            && (RUN_STATE(word) == RUN_LOANED || RUN_HOLDER(word) <= HOLDER_SHARED)) {
+            return -__LINE__; /* L2: holder */
         }
         for (uint32_t c = at; c < at + chunks; c++) {
             if (freemap_is_free(seg->map, c)) {

@@ -51,6 +51,12 @@ run_chunks(const mpshm_run *run)
 }
 
 static bool
+is_for(const struct segment *seg, bool small)
+{
+    return seg != NULL && seg->mine && (seg->shift < seg->arena->chunk_shift) == small;
+}
+
+static bool
 try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
 {
     uint64_t capacity = (uint64_t) seg->count << seg->shift;
@@ -63,8 +69,9 @@ try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
     uint32_t tag = (RUN_TAG(atomic_load_explicit(&seg->runs[start], memory_order_relaxed)) + 1)
                    & TAG_MASK;
 
-    atomic_store_explicit(&seg->runs[start], RUN_WORD(tag, chunks, 0, RUN_LOANED),
+    atomic_store_explicit(&seg->runs[start], RUN_WORD(tag, chunks, seg->arena->me, RUN_LOANED),
                           memory_order_relaxed);
+    seg->arena->loans++;
     run->arena = seg->arena;
     run->data = seg->data + ((uint64_t) start << seg->shift);
     run->capacity = (uint64_t) chunks << seg->shift;
@@ -75,37 +82,45 @@ try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
     return true;
 }
 
+/* A run of at least `size` bytes, under arena_lock.  small: for what nobody gets a view of. */
 int
-mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run)
+sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
-    struct segment *seg;
-    int error = 0;
+    uint32_t *hot = small ? &arena->hot_small : &arena->hot;
+    struct segment *seg = arena->segments[*hot];
 
-    if (size == 0) {
-        size = 1;
-    }
-    pthread_mutex_lock(&mpshm_process.lock);
-    seg = arena->segments[arena->hot];
-    if (seg != NULL && seg->mine && try_claim(seg, size, run)) {
-        goto done;
+    small = small && arena->chunk_shift > SMALL_SHIFT;
+    size = size == 0 ? 1 : size;
+    if (is_for(seg, small) && try_claim(seg, size, run)) {
+        return 0;
     }
     for (uint32_t id = 0; id < arena->segment_limit; id++) {
         seg = arena->segments[id];
-        if (seg != NULL && seg->mine && try_claim(seg, size, run)) {
-            arena->hot = id;
-            goto done;
+        if (is_for(seg, small) && try_claim(seg, size, run)) {
+            *hot = id;
+            return 0;
         }
     }
+    reap_before_growth(arena);
     do {
         /* A segment taken over from one who left may be too full: then the next. */
-        error = segment_claim_new(arena, size, &seg);
+        int error = segment_claim_new(arena, size, small, &seg);
+
         if (error != 0) {
-            goto done;
+            return error;
         }
-        arena->hot = seg->id;
+        *hot = seg->id;
     } while (!try_claim(seg, size, run));
-done:
-    pthread_mutex_unlock(&mpshm_process.lock);
+    return 0;
+}
+
+int
+mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run)
+{
+    arena_lock(arena);
+    int error = sender_claim(arena, size, false, run);
+
+    arena_unlock(arena);
     return error;
 }
 
@@ -148,8 +163,8 @@ mpshm_is_loaned(const mpshm_run *run)
     return check_loaned(run) == 0;
 }
 
-int64_t
-mpshm_increase_buf(mpshm_run *run, uint64_t size, uint64_t min_size)
+static int64_t
+increase(mpshm_run *run, uint64_t size, uint64_t min_size)
 {
     int error = check_loaned(run);
 
@@ -168,9 +183,20 @@ mpshm_increase_buf(mpshm_run *run, uint64_t size, uint64_t min_size)
         return -ENOSPC;
     }
     atomic_store_explicit(&seg->runs[run->chunk_id],
-                          RUN_WORD(run->tag, chunks + got, 0, RUN_LOANED), memory_order_relaxed);
+                          RUN_WORD(run->tag, chunks + got, seg->arena->me, RUN_LOANED),
+                          memory_order_relaxed);
     run->capacity += (uint64_t) got << seg->shift;
     return (int64_t) ((uint64_t) got << seg->shift);
+}
+
+int64_t
+mpshm_increase_buf(mpshm_run *run, uint64_t size, uint64_t min_size)
+{
+    arena_lock(run->arena);
+    int64_t result = increase(run, size, min_size);
+
+    arena_unlock(run->arena);
+    return result;
 }
 
 int
@@ -189,20 +215,35 @@ mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size
 }
 
 int
-mpshm_abandon(mpshm_run *run)
+sender_abandon(mpshm_run *run)
 {
     int error = check_loaned(run);
 
     if (error == 0) {
         lease_drop_run(run_segment(run), run->chunk_id, run_chunks(run));
+        run->arena->loans--;
     }
     return error;
 }
 
-/* LOANED -> IN_FLIGHT with the chunks that `size` bytes need.  The others stay lent, so that
-   sender_unseal finds them; sender_trim gives them back. */
 int
-sender_seal(mpshm_run *run, uint64_t size)
+mpshm_abandon(mpshm_run *run)
+{
+    /* Asked before entering: a run that is another process's must not make us a peer. */
+    if (run->generation != mpshm_process.generation) {
+        return MPSHM_E_FOREIGN;
+    }
+    arena_lock(run->arena);
+    int error = sender_abandon(run);
+
+    arena_unlock(run->arena);
+    return error;
+}
+
+/* LOANED -> IN_FLIGHT with the chunks that `size` bytes need.  The others stay lent, so that
+   sender_unseal finds them; sender_trim gives them back.  Adds the others' bytes to `bytes`. */
+int
+sender_seal(mpshm_run *run, uint64_t size, uint64_t *bytes)
 {
     int error = check_loaned(run);
     struct segment *seg = error == 0 ? run_segment(run) : NULL;
@@ -215,6 +256,8 @@ sender_seal(mpshm_run *run, uint64_t size)
                               RUN_WORD(run->tag, chunks_for(seg, size), slack_of(seg->shift, size),
                                        RUN_IN_FLIGHT),
                               memory_order_release);
+        run->arena->loans--;
+        *bytes += (uint64_t) chunks_for(seg, size) << seg->shift;
     }
     return error;
 }
@@ -226,8 +269,10 @@ sender_unseal(mpshm_run *run, uint64_t size)
     uint64_t was = RUN_WORD(run->tag, chunks_for(seg, size), slack_of(seg->shift, size),
                             RUN_IN_FLIGHT);
     bool back = atomic_compare_exchange_strong(&seg->runs[run->chunk_id], &was,
-                                               RUN_WORD(run->tag, run_chunks(run), 0, RUN_LOANED));
+                                               RUN_WORD(run->tag, run_chunks(run),
+                                                        run->arena->me, RUN_LOANED));
 
+    run->arena->loans++;
     assert(back && "R2: a frame that did not go out was received");
     (void) back;
 }
@@ -246,11 +291,14 @@ sender_trim(mpshm_run *run, uint64_t size)
 int
 mpshm_seal(mpshm_run *run, uint64_t size)
 {
-    int error = sender_seal(run, size);
+    arena_lock(run->arena);
+    uint64_t bytes = 0;
+    int error = sender_seal(run, size, &bytes);
 
     if (error == 0) {
         sender_trim(run, size);
     }
+    arena_unlock(run->arena);
     return error;
 }
 

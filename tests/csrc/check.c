@@ -126,7 +126,9 @@ frame_of(const mpshm_run *run, uint64_t size, char frame[FRAME_BYTES])
 {
     struct part part = {*run, size};
 
-    CHECK_EQ(FRAME_BYTES, frame_put(frame, &part, 1, 0, NULL, 0, NULL));
+    mpshm_parcel parcel = {.parts = &part, .count = 1, .stream_runs = 1};
+
+    CHECK_EQ(FRAME_BYTES, frame_put(frame, &parcel, NULL, 0));
 }
 
 mpshm_parcel *

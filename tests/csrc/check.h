@@ -13,6 +13,8 @@
 
 #include "internal.h"
 
+#include <string.h>
+
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED 1 /* address space is not ours to limit */
 #else
@@ -95,7 +97,7 @@ mpshm_read_frame(mpshm_reader *reader, int fd)
 }
 
 static inline int
-mpshm_open(const mpshm_reader *read, mpshm_arena *arena, mpshm_opened *out)
+mpshm_open(mpshm_reader *read, mpshm_arena *arena, mpshm_opened *out)
 {
     mpshm_reader reader = *read;
 
@@ -103,6 +105,9 @@ mpshm_open(const mpshm_reader *read, mpshm_arena *arena, mpshm_opened *out)
     reader.count = 0;
     int error = frame_open(&reader, arena);
 
+    memcpy(read->bytes, reader.bytes, sizeof read->bytes);
+    read->stream_at = reader.stream_at;
+    read->stream_end = reader.stream_end;
     *out = (mpshm_opened) {reader.runs, reader.count, reader.stream_runs, reader.stream_at,
                            reader.bad_id, reader.bad_chunk, reader.bad_tag, reader.bad_size};
     return error;

@@ -423,9 +423,9 @@ walker_sees_damage(void)
     DAMAGE(seg->runs[0], RUN_WORD(1, 0, 0, RUN_LOANED));          /* L2: no length */
     DAMAGE(seg->runs[0], RUN_WORD(1, 65, 0, RUN_LOANED));         /* L2: past the end */
     DAMAGE(seg->runs[0], RUN_WORD(1, 4, 0, RUN_LOANED));          /* L2: over its neighbour */
-    DAMAGE(seg->runs[0], RUN_WORD(1, 3, 1, RUN_LOANED));          /* L2: held and on loan */
+    DAMAGE(seg->runs[0], RUN_WORD(1, 3, 961, RUN_LOANED));        /* L2: lent to no peer */
     DAMAGE(seg->runs[0], RUN_WORD(1, 3, 16, RUN_IN_FLIGHT));      /* L2: a chunk too many */
-    DAMAGE(seg->runs[4], RUN_WORD(1, 1, 0, RUN_LEASED));          /* L2: leased by nobody */
+    DAMAGE(seg->runs[4], RUN_WORD(1, 1, 1024, RUN_LEASED));       /* L2: shared by nobody */
     DAMAGE(seg->runs[1], RUN_WORD(1, 1, 0, RUN_LOANED));          /* L2: a run within a run */
 #undef DAMAGE
     mpshm_release(leased);

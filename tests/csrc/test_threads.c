@@ -45,8 +45,12 @@ sender(void *argument)
         memcpy(run.data + 4, &i, 4);
         fill(run.data + 8, size - 8, me * MESSAGES + i);
         if (i % 7 == 0) {
-            CHECK_EQ(0, sender_seal(&run, size));
+            uint64_t bytes = 0;
+
+            arena_lock(arena);
+            CHECK_EQ(0, sender_seal(&run, size, &bytes));
             sender_unseal(&run, size);
+            arena_unlock(arena);
         }
         CHECK_EQ(0, send_run(ends[1], &run, size));
         i++;

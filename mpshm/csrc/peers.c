@@ -1,0 +1,342 @@
+/* Peers: the processes that use an arena.  Who is at work, who rests, who is dead.
+
+   Knows the peer table and /proc; knows no run and no message.
+
+   Invariants: L5, L6 of layout.h, and
+   E1  A process joins before its first change; its child in a fork joins anew (`generation`).
+   E2  Between enter and leave nothing sleeps: only a process killed or stopped stays there.
+   E3  A thread stands in `reading` from before its blocking read until what it read is leased, and
+       sleeps nowhere in that time but in the read itself.
+
+   Memory order: enter's fence keeps its odd `steps` before every change, leave's release keeps them
+   before the even one.  Who sees `steps` even and the same at two moments, fences in between, has
+   seen no change half done. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
+
+/* A process's or a thread's state and start time, by /proc.  False: there is none to read. */
+static bool
+read_stat(const char *path, char *state, uint64_t *born)
+{
+    char text[512];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd == -1 ? -1 : read(fd, text, sizeof text - 1);
+
+    if (fd != -1) {
+        close(fd);
+    }
+    if (n <= 0) {
+        return false;
+    }
+    text[n] = '\0';
+    char *at = strrchr(text, ')'); /* the name may hold anything */
+
+    if (at == NULL || sscanf(at + 1, " %c", state) != 1) {
+        return false;
+    }
+    for (int field = 2; at != NULL && field < 22; field++) {
+        at = strchr(at + 1, ' ');
+    }
+    *born = at == NULL ? 0 : strtoull(at + 1, NULL, 10);
+    return true;
+}
+
+static bool
+process_stat(uint32_t pid, char *state, uint64_t *born)
+{
+    char path[48];
+
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    return read_stat(path, state, born);
+}
+
+static uint64_t
+own_space(void)
+{
+    struct stat status;
+
+    return stat("/proc/self/ns/pid", &status) == 0 ? (uint64_t) status.st_ino : 0;
+}
+
+static struct {
+    uint32_t generation; /* for which the rest holds */
+    uint32_t pid;
+    uint64_t born, space;
+} self;
+
+static void
+know_self(void)
+{
+    char state;
+
+    if (self.generation != mpshm_process.generation) {
+        self.generation = mpshm_process.generation;
+        self.pid = (uint32_t) getpid();
+        self.space = own_space();
+        if (!process_stat(self.pid, &state, &self.born)) {
+            self.born = 0;
+        }
+    }
+}
+
+static struct peer *
+record_of(mpshm_arena *arena, uint32_t number)
+{
+    return &arena->peers[number - 1];
+}
+
+/* A free record, taken under this process's name: its number, 0 if there is none. */
+static uint32_t
+take_record(mpshm_arena *arena)
+{
+    know_self();
+    for (uint32_t number = 1; number <= PEER_LIMIT; number++) {
+        struct peer *peer = record_of(arena, number);
+        uint32_t none = 0;
+
+        if (atomic_load_explicit(&peer->pid, memory_order_relaxed) == 0
+            && atomic_compare_exchange_strong(&peer->pid, &none, self.pid)) {
+            atomic_store(&peer->born, self.born);
+            atomic_store(&peer->space, self.space);
+            uint32_t high = atomic_load(&arena->header->peers_high);
+
+            while (high < number
+                   && !atomic_compare_exchange_weak(&arena->header->peers_high, &high, number)) {
+            }
+            return number;
+        }
+    }
+    atomic_store(&arena->header->crowded, 1);
+    return 0;
+}
+
+/* Give a record back: all but the pid first, for that frees it. */
+void
+peer_free(mpshm_arena *arena, uint32_t number)
+{
+    struct peer *peer = record_of(arena, number);
+
+    atomic_store(&peer->steps, 0);
+    atomic_store(&peer->born, 0);
+    atomic_store(&peer->space, 0);
+    atomic_store(&peer->shared, 0);
+    atomic_store(&peer->pending, 0);
+    for (uint32_t i = 0; i < PEER_READERS; i++) {
+        atomic_store(&peer->reading[i], 0);
+    }
+    atomic_store(&peer->pid, 0);
+}
+
+/* E1.  Under the lock. */
+static void
+join(mpshm_arena *arena)
+{
+    if (arena->heir != 0) { /* the record that the parent made for this child */
+        arena->me = arena->heir;
+        arena->heir = 0;
+        know_self();
+        atomic_store(&record_of(arena, arena->me)->pid, self.pid);
+        atomic_store(&record_of(arena, arena->me)->born, self.born);
+    } else {
+        arena->me = take_record(arena);
+    }
+    arena->joined = mpshm_process.generation;
+}
+
+void
+peer_enter(mpshm_arena *arena)
+{
+    if (arena->joined != mpshm_process.generation) {
+        join(arena);
+    }
+    if (arena->me != 0) {
+        _Atomic uint32_t *steps = &record_of(arena, arena->me)->steps;
+
+        atomic_store_explicit(steps, atomic_load_explicit(steps, memory_order_relaxed) + 1,
+                              memory_order_relaxed);
+        atomic_thread_fence(memory_order_seq_cst);
+    }
+}
+
+void
+peer_leave(mpshm_arena *arena)
+{
+    if (arena->me != 0) {
+        _Atomic uint32_t *steps = &record_of(arena, arena->me)->steps;
+
+        atomic_store_explicit(steps, atomic_load_explicit(steps, memory_order_relaxed) + 1,
+                              memory_order_release);
+    }
+}
+
+void
+arena_lock(mpshm_arena *arena)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    peer_enter(arena);
+}
+
+void
+arena_unlock(mpshm_arena *arena)
+{
+    peer_leave(arena);
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+/* This process's record, or NULL if it has none. */
+struct peer *
+peer_self(mpshm_arena *arena)
+{
+    return arena->joined == mpshm_process.generation && arena->me != 0
+               ? record_of(arena, arena->me)
+               : NULL;
+}
+
+/* This process has done with the arena, unless it comes again. */
+void
+peer_depart(mpshm_arena *arena)
+{
+    if (peer_self(arena) != NULL) {
+        peer_free(arena, arena->me);
+    }
+    arena->joined = 0;
+    arena->me = 0;
+}
+
+/* Before a fork: a record for the child, in our name until it is there, with what it inherits.  So
+   there is no moment at which nobody answers for those leases. */
+void
+peer_expect_child(mpshm_arena *arena, uint32_t leases)
+{
+    arena->heir = take_record(arena);
+    if (arena->heir != 0) {
+        atomic_store(&record_of(arena, arena->heir)->born, 0); /* the child's, not ours */
+        atomic_store(&record_of(arena, arena->heir)->shared, leases);
+    }
+}
+
+/* E3.  A place among those who may block, -1 if all are taken. */
+int
+peer_begin_reading(mpshm_arena *arena)
+{
+#ifdef __linux__
+    struct peer *peer = peer_self(arena);
+    uint32_t thread = (uint32_t) syscall(SYS_gettid);
+
+    for (int i = 0; peer != NULL && i < PEER_READERS; i++) {
+        uint32_t none = 0;
+
+        if (atomic_load_explicit(&peer->reading[i], memory_order_relaxed) == 0
+            && atomic_compare_exchange_strong(&peer->reading[i], &none, thread)) {
+            return i;
+        }
+    }
+#else
+    (void) arena;
+#endif
+    return -1;
+}
+
+void
+peer_end_reading(mpshm_arena *arena, int place)
+{
+    struct peer *peer = peer_self(arena);
+
+    if (peer != NULL) {
+        atomic_store_explicit(&peer->reading[place], 0, memory_order_release);
+    }
+}
+
+/* The lock, after a read that may have taken a message: E3 forbids to sleep on it. */
+void
+arena_lock_awake(mpshm_arena *arena)
+{
+    while (pthread_mutex_trylock(&mpshm_process.lock) != 0) {
+        sched_yield();
+    }
+    peer_enter(arena);
+}
+
+/* Whether that peer's process is gone for good.  What cannot be known counts as alive. */
+bool
+peer_is_dead(mpshm_arena *arena, uint32_t number)
+{
+    struct peer *peer = record_of(arena, number);
+    uint32_t pid = atomic_load(&peer->pid);
+    uint64_t born = atomic_load(&peer->born), born_now;
+    char state;
+
+    know_self();
+    if (pid == 0 || number == arena->me || atomic_load(&peer->space) != self.space) {
+        return false;
+    }
+    if (kill((pid_t) pid, 0) == -1 && errno == ESRCH) {
+        return atomic_load(&peer->pid) == pid;
+    }
+    bool known = process_stat(pid, &state, &born_now);
+
+    return known && (state == 'Z' || state == 'X' || (born != 0 && born_now != born))
+           && atomic_load(&peer->pid) == pid;
+}
+
+static bool
+sleeps(uint32_t pid, uint32_t thread)
+{
+    char path[64], state;
+    uint64_t born;
+
+    snprintf(path, sizeof path, "/proc/%u/task/%u/stat", pid, thread);
+    return read_stat(path, &state, &born) && state == 'S';
+}
+
+/* Note what every peer is at; whether all rest.  The dead rest, and stand there as pid 0. */
+bool
+peers_at_rest(mpshm_arena *arena, struct glimpse *all)
+{
+    uint32_t high = atomic_load(&arena->header->peers_high);
+
+    if (atomic_load(&arena->header->crowded) || high > PEER_LIMIT) {
+        return false;
+    }
+    memset(all, 0, PEER_LIMIT * sizeof *all);
+    for (uint32_t number = 1; number <= high; number++) {
+        struct peer *peer = record_of(arena, number);
+        struct glimpse *seen = &all[number - 1];
+        uint32_t pid = atomic_load(&peer->pid);
+
+        if (pid == 0 || peer_is_dead(arena, number)) {
+            continue;
+        }
+        seen->pid = pid;
+        if (atomic_load(&peer->space) != self.space) {
+            return false;
+        }
+        if (number != arena->me) {
+            seen->steps = atomic_load(&peer->steps);
+            if (seen->steps % 2 != 0) {
+                return false;
+            }
+        }
+        for (uint32_t i = 0; i < PEER_READERS; i++) {
+            seen->reading[i] = atomic_load(&peer->reading[i]);
+            if (seen->reading[i] != 0 && !sleeps(pid, seen->reading[i])) {
+                return false;
+            }
+        }
+    }
+    return true;
+}

@@ -1,0 +1,332 @@
+/* Reaping: taking back what dead processes held.
+
+   What a run word or a peer record says of a dead peer goes back at once.  The rest can only be told
+   from work in progress while nobody works: a run in flight whose descriptor a killed receiver had in
+   hand, chunks between a claimed bit and its run word, places between being taken and used.  So look
+   at all peers twice with the search in between; if all rested, and none has moved, what was found is
+   nobody's.  A busy arena is reaped when it becomes quiet: whoever waits for room, or asks for the
+   gauges, comes here.
+
+   Invariants:
+   D1  One peer reaps at a time (`reaper`), and is dead when another takes over.
+   D2  Each step leaves a state that the next reaper understands: it may be killed anywhere. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* Bytes of each segment that stay warm when the memory of a storm is given back. */
+#define KEEP_WARM (UINT64_C(16) << 20)
+/* A growing arena looks for the dead no oftener than this. */
+#define GROWTH_PAUSE_NS INT64_C(100000000)
+
+struct orphan {
+    struct segment *seg;
+    uint32_t chunk_id, chunks;
+    uint64_t word; /* of a run in flight; 0: chunks that no run has */
+};
+
+struct search {
+    bool drained;       /* the pipe was empty: descriptors are in hands or nowhere */
+    uint64_t in_flight; /* bytes of chunks */
+    struct orphan *found;
+    uint32_t count, room;
+};
+
+static void
+add_orphan(struct search *search, struct orphan orphan)
+{
+    if (search->count == search->room) {
+        uint32_t room = search->room ? 2 * search->room : 64;
+        struct orphan *grown = realloc(search->found, room * sizeof *grown);
+
+        if (grown == NULL) {
+            return; /* the next search finds it */
+        }
+        search->found = grown;
+        search->room = room;
+    }
+    search->found[search->count++] = orphan;
+}
+
+static void
+visit_search(struct segment *seg, void *context)
+{
+    struct search *search = context;
+    uint32_t at = 0;
+
+    while (at < seg->count) {
+        uint64_t word = atomic_load(&seg->runs[at]);
+        uint32_t chunks = RUN_CHUNKS(word);
+
+        if (RUN_STATE(word) != RUN_FREE && chunks > 0 && chunks <= seg->count - at) {
+            if (RUN_STATE(word) == RUN_IN_FLIGHT && search->drained) {
+                add_orphan(search, (struct orphan) {seg, at, chunks, word});
+            } else if (RUN_STATE(word) == RUN_IN_FLIGHT) {
+                search->in_flight += (uint64_t) chunks << seg->shift;
+            }
+            at += chunks;
+            continue;
+        }
+        uint32_t start = at;
+
+        while (at < seg->count && !freemap_is_free(seg->map, at)
+               && RUN_STATE(atomic_load(&seg->runs[at])) == RUN_FREE) {
+            at++;
+        }
+        if (at > start) {
+            add_orphan(search, (struct orphan) {seg, start, at - start, 0});
+        } else {
+            at++;
+        }
+    }
+}
+
+static void
+free_orphan(const struct orphan *orphan)
+{
+    uint64_t word = orphan->word;
+
+    if (word == 0) {
+        freemap_put_back(orphan->seg->map, orphan->chunk_id, orphan->chunks);
+    } else if (atomic_compare_exchange_strong(&orphan->seg->runs[orphan->chunk_id], &word,
+                                              RUN_WORD(RUN_TAG(word), 0, 0, RUN_FREE))) {
+        freemap_put_back(orphan->seg->map, orphan->chunk_id, orphan->chunks);
+    }
+}
+
+static void
+each_segment(mpshm_arena *arena, void (*visit)(struct segment *, void *), void *context)
+{
+    for (uint32_t id = 0; id < arena->segment_limit; id++) {
+        struct segment *seg;
+
+        if (atomic_load(&arena->header->segment[id]) != 0 && segment_map(arena, id, &seg) == 0
+            && segment_map_data(seg) == 0) {
+            visit(seg, context);
+        }
+    }
+}
+
+static uint64_t
+pending_of(mpshm_arena *arena, const struct glimpse *seen)
+{
+    uint64_t pending = 0;
+
+    for (uint32_t i = 0; i < PEER_LIMIT; i++) {
+        pending += seen[i].pid != 0 ? atomic_load(&arena->peers[i].pending) : 0;
+    }
+    return pending;
+}
+
+/* What nobody has: found while all rest.  Of a queue only, for a connection's sender blocks in the
+   middle of a send. */
+static void
+reap_at_rest(mpshm_arena *arena, int fd)
+{
+    struct arena_header *header = arena->header;
+    struct glimpse *before = malloc(2 * PEER_LIMIT * sizeof *before), *after = before + PEER_LIMIT;
+    struct search search = {.drained = false};
+
+    if (before != NULL && peers_at_rest(arena, before)) {
+        uint32_t unread = slot_unread(fd);
+        uint32_t used = atomic_load(&header->places_used);
+        uint64_t bytes_used = atomic_load(&header->bytes_used);
+        uint64_t pending = pending_of(arena, before);
+
+        search.drained = unread == 0;
+        each_segment(arena, visit_search, &search);
+        if (peers_at_rest(arena, after)
+            && memcmp(before, after, PEER_LIMIT * sizeof *before) == 0) {
+            int64_t lost = (int64_t) used - unread / MPSHM_SLOT_BYTES - (int64_t) pending;
+            int64_t lost_bytes = (int64_t) (bytes_used - unread - search.in_flight);
+
+            for (uint32_t i = 0; i < search.count; i++) {
+                free_orphan(&search.found[i]);
+            }
+            if (lost != 0) {
+                atomic_fetch_sub(&header->places_used, (uint32_t) lost);
+            }
+            if (header->bytes_limit != 0 && lost_bytes != 0) {
+                atomic_fetch_sub(&header->bytes_used, (uint64_t) lost_bytes);
+            }
+        }
+    }
+    free(search.found);
+    free(before);
+}
+
+struct dead {
+    uint32_t numbers[PEER_LIMIT];
+    bool is[PEER_LIMIT + 1];
+    uint32_t count;
+};
+
+static void
+visit_dead(struct segment *seg, void *context)
+{
+    const struct dead *dead = context;
+
+    for (uint32_t at = 0; at < seg->count;) {
+        uint64_t word = atomic_load(&seg->runs[at]);
+        uint32_t chunks = RUN_CHUNKS(word), holder = RUN_HOLDER(word);
+        enum run_state state = RUN_STATE(word);
+
+        if ((state == RUN_LOANED || state == RUN_LEASED) && chunks > 0
+            && chunks <= seg->count - at && holder <= PEER_LIMIT && dead->is[holder]) {
+            free_orphan(&(struct orphan) {seg, at, chunks, word});
+        }
+        at += state != RUN_FREE && chunks > 0 ? chunks : 1;
+    }
+}
+
+/* What the dead held alone, and their places among the peers. */
+static bool
+reap_dead(mpshm_arena *arena)
+{
+    struct dead *dead = calloc(1, sizeof *dead);
+    uint32_t high = atomic_load(&arena->header->peers_high);
+
+    if (dead == NULL) {
+        return false;
+    }
+    for (uint32_t number = 1; number <= high && number <= PEER_LIMIT; number++) {
+        if (peer_is_dead(arena, number)) {
+            dead->is[number] = true;
+            dead->numbers[dead->count++] = number;
+        }
+    }
+    if (dead->count > 0) {
+        each_segment(arena, visit_dead, dead);
+    }
+    for (uint32_t i = 0; i < dead->count; i++) {
+        uint32_t pending = atomic_load(&arena->peers[dead->numbers[i] - 1].pending);
+
+        /* D2: the record first, so that its messages are not forgotten twice. */
+        peer_free(arena, dead->numbers[i]);
+        if (pending > 0 && arena->slot_bytes != 0) {
+            slot_forget(arena, pending, 0);
+        }
+    }
+    bool any = dead->count > 0;
+
+    free(dead);
+    return any;
+}
+
+/* Give back the memory of free chunks behind the first KEEP_WARM bytes: taken first, so that nobody
+   writes there meanwhile. */
+static void
+visit_cool(struct segment *seg, void *context)
+{
+    (void) context;
+#ifdef FALLOC_FL_PUNCH_HOLE
+    uint32_t at = (uint32_t) (KEEP_WARM >> seg->shift);
+
+    while (!seg->arena->bounded && at < seg->count) {
+        uint32_t taken = freemap_claim_from(seg->map, seg->count, at, seg->count - at);
+        uint64_t start = seg->head_bytes + ((uint64_t) at << seg->shift);
+        uint64_t size = (uint64_t) taken << seg->shift;
+
+        if (taken > 0) {
+            if (fallocate(seg->arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                          (off_t) (segment_file_offset(seg) + start), (off_t) size) == 0) {
+                memset(seg->warm, 0, ((uint64_t) seg->count << seg->shift) / HUGE_BYTES + 1);
+            }
+            freemap_put_back(seg->map, at, taken);
+        }
+        at += taken + 1;
+    }
+#else
+    (void) seg;
+#endif
+}
+
+static void
+visit_shared(struct segment *seg, void *context)
+{
+    for (uint32_t at = 0; at < seg->count;) {
+        uint64_t word = atomic_load(&seg->runs[at]);
+        uint32_t chunks = RUN_CHUNKS(word), holder = RUN_HOLDER(word);
+
+        if (RUN_STATE(word) == RUN_LEASED && chunks > 0 && chunks <= seg->count - at
+            && holder >= HOLDER_SHARED && holder < HOLDER_LIMIT) {
+            add_orphan(context, (struct orphan) {seg, at, chunks, word});
+        }
+        at += RUN_STATE(word) != RUN_FREE && chunks > 0 ? chunks : 1;
+    }
+}
+
+/* Leases that forks have shared and nobody alive answers for: none is, if no peer has any.  Who
+   shares one says so before, and who lets go, after. */
+static void
+reap_shared(mpshm_arena *arena)
+{
+    struct search search = {.drained = false};
+    uint32_t high = atomic_load(&arena->header->peers_high), held = 0;
+
+    each_segment(arena, visit_shared, &search);
+    for (uint32_t i = 0; i < high && i < PEER_LIMIT; i++) {
+        held += atomic_load(&arena->peers[i].shared);
+    }
+    for (uint32_t i = 0; i < search.count && held == 0 && !atomic_load(&arena->header->crowded);
+         i++) {
+        free_orphan(&search.found[i]);
+    }
+    free(search.found);
+}
+
+static bool
+take_over_reaping(mpshm_arena *arena)
+{
+    uint32_t who = atomic_load(&arena->header->reaper);
+
+    /* D1 */
+    return arena->me != 0 && (who == 0 || who == arena->me || who > PEER_LIMIT
+                              || atomic_load(&arena->peers[who - 1].pid) == 0
+                              || peer_is_dead(arena, who))
+           && atomic_compare_exchange_strong(&arena->header->reaper, &who, arena->me);
+}
+
+static void
+reap(mpshm_arena *arena, int fd)
+{
+    if (take_over_reaping(arena)) {
+        bool any = reap_dead(arena);
+
+        if (fd >= 0 && arena->slot_bytes != 0) {
+            reap_at_rest(arena, fd);
+        }
+        if (any) {
+            reap_shared(arena);
+            each_segment(arena, visit_cool, NULL);
+        }
+        atomic_store(&arena->header->reaper, 0);
+    }
+}
+
+void
+mpshm_reap(mpshm_arena *arena, int fd)
+{
+    arena_lock(arena);
+    reap(arena, fd);
+    arena_unlock(arena);
+}
+
+/* Before an arena gets larger: perhaps it is full of what the dead held. */
+void
+reap_before_growth(mpshm_arena *arena)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
+
+    if (atomic_load(&arena->header->peers_high) > 1 && ns - arena->reaped_ns > GROWTH_PAUSE_NS) {
+        arena->reaped_ns = ns;
+        reap(arena, -1);
+    }
+}

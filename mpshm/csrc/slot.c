@@ -1,0 +1,838 @@
+/* Slots: a queue's frames, all of one size, in an ordinary pipe.
+
+   A pipe takes a write of at most PIPE_BUF in one piece, and a slot's size divides a page: so no slot
+   is ever split, each read takes whole ones, and any number of processes write and read with no
+   lock.  Whoever is killed, the pipe stays in order.
+
+   Knows frames, places and waits; the runs that a frame names it leaves to the other files.
+
+   Invariants:
+   Q1  A message's slot is written in the window in which its runs are sealed, and read in the
+       window, or under the standing of E3 (peers.c), in which they are leased.  So when all peers
+       rest and the pipe is empty, a run in flight is an orphan.
+   Q2  places_used is at least what the pipe and the living hold: who is killed makes the queue
+       fuller than it is, never emptier, and reap.c finds the difference.
+   Q3  Nothing here blocks while it holds the process's lock. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#endif
+
+#define LENGTH_BYTES 4
+#define INLINE_BYTES (MPSHM_SLOT_BYTES - LENGTH_BYTES)
+#define SIGN UINT32_C(0x80000000)
+_Static_assert(4096 % MPSHM_SLOT_BYTES == 0, "a slot must not straddle two pages");
+_Static_assert(MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES <= 4096, "PIPE_BUF");
+
+#ifdef RWF_NOWAIT
+static ssize_t
+read_now(int fd, void *to, size_t size)
+{
+    struct iovec piece = {to, size};
+
+    return preadv2(fd, &piece, 1, -1, RWF_NOWAIT);
+}
+
+static ssize_t
+write_now(int fd, const void *from, size_t size)
+{
+    struct iovec piece = {(void *) (uintptr_t) from, size};
+
+    return pwritev2(fd, &piece, 1, -1, RWF_NOWAIT);
+}
+#else
+static ssize_t
+read_now(int fd, void *to, size_t size)
+{
+    (void) fd;
+    (void) to;
+    (void) size;
+    errno = EOPNOTSUPP;
+    return -1;
+}
+
+static ssize_t
+write_now(int fd, const void *from, size_t size)
+{
+    (void) fd;
+    (void) from;
+    (void) size;
+    errno = EOPNOTSUPP;
+    return -1;
+}
+#endif
+
+int
+mpshm_slots_work(int fd)
+{
+    char nothing[MPSHM_SLOT_BYTES];
+
+    return read_now(fd, nothing, sizeof nothing) == -1 && errno == EAGAIN;
+}
+
+void
+mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable)
+{
+    arena->slot_bytes = arena->header->slot_bytes = MPSHM_SLOT_BYTES;
+    arena->header->places = places;
+    arena->header->bytes_limit = bytes;
+    arena->header->joinable = joinable != 0;
+}
+
+uint32_t
+mpshm_slot_bytes(mpshm_arena *arena)
+{
+    return arena->slot_bytes;
+}
+
+uint64_t
+mpshm_queue_bytes(mpshm_arena *arena)
+{
+    return arena->header->bytes_limit;
+}
+
+static void
+futex_wake(_Atomic uint32_t *word, int most)
+{
+#ifdef __linux__
+    syscall(SYS_futex, word, FUTEX_WAKE, most, NULL, NULL, 0);
+#else
+    (void) word;
+    (void) most;
+#endif
+}
+
+static void
+futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
+{
+    struct timespec wait = {.tv_sec = timeout_ms / 1000,
+                            .tv_nsec = (long) (timeout_ms % 1000) * 1000000};
+#ifdef __linux__
+    syscall(SYS_futex, word, FUTEX_WAIT, value, &wait, NULL, 0);
+#else
+    (void) word;
+    (void) value;
+    nanosleep(&wait, NULL);
+#endif
+}
+
+/* Places. */
+
+static bool
+is_limited(const mpshm_arena *arena)
+{
+    return arena->header->places != 0 || arena->header->bytes_limit != 0;
+}
+
+/* Whether its messages are counted one by one: the others' number is the pipe's length. */
+static bool
+is_counted(const mpshm_arena *arena)
+{
+    return is_limited(arena) || arena->header->joinable;
+}
+
+static void
+add_pending(mpshm_arena *arena, int32_t messages)
+{
+    struct peer *me = peer_self(arena);
+
+    if (me != NULL) {
+        atomic_fetch_add(&me->pending, (uint32_t) messages);
+    }
+}
+
+/* A place for one message and its bytes: its slot and the chunks of its runs, which can be counted
+   again.  Under arena_lock.  Q2 */
+static bool
+take_place(mpshm_arena *arena, uint64_t bytes)
+{
+    struct arena_header *header = arena->header;
+    uint32_t used = atomic_load(&header->places_used);
+    uint32_t limit = header->places ? header->places : UINT32_MAX;
+
+    if (!is_counted(arena)) {
+        return true;
+    }
+    if (header->bytes_limit != 0) {
+        uint64_t before = atomic_fetch_add(&header->bytes_used, bytes);
+
+        /* One message larger than the limit passes alone. */
+        if (before != 0 && before + bytes > header->bytes_limit) {
+            atomic_fetch_sub(&header->bytes_used, bytes);
+            return false;
+        }
+    }
+    while (used < limit
+           && !atomic_compare_exchange_weak(&header->places_used, &used, used + 1)) {
+    }
+    if (used >= limit) {
+        if (header->bytes_limit != 0) {
+            atomic_fetch_sub(&header->bytes_used, bytes);
+        }
+        return false;
+    }
+    if (header->joinable) {
+        atomic_fetch_add(&header->unfinished, 1);
+    }
+    add_pending(arena, 1);
+    return true;
+}
+
+/* Messages have left the queue. */
+static void
+leave_places(mpshm_arena *arena, uint32_t messages, uint64_t bytes)
+{
+    struct arena_header *header = arena->header;
+
+    if (is_counted(arena)) {
+        atomic_fetch_sub(&header->places_used, messages);
+    }
+    if (header->bytes_limit != 0) {
+        atomic_fetch_sub(&header->bytes_used, bytes);
+    }
+    if (is_limited(arena) && atomic_load(&header->place_waiters) > 0) {
+        futex_wake(&header->places_used, (int) messages);
+    }
+}
+
+/* Messages that had a place will not come. */
+void
+slot_forget(mpshm_arena *arena, uint32_t messages, uint64_t bytes)
+{
+    struct arena_header *header = arena->header;
+
+    leave_places(arena, messages, bytes);
+    if (header->joinable && atomic_fetch_sub(&header->unfinished, messages) == messages) {
+        futex_wake(&header->unfinished, INT32_MAX);
+    }
+}
+
+int
+mpshm_place_take(mpshm_arena *arena)
+{
+    arena_lock(arena);
+    bool taken = take_place(arena, 0);
+
+    if (!is_counted(arena)) {
+        add_pending(arena, 1);
+    }
+    arena_unlock(arena);
+    return taken ? 0 : MPSHM_E_FULL;
+}
+
+void
+mpshm_place_give(mpshm_arena *arena)
+{
+    arena_lock(arena);
+    add_pending(arena, -1);
+    slot_forget(arena, 1, 0);
+    arena_unlock(arena);
+}
+
+uint32_t
+slot_unread(int fd)
+{
+    int bytes = 0;
+
+    return ioctl(fd, FIONREAD, &bytes) == -1 ? 0 : (uint32_t) bytes;
+}
+
+/* Messages that have a place and are not in the pipe, of the living as far as kill() knows them. */
+static uint32_t
+pending_of_all(mpshm_arena *arena)
+{
+    uint32_t high = atomic_load(&arena->header->peers_high), sum = 0;
+
+    for (uint32_t i = 0; i < high && i < PEER_LIMIT; i++) {
+        uint32_t pending = atomic_load(&arena->peers[i].pending);
+
+        if (pending > 0 && !peer_is_dead(arena, i + 1)) {
+            sum += pending;
+        }
+    }
+    return sum;
+}
+
+int64_t
+mpshm_queue_size(mpshm_arena *arena, int fd)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    int64_t size = (int64_t) (slot_unread(fd) / MPSHM_SLOT_BYTES) + pending_of_all(arena);
+
+    pthread_mutex_unlock(&mpshm_process.lock);
+    return size;
+}
+
+static bool
+has_place(const mpshm_arena *arena)
+{
+    struct arena_header *header = arena->header;
+
+    return (header->places == 0 || atomic_load(&header->places_used) < header->places)
+           && (header->bytes_limit == 0 || atomic_load(&header->bytes_used) < header->bytes_limit);
+}
+
+/* Whether the places used are more than there are messages, so that reaping may find some. */
+static bool
+places_are_lost(mpshm_arena *arena, int fd)
+{
+    return mpshm_queue_size(arena, fd) < (int64_t) atomic_load(&arena->header->places_used);
+}
+
+int
+mpshm_queue_full(mpshm_arena *arena, int fd)
+{
+    if (!has_place(arena) && places_are_lost(arena, fd)) {
+        (void) mpshm_reap(arena, fd);
+    }
+    return !has_place(arena);
+}
+
+int
+mpshm_place_wait(mpshm_arena *arena, int fd, int timeout_ms)
+{
+    struct arena_header *header = arena->header;
+
+    if (!mpshm_queue_full(arena, fd)) {
+        return 0;
+    }
+    atomic_fetch_add(&header->place_waiters, 1);
+    uint32_t used = atomic_load(&header->places_used);
+
+    if (!has_place(arena)) {
+        futex_wait(&header->places_used, used, timeout_ms);
+    }
+    atomic_fetch_sub(&header->place_waiters, 1);
+    return has_place(arena) ? 0 : -ETIMEDOUT;
+}
+
+int64_t
+mpshm_task_done(mpshm_arena *arena)
+{
+    _Atomic uint32_t *unfinished = &arena->header->unfinished;
+    uint32_t left = atomic_load(unfinished);
+
+    do {
+        if (left == 0) {
+            return -ERANGE;
+        }
+    } while (!atomic_compare_exchange_weak(unfinished, &left, left - 1));
+    if (left == 1 && atomic_load(&arena->header->joiners) > 0) {
+        futex_wake(unfinished, INT32_MAX);
+    }
+    return (int64_t) left - 1;
+}
+
+int
+mpshm_wait_done(mpshm_arena *arena, int timeout_ms)
+{
+    struct arena_header *header = arena->header;
+    uint32_t left = atomic_load(&header->unfinished);
+
+    if (left > 0) {
+        atomic_fetch_add(&header->joiners, 1);
+        left = atomic_load(&header->unfinished);
+        if (left > 0) {
+            futex_wait(&header->unfinished, left, timeout_ms);
+        }
+        atomic_fetch_sub(&header->joiners, 1);
+    }
+    return atomic_load(&header->unfinished) == 0 ? 0 : -ETIMEDOUT;
+}
+
+/* Putting. */
+
+int
+mpshm_wait_writable(int fd, int timeout_ms)
+{
+    struct pollfd pipe = {.fd = fd, .events = POLLOUT};
+    int n = poll(&pipe, 1, timeout_ms);
+
+    if (n < 0) {
+        return -errno;
+    }
+    if (pipe.revents & (POLLERR | POLLNVAL)) {
+        return pipe.revents & POLLNVAL ? -EBADF : -EPIPE;
+    }
+    return n > 0 ? 0 : -EAGAIN;
+}
+
+/* One message of at most SMALL_RUN_BYTES as a slot, its bytes in a run if need be; under arena_lock.
+   The run's chunks are added to `bytes`. */
+static int
+fill_slot(mpshm_arena *arena, char *slot, const char *data, uint64_t size, mpshm_run *run,
+          uint64_t *bytes)
+{
+    uint32_t word = htonl((uint32_t) size);
+
+    run->capacity = 0;
+    if (size <= INLINE_BYTES) {
+        memcpy(slot, &word, LENGTH_BYTES);
+        memcpy(slot + LENGTH_BYTES, data, size);
+        return 0;
+    }
+    int error = sender_claim(arena, size, true, run);
+
+    if (error == 0) {
+        struct part part = {*run, size};
+        mpshm_parcel parcel = {.arena = arena, .parts = &part, .count = 1, .stream_runs = 1};
+
+        memcpy(run->data, data, size);
+        frame_put(slot, &parcel, NULL, 0);
+        error = sender_seal(run, size, bytes);
+    }
+    return error;
+}
+
+/* A message that did not go out. */
+static void
+empty_slot(mpshm_run *run, uint64_t size)
+{
+    if (run->capacity > 0) {
+        sender_unseal(run, size);
+        (void) sender_abandon(run);
+    }
+}
+
+/* Write slots whose runs are sealed and places taken, and settle what became of the places. */
+static int
+write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint64_t bytes,
+             int place)
+{
+    ssize_t n = write_now(fd, slots, (size_t) count * MPSHM_SLOT_BYTES); /* all of them or none */
+    int error = n < 0 ? -errno : 0;
+    bool pends = place == MPSHM_HAS_PLACE || (place == MPSHM_TAKE_PLACE && is_counted(arena));
+
+    if (error == 0) {
+        if (pends) {
+            add_pending(arena, -(int32_t) count);
+        }
+    } else if (place == MPSHM_TAKE_PLACE) {
+        if (error != -EAGAIN || arena->header->bytes_limit != 0) {
+            if (pends) {
+                add_pending(arena, -(int32_t) count);
+                slot_forget(arena, count, bytes);
+            }
+        } else if (!pends) {
+            add_pending(arena, (int32_t) count);
+        }
+    }
+    return error;
+}
+
+int
+mpshm_slot_put(mpshm_arena *arena, int fd, const char *data, const uint32_t *sizes,
+               uint32_t count, int place)
+{
+    char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
+    mpshm_run runs[MPSHM_SLOTS_AT_ONCE];
+    uint64_t bytes = 0;
+    uint32_t n = 0;
+    int error = 0;
+
+    if (count > MPSHM_SLOTS_AT_ONCE) {
+        count = MPSHM_SLOTS_AT_ONCE;
+    }
+    memset(slots, 0, (size_t) count * MPSHM_SLOT_BYTES);
+    arena_lock(arena);
+    while (n < count) {
+        uint64_t one = MPSHM_SLOT_BYTES;
+
+        error = sizes[n] > SMALL_RUN_BYTES
+                    ? -EMSGSIZE
+                    : fill_slot(arena, slots + (size_t) n * MPSHM_SLOT_BYTES, data, sizes[n],
+                                &runs[n], &one);
+        if (error == 0 && place == MPSHM_TAKE_PLACE && !take_place(arena, one)) {
+            empty_slot(&runs[n], sizes[n]);
+            error = MPSHM_E_FULL;
+        }
+        if (error != 0) {
+            break;
+        }
+        data += sizes[n++];
+        bytes += one;
+    }
+    if (n > 0) {
+        error = write_placed(arena, fd, slots, n, bytes, place);
+        for (uint32_t i = 0; i < n && error != 0; i++) {
+            empty_slot(&runs[i], sizes[i]);
+        }
+    }
+    arena_unlock(arena);
+    return error == 0 ? (int) n : error;
+}
+
+int
+mpshm_slot_put_one(mpshm_arena *arena, int fd, const char *data, uint32_t size, int place)
+{
+    return mpshm_slot_put(arena, fd, data, &size, 1, place);
+}
+
+int
+mpshm_slot_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size, int place)
+{
+    char slot[MPSHM_SLOT_BYTES] = {0};
+    mpshm_arena *arena = parcel->arena;
+    uint64_t bytes = MPSHM_SLOT_BYTES;
+
+    if (parcel->count == 0 || arena->slot_bytes == 0) {
+        return -EINVAL;
+    }
+    if (parcel->stream_runs > 0) {
+        size = 0;
+    }
+    if (!parcel->has_index && !frame_fits(arena, parcel->count, size)) {
+        return -EMSGSIZE;
+    }
+    frame_put(slot, parcel, stream, size);
+    arena_lock(arena);
+    int error = parcel_seal(parcel, &bytes);
+
+    if (error == 0) {
+        error = place == MPSHM_TAKE_PLACE && !take_place(arena, bytes)
+                    ? MPSHM_E_FULL
+                    : write_placed(arena, fd, slot, 1, bytes, place);
+        if (error != 0) {
+            parcel_unseal(parcel);
+        } else {
+            parcel_handed_over(parcel);
+        }
+    }
+    arena_unlock(arena);
+    if (error == 0) {
+        arena_let_go(arena);
+    }
+    return error;
+}
+
+/* Getting. */
+
+static int
+data_room(mpshm_batch *batch, uint64_t size)
+{
+    if (batch->data_room - batch->data_used < size) {
+        uint64_t room = 2 * (batch->data_used + size);
+        char *grown;
+
+        room = room < 2 * SMALL_RUN_BYTES ? 2 * SMALL_RUN_BYTES : room;
+        grown = realloc(batch->data, room);
+        if (grown == NULL) {
+            return -ENOMEM;
+        }
+        batch->data = grown;
+        batch->data_room = room;
+    }
+    return 0;
+}
+
+mpshm_batch *
+mpshm_batch_new(uint32_t spin_us)
+{
+    mpshm_batch *batch = calloc(1, sizeof *batch);
+
+    if (batch != NULL) {
+        spin_init(&batch->spin, spin_us);
+        if (data_room(batch, SMALL_RUN_BYTES) != 0) {
+            free(batch);
+            batch = NULL;
+        }
+    }
+    return batch;
+}
+
+void
+mpshm_batch_discard(mpshm_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->runs_used; i++) {
+        mpshm_release(batch->runs[i].data);
+    }
+    batch->count = batch->runs_used = 0;
+    batch->data_used = 0;
+}
+
+void
+mpshm_batch_free(mpshm_batch *batch)
+{
+    mpshm_batch_discard(batch);
+    free(batch->data);
+    free(batch->runs);
+    free(batch);
+}
+
+void
+mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to)
+{
+    *to = batch->runs[i];
+    batch->runs[i].data = NULL; /* releasing NULL does nothing */
+}
+
+static int
+runs_room(mpshm_batch *batch, uint32_t count)
+{
+    if (batch->runs_room - batch->runs_used < count) {
+        uint64_t room = 2 * ((uint64_t) batch->runs_used + count);
+        mpshm_held *grown = room > UINT32_MAX ? NULL : realloc(batch->runs, room * sizeof *grown);
+
+        if (grown == NULL) {
+            return -ENOMEM;
+        }
+        batch->runs = grown;
+        batch->runs_room = (uint32_t) room;
+    }
+    return 0;
+}
+
+static void
+add_data(mpshm_batch *batch, mpshm_message *message, const void *from, uint64_t size)
+{
+    message->at = batch->data_used;
+    message->size = size;
+    memcpy(batch->data + batch->data_used, from, size);
+    batch->data_used += size;
+}
+
+/* Lease the runs of a frame that has buffers, or a stream too long to be copied. */
+static int
+open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
+          const struct frame_head *head, mpshm_message *message, struct bad *bad)
+{
+    const unsigned char *table = slot + head->descriptors;
+    const unsigned char *stream = slot + head->stream;
+    uint32_t count = head->stream_runs + head->buffer_runs;
+    uint64_t stream_size = head->end - head->stream;
+    mpshm_held index = {NULL, 0};
+    int error = 0;
+
+    if (head->indexed) {
+        error = frame_lease_one(arena, table, &index, bad);
+        if (error == 0) {
+            table = (unsigned char *) index.data;
+            error = frame_index(head, index.size, SMALL_RUN_BYTES, &stream_size);
+            stream = table + (index.size - stream_size);
+        }
+    }
+    error = error ? error : runs_room(batch, count);
+    error = error ? error : data_room(batch, stream_size);
+    error = error ? error : frame_lease_all(arena, table, count, batch->runs + batch->runs_used, bad);
+    if (error == 0) {
+        message->first_run = batch->runs_used;
+        message->stream_runs = head->stream_runs;
+        message->runs = count;
+        batch->runs_used += count;
+        add_data(batch, message, stream, stream_size);
+    }
+    if (index.data != NULL) {
+        release_run(index.data);
+    }
+    return error;
+}
+
+static int
+open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
+          mpshm_message *message, struct bad *bad)
+{
+    struct frame_head head;
+    uint32_t word;
+
+    memset(message, 0, sizeof *message);
+    memcpy(&word, slot, LENGTH_BYTES);
+    word = ntohl(word);
+    if ((word & ~SIGN) > INLINE_BYTES) {
+        return MPSHM_E_LENGTH;
+    }
+    if (word < SIGN) {
+        int error = data_room(batch, word);
+
+        if (error == 0) {
+            add_data(batch, message, slot + LENGTH_BYTES, word);
+        }
+        return error;
+    }
+    int error = frame_head(slot, &head);
+
+    if (error != 0) {
+        return error;
+    }
+    if (!head.indexed && head.stream_runs == 1 && head.buffer_runs == 0) {
+        error = data_room(batch, SMALL_RUN_BYTES);
+        if (error == 0) {
+            error = frame_copy_one(arena, slot + head.descriptors, batch->data + batch->data_used,
+                                   SMALL_RUN_BYTES, &message->size, bad);
+        }
+        if (error != -EMSGSIZE) {
+            message->at = batch->data_used;
+            batch->data_used += error == 0 ? message->size : 0;
+            return error;
+        }
+    }
+    return open_runs(batch, arena, slot, &head, message, bad);
+}
+
+/* What the slots just read hold.  Under arena_lock. */
+static int
+open_slots(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slots, ssize_t bytes)
+{
+    uint64_t chunk_bytes = arena->lease_bytes;
+
+    if (bytes == 0) {
+        return MPSHM_E_END;
+    }
+    if (bytes % MPSHM_SLOT_BYTES != 0) {
+        return MPSHM_E_TORN;
+    }
+    for (ssize_t at = 0; at < bytes; at += MPSHM_SLOT_BYTES) {
+        mpshm_message *message = &batch->messages[batch->count++];
+        struct bad bad = {0, 0, 0, 0};
+
+        message->error = open_slot(batch, arena, slots + at, message, &bad);
+        batch->sizes[batch->count - 1] = message->error != 0 || message->runs > 0
+                                             ? UINT32_MAX
+                                             : (uint32_t) message->size;
+        if (message->error != 0) {
+            message->runs = 0;
+            message->size = 0;
+            batch->bad_id = bad.mmap_id;
+            batch->bad_chunk = bad.chunk_id;
+            batch->bad_tag = bad.tag;
+            batch->bad_size = bad.size;
+        }
+    }
+    leave_places(arena, batch->count, (uint64_t) bytes + arena->lease_bytes - chunk_bytes);
+    return (int) batch->count;
+}
+
+static int
+receive_now(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most)
+{
+    unsigned char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
+
+    arena_lock(arena);
+    ssize_t n = read_now(fd, slots, (size_t) most * MPSHM_SLOT_BYTES);
+    int result = n < 0 ? -errno : open_slots(batch, arena, slots, n);
+
+    arena_unlock(arena);
+    return result;
+}
+
+static int
+receive_spinning(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most)
+{
+    int64_t until = spin_begin(&batch->spin);
+    int result = -EAGAIN;
+
+    while (result == -EAGAIN && spin_goes_on(until)) {
+        sched_yield();
+        result = receive_now(batch, fd, arena, most);
+    }
+    spin_end(&batch->spin, until, result != -EAGAIN);
+    return result;
+}
+
+/* The kernel wakes one of those who block in a read, another if that one is killed; who polls is
+   woken with all the others. */
+static int
+receive_blocking(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most)
+{
+    unsigned char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
+
+    arena_lock(arena);
+    int standing = peer_begin_reading(arena);
+
+    arena_unlock(arena);
+    if (standing < 0) {
+        struct pollfd pipe = {.fd = fd, .events = POLLIN};
+
+        return poll(&pipe, 1, -1) < 0 ? -errno : receive_now(batch, fd, arena, most);
+    }
+    ssize_t n = read(fd, slots, (size_t) most * MPSHM_SLOT_BYTES);
+    int result = n < 0 ? -errno : MPSHM_E_END;
+
+    if (n > 0) {
+        arena_lock_awake(arena);
+        result = open_slots(batch, arena, slots, n);
+        peer_end_reading(arena, standing);
+        arena_unlock(arena);
+    } else {
+        peer_end_reading(arena, standing);
+    }
+    return result;
+}
+
+/* One of those who wait is woken, but no other if that one is killed before it reads: so nobody
+   should wait long without looking. */
+static void
+wait_readable(int fd, int timeout_ms)
+{
+#ifdef EPOLLEXCLUSIVE
+    struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE};
+    int waiting = epoll_create1(EPOLL_CLOEXEC);
+
+    if (waiting != -1) {
+        bool added = epoll_ctl(waiting, EPOLL_CTL_ADD, fd, &event) == 0;
+
+        if (added) {
+            (void) epoll_wait(waiting, &event, 1, timeout_ms);
+        }
+        close(waiting);
+        if (added) {
+            return;
+        }
+    }
+#endif
+    struct pollfd pipe = {.fd = fd, .events = POLLIN};
+
+    (void) poll(&pipe, 1, timeout_ms);
+}
+
+int
+mpshm_slot_receive(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most, int timeout_ms)
+{
+    mpshm_batch_discard(batch);
+    if (most > MPSHM_SLOTS_AT_ONCE) {
+        most = MPSHM_SLOTS_AT_ONCE;
+    }
+    int result = receive_now(batch, fd, arena, most);
+
+    if (result == -EAGAIN && timeout_ms != 0) {
+        result = receive_spinning(batch, fd, arena, most);
+    }
+    if (result == -EAGAIN && timeout_ms > 0) {
+        wait_readable(fd, timeout_ms);
+        result = receive_now(batch, fd, arena, most);
+    } else if (result == -EAGAIN && timeout_ms < 0) {
+        result = receive_blocking(batch, fd, arena, most);
+    }
+    uint64_t size = 0;
+
+    for (uint32_t i = 0; i < batch->runs_used; i++) {
+        size += batch->runs[i].size;
+    }
+    heap_keep(size);
+    return result;
+}
+
+int
+mpshm_slot_receive_one(mpshm_batch *batch, int fd, mpshm_arena *arena, int timeout_ms)
+{
+    int n = mpshm_slot_receive(batch, fd, arena, 1, timeout_ms);
+
+    if (n < 0 || batch->messages[0].error != 0) {
+        return n < 0 ? n : batch->messages[0].error;
+    }
+    return batch->sizes[0] == UINT32_MAX ? MPSHM_DESCRIPTORS : (int) batch->sizes[0];
+}

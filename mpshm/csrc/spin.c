@@ -1,0 +1,57 @@
+/* Looking again before blocking.
+
+   A blocked wake-up across CPUs costs ten times what a message does, so look again for a while:
+   bounded, with the CPU yielded, and only where it has been paying.  Each success earns one try, each
+   failure costs SPIN_COST, so that three in four must succeed; with none left, one wait in SPIN_PROBE
+   tries, to find out whether the peer has become quick (a pool whose tasks come in bursts had one
+   success in two, a tenth more CPU time, and no gain).  None to begin with, but the SPIN_FIRST-th wait
+   is a try: an end that is closed after a few messages (torch makes one for each tensor) would never
+   earn what it spent. */
+#include "internal.h"
+
+#include <time.h>
+
+#define SPIN_FIRST 6
+#define SPIN_COST 3
+#define SPIN_MOST 16
+#define SPIN_PROBE 64
+
+static int64_t
+now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+void
+spin_init(mpshm_spin *spin, uint32_t spin_us)
+{
+    *spin = (mpshm_spin) {.ns = (int64_t) spin_us * 1000, .waits = SPIN_PROBE - SPIN_FIRST};
+}
+
+/* Until when to look again; 0: not at all. */
+int64_t
+spin_begin(mpshm_spin *spin)
+{
+    bool worth = spin->ns > 0 && (spin->credit > 0 || ++spin->waits % SPIN_PROBE == 0);
+
+    return worth ? now_ns() + spin->ns : 0;
+}
+
+bool
+spin_goes_on(int64_t until)
+{
+    return until != 0 && now_ns() < until;
+}
+
+void
+spin_end(mpshm_spin *spin, int64_t until, bool paid)
+{
+    if (paid) {
+        spin->credit += until != 0 && spin->credit < SPIN_MOST;
+    } else if (until != 0) {
+        spin->credit -= spin->credit < SPIN_COST ? spin->credit : SPIN_COST;
+    }
+}

@@ -1,0 +1,221 @@
+"""Slots: a queue's messages in and out of its pipe.  Knows bytes, runs and places; knows no pickle.
+
+With arena.py the only importer of the compiled core (csrc/slot.c has the slots themselves).
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+from typing import Any
+
+from . import config
+from .arena import (
+    CORE_MISSING,
+    Arena,
+    NoRoomNow,
+    OutOfSharedMemory,
+    Parcel,
+    failure,
+    new_holder,
+    view_of,
+)
+from .wire import Descriptor
+
+if not CORE_MISSING:
+    from ._native import ffi, lib
+
+    # Looked up once: a cffi library's attribute costs more than a global.
+    _put_one, _receive_one, _unpack = lib.mpshm_slot_put_one, lib.mpshm_slot_receive_one, ffi.unpack
+    _NOTHING_NOW, _WITH_RUNS = -errno.EAGAIN, lib.MPSHM_DESCRIPTORS
+    _FULL, _END, _STALE = lib.MPSHM_E_FULL, lib.MPSHM_E_END, lib.MPSHM_E_STALE
+    AT_ONCE: int = lib.MPSHM_SLOTS_AT_ONCE
+    NO_PLACE, TAKE_PLACE, HAS_PLACE = (
+        lib.MPSHM_NO_PLACE,
+        lib.MPSHM_TAKE_PLACE,
+        lib.MPSHM_HAS_PLACE,
+    )
+
+SMALL_MAX = 32 << 10
+"""Bytes of a message that is copied out as it is received; csrc/layout.h has it."""
+
+
+class QueueFull(Exception):
+    """A bounded queue has no place."""
+
+
+def work() -> bool:
+    """Whether this system's pipes can be read and written without ever blocking: Linux's can."""
+    if CORE_MISSING:
+        return False
+    reader, writer = os.pipe()
+    try:
+        return bool(lib.mpshm_slots_work(reader))
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _refused(code: int) -> Exception:
+    """Why a message did not go out."""
+    if code == -errno.EAGAIN:
+        return NoRoomNow()
+    if code == _FULL:
+        return QueueFull()
+    if code in (-errno.ENOSPC, -errno.ENOMEM, -errno.EFBIG):
+        return OutOfSharedMemory(os.strerror(-code))
+    return failure(code, "")
+
+
+def put(arena: Arena, fd: int, data: bytes, place: int) -> None:
+    """Put a message of at most SMALL_MAX bytes in the queue, and never wait.
+
+    Raises NoRoomNow, QueueFull, OutOfSharedMemory, or OSError.  A place taken is kept at NoRoomNow.
+    """
+    code = _put_one(arena._c, fd, data, len(data), place)
+    if code < 0:
+        raise _refused(code)
+
+
+def put_some(arena: Arena, fd: int, messages: list[bytes], place: int) -> int:
+    """The same for up to AT_ONCE messages in one write: how many it were, from the first on."""
+    sizes = array.array("I", map(len, messages))
+    n = lib.mpshm_slot_put(
+        arena._c, fd, b"".join(messages), ffi.from_buffer("uint32_t[]", sizes), len(sizes), place
+    )
+    if n < 0:
+        raise _refused(n)
+    return int(n)
+
+
+def send(parcel: Parcel, fd: int, stream: bytes, place: int) -> None:
+    """The same for a message in runs, which stay the parcel's if it does not go out."""
+    if code := parcel.send_slot(fd, stream, place):
+        raise _refused(code)
+
+
+def wait_writable(fd: int, timeout_ms: int) -> None:
+    """Wait until the pipe has room for a slot, or the time is over.  BrokenPipeError: no reader."""
+    code = lib.mpshm_wait_writable(fd, timeout_ms)
+    if code not in (0, -errno.EAGAIN, -errno.EINTR):
+        raise failure(code, "")
+
+
+def reap(arena: Arena, fd: int) -> None:
+    """Take back what dead processes held.  fd, here and below: either end of the queue's pipe."""
+    lib.mpshm_reap(arena._c, fd)
+
+
+def take_place(arena: Arena) -> None:
+    """A place for a message that is put later with HAS_PLACE.  Raises QueueFull."""
+    if lib.mpshm_place_take(arena._c):
+        raise QueueFull
+
+
+def give_place(arena: Arena) -> None:
+    """Give back a place whose message will not come."""
+    lib.mpshm_place_give(arena._c)
+
+
+def wait_place(arena: Arena, fd: int, timeout_ms: int) -> None:
+    """Wait until the queue has a place, or the time is over."""
+    lib.mpshm_place_wait(arena._c, fd, timeout_ms)
+
+
+def queue_size(arena: Arena, fd: int) -> int:
+    """Messages in the queue, those in their producers' hands among them."""
+    return int(lib.mpshm_queue_size(arena._c, fd))
+
+
+def queue_full(arena: Arena, fd: int) -> bool:
+    """Whether the queue has no place."""
+    return bool(lib.mpshm_queue_full(arena._c, fd))
+
+
+def task_done(arena: Arena) -> None:
+    """One message more is done with.  Raises ValueError when there was none."""
+    if lib.mpshm_task_done(arena._c) < 0:
+        raise ValueError("task_done() called too many times")
+
+
+def wait_done(arena: Arena, timeout_ms: int) -> bool:
+    """Wait until all messages are done with; False when the time is over."""
+    return bool(lib.mpshm_wait_done(arena._c, timeout_ms) == 0)
+
+
+class Batch:
+    """Receives a queue's messages, one or some at a time.  For one thread at a time.
+
+    A message is bytes, or its stream and its buffers, leased.
+    """
+
+    __slots__ = ("_c", "_data")
+
+    def __init__(self) -> None:
+        self._c = ffi.gc(lib.mpshm_batch_new(config.SPIN_US), lib.mpshm_batch_free)
+        self._data = self._c.data
+
+    def receive(
+        self, fd: int, arena: Arena, timeout_ms: int
+    ) -> bytes | tuple[Any, list[memoryview]] | None:
+        """The next message; None when there was none in time.  -1 waits for ever.
+
+        Raises EOFError, OSError, or ProtocolError for a message that cannot be had.
+        """
+        n = _receive_one(self._c, fd, arena._c, timeout_ms)
+        if 0 <= n < _WITH_RUNS:
+            body: bytes = _unpack(self._data, n)
+            return body
+        if n == _WITH_RUNS:
+            return self._with_runs(0)
+        if n in (_NOTHING_NOW, -errno.EINTR):
+            return None
+        raise self._failure(n)
+
+    def receive_some(
+        self, fd: int, arena: Arena, most: int, timeout_ms: int
+    ) -> list[bytes | tuple[Any, list[memoryview]] | Exception]:
+        """Up to `most` messages that are there, one after the other; none when none came in time.
+
+        In the place of a message that cannot be had stands its exception.
+        """
+        c = self._c
+        n = lib.mpshm_slot_receive(c, fd, arena._c, most, timeout_ms)
+        if n < 0:
+            if n in (_NOTHING_NOW, -errno.EINTR):
+                return []
+            raise self._failure(n)
+        self._data = c.data
+        data = _unpack(c.data, c.data_used)
+        messages: list[Any] = []
+        at = 0
+        for i, size in enumerate(ffi.unpack(c.sizes, n)):
+            if size < _WITH_RUNS:
+                messages.append(data[at : at + size])
+                at += size
+            elif c.messages[i].error:
+                messages.append(self._failure(c.messages[i].error))
+            else:
+                messages.append(self._with_runs(i))
+                at += c.messages[i].size
+        return messages
+
+    def _with_runs(self, i: int) -> tuple[Any, list[memoryview]]:
+        c, message, views = self._c, self._c.messages[i], []
+        self._data = c.data
+        for run in range(message.first_run, message.first_run + message.runs):
+            held = new_holder()
+            lib.mpshm_batch_take(c, run, held)
+            views.append(view_of(held))
+        runs = message.stream_runs
+        if runs == 0:
+            return ffi.buffer(c.data + message.at, message.size)[:], views
+        return views[0] if runs == 1 else b"".join(views[:runs]), views[runs:]
+
+    def _failure(self, code: int) -> Exception:
+        c = self._c
+        if code == _END:
+            return EOFError()
+        wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
+        return failure(code, str(wrong) if _STALE <= code < -10000 else "")
