@@ -20,6 +20,11 @@ HIGH_WATER_BYTES = 24 << 20
 """In-flight bytes at which a sender waits.  One 16 MiB message in flight and one leased keep the
 working set inside a 32 MiB last-level cache; larger marks measured slower, not faster."""
 
+PAUSE_MS = 1
+"""How long a put that must not wait waits all the same for a consumer at work, before a feeder
+thread takes over.  A thread would share the interpreter with the producer from then on, which costs
+both far more than the wait."""
+
 WAIT_SLICE_MS = 50
 """How long a wait for room sleeps before it looks for signals and for a peer that died."""
 

@@ -76,10 +76,13 @@ class Connection(stock.Connection):
         super().__init__(handle, readable, writable)
         self._arena: Arena | None = None
         self._no_arena_reason = reason
-        self._counters = EndCounters()
+        self._counters = self._new_counters()
         self._reset_in_child()
         forking.register(self)
         self._use(arena if arena is not None or reason is not Reason.NOT_LOCAL else _known(handle))
+
+    def _new_counters(self) -> EndCounters:
+        return EndCounters()
 
     def _use(self, arena: Arena | None) -> None:
         """Have this end's messages go through `arena` from now on."""
@@ -87,7 +90,10 @@ class Connection(stock.Connection):
         if arena is not None:
             _open_ends[_pipe_of(self._handle)] = self
             if arena.is_queue and queue_end is not None:
-                self.__class__ = queue_end  # made from the bare descriptor of a queue's pipe
+                # Made from the bare descriptor of a queue's pipe.
+                self.__class__ = queue_end
+                self._counters = self._new_counters()
+                self._reset_in_child()
 
     def _reset_in_child(self) -> None:
         # Reentrant: a signal handler may use the connection that it interrupted.

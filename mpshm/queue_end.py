@@ -12,17 +12,19 @@ from multiprocessing import reduction
 from typing import Any
 
 from . import config, connection, payload, slot, wire
-from .arena import NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel
+from .arena import CORE_MISSING, NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel
 from .counters import Counters, Gauges, Reason, Stats
 from .errors import PlainRoadError
 from .payload import Message, Received
 
-INLINE_MAX = 124
-"""Bytes of a message that fit into a slot beside their length."""
-
 
 class QueueEnd(connection.Connection):
     """One end of a queue's pipe, of one arena with the other."""
+
+    _counters: slot.SlotCounters
+
+    def _new_counters(self) -> Any:
+        return slot.SlotCounters()
 
     def _reset_in_child(self) -> None:
         self._reader = wire.PlainReader()  # of no use here: a slot is never read in part
@@ -49,48 +51,56 @@ class QueueEnd(connection.Connection):
         """Whether this process has put a message through this end."""
         return self._counters.small_messages + self._counters.shm_messages > 0
 
-    def dump_waiting(self, obj: object) -> bytes | Message:
-        """Pickle `obj`, waiting at the high-water mark."""
-        return self._dump(obj)
-
-    def dump_now(self, obj: object) -> bytes | Message:
-        """Pickle `obj`, and raise NoRoomNow rather than wait at the high-water mark."""
-        return payload.dump(obj, self._arena, NO_WAIT)
-
     def offer(self, message: bytes | Message, place: int) -> None:
         """Put a message in the queue without waiting.
 
         Raises NoRoomNow, OutOfSharedMemory or slot.QueueFull, and it can be offered again.
         """
-        arena, counters = self._arena, self._counters
+        arena = self._arena
         if arena is None:
-            self._check_closed()
-            raise wire_error()
+            raise self._unusable()
         if isinstance(message, bytes):
-            size = len(message)
-            slot.put(arena, self._handle, message, place)
-            if size <= INLINE_MAX:
-                counters.small_messages += 1
-                counters.plain_bytes += size
-                return
+            slot.put(arena, self._counters, self._handle, message, place)
         else:
             if message.parcel is None:  # there was no room for it when it was pickled
                 message.parcel = _in_runs(arena, message.stream)
-            size = message.size
-            slot.send(message.parcel, self._handle, message.stream, place)
-        counters.shm_messages += 1
-        counters.shm_bytes += size
+            slot.send(message.parcel, self._counters, self._handle, message.stream, place)
+
+    def dump_soon(self, obj: object) -> bytes | Message:
+        """Pickle `obj`, waiting no more than a moment at the high-water mark: then NoRoomNow."""
+        try:
+            return _dump(obj, self._arena, NO_WAIT)
+        except NoRoomNow:
+            self.arena.wait_room_a_while(self._handle, 1, config.PAUSE_MS)
+            return _dump(obj, self._arena, NO_WAIT)
+
+    def offer_soon(self, message: bytes | Message) -> None:
+        """Put a message that takes a place; where the pipe is full, wait a moment.
+
+        Raises as `offer` does; a place taken is kept at NoRoomNow, if the queue counts messages.
+        """
+        try:
+            self.offer(message, _TAKE_PLACE)
+        except NoRoomNow:
+            slot.wait_writable(self._handle, config.PAUSE_MS)
+            self.offer(message, _TAKE_PLACE if self.arena.bytes_limit else _HAS_PLACE)
 
     def offer_some(self, messages: list[bytes], place: int) -> int:
         """The same for the first of some small messages, in one write: how many it were."""
-        counters, some = self._counters, messages[: slot.AT_ONCE]
-        n = slot.put_some(self.arena, self._handle, some, place)
-        inline = [size for size in map(len, some[:n]) if size <= INLINE_MAX]
-        counters.small_messages += len(inline)
-        counters.plain_bytes += sum(inline)
-        counters.shm_messages += n - len(inline)
-        counters.shm_bytes += sum(map(len, some[:n])) - sum(inline)
-        return n
+        arena = self._arena
+        if arena is None:
+            raise self._unusable()
+        some = messages[: slot.AT_ONCE]
+        return slot.put_some(arena, self._counters, self._handle, some, place)
+
+    def offer_some_soon(self, messages: list[bytes]) -> int:
+        """The same, with places to take, waiting a moment where the pipe is full."""
+        try:
+            return self.offer_some(messages, _TAKE_PLACE)
+        except NoRoomNow:
+            slot.wait_writable(self._handle, config.PAUSE_MS)
+            place = _TAKE_PLACE if self.arena.bytes_limit else _HAS_PLACE
+            return self.offer_some(messages, place)
 
     def send_some(self, messages: list[bytes]) -> None:
         """Put small messages, waiting while the pipe is full, and leave none in the list."""
@@ -132,43 +142,29 @@ class QueueEnd(connection.Connection):
         """The next message, or None when there was none in time.  -1 waits for ever."""
         arena = self._arena
         if arena is None or not self._readable:
-            self._check_closed()
-            self._check_readable()
-            raise wire_error()
-        try:
-            batch = self._batches.pop()
-        except IndexError:
-            batch = slot.Batch()
-        message = batch.receive(self._handle, arena, timeout_ms)
-        self._batches.append(batch)
-        return None if message is None else self._count(message)
+            raise self._unusable()
+        message = slot.receive(self._batches, self._counters, self._handle, arena, timeout_ms)
+        return Received(*message) if isinstance(message, tuple) else message
 
     def next_some(self, most: int, timeout_ms: int) -> list[bytes | Received | Exception]:
         """Up to `most` messages, waiting for the first; an exception for one that cannot be had."""
         arena = self._arena
         if arena is None:
-            self._check_closed()
-            raise wire_error()
-        batch = self._batches.pop() if self._batches else slot.Batch()
+            raise self._unusable()
+        batch = self._batches.pop() if self._batches else slot.Batch(self._counters)
         messages = batch.receive_some(self._handle, arena, most, timeout_ms)
         self._batches.append(batch)
-        return [m if isinstance(m, Exception) else self._count(m) for m in messages]
+        return [Received(*m) if isinstance(m, tuple) else m for m in messages]
 
-    def _count(self, message: Any) -> bytes | Received:
-        counters = self._counters
-        if type(message) is not tuple:
-            size = len(message)
-            if size <= INLINE_MAX:
-                counters.received_plain_messages += 1
-                counters.received_plain_bytes += size
-            else:
-                counters.received_shm_messages += 1
-                counters.received_shm_bytes += size
-            return message  # type: ignore[no-any-return]
-        received = Received(*message)
-        counters.received_shm_messages += 1
-        counters.received_shm_bytes += received.size
-        return received
+    def _unusable(self) -> Exception:
+        """Why this end cannot do what was asked of it."""
+        try:
+            self._check_closed()
+            if not self._readable:
+                self._check_readable()
+        except OSError as error:
+            return error
+        return PlainRoadError("a queue's messages need shared memory, and this end has none")
 
     def _take(self, maxsize: int | None = None) -> bytes | Received:
         while (message := self.next(-1)) is None:
@@ -181,6 +177,11 @@ class QueueEnd(connection.Connection):
 
 
 connection.queue_end = QueueEnd
+
+# Looked up once, for every message needs them; no core, no constants.
+_dump = payload.dump
+_TAKE_PLACE = 0 if CORE_MISSING else slot.TAKE_PLACE
+_HAS_PLACE = 0 if CORE_MISSING else slot.HAS_PLACE
 
 
 def stats_of(*ends: connection.Connection) -> Stats:
@@ -208,11 +209,6 @@ def _in_runs(arena: Arena, stream: bytes) -> Parcel:
         parcel.clear()
         raise
     return parcel
-
-
-def wire_error() -> Exception:
-    """There is no shared memory here: the queue was unpickled by a process without the core."""
-    return PlainRoadError("a queue's messages need shared memory, and this end has none")
 
 
 def rebuild(handle: Any, arena: Arena | None, readable: bool, writable: bool) -> QueueEnd:

@@ -317,21 +317,25 @@ class Queue(_Slots, _StockQueue):
             self._hand_over(obj, block, timeout)
             return
         try:
-            message = end.dump_now(obj)
+            message = end.dump_soon(obj)
         except NoRoomNow:
             self._hand_over(obj, block, timeout)
             return
         except Exception as error:
             self._refuse(error, obj)
             return
-        self._offer(obj, message, block, timeout)
+        self._offer(end, obj, message, block, timeout)
 
     def _offer(
-        self, obj: Any, message: bytes | Message, block: bool, timeout: float | None
+        self,
+        end: QueueEnd,
+        obj: Any,
+        message: bytes | Message,
+        block: bool,
+        timeout: float | None,
     ) -> None:
-        assert self._end is not None
         try:
-            self._end.offer(message, _TAKE_PLACE)
+            end.offer_soon(message)
         except _NOT_NOW as reason:
             self._put_later(obj, message, reason, block, timeout)
         except OSError as error:
@@ -415,7 +419,7 @@ class Queue(_Slots, _StockQueue):
                     self.put(obj)
                     continue
                 try:
-                    message = end.dump_now(obj)
+                    message = end.dump_soon(obj)
                 except NoRoomNow:
                     self._flush(waiting)
                     self._hand_over(obj, True, None)
@@ -429,7 +433,7 @@ class Queue(_Slots, _StockQueue):
                         self._flush(waiting)
                 else:
                     self._flush(waiting)
-                    self._offer(obj, message, True, None)
+                    self._offer(end, obj, message, True, None)
         finally:
             self._flush(waiting)
         return count
@@ -442,7 +446,7 @@ class Queue(_Slots, _StockQueue):
                 self._hand_over(_Pickled(waiting.pop(0)), True, None)
                 continue
             try:
-                del waiting[: end.offer_some(waiting, _TAKE_PLACE)]
+                del waiting[: end.offer_some_soon(waiting)]
             except _NOT_NOW as reason:
                 if isinstance(reason, NoRoomNow) and not self._arena.bytes_limit:
                     for message in waiting:  # all have kept their places
@@ -470,7 +474,7 @@ class Queue(_Slots, _StockQueue):
                     pass  # a signal: its handler has run
             else:
                 received = _next_in_time(source, timeout if block and timeout is not None else 0)
-        # The first alone would do; a small message is spared a call.
+        # The second alone would do; a small message is spared a call.
         return _loads(received) if type(received) is bytes else payload.load(received)
 
     def full(self) -> bool:
@@ -574,7 +578,7 @@ def feed_slots(
                 writer_close()
                 return
             try:
-                message = obj.message if isinstance(obj, _Pickled) else end.dump_waiting(obj)
+                message = obj.message if isinstance(obj, _Pickled) else end._dump(obj)
                 end.send_placed(message, _HAS_PLACE)
                 del message
             except Exception as error:

@@ -21,6 +21,7 @@ from .arena import (
     new_holder,
     view_of,
 )
+from .counters import EndCounters
 from .wire import Descriptor
 
 if not CORE_MISSING:
@@ -68,30 +69,65 @@ def _refused(code: int) -> Exception:
     return failure(code, "")
 
 
-def put(arena: Arena, fd: int, data: bytes, place: int) -> None:
+_COUNTED = (
+    "small_messages",
+    "plain_bytes",
+    "shm_messages",
+    "shm_bytes",
+    "received_plain_messages",
+    "received_plain_bytes",
+    "received_shm_messages",
+    "received_shm_bytes",
+)
+
+
+class SlotCounters(EndCounters):
+    """What one end counted, counted by the core: half as dear as Python's own sums."""
+
+    def __init__(self) -> None:
+        self.c = ffi.new("mpshm_counts *")
+        super().__init__()
+
+
+def _counted(name: str) -> property:
+    def read(self: SlotCounters) -> int:
+        return int(getattr(self.c, name))
+
+    def write(self: SlotCounters, value: int) -> None:
+        setattr(self.c, name, value)
+
+    return property(read, write)
+
+
+for _name in _COUNTED:
+    setattr(SlotCounters, _name, _counted(_name))
+
+
+def put(arena: Arena, counters: SlotCounters, fd: int, data: bytes, place: int) -> None:
     """Put a message of at most SMALL_MAX bytes in the queue, and never wait.
 
     Raises NoRoomNow, QueueFull, OutOfSharedMemory, or OSError.  A place taken is kept at NoRoomNow.
     """
-    code = _put_one(arena._c, fd, data, len(data), place)
+    code = _put_one(arena._c, counters.c, fd, data, len(data), place)
     if code < 0:
         raise _refused(code)
 
 
-def put_some(arena: Arena, fd: int, messages: list[bytes], place: int) -> int:
+def put_some(
+    arena: Arena, counters: SlotCounters, fd: int, messages: list[bytes], place: int
+) -> int:
     """The same for up to AT_ONCE messages in one write: how many it were, from the first on."""
     sizes = array.array("I", map(len, messages))
-    n = lib.mpshm_slot_put(
-        arena._c, fd, b"".join(messages), ffi.from_buffer("uint32_t[]", sizes), len(sizes), place
-    )
+    data, c_sizes = b"".join(messages), ffi.from_buffer("uint32_t[]", sizes)
+    n = lib.mpshm_slot_put(arena._c, counters.c, fd, data, c_sizes, len(sizes), place)
     if n < 0:
         raise _refused(n)
     return int(n)
 
 
-def send(parcel: Parcel, fd: int, stream: bytes, place: int) -> None:
+def send(parcel: Parcel, counters: SlotCounters, fd: int, stream: bytes, place: int) -> None:
     """The same for a message in runs, which stay the parcel's if it does not go out."""
-    if code := parcel.send_slot(fd, stream, place):
+    if code := parcel.send_slot(counters.c, fd, stream, place):
         raise _refused(code)
 
 
@@ -144,38 +180,23 @@ def wait_done(arena: Arena, timeout_ms: int) -> bool:
     return bool(lib.mpshm_wait_done(arena._c, timeout_ms) == 0)
 
 
+_Message = bytes | tuple[Any, list[memoryview]]
+"""A message as it arrives: bytes, or its stream and its buffers, leased."""
+
+
 class Batch:
-    """Receives a queue's messages, one or some at a time.  For one thread at a time.
+    """Receives an end's messages, one or some at a time.  For one thread at a time."""
 
-    A message is bytes, or its stream and its buffers, leased.
-    """
+    __slots__ = ("_c", "_counters", "data")
 
-    __slots__ = ("_c", "_data")
-
-    def __init__(self) -> None:
-        self._c = ffi.gc(lib.mpshm_batch_new(config.SPIN_US), lib.mpshm_batch_free)
-        self._data = self._c.data
-
-    def receive(
-        self, fd: int, arena: Arena, timeout_ms: int
-    ) -> bytes | tuple[Any, list[memoryview]] | None:
-        """The next message; None when there was none in time.  -1 waits for ever.
-
-        Raises EOFError, OSError, or ProtocolError for a message that cannot be had.
-        """
-        n = _receive_one(self._c, fd, arena._c, timeout_ms)
-        if 0 <= n < _WITH_RUNS:
-            body: bytes = _unpack(self._data, n)
-            return body
-        if n == _WITH_RUNS:
-            return self._with_runs(0)
-        if n in (_NOTHING_NOW, -errno.EINTR):
-            return None
-        raise self._failure(n)
+    def __init__(self, counters: SlotCounters) -> None:
+        self._counters = counters  # the core writes to them
+        self._c = ffi.gc(lib.mpshm_batch_new(counters.c, config.SPIN_US), lib.mpshm_batch_free)
+        self.data = self._c.data
 
     def receive_some(
         self, fd: int, arena: Arena, most: int, timeout_ms: int
-    ) -> list[bytes | tuple[Any, list[memoryview]] | Exception]:
+    ) -> list[_Message | Exception]:
         """Up to `most` messages that are there, one after the other; none when none came in time.
 
         In the place of a message that cannot be had stands its exception.
@@ -185,8 +206,8 @@ class Batch:
         if n < 0:
             if n in (_NOTHING_NOW, -errno.EINTR):
                 return []
-            raise self._failure(n)
-        self._data = c.data
+            raise self.failure(n)
+        self.data = c.data
         data = _unpack(c.data, c.data_used)
         messages: list[Any] = []
         at = 0
@@ -195,15 +216,16 @@ class Batch:
                 messages.append(data[at : at + size])
                 at += size
             elif c.messages[i].error:
-                messages.append(self._failure(c.messages[i].error))
+                messages.append(self.failure(c.messages[i].error))
             else:
-                messages.append(self._with_runs(i))
+                messages.append(self.with_runs(i))
                 at += c.messages[i].size
         return messages
 
-    def _with_runs(self, i: int) -> tuple[Any, list[memoryview]]:
+    def with_runs(self, i: int) -> tuple[Any, list[memoryview]]:
+        """The i-th message received, each of its runs with a holder of its own."""
         c, message, views = self._c, self._c.messages[i], []
-        self._data = c.data
+        self.data = c.data
         for run in range(message.first_run, message.first_run + message.runs):
             held = new_holder()
             lib.mpshm_batch_take(c, run, held)
@@ -213,9 +235,36 @@ class Batch:
             return ffi.buffer(c.data + message.at, message.size)[:], views
         return views[0] if runs == 1 else b"".join(views[:runs]), views[runs:]
 
-    def _failure(self, code: int) -> Exception:
+    def failure(self, code: int) -> Exception:
+        """The exception for the core's answer to a receive."""
         c = self._c
         if code == _END:
             return EOFError()
         wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
         return failure(code, str(wrong) if _STALE <= code < -10000 else "")
+
+
+def receive(
+    batches: list[Batch], counters: SlotCounters, fd: int, arena: Arena, timeout_ms: int
+) -> _Message | None:
+    """The next message; None when there was none in time.  -1 waits for ever.
+
+    batches: the end's that are not in use.  list.pop and append are atomic: threads share it.
+    Raises EOFError, OSError, or ProtocolError for a message that cannot be had.
+    """
+    try:
+        batch = batches.pop()
+    except IndexError:
+        batch = Batch(counters)
+    n = _receive_one(batch._c, fd, arena._c, timeout_ms)
+    if 0 <= n < _WITH_RUNS:
+        body: bytes = _unpack(batch.data, n)
+        batches.append(batch)
+        return body
+    message = None
+    if n == _WITH_RUNS:
+        message = batch.with_runs(0)
+    elif n not in (_NOTHING_NOW, -errno.EINTR):
+        raise batch.failure(n)
+    batches.append(batch)
+    return message

@@ -82,7 +82,8 @@ typedef struct {
 /* Looking again before blocking, and whether that has been paying (spin.c). */
 typedef struct {
     int64_t ns;             /* how long; 0: not at all */
-    uint32_t credit, waits;
+    uint32_t credit;
+    uint32_t waits, probe;  /* without credit, every so many waits one tries */
 } mpshm_spin;
 
 /* One end's reading: a frame partly read, kept across interruptions so that none is lost or torn,
@@ -177,8 +178,16 @@ typedef struct {
     int32_t error;          /* why this message cannot be had */
 } mpshm_message;
 
+/* What one end of a queue's pipe has sent and received: in slots alone, and by descriptor. */
+typedef struct {
+    uint64_t small_messages, plain_bytes, shm_messages, shm_bytes;
+    uint64_t received_plain_messages, received_plain_bytes;
+    uint64_t received_shm_messages, received_shm_bytes;
+} mpshm_counts;
+
 /* Messages received and not taken over yet: their bytes, and their leased runs. */
 typedef struct {
+    mpshm_counts *counts;   /* the end's, which outlives this */
     char *data;
     uint64_t data_used, data_room;
     mpshm_held *runs;
@@ -203,12 +212,14 @@ void mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int j
 uint32_t mpshm_slot_bytes(mpshm_arena *arena);
 uint64_t mpshm_queue_bytes(mpshm_arena *arena);
 /* Put a message in the queue and never wait.  -EAGAIN: the pipe is full; MPSHM_E_FULL: the queue. */
-int mpshm_slot_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size, int place);
+int mpshm_slot_send(mpshm_parcel *parcel, mpshm_counts *counts, int fd, const char *stream,
+                    uint64_t size, int place);
 /* The same for up to MPSHM_SLOTS_AT_ONCE small ones, one behind the other in data, in one write: how
    many it were. */
-int mpshm_slot_put(mpshm_arena *arena, int fd, const char *data, const uint32_t *sizes,
-                   uint32_t count, int place);
-int mpshm_slot_put_one(mpshm_arena *arena, int fd, const char *data, uint32_t size, int place);
+int mpshm_slot_put(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *data,
+                   const uint32_t *sizes, uint32_t count, int place);
+int mpshm_slot_put_one(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *data,
+                       uint32_t size, int place);
 /* A place for a message that is put later, by MPSHM_HAS_PLACE, or MPSHM_E_FULL; back with one whose
    message will not come. */
 int mpshm_place_take(mpshm_arena *arena);
@@ -226,7 +237,7 @@ int64_t mpshm_task_done(mpshm_arena *arena);
 /* Wait until all are: 0, or -ETIMEDOUT. */
 int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
 
-mpshm_batch *mpshm_batch_new(uint32_t spin_us);
+mpshm_batch *mpshm_batch_new(mpshm_counts *counts, uint32_t spin_us);
 void mpshm_batch_free(mpshm_batch *batch);
 /* Receive up to `most` messages, waiting for the first: timeout_ms -1 for ever, 0 not at all.  How
    many, their runs leased; -EAGAIN when there is none. */

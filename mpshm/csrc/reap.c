@@ -18,8 +18,10 @@
 #include <string.h>
 #include <time.h>
 
-/* Bytes of each segment that stay warm when the memory of a storm is given back. */
-#define KEEP_WARM (UINT64_C(16) << 20)
+/* Bytes that stay warm, at the beginnings of all segments together and of each at least, when the
+   memory of a storm is given back. */
+#define KEEP_WARM (UINT64_C(32) << 20)
+#define KEEP_WARM_EACH (UINT64_C(1) << 20)
 /* A growing arena looks for the dead no oftener than this. */
 #define GROWTH_PAUSE_NS INT64_C(100000000)
 
@@ -32,6 +34,7 @@ struct orphan {
 struct search {
     bool drained;       /* the pipe was empty: descriptors are in hands or nowhere */
     uint64_t in_flight; /* bytes of chunks */
+    uint32_t in_use;    /* runs that are somebody's */
     struct orphan *found;
     uint32_t count, room;
 };
@@ -65,8 +68,11 @@ visit_search(struct segment *seg, void *context)
         if (RUN_STATE(word) != RUN_FREE && chunks > 0 && chunks <= seg->count - at) {
             if (RUN_STATE(word) == RUN_IN_FLIGHT && search->drained) {
                 add_orphan(search, (struct orphan) {seg, at, chunks, word});
-            } else if (RUN_STATE(word) == RUN_IN_FLIGHT) {
-                search->in_flight += (uint64_t) chunks << seg->shift;
+            } else {
+                search->in_use++;
+                search->in_flight += RUN_STATE(word) == RUN_IN_FLIGHT
+                                         ? (uint64_t) chunks << seg->shift
+                                         : 0;
             }
             at += chunks;
             continue;
@@ -111,6 +117,53 @@ each_segment(mpshm_arena *arena, void (*visit)(struct segment *, void *), void *
     }
 }
 
+static void
+visit_count(struct segment *seg, void *context)
+{
+    (void) seg;
+    ++*(uint32_t *) context;
+}
+
+/* Give back the memory of free chunks behind the first `keep` bytes: taken first, so that nobody
+   writes there meanwhile. */
+static void
+visit_cool(struct segment *seg, void *context)
+{
+#ifdef FALLOC_FL_PUNCH_HOLE
+    uint32_t at = (uint32_t) (*(uint64_t *) context >> seg->shift);
+
+    while (!seg->arena->bounded && at < seg->count) {
+        uint32_t taken = freemap_claim_from(seg->map, seg->count, at, seg->count - at);
+        uint64_t start = seg->head_bytes + ((uint64_t) at << seg->shift);
+        uint64_t size = (uint64_t) taken << seg->shift;
+
+        if (taken > 0) {
+            if (fallocate(seg->arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                          (off_t) (segment_file_offset(seg) + start), (off_t) size) == 0) {
+                memset(seg->warm, 0, ((uint64_t) seg->count << seg->shift) / HUGE_BYTES + 1);
+            }
+            freemap_put_back(seg->map, at, taken);
+        }
+        at += taken + 1;
+    }
+#else
+    (void) seg;
+    (void) context;
+#endif
+}
+
+static void
+cool(mpshm_arena *arena)
+{
+    uint32_t segments = 0;
+
+    each_segment(arena, visit_count, &segments);
+    uint64_t keep = segments > 0 ? KEEP_WARM / segments : KEEP_WARM;
+
+    keep = keep < KEEP_WARM_EACH ? KEEP_WARM_EACH : keep;
+    each_segment(arena, visit_cool, &keep);
+}
+
 static uint64_t
 pending_of(mpshm_arena *arena, const struct glimpse *seen)
 {
@@ -152,6 +205,10 @@ reap_at_rest(mpshm_arena *arena, int fd)
             }
             if (header->bytes_limit != 0 && lost_bytes != 0) {
                 atomic_fetch_sub(&header->bytes_used, (uint64_t) lost_bytes);
+            }
+            if (search.in_use == 0 && atomic_load(&header->heated)) {
+                atomic_store(&header->heated, 0);
+                cool(arena);
             }
         }
     }
@@ -217,34 +274,6 @@ reap_dead(mpshm_arena *arena)
     return any;
 }
 
-/* Give back the memory of free chunks behind the first KEEP_WARM bytes: taken first, so that nobody
-   writes there meanwhile. */
-static void
-visit_cool(struct segment *seg, void *context)
-{
-    (void) context;
-#ifdef FALLOC_FL_PUNCH_HOLE
-    uint32_t at = (uint32_t) (KEEP_WARM >> seg->shift);
-
-    while (!seg->arena->bounded && at < seg->count) {
-        uint32_t taken = freemap_claim_from(seg->map, seg->count, at, seg->count - at);
-        uint64_t start = seg->head_bytes + ((uint64_t) at << seg->shift);
-        uint64_t size = (uint64_t) taken << seg->shift;
-
-        if (taken > 0) {
-            if (fallocate(seg->arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                          (off_t) (segment_file_offset(seg) + start), (off_t) size) == 0) {
-                memset(seg->warm, 0, ((uint64_t) seg->count << seg->shift) / HUGE_BYTES + 1);
-            }
-            freemap_put_back(seg->map, at, taken);
-        }
-        at += taken + 1;
-    }
-#else
-    (void) seg;
-#endif
-}
-
 static void
 visit_shared(struct segment *seg, void *context)
 {
@@ -297,12 +326,14 @@ reap(mpshm_arena *arena, int fd)
     if (take_over_reaping(arena)) {
         bool any = reap_dead(arena);
 
+        if (any) {
+            atomic_store(&arena->header->heated, 1);
+            reap_shared(arena);
+        }
         if (fd >= 0 && arena->slot_bytes != 0) {
             reap_at_rest(arena, fd);
-        }
-        if (any) {
-            reap_shared(arena);
-            each_segment(arena, visit_cool, NULL);
+        } else if (any && arena->slot_bytes == 0) {
+            cool(arena);
         }
         atomic_store(&arena->header->reaper, 0);
     }

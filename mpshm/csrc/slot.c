@@ -162,8 +162,6 @@ static bool
 take_place(mpshm_arena *arena, uint64_t bytes)
 {
     struct arena_header *header = arena->header;
-    uint32_t used = atomic_load(&header->places_used);
-    uint32_t limit = header->places ? header->places : UINT32_MAX;
 
     if (!is_counted(arena)) {
         return true;
@@ -177,10 +175,13 @@ take_place(mpshm_arena *arena, uint64_t bytes)
             return false;
         }
     }
-    while (used < limit
-           && !atomic_compare_exchange_weak(&header->places_used, &used, used + 1)) {
-    }
-    if (used >= limit) {
+    uint32_t used = atomic_load(&header->places_used);
+    bool fits;
+
+    do {
+        fits = header->places == 0 || used < header->places;
+    } while (fits && !atomic_compare_exchange_weak(&header->places_used, &used, used + 1));
+    if (!fits) {
         if (header->bytes_limit != 0) {
             atomic_fetch_sub(&header->bytes_used, bytes);
         }
@@ -409,35 +410,54 @@ empty_slot(mpshm_run *run, uint64_t size)
     }
 }
 
-/* Write slots whose runs are sealed and places taken, and settle what became of the places. */
+/* Write slots whose runs are sealed and places taken, and settle what became of the places.  Q2: they
+   pend no longer just before the write, for what a dead peer had pending is taken for not written. */
 static int
 write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint64_t bytes,
              int place)
 {
+    bool counted = place == MPSHM_TAKE_PLACE && is_counted(arena);
+
+    if (counted || place == MPSHM_HAS_PLACE) {
+        add_pending(arena, -(int32_t) count);
+    }
     ssize_t n = write_now(fd, slots, (size_t) count * MPSHM_SLOT_BYTES); /* all of them or none */
     int error = n < 0 ? -errno : 0;
-    bool pends = place == MPSHM_HAS_PLACE || (place == MPSHM_TAKE_PLACE && is_counted(arena));
 
-    if (error == 0) {
-        if (pends) {
-            add_pending(arena, -(int32_t) count);
-        }
-    } else if (place == MPSHM_TAKE_PLACE) {
-        if (error != -EAGAIN || arena->header->bytes_limit != 0) {
-            if (pends) {
-                add_pending(arena, -(int32_t) count);
-                slot_forget(arena, count, bytes);
-            }
-        } else if (!pends) {
+    if (error != 0 && place != MPSHM_NO_PLACE) {
+        bool kept = place == MPSHM_HAS_PLACE
+                    || (error == -EAGAIN && arena->header->bytes_limit == 0);
+
+        if (kept) {
             add_pending(arena, (int32_t) count);
+        } else if (counted) {
+            slot_forget(arena, count, bytes);
         }
     }
     return error;
 }
 
+static void
+count_sent(mpshm_counts *counts, uint64_t size, bool in_slot)
+{
+    counts->small_messages += in_slot;
+    counts->plain_bytes += in_slot ? size : 0;
+    counts->shm_messages += !in_slot;
+    counts->shm_bytes += in_slot ? 0 : size;
+}
+
+static void
+count_received(mpshm_counts *counts, uint64_t size, bool in_slot)
+{
+    counts->received_plain_messages += in_slot;
+    counts->received_plain_bytes += in_slot ? size : 0;
+    counts->received_shm_messages += !in_slot;
+    counts->received_shm_bytes += in_slot ? 0 : size;
+}
+
 int
-mpshm_slot_put(mpshm_arena *arena, int fd, const char *data, const uint32_t *sizes,
-               uint32_t count, int place)
+mpshm_slot_put(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *data,
+               const uint32_t *sizes, uint32_t count, int place)
 {
     char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
     mpshm_run runs[MPSHM_SLOTS_AT_ONCE];
@@ -469,8 +489,12 @@ mpshm_slot_put(mpshm_arena *arena, int fd, const char *data, const uint32_t *siz
     }
     if (n > 0) {
         error = write_placed(arena, fd, slots, n, bytes, place);
-        for (uint32_t i = 0; i < n && error != 0; i++) {
-            empty_slot(&runs[i], sizes[i]);
+        for (uint32_t i = 0; i < n; i++) {
+            if (error != 0) {
+                empty_slot(&runs[i], sizes[i]);
+            } else {
+                count_sent(counts, sizes[i], runs[i].capacity == 0);
+            }
         }
     }
     arena_unlock(arena);
@@ -478,13 +502,15 @@ mpshm_slot_put(mpshm_arena *arena, int fd, const char *data, const uint32_t *siz
 }
 
 int
-mpshm_slot_put_one(mpshm_arena *arena, int fd, const char *data, uint32_t size, int place)
+mpshm_slot_put_one(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *data,
+                   uint32_t size, int place)
 {
-    return mpshm_slot_put(arena, fd, data, &size, 1, place);
+    return mpshm_slot_put(arena, counts, fd, data, &size, 1, place);
 }
 
 int
-mpshm_slot_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size, int place)
+mpshm_slot_send(mpshm_parcel *parcel, mpshm_counts *counts, int fd, const char *stream,
+                uint64_t size, int place)
 {
     char slot[MPSHM_SLOT_BYTES] = {0};
     mpshm_arena *arena = parcel->arena;
@@ -510,6 +536,10 @@ mpshm_slot_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size,
         if (error != 0) {
             parcel_unseal(parcel);
         } else {
+            for (uint32_t i = 0; i < parcel->count; i++) {
+                size += parcel->parts[i].size;
+            }
+            count_sent(counts, size, false);
             parcel_handed_over(parcel);
         }
     }
@@ -541,11 +571,12 @@ data_room(mpshm_batch *batch, uint64_t size)
 }
 
 mpshm_batch *
-mpshm_batch_new(uint32_t spin_us)
+mpshm_batch_new(mpshm_counts *counts, uint32_t spin_us)
 {
     mpshm_batch *batch = calloc(1, sizeof *batch);
 
     if (batch != NULL) {
+        batch->counts = counts;
         spin_init(&batch->spin, spin_us);
         if (data_room(batch, SMALL_RUN_BYTES) != 0) {
             free(batch);
@@ -710,6 +741,13 @@ open_slots(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slots, s
             batch->bad_chunk = bad.chunk_id;
             batch->bad_tag = bad.tag;
             batch->bad_size = bad.size;
+        } else {
+            uint64_t size = message->size;
+
+            for (uint32_t i = 0; i < message->runs; i++) {
+                size += batch->runs[message->first_run + i].size;
+            }
+            count_received(batch->counts, size, (slots[at] & 0x80) == 0);
         }
     }
     leave_places(arena, batch->count, (uint64_t) bytes + arena->lease_bytes - chunk_bytes);

@@ -2,11 +2,14 @@
 
    A blocked wake-up across CPUs costs ten times what a message does, so look again for a while:
    bounded, with the CPU yielded, and only where it has been paying.  Each success earns one try, each
-   failure costs SPIN_COST, so that three in four must succeed; with none left, one wait in SPIN_PROBE
+   failure costs SPIN_COST, so that three in four must succeed; with none left, one wait in `probe`
    tries, to find out whether the peer has become quick (a pool whose tasks come in bursts had one
    success in two, a tenth more CPU time, and no gain).  None to begin with, but the SPIN_FIRST-th wait
    is a try: an end that is closed after a few messages (torch makes one for each tensor) would never
-   earn what it spent. */
+   earn what it spent.
+
+   On a busy machine a yield gives the CPU away for milliseconds, and a blocked reader would have been
+   woken at once: what comes too late is the dearest failure, and makes the tries ever rarer. */
 #include "internal.h"
 
 #include <time.h>
@@ -15,6 +18,7 @@
 #define SPIN_COST 3
 #define SPIN_MOST 16
 #define SPIN_PROBE 64
+#define SPIN_RAREST (SPIN_PROBE << 12)
 
 static int64_t
 now_ns(void)
@@ -28,14 +32,15 @@ now_ns(void)
 void
 spin_init(mpshm_spin *spin, uint32_t spin_us)
 {
-    *spin = (mpshm_spin) {.ns = (int64_t) spin_us * 1000, .waits = SPIN_PROBE - SPIN_FIRST};
+    *spin = (mpshm_spin) {.ns = (int64_t) spin_us * 1000, .waits = SPIN_PROBE - SPIN_FIRST,
+                          .probe = SPIN_PROBE};
 }
 
 /* Until when to look again; 0: not at all. */
 int64_t
 spin_begin(mpshm_spin *spin)
 {
-    bool worth = spin->ns > 0 && (spin->credit > 0 || ++spin->waits % SPIN_PROBE == 0);
+    bool worth = spin->ns > 0 && (spin->credit > 0 || ++spin->waits >= spin->probe);
 
     return worth ? now_ns() + spin->ns : 0;
 }
@@ -49,9 +54,19 @@ spin_goes_on(int64_t until)
 void
 spin_end(mpshm_spin *spin, int64_t until, bool paid)
 {
-    if (paid) {
-        spin->credit += until != 0 && spin->credit < SPIN_MOST;
-    } else if (until != 0) {
+    if (until == 0) {
+        return;
+    }
+    bool late = now_ns() > until + spin->ns;
+
+    spin->waits = 0;
+    if (late) {
+        spin->credit = 0;
+        spin->probe = spin->probe < SPIN_RAREST ? 4 * spin->probe : SPIN_RAREST;
+    } else if (paid) {
+        spin->credit += spin->credit < SPIN_MOST;
+        spin->probe = SPIN_PROBE;
+    } else {
         spin->credit -= spin->credit < SPIN_COST ? spin->credit : SPIN_COST;
     }
 }
