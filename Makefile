@@ -4,7 +4,8 @@
 # make conformance  CPython's own tests against us, with every Python found: hours
 #                   (make conformance-quick: a part of them with this one, three minutes)
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
-# make stress  the tests that need many GiB or many minutes
+# make stress  queues and pools whose processes are killed at random, hundreds of times: ten minutes
+#              (make stress-large: the tests that need 14 GiB)
 # Each sets up what it needs in .build/ and leaves the rest of the machine alone.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 CLIENTS := $(BUILD)/clients-venv
 SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/csrc/*)
 
-.PHONY: demo test lint core-test bench stress clients conformance conformance-quick clean
+.PHONY: demo test lint core-test bench stress stress-large clients conformance conformance-quick clean
 
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
@@ -35,7 +36,10 @@ core-test:
 bench: $(BUILD)/installed $(BUILD)/bench-deps
 	$(BIN)/python -m bench.run $(ARGS)
 
-stress: $(BUILD)/installed
+stress: $(BUILD)/installed $(BUILD)/demo-deps
+	$(BIN)/python -m stress $(ARGS)
+
+stress-large: $(BUILD)/installed
 	mkdir -p $(BUILD)/run
 	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q -m large $(CURDIR)/tests $(ARGS)
 

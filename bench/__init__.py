@@ -11,7 +11,9 @@ Floors, top to bottom; imports go down only:
     -- inside a fresh process --
     child                 one adapter, one case, one JSON object
     measure | memory      seconds per message | peak bytes
-    crew                  forked workers and the lines to them
-    workloads | adapters  what is sent | what carries it
+    queues                crews on one queue, and its creation
+    stage | crew          one adapter set up for a case | forked workers and the lines to them
+    adapters              what carries it
+    workloads             what is sent
     protocol              Case, Adapter: the words all the others share
 """

@@ -9,8 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bench.adapters import NAMES
-from bench.protocol import GIB, KB, KIB, MB, MEMORY_SHAPES, MIB, PIPE_SHAPES, Case
+from bench.adapters import NAMES, PEERS
+from bench.protocol import (
+    BUSY,
+    CREATE_SHAPES,
+    FLOW_SHAPES,
+    GIB,
+    KB,
+    KIB,
+    MANY,
+    MB,
+    MEMORY_SHAPES,
+    MIB,
+    ONE_CPU,
+    PIPE_SHAPES,
+    TRIP_SHAPES,
+    Case,
+)
 
 SMALL_SIZES = (64, KIB, 4 * KIB, 16 * KIB)
 LARGE_SIZES = (64 * KIB, 256 * KIB, MIB, 16 * MIB)
@@ -20,11 +35,18 @@ POOL_SIZES = (100 * KB, MB, 16 * MB)
 POOL_SHAPES = ("pool_in", "pool_out", "pool_inout")
 QUEUE_SHAPES = ("queue", "simple_queue")
 CREWS = (1, 4)
+QUEUE_CREWS = ((1, 1), (4, 1), (1, 4), (4, 4))
+QUEUE_SMALL = (64, KB)
+QUEUE_LARGE = (64 * KIB, MIB)
+PLACES = ("", ONE_CPU, BUSY)
 
 # What a reader wants to know first; the others are there to explain it.
 PAIR = ("stock", "mpshm")
+PIPE_CREW = tuple(name for name in NAMES if name not in PEERS)
+QUEUE_CREW = ("stock", *PEERS, "mpshm")
 # Where the ratio is near 1, three rounds of a noisy machine say nothing.
 ROUNDS_NEAR_1 = 7
+ROUNDS_OF_QUEUES = 5
 
 FLOAT32 = {size: Case("one_way", "float32", size) for size in (*LARGE_SIZES, *HUGE_SIZES)}
 UNTOUCHED = Case("one_way", "float32", 16 * MIB, touch=False)
@@ -41,11 +63,28 @@ POOL_TINY = Case("pool_inout", "tiny", 1)
 POOL_INOUT = {size: Case("pool_inout", "float32", size) for size in POOL_SIZES}
 POOL_ONE_SIDED = [Case(shape, "float32", MB) for shape in ("pool_in", "pool_out")]
 QUEUES = [
-    Case(shape, "float32", size, workers=crew)
+    Case(shape, "float32", size, workers=crew, consumers=crew)
     for shape in QUEUE_SHAPES
     for crew in CREWS
     for size in (64, MIB)
 ]
+FLOWS = {
+    (shape, size): [
+        Case(shape, kind, size, workers=putters, consumers=getters)
+        for putters, getters in QUEUE_CREWS
+    ]
+    for kind, sizes in (("bytes", QUEUE_SMALL), ("float32", QUEUE_LARGE))
+    for shape in FLOW_SHAPES
+    for size in sizes
+    if size in QUEUE_SMALL or not shape.endswith(MANY)
+}
+TRIPS = {
+    (shape, place): Case(shape, "bytes", 64, place=place)
+    for shape in TRIP_SHAPES
+    for place in PLACES
+}
+EXECUTOR_TINY = Case("executor_inout", "tiny", 1)
+CREATIONS = [Case(shape, "tiny", 1) for shape in CREATE_SHAPES]
 PEAK_SINGLE = Case("peak_single", "float32", GIB)
 PEAK_FLOOD = Case("peak_flood", "float32", 64 * MB)
 
@@ -82,7 +121,7 @@ def default() -> Iterator[Plan]:
     """Up to six minutes: every row of the targets, and every kind of channel once."""
     for size in LARGE_SIZES:
         everyone = size >= MIB
-        yield Plan(FLOAT32[size], NAMES if everyone else ("stock", "ring", "mpshm"), 3, 0.2)
+        yield Plan(FLOAT32[size], PIPE_CREW if everyone else ("stock", "ring", "mpshm"), 3, 0.2)
     yield Plan(UNTOUCHED, ("memcpy", "mpshm"), 3, 0.2)
     for case in SMALL:
         one_way_arrays = case.shape == "one_way" and case.kind == "float32"
@@ -98,6 +137,16 @@ def default() -> Iterator[Plan]:
     # Once each: stock takes up to a minute for any of these.
     for case in (FLOAT32[256 * MIB], FLOAT32[GIB], PEAK_SINGLE, PEAK_FLOOD):
         yield Plan(case, PAIR, 1, 0.2)
+
+
+def queues() -> Iterator[Plan]:
+    """Ten minutes: every row of what was promised for queues."""
+    for case in (case for cases in FLOWS.values() for case in cases):
+        yield Plan(case, QUEUE_CREW, ROUNDS_OF_QUEUES, 0.12, together=True)
+    for case in TRIPS.values():
+        yield Plan(case, QUEUE_CREW, ROUNDS_NEAR_1, 0.15, together=True)
+    for case in (POOL_TINY, EXECUTOR_TINY, *CREATIONS):
+        yield Plan(case, PAIR, ROUNDS_NEAR_1, 0.15, together=True)
 
 
 def full() -> Iterator[Plan]:
@@ -117,7 +166,7 @@ def full() -> Iterator[Plan]:
     cases += [Case(shape, "float32", size) for shape in POOL_SHAPES for size in POOL_SIZES]
     cases += QUEUES
     cases += [
-        Case(shape, kind, size, workers=crew)
+        Case(shape, kind, size, workers=crew, consumers=crew)
         for shape in QUEUE_SHAPES
         for crew in CREWS
         for kind, size in (("object", KIB), ("float32", 16 * KIB), ("float32", 16 * MIB))
@@ -126,8 +175,17 @@ def full() -> Iterator[Plan]:
     for case in cases:
         slow = case.size >= 256 * MB or case.shape in MEMORY_SHAPES
         near_1 = case in SMALL or case == POOL_TINY
-        crew = tuple(name for name in NAMES if name != "stock_tuned") if near_1 else NAMES
+        crew = tuple(name for name in PIPE_CREW if name != "stock_tuned") if near_1 else PIPE_CREW
+        if case.shape in FLOW_SHAPES:
+            yield Plan(case, QUEUE_CREW, ROUNDS_OF_QUEUES, 0.12, together=True)
+            continue
         yield Plan(case, crew, 2 if slow else 5, 0.2, together=near_1)
+    yield from (plan for plan in queues() if plan.case not in cases)
 
 
-MODES: dict[str, Callable[[], Iterator[Plan]]] = {"quick": quick, "default": default, "full": full}
+MODES: dict[str, Callable[[], Iterator[Plan]]] = {
+    "quick": quick,
+    "default": default,
+    "queues": queues,
+    "full": full,
+}

@@ -6,6 +6,7 @@ python -m bench.child '{"adapters": ["stock"], "case": {...}, "budget_s": 0.25}'
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import json
 import sys
 from typing import Any
@@ -13,7 +14,12 @@ from typing import Any
 from bench import adapters
 from bench.measure import measure
 from bench.memory import measure_peak
-from bench.protocol import MEMORY_SHAPES, Adapter, Case
+from bench.protocol import CREATE_SHAPES, FLOW_SHAPES, MEMORY_SHAPES, TRIP_SHAPES, Adapter, Case
+
+# A child that hangs says where, and that sooner than its parent gives it up. With queues it takes
+# two seconds when all is well.
+HANG_S = 280
+QUEUE_HANG_S = 100
 
 
 def introduce(adapter: Adapter, cases: list[Case]) -> dict[str, Any]:
@@ -33,6 +39,8 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     if "cases" in order:
         return introduce(adapters.load(order["adapter"]), [Case(**case) for case in order["cases"]])
     case = Case(**order["case"])
+    queues = case.shape in (*FLOW_SHAPES, *TRIP_SHAPES, *CREATE_SHAPES)
+    faulthandler.dump_traceback_later(QUEUE_HANG_S if queues else HANG_S, exit=True)
     crew = [adapters.load(name) for name in order["adapters"]]
     if case.shape in MEMORY_SHAPES:
         (adapter,) = crew

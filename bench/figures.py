@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ class Results:
         for result in self._done:
             figures = self._figures.setdefault((result["id"], result["adapter"]), {})
             figures[result["round"]] = result["figure"]
+        self.adapters = list(dict.fromkeys(result["adapter"] for result in results))
         self.cases = list(dict.fromkeys(Case(**result["case"]) for result in results))
 
     def figure(self, case: Case, adapter: str) -> Spread | None:
@@ -52,6 +54,26 @@ class Results:
         ours = self._figures.get((case.id, adapter), {})
         ratios = [theirs[number] / ours[number] for number in ours if number in theirs]
         return Spread.of(ratios) if ratios else None
+
+    def best_of(self, case: Case, adapter: str, others: Iterable[str]) -> tuple[str, Spread] | None:
+        """Return who of the others comes nearest to `adapter`, or is ahead, and the ratio to it."""
+        found = [
+            (name, ratio)
+            for name in others
+            if (ratio := self.ratio(case, adapter, name)) is not None
+        ]
+        return min(found, key=lambda pair: pair[1].median) if found else None
+
+    def fact(self, case: Case, adapter: str, name: str) -> float | None:
+        """Return the median of what was found beside the times; None when it was not."""
+        found = [
+            result["facts"][name]
+            for result in self._done
+            if result["id"] == case.id
+            and result["adapter"] == adapter
+            and name in result.get("facts", {})
+        ]
+        return statistics.median(found) if found else None
 
     def plain_reasons(self, case: Case, adapter: str) -> dict[str, int]:
         """Sum why messages took the plain road, over all processes and rounds of a case."""

@@ -15,8 +15,8 @@ from typing import Any
 
 # The slowest honest child (stock, flooded) takes about a minute; a busy machine may double it.
 TIMEOUT_S = 300.0
-# What a report shows of a failed child's traceback.
-ERROR_LINES = 12
+# What a report shows of a failed child's traceback, and its worker's above that.
+ERROR_LINES = 30
 
 
 class ChildFailed(Exception):

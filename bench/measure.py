@@ -7,14 +7,28 @@ Several adapters in one process take their rounds in turn, so that all see the s
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench import queues
 from bench.crew import Worker
-from bench.protocol import MIB, Adapter, Case
+from bench.protocol import (
+    BUSY,
+    CREATE_SHAPES,
+    FLOW_SHAPES,
+    KIB,
+    MIB,
+    ONE_CPU,
+    TRIP_SHAPES,
+    Adapter,
+    Case,
+)
+from bench.stage import Roads, Stage, check, drain
 from bench.workloads import Digest, Payload, make_payload, reader
 
 # Enough messages that the acknowledgement (one wake-up, about 50 us) does not show, and no more
@@ -31,6 +45,15 @@ WARMING_ROUNDS = 2
 WARM_ENOUGH_S = 0.5
 OBJECTS_ROUND = 16
 MAX_ROUNDS = 200
+# What a queue's round should take: a thousand messages at a million a second would be all start
+# and end. It is grown by these steps, up to these limits.
+STEADY_S = 0.02
+MOST_GROWTH = 10
+MOST_STEADY = 200_000
+MOST_STEADY_BYTES = 512 * MIB
+# On one busy CPU a trip can take two slices of the scheduler's, several milliseconds.
+FIRST_TRIPS = 20
+CREATED = 1000
 
 
 @dataclass
@@ -39,11 +62,21 @@ class Measured:
 
     rounds: list[float]
     messages_per_round: int
-    roads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    roads: Roads = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 def round_count(case: Case) -> int:
-    """Choose the messages of one round; a multiple of the workers, so that all do the same."""
+    """Choose the messages of one round; a multiple of the workers, so that all do the same.
+
+    Of queues, the first round: see `warm_up`.
+    """
+    if case.shape in CREATE_SHAPES:
+        return CREATED
+    if case.shape in TRIP_SHAPES:
+        return FIRST_TRIPS
+    if case.shape in FLOW_SHAPES:
+        return case.workers * (queues.BATCH if case.size < 16 * KIB else MIN_ROUND)
     if case.kind == "objects10k":
         return OBJECTS_ROUND
     if case.size <= 16 * MIB:
@@ -56,23 +89,22 @@ def round_count(case: Case) -> int:
     return max(1, count // case.workers) * case.workers
 
 
-def check(found: int, expected: int, what: str) -> None:
-    """Refuse a time whose messages did not arrive as they were sent."""
-    if found != expected:
-        raise RuntimeError(f"{what}: the digests add up to {found}, not {expected}")
+def warm_up(case: Case, stage: Stage) -> int:
+    """Play until caches and allocators are warm; return how many messages a round is to have.
 
-
-Roads = dict[str, dict[str, Any]]
-"""The road counters of each process that took part, by its role."""
-
-
-@dataclass
-class Stage:
-    """One adapter set up for one case. play(count): the seconds that a round of so many took."""
-
-    play: Callable[[int], float]
-    # Filled at the end, when the workers are dismissed.
-    roads: Roads = field(default_factory=dict)
+    With queues that is what takes STEADY_S, whoever carries them; elsewhere all send as many.
+    """
+    count = round_count(case)
+    if case.shape not in (*FLOW_SHAPES, *TRIP_SHAPES):
+        for _ in range(WARMING_ROUNDS):
+            if stage.play(count) > WARM_ENOUGH_S:
+                break
+        return count
+    limit = min(MOST_STEADY, MOST_STEADY_BYTES // case.size) // count * count
+    stage.play(count)
+    while (took := stage.play(count)) < STEADY_S and count < limit:
+        count = min(count * min(MOST_GROWTH, 1 + int(STEADY_S / took)), limit)
+    return count
 
 
 def repeat(case: Case, budget_s: float, stages: Mapping[str, Stage]) -> dict[str, Measured]:
@@ -80,29 +112,20 @@ def repeat(case: Case, budget_s: float, stages: Mapping[str, Stage]) -> dict[str
 
     The stages take turns, each round after round.
     """
-    count = round_count(case)
-    for stage in stages.values():
-        for _ in range(WARMING_ROUNDS):
-            if stage.play(count) > WARM_ENOUGH_S:
-                break
-    rounds: dict[str, list[float]] = {name: [] for name in stages}
+    found: dict[str, Measured] = {}
+    for name, stage in stages.items():
+        found[name] = Measured([], warm_up(case, stage), stage.roads, stage.facts)
+        stage.pause()
     start = time.perf_counter()
     for _ in range(MAX_ROUNDS):
         for name, stage in stages.items():
-            rounds[name].append(stage.play(count) / count)
+            count = found[name].messages_per_round
+            stage.resume()
+            found[name].rounds.append(stage.play(count) / count)
+            stage.pause()
         if time.perf_counter() - start > budget_s * len(stages):
             break
-    return {name: Measured(rounds[name], count, stage.roads) for name, stage in stages.items()}
-
-
-def drain(recv: Callable[[], Any], read: Digest, count: int) -> int:
-    """Receive and read `count` messages, holding one at a time; return the digest sum."""
-    total = 0
-    for _ in range(count):
-        obj = recv()
-        total += read(obj)
-        obj = None
-    return total
+    return found
 
 
 @contextmanager
@@ -154,7 +177,10 @@ def copy_only(case: Case, send: Callable[[Any], None]) -> Stage:
 @contextmanager
 def round_trip(adapter: Adapter, case: Case) -> Iterator[Stage]:
     """Send an object and wait until the peer has read it and sent it back."""
-    ours, theirs = adapter.make_duplex(case.size)
+    if case.shape in TRIP_SHAPES:
+        ours, theirs = queues.make_ends(adapter, case)
+    else:
+        ours, theirs = adapter.make_duplex(case.size)
     read = reader(case.kind, case.touch)
 
     def make_round() -> Callable[[int], int]:
@@ -192,52 +218,10 @@ def round_trip(adapter: Adapter, case: Case) -> Iterator[Stage]:
         return took
 
     stage = Stage(play)
+    if adapter.restless:
+        stage.restless.append(worker.pid)
     yield stage
     stage.roads.update(sender=adapter.counters(), receiver=worker.dismiss())
-
-
-@contextmanager
-def queue(adapter: Adapter, case: Case) -> Iterator[Stage]:
-    """Let `workers` processes put and as many get; time until the last has got its share."""
-    channel = adapter.make_queue(case.shape)
-    read = reader(case.kind, case.touch)
-
-    def make_getting() -> Callable[[int], int]:
-        return lambda count: drain(channel.get, read, count)
-
-    def make_putting() -> Callable[[int], int]:
-        obj = make_payload(case.kind, case.size, case.touch).obj
-
-        def put(count: int) -> int:
-            for _ in range(count):
-                channel.put(obj)
-            return 0
-
-        return put
-
-    getters = [Worker(adapter, make_getting) for _ in range(case.workers)]
-    putters = [Worker(adapter, make_putting) for _ in range(case.workers)]
-    payload = make_payload(case.kind, case.size, case.touch)
-
-    def play(count: int) -> float:
-        share = count // case.workers
-        for getter in getters:
-            getter.order(share)
-        start = time.perf_counter()
-        for putter in putters:
-            putter.order(share)
-        total = sum(getter.result() for getter in getters)
-        took = time.perf_counter() - start
-        for putter in putters:
-            putter.result()
-        check(total, payload.expected_unstamped(share * case.workers), case.id)
-        return took
-
-    stage = Stage(play)
-    yield stage
-    for role, crew in (("sender", putters), ("receiver", getters)):
-        for number, worker in enumerate(crew):
-            stage.roads[f"{role}{number or ''}"] = worker.dismiss()
 
 
 POOL_PROCESSES = 2
@@ -289,7 +273,8 @@ def pool(adapter: Adapter, case: Case) -> Iterator[Stage]:
 
     imap_unordered with single tasks, not map: map would keep every result alive to the end.
     """
-    crew = adapter.make_pool(POOL_PROCESSES, pool_begin, (adapter, case))
+    make = adapter.make_executor if case.shape == "executor_inout" else adapter.make_pool
+    crew = make(POOL_PROCESSES, pool_begin, (adapter, case))
     payload = make_payload(case.kind, case.size, case.touch)
     read = reader(case.kind, case.touch)
     tiny = case.kind == "tiny"
@@ -327,19 +312,54 @@ def pool(adapter: Adapter, case: Case) -> Iterator[Stage]:
 SHAPES: dict[str, Callable[[Adapter, Case], AbstractContextManager[Stage]]] = {
     "one_way": one_way,
     "round_trip": round_trip,
-    "queue": queue,
-    "simple_queue": queue,
+    **dict.fromkeys(FLOW_SHAPES, queues.flow),
+    **dict.fromkeys(TRIP_SHAPES, round_trip),
+    **dict.fromkeys(CREATE_SHAPES, queues.create),
     "pool_in": pool,
     "pool_out": pool,
     "pool_inout": pool,
+    "executor_inout": pool,
 }
+# Computing beside the messages: as many as there are CPUs, and two where there is one.
+LEAST_BUSY = 2
+
+
+def compute() -> None:
+    while True:
+        pass
+
+
+@contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Have all that is started inside share one CPU, or the machine with others who compute."""
+    cpus = os.sched_getaffinity(0)
+    context = multiprocessing.get_context("fork")
+    busy = [
+        context.Process(target=compute, daemon=True)
+        for _ in range(max(LEAST_BUSY, len(cpus)) if place == BUSY else 0)
+    ]
+    for process in busy:
+        process.start()
+    if place == ONE_CPU:
+        os.sched_setaffinity(0, {min(cpus)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+        for process in busy:
+            process.kill()
+            process.join()
 
 
 def measure(adapters: Iterable[Adapter], case: Case, budget_s: float) -> dict[str, Measured]:
     """Measure one case in this process; raises whatever a transport or a check raises."""
-    with ExitStack() as open_stages:
+    with placed(case.place), ExitStack() as open_stages:
         stages = {
             adapter.name: open_stages.enter_context(SHAPES[case.shape](adapter, case))
             for adapter in adapters
         }
-        return repeat(case, budget_s, stages)
+        try:
+            return repeat(case, budget_s, stages)
+        finally:
+            for stage in stages.values():
+                stage.resume()

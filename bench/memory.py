@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.crew import Line, Worker
-from bench.measure import check, drain
 from bench.protocol import Adapter, Case
+from bench.stage import check, drain
 from bench.workloads import make_payload, reader
 
 PERIOD_S = 0.001
@@ -137,9 +137,7 @@ def measure_peak(adapter: Adapter, case: Case) -> Peak:
 
     worker = Worker(adapter, make_round)
     receiver.close()
-    if worker.process.pid is None:
-        raise RuntimeError("the consumer has no process id")
-    sampler = Sampler([os.getpid(), worker.process.pid])
+    sampler = Sampler([os.getpid(), worker.pid])
     payload = make_payload(case.kind, case.size, case.touch)
     baseline = sampler.begin()
     start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cycler import cycler
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +17,8 @@ from bench.targets import OURS
 
 FORMATS = ("png", "svg")
 DOTS_PER_INCH = 130
+# The workloads that most competitors carry.
+EVERYONE = ("one_way, float32", "queue_1x1, float32")
 
 
 def curve(axes: Axes, results: Results, cases: list[Case], adapter: str, label: str) -> None:
@@ -40,22 +43,25 @@ def workloads(results: Results) -> dict[str, list[Case]]:
     for case in results.cases:
         if case.touch and case.shape not in MEMORY_SHAPES:
             shape = case.id.partition("/")[0]
-            groups.setdefault(f"{shape}, {case.kind}", []).append(case)
+            words = [shape, case.kind, case.place]
+            groups.setdefault(", ".join(filter(None, words)), []).append(case)
     return groups
 
 
 def draw(results: Results, folder: Path) -> None:
     """Write ratio.png and ratio.svg into a folder."""
     groups = workloads(results)
+    everyone = next((label for label in EVERYONE if label in groups), EVERYONE[0])
     # A Figure of its own, not pyplot's: no display, no state that outlives the call.
     figure = Figure(figsize=(15, 6.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for name in NAMES:
         if name != "stock":
-            curve(left, results, groups.get("one_way, float32", []), name, name)
-    left.set_title("Pipe one-way, float32: all competitors")
+            curve(left, results, groups.get(everyone, []), name, name)
+    left.set_title(f"{everyone}: all competitors")
     # The usual ten colours would come round again among some twenty workloads.
-    right.set_prop_cycle(color=[colormaps["tab20"](number) for number in range(20)])
+    colours = cycler(color=[colormaps["tab20"](number) for number in range(20)])
+    right.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * colours)
     for label, cases in groups.items():
         curve(right, results, cases, OURS, label)
     right.set_title("mpshm: all workloads")

@@ -14,6 +14,17 @@ MB = 1000 * KB
 
 PIPE_SHAPES = ("one_way", "round_trip")
 MEMORY_SHAPES = ("peak_single", "peak_flood")
+# A shape's class is its beginning, its way of passing messages its end.
+SIMPLE = "simple_queue"
+MANY = "_many"
+FLOW_SHAPES = ("queue", "simple_queue", "queue_many", "simple_queue_many")
+TRIP_SHAPES = ("queue_trip", "simple_queue_trip")
+CREATE_SHAPES = ("queue_create", "simple_queue_create")
+ONE_CPU, BUSY = "one_cpu", "busy"
+# What a queue of fixed size is given at least for large messages, and as many as zeroq's README has
+# for video frames.
+ROOM_BYTES = 16 * MIB
+LEAST_ROOM = 16
 
 
 def size_label(size_bytes: int) -> str:
@@ -27,10 +38,11 @@ def size_label(size_bytes: int) -> str:
 class Case:
     """One thing to measure, whoever carries it.
 
-    shape: how messages travel (one_way, round_trip, queue, simple_queue, pool_in, pool_out,
-        pool_inout, peak_single, peak_flood); kind: what they are (see workloads);
+    shape: how messages travel (one_way, round_trip, pool_in, pool_out, pool_inout, executor_inout,
+        peak_single, peak_flood, and those of queues above); kind: what they are (see workloads);
     size: payload bytes of one message; touch: the consumer reads a byte of every page, so that
-        mapping without reading does not win; workers: producers, and as many consumers.
+        mapping without reading does not win; workers: producers; consumers: 0 is as many;
+    place: where all processes are on one CPU (ONE_CPU), or others compute beside them (BUSY).
     """
 
     shape: str
@@ -38,13 +50,20 @@ class Case:
     size: int
     touch: bool = True
     workers: int = 1
+    consumers: int = 0
+    place: str = ""
+
+    @property
+    def getters(self) -> int:
+        return self.consumers or self.workers
 
     @property
     def id(self) -> str:
         """Name the case in JSON, tables and --only patterns."""
-        crew = f"_{self.workers}x{self.workers}" if "queue" in self.shape else ""
+        crew = f"_{self.workers}x{self.getters}" if self.shape in FLOW_SHAPES else ""
         size = size_label(self.size).replace(" ", "")
-        return f"{self.shape}{crew}/{self.kind}/{size}{'' if self.touch else '/untouched'}"
+        words = [f"{self.shape}{crew}", self.kind, size]
+        return "/".join(words + ["untouched"] * (not self.touch) + [self.place] * bool(self.place))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +92,10 @@ class QueueLike(Protocol):
 
     def put(self, obj: Any, /) -> None: ...
     def get(self) -> Any: ...
+
+    # Only called where the adapter `batches`; get_many waits for the first and takes what is there.
+    def put_many(self, objs: list[Any], /) -> Any: ...
+    def get_many(self, max_items: int, /) -> list[Any]: ...
 
 
 class PoolLike(Protocol):
@@ -107,13 +130,20 @@ class Adapter(Protocol):
     environ: Mapping[str, str]
     # True for the memcpy limit: there is no consumer, `send` is all that is timed.
     in_process: bool
+    # True where queues have put_many and get_many; the others' many are one by one.
+    batches: bool
+    # True where who waits in `get` keeps waking up: its consumers are halted in others' turns.
+    restless: bool
 
     def supports(self, case: Case) -> bool: ...
     def versions(self) -> dict[str, str]: ...
     def make_pipe(self, size_bytes: int) -> tuple[ReceiveEnd, SendEnd]: ...
     def make_duplex(self, size_bytes: int) -> tuple[DuplexEnd, DuplexEnd]: ...
-    def make_queue(self, shape: str) -> QueueLike: ...
+    def make_queue(self, case: Case) -> QueueLike: ...
     def make_pool(
+        self, processes: int, initializer: Callable[..., None], initargs: tuple[Any, ...]
+    ) -> PoolLike: ...
+    def make_executor(
         self, processes: int, initializer: Callable[..., None], initargs: tuple[Any, ...]
     ) -> PoolLike: ...
     def start(self, target: Callable[..., None], *args: Any) -> ProcessLike: ...

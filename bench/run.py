@@ -53,7 +53,8 @@ def measure_all(
 ) -> None:
     """Run every plan, adapters in turn within each round; append one result per child.
 
-    A child that fails or hangs is a result with an "error"; the same pair is not tried again.
+    A child that fails or hangs is a result with an "error"; the same pair is not tried again. Of
+    several adapters in one child it takes one to fail: they go on in a child each.
     """
     crews = [
         [name for name in plan.adapters if plan.case.id in known.supported.get(name, ())]
@@ -66,16 +67,18 @@ def measure_all(
     total = sum(plan.rounds * len(each) for plan, each in zip(plans, children, strict=True))
     with tqdm(total=total, unit="child", dynamic_ncols=True) as bar:
         for plan, each in zip(plans, children, strict=True):
-            failed: list[list[str]] = []
             for number in range(plan.rounds):
-                for names in each:
+                turn = list(each)
+                for names in turn:
                     bar.set_description(f"{plan.case.id} {' '.join(names)}")
-                    if names not in failed:
-                        found = measure_one(nest, plan, number, names, known.environ[names[0]])
-                        results.extend(found)
-                        if any("error" in result for result in found):
-                            failed.append(names)
-                            bar.write(f"FAILED: {plan.case.id}, {' '.join(names)}", file=sys.stderr)
+                    found = measure_one(nest, plan, number, names, known.environ[names[0]])
+                    if any("error" in result for result in found):
+                        bar.write(f"FAILED: {plan.case.id}, {' '.join(names)}", file=sys.stderr)
+                        each.remove(names)
+                        alone = [[name] for name in names if len(names) > 1]
+                        each += alone
+                        turn += alone
+                    results.extend(found)
                     bar.update()
 
 
@@ -91,7 +94,7 @@ def measure_one(
             {"adapters": order, "case": plan.case.as_dict(), "budget_s": plan.budget_s}, environ
         )
     except ChildFailed as error:
-        return [{**about, "adapter": name, "error": str(error)} for name in names]
+        return [{**about, "adapter": " ".join(names), "error": str(error)}]
     peak = plan.case.shape in MEMORY_SHAPES
     return [
         {
@@ -147,6 +150,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--full", action="store_true", help="every case, every adapter: an hour or two"
     )
+    parser.add_argument(
+        "--queues", action="store_true", help="queues, their peers and their promises: ten minutes"
+    )
     parser.add_argument("--only", default="*", metavar="PATTERN", help="case ids, as in a shell")
     parser.add_argument("--reps", type=positive, help="interleaved rounds of every case")
     parser.add_argument(
@@ -161,7 +167,9 @@ def main() -> int:
     """Run the bench; return 1 if a child failed or Ctrl-C ended it, and not for a lost ratio."""
     options = parse()
     quick = os.environ.get("QUICK", "") not in ("", "0")
-    mode = "full" if options.full else "quick" if quick else "default"
+    mode = "quick" if quick else "default"
+    if options.full or options.queues:
+        mode = "full" if options.full else "queues"
     plans = choose(options, mode)
     # Before the run, not after: a bad path must not cost the reader an hour.
     options.out.mkdir(parents=True, exist_ok=True)
@@ -173,7 +181,8 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     interrupted = False
     with Nest() as nest:
-        known = meet(nest, plans, options.adapters)
+        asked = {name for plan in plans for name in plan.adapters}
+        known = meet(nest, plans, [name for name in options.adapters if name in asked])
         try:
             measure_all(nest, plans, known, results)
         except KeyboardInterrupt:

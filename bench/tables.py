@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.adapters import NAMES
+from bench.adapters import NAMES, PEERS
 from bench.figures import Results, Spread
-from bench.protocol import GIB, MEMORY_SHAPES, MIB, Case, size_label
-from bench.targets import OURS, TARGETS, Outcome, Quantity, Verdict, judge
+from bench.protocol import GIB, MEMORY_SHAPES, MIB, Case
+from bench.targets import OURS, PROMISES, Outcome, Quantity, Verdict, judge
 
-COMPETITORS = tuple(name for name in NAMES if name != "stock")
 # Why the plain road is no news: below the threshold it is the better one.
 EXPECTED_REASON = "small"
 NOTHING = "-"
@@ -53,7 +52,23 @@ def seconds(value: float) -> str:
     return f"{value * 1e6:.3g} us"
 
 
-SPELL = {Quantity.RATIO: times, Quantity.SHARE: percent, Quantity.EXTRA_GIB: gib}
+def more(value: float) -> str:
+    return f"{value:+.2f}"
+
+
+SPELL = {
+    Quantity.RATIO: times,
+    Quantity.SHARE: percent,
+    Quantity.EXTRA_GIB: gib,
+    Quantity.AHEAD: percent,
+    Quantity.BEHIND: times,
+    Quantity.DESCRIPTORS: more,
+}
+LIMITS = {
+    Quantity.EXTRA_GIB: "<= ",
+    Quantity.DESCRIPTORS: "<= ",
+    Quantity.AHEAD: "> ",
+}
 
 
 def ratio_cell(ratio: Spread | None) -> str:
@@ -72,14 +87,14 @@ def target_row(outcome: Outcome) -> list[str]:
         cells = [NOTHING, NOTHING]
     else:
         if len(target.cases) > 1:
-            work += f" (worst: {size_label(outcome.case.size)})"
+            work += f" (worst: {outcome.case.id})"
         value = spell(measured.median)
         if outcome.other:
             value += f" ({target.against} {spell(outcome.other.median)})"
         cells = [value, f"{spell(measured.low)}..{spell(measured.high)}"]
-    at_most = "<= " if target.quantity is Quantity.EXTRA_GIB else ""
-    aim = NOTHING if target.aim is None else at_most + spell(target.aim)
-    return [work, *cells, at_most + spell(target.limit), aim, outcome.verdict.value]
+    limit = LIMITS.get(target.quantity, "")
+    aim = NOTHING if target.aim is None else limit + spell(target.aim)
+    return [work, *cells, limit + spell(target.limit), aim, outcome.verdict.value]
 
 
 def targets_table(outcomes: Sequence[Outcome]) -> str:
@@ -102,7 +117,7 @@ def road_cell(results: Results, case: Case) -> str:
     return " + ".join(roads) or NOTHING
 
 
-def case_rows(results: Results) -> Iterator[list[str]]:
+def case_rows(results: Results, competitors: Sequence[str]) -> Iterator[list[str]]:
     for case in results.cases:
         stock = results.figure(case, "stock")
         if stock is None:
@@ -111,7 +126,7 @@ def case_rows(results: Results) -> Iterator[list[str]]:
             base = f"{stock.median / MIB:.0f} MiB"
         else:
             base = seconds(stock.median)
-        cells = [ratio_cell(results.ratio(case, name)) for name in COMPETITORS]
+        cells = [ratio_cell(results.ratio(case, name)) for name in competitors]
         flag = "SLOWER" if is_slower(results, case) else ""
         if flag and case.shape in MEMORY_SHAPES:
             flag = "MORE"
@@ -128,6 +143,10 @@ def losses(outcomes: Sequence[Outcome], results: Results) -> Iterator[str]:
         if is_slower(results, case):
             better = "takes less" if case.shape in MEMORY_SHAPES else "is faster"
             yield f"- STOCK {better}: {case.id}: {ratio_cell(results.ratio(case, OURS))}"
+    for case in results.cases:
+        best = results.best_of(case, OURS, PEERS)
+        if best is not None and best[1].median < 1.0:
+            yield f"- {best[0]} is faster: {case.id}: {ratio_cell(best[1])}"
 
 
 def detours(results: Results) -> Iterator[str]:
@@ -149,6 +168,8 @@ def conditions(data: dict[str, Any]) -> str:
     machine, versions = data["machine"], data["versions"]
     names = ", ".join(f"{name} {value}" for name, value in machine["packages"].items())
     installed = versions.get("mpshm", {})
+    others = [f"{name} {value}" for peer in PEERS for name, value in versions.get(peer, {}).items()]
+    names = ", ".join((names, *others))
     cut = ", INTERRUPTED" if data["interrupted"] else ""
     return "\n".join(
         (
@@ -165,9 +186,13 @@ def conditions(data: dict[str, Any]) -> str:
 
 def render(data: dict[str, Any], results: Results) -> str:
     """Return the whole report."""
-    outcomes = [judge(target, results) for target in TARGETS]
-    head = ("case", "stock", *COMPETITORS, "roads of mpshm", "")
-    lost = "\n".join(losses(outcomes, results)) or "Nothing that was measured."
+    promises = {
+        title: [judge(target, results) for target in targets] for title, targets in PROMISES.items()
+    }
+    judged = [outcome for outcomes in promises.values() for outcome in outcomes]
+    competitors = [name for name in NAMES if name in results.adapters and name != "stock"]
+    head = ("case", "stock", *competitors, "roads of mpshm", "")
+    lost = "\n".join(losses(judged, results)) or "Nothing that was measured."
     parts = [
         "# mpshm against the others",
         conditions(data),
@@ -181,11 +206,12 @@ def render(data: dict[str, Any], results: Results) -> str:
         parts += ["## What failed", "\n".join(failures(results))]
     if detour := "\n".join(detours(results)):
         parts += ["## PLAIN ROAD, and not for smallness", detour]
+    for title, outcomes in promises.items():
+        if any(outcome.verdict is not Verdict.NOT_MEASURED for outcome in outcomes):
+            parts += [f"## {title}", targets_table(outcomes)]
     parts += [
-        "## What was promised",
-        targets_table(outcomes),
         "## All cases",
-        table(head, list(case_rows(results))),
+        table(head, list(case_rows(results, competitors))),
         "![ratio to stock by payload size](ratio.svg)",
     ]
     return "\n\n".join(parts) + "\n"

@@ -420,7 +420,7 @@ class Reader:
     __slots__ = ("_bytes", "_c")
 
     def __init__(self) -> None:
-        self._c = ffi.gc(lib.mpshm_reader_new(config.SPIN_US), lib.mpshm_reader_free)
+        self._c = ffi.gc(lib.mpshm_reader_new(config.spin_us()), lib.mpshm_reader_free)
         self._bytes = ffi.buffer(self._c.bytes)
 
     @property

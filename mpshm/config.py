@@ -25,6 +25,9 @@ PAUSE_MS = 1
 thread takes over.  A thread would share the interpreter with the producer from then on, which costs
 both far more than the wait."""
 
+PAUSES = 100
+"""How often it does so, when consumers are at work but other producers are quicker."""
+
 WAIT_SLICE_MS = 50
 """How long a wait for room sleeps before it looks for signals and for a peer that died."""
 
@@ -46,6 +49,16 @@ class Geometry(NamedTuple):
 GEOMETRY = Geometry(496, 1 << 40, 64 << 20, max(4096, mmap.PAGESIZE))
 """Sparse, so room costs nothing: half a PiB of file, segments of 64 MiB or made to size.  Chunks
 are whole pages, so that a view can be made private by remapping it before a fork."""
+
+
+def spin_us() -> int:
+    """SPIN_US, or what MPSHM_SPIN_US says."""
+    text = os.environ.get("MPSHM_SPIN_US")
+    if text is None:
+        return SPIN_US
+    if not (text.isascii() and text.isdigit() and int(text) < 1_000_000):
+        raise ValueError(f"MPSHM_SPIN_US={text!r}: expected microseconds, 0 to 999999")
+    return int(text)
 
 
 def by_value() -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections.abc import Callable
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from . import config, connection, payload, slot, wire
 from .arena import CORE_MISSING, NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel
@@ -17,18 +18,37 @@ from .counters import Counters, Gauges, Reason, Stats
 from .errors import PlainRoadError
 from .payload import Message, Received
 
+_T = TypeVar("_T")
+
 
 class QueueEnd(connection.Connection):
     """One end of a queue's pipe, of one arena with the other."""
 
     _counters: slot.SlotCounters
 
+    put_now: Callable[[bytes, int, int], int]
+    receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
+    """What slot.putter and slot.receiver made, while this end is open."""
+
     def _new_counters(self) -> Any:
         return slot.SlotCounters()
+
+    def _use(self, arena: Arena | None) -> None:
+        super()._use(arena)
+        self._reset_in_child()
 
     def _reset_in_child(self) -> None:
         self._reader = wire.PlainReader()  # of no use here: a slot is never read in part
         self._batches: list[slot.Batch] = []
+        if self._arena is None:
+            self.put_now = self.receive = self._unusable
+        else:
+            self.put_now = slot.putter(self._arena, self._counters, self._handle)
+            self.receive = slot.receiver(self._arena, self._counters, self._handle)
+
+    def _close(self, _close: Any = os.close) -> None:
+        super()._close(_close)
+        self.put_now = self.receive = self._unusable
 
     def __reduce__(self) -> Any:
         self._check_closed()
@@ -51,62 +71,77 @@ class QueueEnd(connection.Connection):
         """Whether this process has put a message through this end."""
         return self._counters.small_messages + self._counters.shm_messages > 0
 
+    def send(self, obj: object) -> None:
+        """Send a picklable object, waiting while the pipe is full."""
+        message = self._dump(obj)
+        if (
+            type(message) is not bytes
+            or self.put_now(message, len(message), _NO_PLACE) < 0  # then once more, with patience
+        ):
+            self._transmit(message)
+
     def offer(self, message: bytes | Message, place: int) -> None:
         """Put a message in the queue without waiting.
 
         Raises NoRoomNow, OutOfSharedMemory or slot.QueueFull, and it can be offered again.
         """
-        arena = self._arena
-        if arena is None:
-            raise self._unusable()
         if isinstance(message, bytes):
-            slot.put(arena, self._counters, self._handle, message, place)
-        else:
-            if message.parcel is None:  # there was no room for it when it was pickled
-                message.parcel = _in_runs(arena, message.stream)
-            slot.send(message.parcel, self._counters, self._handle, message.stream, place)
+            if (code := self.put_now(message, len(message), place)) < 0:
+                raise slot.refused(code)
+            return
+        if message.parcel is None:  # there was no room for it when it was pickled
+            message.parcel = _in_runs(self.arena, message.stream)
+        slot.send(message.parcel, self._counters, self._handle, message.stream, place)
 
     def dump_soon(self, obj: object) -> bytes | Message:
         """Pickle `obj`, waiting no more than a moment at the high-water mark: then NoRoomNow."""
-        try:
-            return _dump(obj, self._arena, NO_WAIT)
-        except NoRoomNow:
-            self.arena.wait_room_a_while(self._handle, 1, config.PAUSE_MS)
-            return _dump(obj, self._arena, NO_WAIT)
+        self.arena.wait_room_a_while(self._handle, 1, config.PAUSE_MS)
+        return payload.dump(obj, self._arena, NO_WAIT)
 
-    def offer_soon(self, message: bytes | Message) -> None:
+    def offer_soon(self, message: bytes | Message, reason: Exception | None = None) -> None:
         """Put a message that takes a place; where the pipe is full, wait a moment.
 
-        Raises as `offer` does; a place taken is kept at NoRoomNow, if the queue counts messages.
+        reason: what a first offer raised, if one was made.
+        Raises as `offer` does; a place taken is kept at NoRoomNow, if not bounded by bytes.
         """
         try:
+            if reason is not None:
+                raise reason
             self.offer(message, _TAKE_PLACE)
         except NoRoomNow:
-            slot.wait_writable(self._handle, config.PAUSE_MS)
-            self.offer(message, _TAKE_PLACE if self.arena.bytes_limit else _HAS_PLACE)
+            self._while_drained(self.offer, message)
+
+    def _while_drained(self, offer: Callable[[Any, int], _T], what: Any) -> _T:
+        """Offer again as long as the pipe is being read; NoRoomNow when that has stopped."""
+        place = _TAKE_PLACE if self.arena.bytes_limit else _HAS_PLACE
+        for _ in range(config.PAUSES):
+            if not slot.wait_writable(self._handle, config.PAUSE_MS):
+                break
+            try:
+                return offer(what, place)
+            except NoRoomNow:
+                pass  # another producer was quicker
+        raise NoRoomNow
 
     def offer_some(self, messages: list[bytes], place: int) -> int:
         """The same for the first of some small messages, in one write: how many it were."""
-        arena = self._arena
-        if arena is None:
-            raise self._unusable()
+        if self._arena is None:
+            self._unusable()
         some = messages[: slot.AT_ONCE]
-        return slot.put_some(arena, self._counters, self._handle, some, place)
+        return slot.put_some(self.arena, self._counters, self._handle, some, place)
 
     def offer_some_soon(self, messages: list[bytes]) -> int:
         """The same, with places to take, waiting a moment where the pipe is full."""
         try:
             return self.offer_some(messages, _TAKE_PLACE)
         except NoRoomNow:
-            slot.wait_writable(self._handle, config.PAUSE_MS)
-            place = _TAKE_PLACE if self.arena.bytes_limit else _HAS_PLACE
-            return self.offer_some(messages, place)
+            return self._while_drained(self.offer_some, messages)
 
-    def send_some(self, messages: list[bytes]) -> None:
+    def send_some(self, messages: list[bytes], place: int) -> None:
         """Put small messages, waiting while the pipe is full, and leave none in the list."""
         while messages:
             try:
-                del messages[: self.offer_some(messages, slot.NO_PLACE)]
+                del messages[: self.offer_some(messages, place)]
             except (NoRoomNow, OutOfSharedMemory) as full:
                 self.wait_room(full, config.WAIT_SLICE_MS)
 
@@ -138,38 +173,31 @@ class QueueEnd(connection.Connection):
 
     # Receiving
 
-    def next(self, timeout_ms: int) -> bytes | Received | None:
-        """The next message, or None when there was none in time.  -1 waits for ever."""
-        arena = self._arena
-        if arena is None or not self._readable:
-            raise self._unusable()
-        message = slot.receive(self._batches, self._counters, self._handle, arena, timeout_ms)
-        return Received(*message) if isinstance(message, tuple) else message
+    def receive_some(self, most: int, timeout_ms: int) -> list[Any]:
+        """Up to `most` messages as `receive` gives them, waiting for the first.
 
-    def next_some(self, most: int, timeout_ms: int) -> list[bytes | Received | Exception]:
-        """Up to `most` messages, waiting for the first; an exception for one that cannot be had."""
-        arena = self._arena
-        if arena is None:
-            raise self._unusable()
+        In the place of one that cannot be had stands its exception.
+        """
+        if self._arena is None:
+            self._unusable()
         batch = self._batches.pop() if self._batches else slot.Batch(self._counters)
-        messages = batch.receive_some(self._handle, arena, most, timeout_ms)
+        messages = batch.receive_some(self._handle, self.arena, most, timeout_ms)
         self._batches.append(batch)
-        return [Received(*m) if isinstance(m, tuple) else m for m in messages]
+        return messages
 
-    def _unusable(self) -> Exception:
-        """Why this end cannot do what was asked of it."""
-        try:
-            self._check_closed()
-            if not self._readable:
-                self._check_readable()
-        except OSError as error:
-            return error
-        return PlainRoadError("a queue's messages need shared memory, and this end has none")
+    def _unusable(self, *args: object) -> NoReturn:
+        """Raise why this end cannot do what was asked of it."""
+        self._check_closed()
+        if self._arena is None:
+            raise PlainRoadError("a queue needs shared memory, and this process has none for it")
+        raise OSError("handle is invalid")
 
     def _take(self, maxsize: int | None = None) -> bytes | Received:
-        while (message := self.next(-1)) is None:
+        if not self._readable:
+            self._check_readable()
+        while (message := self.receive(-1)) is None:
             pass  # a signal: its handler has run
-        return message
+        return Received(*message) if isinstance(message, tuple) else message
 
     def stats(self) -> Stats:
         """What this end sent and received in this process, and what the queue's arena holds."""
@@ -178,10 +206,10 @@ class QueueEnd(connection.Connection):
 
 connection.queue_end = QueueEnd
 
-# Looked up once, for every message needs them; no core, no constants.
-_dump = payload.dump
+# Where there is no core there are no constants of its either.
 _TAKE_PLACE = 0 if CORE_MISSING else slot.TAKE_PLACE
 _HAS_PLACE = 0 if CORE_MISSING else slot.HAS_PLACE
+_NO_PLACE = 0 if CORE_MISSING else slot.NO_PLACE
 
 
 def stats_of(*ends: connection.Connection) -> Stats:
@@ -230,6 +258,7 @@ def pipe(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, Queue
         return None
     arena.make_queue(places, bytes_limit, joinable)
     reader, writer = os.pipe()
+    os.set_blocking(writer, False)
     return (
         QueueEnd(reader, True, False, arena=arena, reason=reason),
         QueueEnd(writer, False, True, arena=arena, reason=reason),

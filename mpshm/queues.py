@@ -25,7 +25,7 @@ from queue import Empty, Full
 from typing import TYPE_CHECKING, Any
 
 from . import aio, config, connection, payload, queue_end, slot
-from .arena import CORE_MISSING, NoRoomNow, OutOfSharedMemory
+from .arena import CORE_MISSING, NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .counters import Stats
 from .payload import Message
 from .queue_end import QueueEnd
@@ -154,8 +154,6 @@ class _Slots:
             received = self._ahead.popleft()
         except IndexError:
             return None
-        if isinstance(received, Exception):
-            raise received
         return received
 
     def get_many(self, max_items: int | None = None, timeout: float | None = None) -> list[Any]:
@@ -174,10 +172,11 @@ class _Slots:
         objects: list[Any] = []
         wait_ms = 0
         while len(objects) < most:
-            some = source.next_some(min(most - len(objects), slot.AT_ONCE), wait_ms)
-            if not self._load_all(some, objects):
-                break
+            wanted = min(most - len(objects), _AT_ONCE)
+            some = source.receive_some(wanted, wait_ms)
             if some:
+                if not self._load_all(some, objects) or len(some) < wanted:
+                    break
                 wait_ms = 0
             elif objects:
                 break
@@ -193,18 +192,17 @@ class _Slots:
 
     def _load_all(self, some: list[Any], objects: list[Any]) -> bool:
         """Unpickle into `objects`; False when one failed, and waits its turn with those behind."""
-        for i, received in enumerate(some):
-            try:
-                if isinstance(received, Exception):
-                    raise received
-                objects.append(payload.load(received))
-            except Exception:
-                if not objects:
-                    self._ahead.extend(some[i + 1 :])
-                    raise
-                # The next to ask gets the error, as it would have from get().
-                self._ahead.extend(some[i:])
-                return False
+        before = len(objects)
+        try:
+            for received in some:
+                objects.append(_loads(received) if type(received) is bytes else _load(received))
+        except Exception:
+            failed = len(objects) - before
+            # The next to ask gets the error, as it would have from get().
+            self._ahead.extend(some[failed + (not objects) :])
+            if not objects:
+                raise
+            return False
         return True
 
     def _get_one_by_one(self, most: int, timeout: float | None) -> list[Any]:
@@ -317,14 +315,28 @@ class Queue(_Slots, _StockQueue):
             self._hand_over(obj, block, timeout)
             return
         try:
-            message = end.dump_soon(obj)
+            message = _dump(obj, self._arena, NO_WAIT)
         except NoRoomNow:
-            self._hand_over(obj, block, timeout)
+            self._dump_later(end, obj, block, timeout)
             return
         except Exception as error:
             self._refuse(error, obj)
             return
-        self._offer(end, obj, message, block, timeout)
+        if type(message) is not bytes:
+            self._offer(end, obj, message, block, timeout)
+        elif (code := end.put_now(message, len(message), _TAKE_PLACE)) < 0:
+            self._offer(end, obj, message, block, timeout, slot.refused(code))
+
+    def _dump_later(self, end: QueueEnd, obj: Any, block: bool, timeout: float | None) -> None:
+        """Put an object that found as many bytes in flight as there may be."""
+        try:
+            message = end.dump_soon(obj)
+        except NoRoomNow:
+            self._hand_over(obj, block, timeout)
+        except Exception as error:
+            self._refuse(error, obj)
+        else:
+            self._offer(end, obj, message, block, timeout)
 
     def _offer(
         self,
@@ -333,9 +345,11 @@ class Queue(_Slots, _StockQueue):
         message: bytes | Message,
         block: bool,
         timeout: float | None,
+        refused: Exception | None = None,
     ) -> None:
+        """Put a pickled object; `refused` is why it was not taken at once."""
         try:
-            end.offer_soon(message)
+            end.offer_soon(message, refused)
         except _NOT_NOW as reason:
             self._put_later(obj, message, reason, block, timeout)
         except OSError as error:
@@ -408,28 +422,28 @@ class Queue(_Slots, _StockQueue):
         Waits for places as put does, and reports what cannot be pickled as put does.
         """
         self._check_open()
-        end = self._end
+        end, arena, feeding = self._end, self._arena, self._feeding
         count = 0
         waiting: list[bytes] = []
         try:
             for obj in objects:
                 count += 1
-                if end is None or self._feeding.now:
+                if end is None or feeding.now:
                     self._flush(waiting)
                     self.put(obj)
                     continue
                 try:
-                    message = end.dump_soon(obj)
+                    message = _dump(obj, arena, NO_WAIT)
                 except NoRoomNow:
                     self._flush(waiting)
-                    self._hand_over(obj, True, None)
+                    self._dump_later(end, obj, True, None)
                     continue
                 except Exception as error:
                     self._refuse(error, obj)
                     continue
-                if isinstance(message, bytes):
+                if type(message) is bytes:
                     waiting.append(message)
-                    if len(waiting) == slot.AT_ONCE:
+                    if len(waiting) == _AT_ONCE:
                         self._flush(waiting)
                 else:
                     self._flush(waiting)
@@ -470,12 +484,11 @@ class Queue(_Slots, _StockQueue):
         received: Any = self._next_ahead() if self._ahead else None
         if received is None:
             if block and timeout is None:
-                while (received := source.next(-1)) is None:
+                while (received := source.receive(-1)) is None:
                     pass  # a signal: its handler has run
             else:
                 received = _next_in_time(source, timeout if block and timeout is not None else 0)
-        # The second alone would do; a small message is spared a call.
-        return _loads(received) if type(received) is bytes else payload.load(received)
+        return _loads(received) if type(received) is bytes else _load(received)
 
     def full(self) -> bool:
         if self._arena is None:
@@ -504,12 +517,14 @@ class Queue(_Slots, _StockQueue):
         closers = (self._reader.close, self._writer.close)
         rest = (self._ignore_epipe, self._on_queue_feeder_error)
         target: Any = feed
-        args: Any = (self._send_bytes, self._wlock, *closers, *rest, self._sem)
+        args: Any = (self._buffer, self._notempty, self._send_bytes, self._wlock)
+        args += (*closers, *rest, self._sem)
         if self._end is not None:
-            target, args = feed_slots, (self._end, self._feeding, *closers, *rest)
+            ours = (self._end, self._feeding, *closers, *rest)
+            target, args = _Feeder(self._buffer, self._notempty, *ours).run, ()
         self._thread = threading.Thread(
             target=target,
-            args=(self._buffer, self._notempty, *args),
+            args=args,
             name="QueueFeederThread",
             daemon=True,
         )
@@ -529,11 +544,19 @@ class Queue(_Slots, _StockQueue):
 
 
 # Looked up once, for every message needs them.
-_loads = pickle.loads
+_loads, _dump = pickle.loads, payload.dump
+_AT_ONCE = 0 if CORE_MISSING else slot.AT_ONCE
 _TAKE_PLACE = 0 if CORE_MISSING else slot.TAKE_PLACE
 _HAS_PLACE = 0 if CORE_MISSING else slot.HAS_PLACE
 _NO_PLACE = 0 if CORE_MISSING else slot.NO_PLACE
 _NOT_NOW = (NoRoomNow, OutOfSharedMemory, slot.QueueFull)
+
+
+def _load(received: Any) -> Any:
+    """The object of a message with runs, or the error in its place."""
+    if isinstance(received, Exception):
+        raise received
+    return payload.load(payload.Received(*received) if type(received) is tuple else received)
 
 
 def _semaphore_limit() -> int:
@@ -546,7 +569,7 @@ def _next_in_time(source: QueueEnd, timeout: float) -> Any:
     """The next message, or Empty after so many seconds."""
     deadline = time.monotonic() + timeout if timeout > 0 else 0
     wait_ms = 0
-    while (received := source.next(wait_ms)) is None:
+    while (received := source.receive(wait_ms)) is None:
         left = deadline - time.monotonic() if deadline else 0
         if left <= 0:
             raise Empty
@@ -554,44 +577,92 @@ def _next_in_time(source: QueueEnd, timeout: float) -> Any:
     return received
 
 
-def feed_slots(
-    buffer: Any,
-    notempty: threading.Condition,
-    end: QueueEnd,
-    feeding: _Feeding,
-    reader_close: Any,
-    writer_close: Any,
-    ignore_epipe: bool,
-    on_error: Any,
-) -> None:
-    """The feeder thread: puts what had to wait, in order, until told to end."""
-    arena = end.arena
-    while True:
-        with notempty:
-            if not buffer:
-                feeding.now = False
-                notempty.wait()
-        while buffer:
-            obj = buffer.popleft()
-            if obj is stock._sentinel:  # type: ignore[attr-defined]
-                reader_close()
-                writer_close()
+class _Feeder:
+    """The feeder thread's work: puts what had to wait, in order, until told to end.
+
+    Small messages go some at a time.
+    """
+
+    def __init__(
+        self,
+        buffer: Any,
+        notempty: threading.Condition,
+        end: QueueEnd,
+        feeding: _Feeding,
+        close_reader: Any,
+        close_writer: Any,
+        ignore_epipe: bool,
+        on_error: Any,
+    ) -> None:
+        self._buffer, self._notempty, self._end, self._feeding = buffer, notempty, end, feeding
+        self._close_reader, self._close_writer = close_reader, close_writer
+        self._ignore_epipe, self._on_error = ignore_epipe, on_error
+        self._arena = end.arena
+        self._waiting: list[tuple[Any, bytes]] = []  # objects, and what they were pickled to
+
+    def run(self) -> None:
+        buffer, notempty = self._buffer, self._notempty
+        while True:
+            with notempty:
+                if not buffer:
+                    self._feeding.now = False
+                    notempty.wait()
+            while buffer:
+                obj = buffer.popleft()
+                if obj is stock._sentinel:  # type: ignore[attr-defined]
+                    if self._flush():
+                        self._close_reader()
+                        self._close_writer()
+                    return
+                if not self._feed(obj):
+                    return
+                del obj
+            if not self._flush():
                 return
-            try:
-                message = obj.message if isinstance(obj, _Pickled) else end._dump(obj)
-                end.send_placed(message, _HAS_PLACE)
-                del message
-            except Exception as error:
-                if ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE:
-                    return
-                # A daemon thread may find its resources gone while the process exits.
-                if is_exiting():
-                    info("error in queue thread: %s", error)
-                    return
-                # The object counts as taken out of the queue.
-                slot.give_place(arena)
-                on_error(error, obj)
-            del obj
+
+    def _feed(self, obj: Any) -> bool:
+        """Put one object, or keep it for the next flush; False when it is of no use to go on."""
+        try:
+            if isinstance(obj, _Pickled):
+                message = obj.message
+            else:
+                try:
+                    message = _dump(obj, self._arena, NO_WAIT)
+                except NoRoomNow:
+                    if not self._flush():
+                        return False
+                    message = self._end._dump(obj)
+            if isinstance(message, bytes):
+                self._waiting.append((obj, message))
+                return len(self._waiting) < _AT_ONCE or self._flush()
+            if not self._flush():
+                return False
+            self._end.send_placed(message, _HAS_PLACE)
+        except Exception as error:
+            return self._failed(error, obj)
+        return True
+
+    def _flush(self) -> bool:
+        waiting, self._waiting = self._waiting, []
+        messages = [message for _, message in waiting]
+        try:
+            self._end.send_some(messages, _HAS_PLACE)
+        except Exception as error:
+            unsent = waiting[len(waiting) - len(messages) :]
+            return all(self._failed(error, obj) for obj, _ in unsent)
+        return True
+
+    def _failed(self, error: Exception, obj: Any) -> bool:
+        if self._ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE:
+            return False
+        # A daemon thread may find its resources gone while the process exits.
+        if is_exiting():
+            info("error in queue thread: %s", error)
+            return False
+        # The object counts as taken out of the queue.
+        slot.give_place(self._arena)
+        self._on_error(error, obj)
+        return True
 
 
 class JoinableQueue(Queue, _StockJoinableQueue):
@@ -649,10 +720,11 @@ class SimpleQueue(_Slots, _StockSimpleQueue):
         received: Any = self._next_ahead() if self._ahead else None
         if received is None:
             if block and timeout is None:
-                received = self._source._take()
+                while (received := self._source.receive(-1)) is None:
+                    pass  # a signal: its handler has run
             else:
                 received = _next_in_time(self._source, timeout if block and timeout else 0)
-        return payload.load(received)
+        return _loads(received) if type(received) is bytes else _load(received)
 
     def put(self, obj: Any) -> None:
         """Put an object in the queue, waiting while its pipe is full."""
@@ -676,12 +748,12 @@ class SimpleQueue(_Slots, _StockSimpleQueue):
                 if isinstance(message, bytes):
                     waiting.append(message)
                 if waiting and (len(waiting) == slot.AT_ONCE or message is not waiting[-1]):
-                    end.send_some(waiting)
+                    end.send_some(waiting, _NO_PLACE)
                 if not isinstance(message, bytes):
                     end._transmit(message)
         finally:
             if end is not None:
-                end.send_some(waiting)
+                end.send_some(waiting, _NO_PLACE)
         return count
 
     async def aput(self, obj: Any) -> None:

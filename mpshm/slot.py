@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import array
 import errno
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 from . import config
@@ -47,7 +49,7 @@ class QueueFull(Exception):
 
 
 def work() -> bool:
-    """Whether this system's pipes can be read and written without ever blocking: Linux's can."""
+    """Whether a pipe can be read without ever blocking, though its end would: Linux's can."""
     if CORE_MISSING:
         return False
     reader, writer = os.pipe()
@@ -58,7 +60,7 @@ def work() -> bool:
         os.close(writer)
 
 
-def _refused(code: int) -> Exception:
+def refused(code: int) -> Exception:
     """Why a message did not go out."""
     if code == -errno.EAGAIN:
         return NoRoomNow()
@@ -103,14 +105,13 @@ for _name in _COUNTED:
     setattr(SlotCounters, _name, _counted(_name))
 
 
-def put(arena: Arena, counters: SlotCounters, fd: int, data: bytes, place: int) -> None:
-    """Put a message of at most SMALL_MAX bytes in the queue, and never wait.
+def putter(arena: Arena, counters: SlotCounters, fd: int) -> Callable[[bytes, int, int], int]:
+    """A function that puts a message of at most SMALL_MAX bytes in the queue, and never waits.
 
-    Raises NoRoomNow, QueueFull, OutOfSharedMemory, or OSError.  A place taken is kept at NoRoomNow.
+    It takes the message, its size and what is to be done for its place; it gives 1, or a code for
+    `refused`.  A place taken is kept when that is NoRoomNow.
     """
-    code = _put_one(arena._c, counters.c, fd, data, len(data), place)
-    if code < 0:
-        raise _refused(code)
+    return functools.partial(_put_one, arena._c, counters.c, fd)
 
 
 def put_some(
@@ -121,21 +122,22 @@ def put_some(
     data, c_sizes = b"".join(messages), ffi.from_buffer("uint32_t[]", sizes)
     n = lib.mpshm_slot_put(arena._c, counters.c, fd, data, c_sizes, len(sizes), place)
     if n < 0:
-        raise _refused(n)
+        raise refused(n)
     return int(n)
 
 
 def send(parcel: Parcel, counters: SlotCounters, fd: int, stream: bytes, place: int) -> None:
     """The same for a message in runs, which stay the parcel's if it does not go out."""
     if code := parcel.send_slot(counters.c, fd, stream, place):
-        raise _refused(code)
+        raise refused(code)
 
 
-def wait_writable(fd: int, timeout_ms: int) -> None:
-    """Wait until the pipe has room for a slot, or the time is over.  BrokenPipeError: no reader."""
+def wait_writable(fd: int, timeout_ms: int) -> bool:
+    """Wait until the pipe has room; False when the time is over.  BrokenPipeError: no reader."""
     code = lib.mpshm_wait_writable(fd, timeout_ms)
     if code not in (0, -errno.EAGAIN, -errno.EINTR):
         raise failure(code, "")
+    return bool(code == 0)
 
 
 def reap(arena: Arena, fd: int) -> None:
@@ -191,7 +193,7 @@ class Batch:
 
     def __init__(self, counters: SlotCounters) -> None:
         self._counters = counters  # the core writes to them
-        self._c = ffi.gc(lib.mpshm_batch_new(counters.c, config.SPIN_US), lib.mpshm_batch_free)
+        self._c = ffi.gc(lib.mpshm_batch_new(counters.c, config.spin_us()), lib.mpshm_batch_free)
         self.data = self._c.data
 
     def receive_some(
@@ -244,27 +246,33 @@ class Batch:
         return failure(code, str(wrong) if _STALE <= code < -10000 else "")
 
 
-def receive(
-    batches: list[Batch], counters: SlotCounters, fd: int, arena: Arena, timeout_ms: int
-) -> _Message | None:
-    """The next message; None when there was none in time.  -1 waits for ever.
+def receiver(
+    arena: Arena, counters: SlotCounters, fd: int
+) -> Callable[[int], bytes | tuple[Any, list[memoryview]] | None]:
+    """A function that gives the next message; None when there was none in so many milliseconds.
 
-    batches: the end's that are not in use.  list.pop and append are atomic: threads share it.
-    Raises EOFError, OSError, or ProtocolError for a message that cannot be had.
+    -1 waits for ever.  It raises EOFError, OSError, or ProtocolError for a message that cannot be
+    had.  Any number of threads may use it at once.
     """
-    try:
-        batch = batches.pop()
-    except IndexError:
-        batch = Batch(counters)
-    n = _receive_one(batch._c, fd, arena._c, timeout_ms)
-    if 0 <= n < _WITH_RUNS:
-        body: bytes = _unpack(batch.data, n)
-        batches.append(batch)
-        return body
-    message = None
-    if n == _WITH_RUNS:
-        message = batch.with_runs(0)
-    elif n not in (_NOTHING_NOW, -errno.EINTR):
-        raise batch.failure(n)
-    batches.append(batch)
-    return message
+    idle: list[Batch] = []  # list.pop and append are atomic
+    arena_c = arena._c
+
+    def receive(timeout_ms: int) -> bytes | tuple[Any, list[memoryview]] | None:
+        try:
+            batch = idle.pop()
+        except IndexError:
+            batch = Batch(counters)
+        n = _receive_one(batch._c, fd, arena_c, timeout_ms)
+        if 0 <= n < _WITH_RUNS:
+            body: bytes = _unpack(batch.data, n)
+            idle.append(batch)
+            return body
+        message = None
+        if n == _WITH_RUNS:
+            message = batch.with_runs(0)
+        elif n not in (_NOTHING_NOW, -errno.EINTR):
+            raise batch.failure(n)
+        idle.append(batch)
+        return message
+
+    return receive

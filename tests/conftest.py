@@ -27,12 +27,12 @@ os.environ.setdefault("MPSHM", "require")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "large: needs many GiB or minutes; `make stress` runs it")
+    config.addinivalue_line("markers", "large: needs many GiB; `make stress-large` runs it")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "large" not in (config.option.markexpr or ""):
-        skip = pytest.mark.skip(reason="run by `make stress`")
+        skip = pytest.mark.skip(reason="run by `make stress-large`")
         for item in items:
             if item.get_closest_marker("large"):
                 item.add_marker(skip)

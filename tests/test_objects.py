@@ -824,7 +824,7 @@ def test_received_memory_is_not_seen_by_later_messages(pipe: Ends) -> None:
         assert all((one == key).all() for key, one in held.items())
 
 
-# Past what 31 and 32 bits count.  `make stress` alone runs these: each wants some 9 to 13 GiB.
+# Past what 31 and 32 bits count.  `make stress-large` alone runs these: each wants some 9 to 13 GiB.
 
 GIANT = [(1 << 31) - 1, 1 << 31, (1 << 32) + 4097]
 

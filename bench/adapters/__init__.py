@@ -8,7 +8,9 @@ from typing import cast
 from bench.protocol import Adapter
 
 # Also the order of one interleaved round and of the table's columns.
-NAMES = ("stock", "stock_tuned", "ring", "memcpy", "mpshm")
+NAMES = ("stock", "stock_tuned", "ring", "memcpy", "faster_fifo", "zeroq", "zmq", "mpshm")
+# Other people's queues, as published.
+PEERS = ("faster_fifo", "zeroq", "zmq")
 
 
 def load(name: str) -> Adapter:

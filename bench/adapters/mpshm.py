@@ -22,9 +22,13 @@ class Mpshm(Stock):
     """Stock's adapter with the context exchanged, and the road counters laid open."""
 
     name = "mpshm"
+    batches = True
 
     def __init__(self) -> None:
         self.context = mpshm.get_context("fork")
+
+    def executor_class(self) -> Any:
+        return mpshm.ProcessPoolExecutor
 
     def versions(self) -> dict[str, str]:
         return {"mpshm": importlib.metadata.version("mpshm"), "mpshm_file": str(mpshm.__file__)}

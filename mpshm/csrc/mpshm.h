@@ -205,13 +205,14 @@ typedef struct {
 #define MPSHM_TAKE_PLACE 1   /* and keeps it when the pipe is full: -EAGAIN */
 #define MPSHM_HAS_PLACE 2    /* kept from before */
 
-/* Whether this system can write to and read from a pipe without ever blocking. */
+/* Whether this system can read from a pipe without ever blocking, though the end would. */
 int mpshm_slots_work(int fd);
 /* Make a new arena a queue's, before anybody else has it.  0 is any number. */
 void mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable);
 uint32_t mpshm_slot_bytes(mpshm_arena *arena);
 uint64_t mpshm_queue_bytes(mpshm_arena *arena);
-/* Put a message in the queue and never wait.  -EAGAIN: the pipe is full; MPSHM_E_FULL: the queue. */
+/* Put a message in the queue and never wait, for fd, the pipe's other end, is O_NONBLOCK.  -EAGAIN:
+   the pipe is full; MPSHM_E_FULL: the queue is. */
 int mpshm_slot_send(mpshm_parcel *parcel, mpshm_counts *counts, int fd, const char *stream,
                     uint64_t size, int place);
 /* The same for up to MPSHM_SLOTS_AT_ONCE small ones, one behind the other in data, in one write: how

@@ -39,43 +39,23 @@
 _Static_assert(4096 % MPSHM_SLOT_BYTES == 0, "a slot must not straddle two pages");
 _Static_assert(MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES <= 4096, "PIPE_BUF");
 
-#ifdef RWF_NOWAIT
+/* A read that does not wait on an end that does when it should: the ends are shared, and so are their
+   flags.  The end that is written to never does, which is a little quicker. */
 static ssize_t
 read_now(int fd, void *to, size_t size)
 {
+#ifdef RWF_NOWAIT
     struct iovec piece = {to, size};
 
     return preadv2(fd, &piece, 1, -1, RWF_NOWAIT);
-}
-
-static ssize_t
-write_now(int fd, const void *from, size_t size)
-{
-    struct iovec piece = {(void *) (uintptr_t) from, size};
-
-    return pwritev2(fd, &piece, 1, -1, RWF_NOWAIT);
-}
 #else
-static ssize_t
-read_now(int fd, void *to, size_t size)
-{
     (void) fd;
     (void) to;
     (void) size;
     errno = EOPNOTSUPP;
     return -1;
-}
-
-static ssize_t
-write_now(int fd, const void *from, size_t size)
-{
-    (void) fd;
-    (void) from;
-    (void) size;
-    errno = EOPNOTSUPP;
-    return -1;
-}
 #endif
+}
 
 int
 mpshm_slots_work(int fd)
@@ -421,7 +401,7 @@ write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint
     if (counted || place == MPSHM_HAS_PLACE) {
         add_pending(arena, -(int32_t) count);
     }
-    ssize_t n = write_now(fd, slots, (size_t) count * MPSHM_SLOT_BYTES); /* all of them or none */
+    ssize_t n = write(fd, slots, (size_t) count * MPSHM_SLOT_BYTES); /* all of them or none */
     int error = n < 0 ? -errno : 0;
 
     if (error != 0 && place != MPSHM_NO_PLACE) {
