@@ -73,11 +73,9 @@ class QueueEnd(connection.Connection):
 
     def send(self, obj: object) -> None:
         """Send a picklable object, waiting while the pipe is full."""
-        message = self._dump(obj)
-        if (
-            type(message) is not bytes
-            or self.put_now(message, len(message), _NO_PLACE) < 0  # then once more, with patience
-        ):
+        message = _dump(obj, self._arena, self._handle)
+        # If it does not go out at once, then once more with patience.
+        if type(message) is not bytes or self.put_now(message, len(message), _NO_PLACE) < 0:
             self._transmit(message)
 
     def offer(self, message: bytes | Message, place: int) -> None:
@@ -96,7 +94,7 @@ class QueueEnd(connection.Connection):
     def dump_soon(self, obj: object) -> bytes | Message:
         """Pickle `obj`, waiting no more than a moment at the high-water mark: then NoRoomNow."""
         self.arena.wait_room_a_while(self._handle, 1, config.PAUSE_MS)
-        return payload.dump(obj, self._arena, NO_WAIT)
+        return _dump(obj, self._arena, NO_WAIT)
 
     def offer_soon(self, message: bytes | Message, reason: Exception | None = None) -> None:
         """Put a message that takes a place; where the pipe is full, wait a moment.
@@ -206,6 +204,7 @@ class QueueEnd(connection.Connection):
 
 connection.queue_end = QueueEnd
 
+_dump = payload.dump
 # Where there is no core there are no constants of its either.
 _TAKE_PLACE = 0 if CORE_MISSING else slot.TAKE_PLACE
 _HAS_PLACE = 0 if CORE_MISSING else slot.HAS_PLACE
