@@ -14,7 +14,7 @@ The floors, top to bottom; imports go down only:
     payload | forking      dump and load (knows pickle, no pipes) | what fork does to transports
     buffer | slot          Buffer: one message's memory in a user's hands | a queue's messages
     arena                  Arena, Run, Parcel, Reader: with slot the only importer of the core
-    wire, counters, config, errors, aio, _native   pure functions, constants, the C core
+    wire, counters, figures, config, errors, aio, _native   pure functions, constants, the core
 """
 
 import importlib as _importlib
@@ -26,7 +26,6 @@ from .buffer import Buffer
 from .connection import Connection
 from .connection import process_stats as stats
 from .context import default_context as _default
-from .counters import Stats
 from .errors import BufferTooSmall, PlainRoadError, ProtocolError
 from .installation import install, uninstall
 
@@ -37,7 +36,7 @@ __all__ = [
     "PlainRoadError",
     "ProcessPoolExecutor",  # noqa: F405  (imported when asked for, below)
     "ProtocolError",
-    "Stats",
+    "Stats",  # noqa: F405
     "install",
     "stats",
     "uninstall",
@@ -46,7 +45,7 @@ __all__ += _stock.__all__
 
 globals().update((name, getattr(_default, name)) for name in _stock.__all__)
 
-_LAZY = {"ProcessPoolExecutor": "executor"}
+_LAZY = {"ProcessPoolExecutor": "executor", "Stats": "figures"}
 _MODULES = frozenset(("executor", "managers", "pool", "queues"))
 
 

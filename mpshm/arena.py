@@ -10,12 +10,14 @@ import errno
 import os
 import weakref
 from multiprocessing import reduction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import config, wire
-from .counters import Gauges
 from .errors import ProtocolError, TooLong
 from .wire import Descriptor, read_exactly
+
+if TYPE_CHECKING:
+    from .figures import Gauges
 
 try:
     from ._native import ffi, lib
@@ -245,6 +247,8 @@ class Arena:
 
         What dead ones held is taken back first.  fd: either end of a queue's pipe.
         """
+        from .figures import Gauges
+
         lib.mpshm_reap(self._c, fd)
         c = ffi.new("mpshm_gauges *")
         if code := lib.mpshm_arena_gauges(self._c, c):

@@ -32,9 +32,12 @@ from .arena import (
     process_arenas,
 )
 from .buffer import Buffer
-from .counters import EndCounters, Gauges, Reason, Stats, process_total
+from .counters import EndCounters, Reason, process_total
 from .errors import BufferTooShort, PlainRoadError, TooLong
 from .payload import Message, Received
+
+if TYPE_CHECKING:
+    from .figures import Stats
 
 __all__ = [
     "Client",
@@ -307,12 +310,16 @@ class Connection(stock.Connection):
 
     def stats(self) -> Stats:
         """What this end sent and received in this process, and what the channel's arena holds."""
+        from .figures import Gauges
+
         gauges = self._arena.gauges() if self._arena is not None else Gauges()
         return self._counters.show(gauges)
 
 
 def process_stats() -> Stats:
     """The same over all ends and all arenas of this process."""
+    from .figures import Gauges
+
     gauges = Gauges()
     for arena in process_arenas():
         gauges += arena.gauges()

@@ -1,10 +1,13 @@
-"""Counters of the roads taken, and the dataclasses that show them.  Knows no channel."""
+"""Counters of the roads taken.  Knows no channel."""
 
 from __future__ import annotations
 
 import enum
 import weakref
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .figures import Gauges, Stats
 
 
 class Reason(str, enum.Enum):
@@ -15,54 +18,6 @@ class Reason(str, enum.Enum):
     OUT_OF_SHARED_MEMORY = "out of shared memory"
     NOT_LOCAL = "not local"
     OFF = "off"
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What this process sent and received, and what the shared memory holds now."""
-
-    shm_messages: int
-    """Messages sent by descriptor."""
-    shm_bytes: int
-    """Payload bytes sent by descriptor."""
-    plain_messages: int
-    """Messages sent whole through the pipe."""
-    plain_bytes: int
-    """Payload bytes sent whole through the pipe."""
-    plain_reasons: dict[str, int]
-    """Plain messages sent, by the reason: see `Reason`."""
-    received_shm_messages: int
-    """Messages received by descriptor."""
-    received_shm_bytes: int
-    """Payload bytes received by descriptor."""
-    received_plain_messages: int
-    """Messages received whole through the pipe."""
-    received_plain_bytes: int
-    """Payload bytes received whole through the pipe."""
-    bytes_in_flight: int
-    """Bytes of chunks sealed and not yet leased, by whatever process."""
-    bytes_leased: int
-    """Bytes of chunks that receivers hold."""
-    runs_in_use: int
-    """Runs on loan, in flight or leased."""
-    segments: int
-    """Segments made in the arena."""
-    bytes_resident: int
-    """Memory that the arena's file occupies, used or kept warm for use."""
-
-
-@dataclass(frozen=True)
-class Gauges:
-    """What an arena holds at one moment; bytes are of whole chunks."""
-
-    bytes_in_flight: int = 0
-    bytes_leased: int = 0
-    runs_in_use: int = 0
-    segments: int = 0
-    bytes_resident: int = 0
-
-    def __add__(self, other: Gauges) -> Gauges:
-        return Gauges(*(getattr(self, n) + getattr(other, n) for n in self.__dataclass_fields__))
 
 
 class Counters:
@@ -95,6 +50,8 @@ class Counters:
         self.plain_bytes += size_bytes
 
     def show(self, gauges: Gauges) -> Stats:
+        from .figures import Stats
+
         reasons = {reason.value: n for reason, n in self.plain_reasons.items()}
         if self.small_messages:
             reasons[Reason.SMALL.value] = self.small_messages

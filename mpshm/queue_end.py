@@ -10,13 +10,16 @@ import os
 import time
 from collections.abc import Callable
 from multiprocessing import reduction
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from . import config, connection, payload, slot, wire
-from .arena import CORE_MISSING, NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel
-from .counters import Counters, Gauges, Reason, Stats
+from .arena import CORE_MISSING, NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel, Run
+from .counters import Counters, Reason
 from .errors import PlainRoadError
 from .payload import Message, Received
+
+if TYPE_CHECKING:
+    from .figures import Stats
 
 _T = TypeVar("_T")
 
@@ -169,6 +172,16 @@ class QueueEnd(connection.Connection):
             drop(message)
             raise
 
+    def _send_run(self, arena: Arena, run: Run, size: int) -> None:
+        arena.wait_room(self._handle, size)
+        parcel = Parcel.begin(arena, self._handle)
+        try:
+            parcel.put_run(run, size)
+            self.send_placed(Message(b"", size, parcel), _NO_PLACE)
+        except BaseException:
+            parcel.return_run()
+            raise
+
     # Receiving
 
     def receive_some(self, most: int, timeout_ms: int) -> list[Any]:
@@ -213,6 +226,8 @@ _NO_PLACE = 0 if CORE_MISSING else slot.NO_PLACE
 
 def stats_of(*ends: connection.Connection) -> Stats:
     """What ends of one channel sent and received in this process, and what its arena holds."""
+    from .figures import Gauges
+
     total, gauges = Counters(), Gauges()
     for end in ends:
         total.add(end._counters)

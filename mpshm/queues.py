@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 from . import aio, config, connection, payload, queue_end, slot
 from .arena import CORE_MISSING, NO_WAIT, NoRoomNow, OutOfSharedMemory
-from .counters import Stats
 from .payload import Message
 from .queue_end import QueueEnd
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
 if TYPE_CHECKING:  # generic in its stub alone
+    from .figures import Stats
+
     _StockQueue = stock.Queue[Any]
     _StockJoinableQueue = stock.JoinableQueue[Any]
     _StockSimpleQueue = stock.SimpleQueue[Any]

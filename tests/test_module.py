@@ -28,10 +28,10 @@ FLOORS = (
     ("payload", "forking"),
     ("buffer", "slot"),
     ("arena",),
-    ("wire", "counters", "config", "errors", "aio", "_native"),
+    ("wire", "counters", "figures", "config", "errors", "aio", "_native"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
-PURE = {"wire", "counters", "config", "aio"}
+PURE = {"wire", "counters", "figures", "config", "aio"}
 
 
 def imports_of(module: str) -> list[tuple[str, bool]]:
@@ -94,7 +94,7 @@ def test_names_are_stocks_and_ours() -> None:
         for name, value in vars(mpshm).items()
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
-    assert set(mpshm.__all__) - {"reducer", "ProcessPoolExecutor"} == public
+    assert set(mpshm.__all__) - {"reducer", "ProcessPoolExecutor", "Stats"} == public
     assert mpshm.ProcessPoolExecutor.__module__ == "mpshm.executor"  # imported when asked for
 
 

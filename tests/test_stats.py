@@ -79,11 +79,11 @@ def test_stats_are_frozen_and_each_field_is_explained() -> None:
     import ast
     import inspect
 
-    from mpshm import counters
+    from mpshm import figures
 
     with pytest.raises(dataclasses.FrozenInstanceError):
         mpshm.stats().shm_messages = 1  # type: ignore[misc]
-    body = ast.parse(inspect.getsource(counters.Stats)).body[0].body[1:]  # type: ignore[attr-defined]
+    body = ast.parse(inspect.getsource(figures.Stats)).body[0].body[1:]  # type: ignore[attr-defined]
     fields, docs = body[::2], body[1::2]
     assert len(dataclasses.fields(mpshm.Stats)) == len(fields)
     assert all(isinstance(node, ast.AnnAssign) for node in fields)
