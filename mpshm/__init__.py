@@ -11,6 +11,7 @@ The floors, top to bottom; imports go down only:
     queues                 Queue, JoinableQueue, SimpleQueue
     connection             Connection, Pipe, Listener, Client: knows frames and roads
     payload | forking      dump and load (knows pickle, no pipes) | what fork does to transports
+    search                 finds the arena of an end that came here alone
     buffer                 Buffer: one message's memory in a user's hands
     arena                  Arena, Run, Parcel, Reader: the only importer of the compiled core
     wire, counters, config, errors, _native   pure functions, counters, constants, the C core

@@ -24,7 +24,7 @@ FLOORS = (
     ("context", "pool", "managers"),
     ("queues",),
     ("connection",),
-    ("payload", "forking"),
+    ("payload", "forking", "search"),
     ("buffer",),
     ("arena",),
     ("wire", "counters", "config", "errors", "_native"),

@@ -362,8 +362,20 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
 
         n = error != 0 ? error : n;
     }
-    reader->full = n > 0;
+    reader->full = n > 0 || n == MPSHM_E_NO_ARENA;
     return n;
+}
+
+int
+mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena)
+{
+    uint32_t length;
+    int error = frame_open(reader, arena);
+
+    reader->full = error == 0;
+    memcpy(&length, reader->bytes, sizeof length);
+    return error != 0 ? error
+                      : (int) (LENGTH_BYTES + (ntohl(length) & ~SIGN) + MPSHM_DESCRIPTORS);
 }
 
 void
