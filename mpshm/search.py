@@ -44,7 +44,9 @@ def find(handle: int, pids: Iterable[int]) -> Arena | None:
 def _is_network(handle: int) -> bool:
     if not stat.S_ISSOCK(os.fstat(handle).st_mode):
         return False
+    blocking = os.get_blocking(handle)
     with socket.socket(fileno=os.dup(handle)) as line:
+        os.set_blocking(handle, blocking)  # whatever socket.setdefaulttimeout() says
         return line.family != socket.AF_UNIX
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import socket
 import struct
 import subprocess
 import sys
@@ -169,6 +170,20 @@ def test_stock_end_built_anew_while_installed(method: str) -> None:
         timeout=30,
     )
     assert ("((1, 1, set()), (1, 1, set()))\n", "") == (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("timeout", [None, 1.0])
+def test_looking_leaves_a_socket_as_it_is(blocking: bool, timeout: float | None) -> None:
+    left, right = socket.socketpair()
+    left.setblocking(blocking)
+    socket.setdefaulttimeout(timeout)
+    try:
+        with mpshm.Connection(left.detach()) as end:
+            assert blocking == os.get_blocking(end.fileno())
+    finally:
+        socket.setdefaulttimeout(None)
+        right.close()
 
 
 # What is refused
