@@ -11,7 +11,8 @@ The floors, top to bottom; imports go down only:
     queues                 Queue, JoinableQueue, SimpleQueue: knows the feeder and who waits
     queue_end              QueueEnd: a Connection of slots, for many at each end
     connection             Connection, Pipe, Listener, Client: knows frames and roads
-    payload | forking      dump and load (knows pickle, no pipes) | what fork does to transports
+    payload | forking | search   dump and load (knows pickle, no pipes) | what fork does to
+                           transports | finds the arena of an end that came here alone
     buffer | slot          Buffer: one message's memory in a user's hands | a queue's messages
     arena                  Arena, Run, Parcel, Reader: with slot the only importer of the core
     wire, counters, figures, config, errors, aio, _native   pure functions, constants, the core

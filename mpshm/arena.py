@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import weakref
+from collections.abc import Callable
 from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,10 @@ class ReaderFull(Exception):
     """The reader holds a frame that its caller has not got yet."""
 
 
+class NoArena(ProtocolError):
+    """A descriptor frame came where there is no arena; it stays in the reader, for `reopen`."""
+
+
 FOREIGN = "buffer belongs to the process this one was forked from"
 SPENT = "buffer has been sent or released"
 _CODES = {
@@ -79,6 +84,8 @@ def failure(code: int, what: str) -> Exception:
     """The exception for a negative answer of the core."""
     if code in (-10010, -10011):
         return ValueError(_CODES[code])
+    if code == -10017:
+        return NoArena(_CODES[code])
     if code in _CODES:
         return ProtocolError(f"{what} {_CODES[code]}" if what else _CODES[code])
     if -code == errno.ENOMEM:
@@ -147,8 +154,13 @@ class Arena:
         _arenas[identity] = self
 
     @classmethod
-    def create(cls, geometry: config.Geometry | None = None, kind: int = FILE_AUTO) -> Arena:
-        """Make an arena with a memory file of its own.  Raises OSError where none can be had."""
+    def create(
+        cls, geometry: config.Geometry | None = None, kind: int = FILE_AUTO, name: str = "mpshm"
+    ) -> Arena:
+        """Make an arena with a memory file of its own.  Raises OSError where none can be had.
+
+        name: what /proc shows the file as, where it names memory files.
+        """
         if CORE_MISSING:
             raise OSError(errno.ENOSYS, f"mpshm's compiled core is missing: {CORE_MISSING}")
         g = geometry or config.GEOMETRY
@@ -156,11 +168,12 @@ class Arena:
         code = lib.mpshm_arena_create(
             [(g.stride, g.segment_bytes, g.segment_limit, g.chunk_bytes.bit_length() - 1)],
             kind,
+            name.encode(),
             out,
         )
         if code:
             raise failure(code, "shared memory file")
-        return cls(out[0], _identity(lib.mpshm_arena_fd(out[0])))
+        return cls(out[0], lib.mpshm_arena_id(out[0]))
 
     @classmethod
     def attach(cls, fd: int, sealed: bool = False) -> Arena:
@@ -444,7 +457,7 @@ class Reader:
 
         Raises EOFError, OSError, TooLong, or ProtocolError naming what is wrong; then no run is
         kept.  Raises ReaderFull when it comes between a frame and its caller, as a signal handler
-        does: it must read on with a new Reader.
+        does: it must read on with a new Reader.  After NoArena, `reopen` comes next.
         """
         c = self._c
         body_max = _BODY_MAX if maxsize is None or maxsize > _BODY_MAX else maxsize
@@ -455,16 +468,15 @@ class Reader:
                 if n == -errno.EBUSY:
                     raise ReaderFull
                 if n != -errno.EINTR:
-                    wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
-                    raise failure(n, str(wrong) if lib.MPSHM_E_STALE <= n < -10000 else "")
+                    raise self._failure(n)
             if n < _DESCRIPTORS:
                 body: bytes = self._bytes[4:n]
                 c.full = 0
                 return body
             if n != _LONG:
                 return self._take_over()
-        except ReaderFull:
-            raise  # what it holds is another's
+        except (ReaderFull, NoArena):
+            raise  # what it holds is another's, or kept
         except BaseException:
             lib.mpshm_discard(c)  # an interruption may leave runs without a holder
             raise
@@ -473,6 +485,23 @@ class Reader:
         if maxsize is not None and size > maxsize:
             raise TooLong
         return read_exactly(fd, size)
+
+    def reopen(self, find: Callable[[], Arena | None]) -> tuple[Any, list[memoryview]]:
+        """The message of a frame that came before its arena, which `find` gives; None loses it."""
+        c = self._c
+        try:
+            arena = find()
+            if code := lib.mpshm_reopen(c, _NULL if arena is None else arena._c):
+                raise self._failure(code)
+            return self._take_over()
+        except BaseException:
+            lib.mpshm_discard(c)
+            raise
+
+    def _failure(self, code: int) -> Exception:
+        c = self._c
+        wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
+        return failure(code, str(wrong) if lib.MPSHM_E_STALE <= code < -10000 else "")
 
     def _take_over(self) -> tuple[Any, list[memoryview]]:
         """The message of the descriptor frame just read, each run with a holder of its own."""

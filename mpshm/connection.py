@@ -6,6 +6,7 @@ descriptors of runs in the channel's arena.  Every plain message is counted with
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import pickle
@@ -20,10 +21,11 @@ from multiprocessing import reduction
 from multiprocessing.connection import answer_challenge, deliver_challenge, wait
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import config, forking, payload, wire
+from . import config, forking, payload, search, wire
 from .arena import (
     CORE_MISSING,
     Arena,
+    NoArena,
     OutOfSharedMemory,
     Parcel,
     Reader,
@@ -32,7 +34,7 @@ from .arena import (
     process_arenas,
 )
 from .buffer import Buffer
-from .counters import EndCounters, Reason, process_total
+from .counters import EndCounters, Reason, be_ready_to_show, process_total
 from .errors import BufferTooShort, PlainRoadError, TooLong
 from .payload import Message, Received
 
@@ -54,6 +56,8 @@ class Connection(stock.Connection):
     """An end of a channel: a stock Connection whose large messages go through shared memory.
 
     arena: the channel's shared memory, or None for a channel that has none, for `reason`.
+    With neither, as libraries build an end anew from its bare descriptor, it is looked for: among
+    the ends and the ancestors of this process, and everywhere when a message cannot do without.
     """
 
     if TYPE_CHECKING:  # what stock's class has and its stub does not name
@@ -74,7 +78,7 @@ class Connection(stock.Connection):
         writable: bool = True,
         *,
         arena: Arena | None = None,
-        reason: Reason = Reason.NOT_LOCAL,
+        reason: Reason | None = None,
     ) -> None:
         super().__init__(handle, readable, writable)
         self._arena: Arena | None = None
@@ -82,7 +86,9 @@ class Connection(stock.Connection):
         self._counters = self._new_counters()
         self._reset_in_child()
         forking.register(self)
-        self._use(arena if arena is not None or reason is not Reason.NOT_LOCAL else _known(handle))
+        if arena is None and reason is None:
+            arena = _known(handle) or search.find(handle, search.ancestors())
+        self._use(arena)
 
     def _new_counters(self) -> EndCounters:
         return EndCounters()
@@ -92,9 +98,9 @@ class Connection(stock.Connection):
         self._arena = arena
         if arena is not None:
             _open_ends[_pipe_of(self._handle)] = self
-            if arena.is_queue and queue_end is not None:
-                # Made from the bare descriptor of a queue's pipe.
-                self.__class__ = queue_end
+            if arena.is_queue and type(self) is Connection:
+                # Made from the bare descriptor of a queue's pipe; what that needs is above us.
+                self.__class__ = importlib.import_module(".queue_end", __package__).QueueEnd
                 self._counters = self._new_counters()
                 self._reset_in_child()
 
@@ -215,7 +221,9 @@ class Connection(stock.Connection):
             counters.shm_messages += 1
             counters.shm_bytes += size
         else:
-            reason = self._no_arena_reason if self._arena is None else message.reason
+            reason = message.reason
+            if self._arena is None:
+                reason = self._no_arena_reason or Reason.NOT_LOCAL
             _refuse_if_required(reason)
             with self._send_lock:
                 super()._send_bytes(memoryview(message.stream).cast("B"))  # type: ignore[misc]
@@ -239,11 +247,15 @@ class Connection(stock.Connection):
             self._check_closed()
             self._check_readable()
         with self._recv_lock:
+            reader = self._reader
             try:
-                message = self._reader.read(self._handle, self._arena, maxsize)
-            except ReaderFull:
-                self._reader = Reader()
-                message = self._reader.read(self._handle, self._arena, maxsize)
+                try:
+                    message = reader.read(self._handle, self._arena, maxsize)
+                except ReaderFull:
+                    reader = self._reader = Reader()
+                    message = reader.read(self._handle, self._arena, maxsize)
+            except NoArena:
+                message = reader.reopen(self._find_arena)  # type: ignore[union-attr]
         counters = self._counters
         if isinstance(message, bytes):
             counters.received_plain_messages += 1
@@ -253,6 +265,13 @@ class Connection(stock.Connection):
         counters.received_shm_messages += 1
         counters.received_shm_bytes += received.size
         return received
+
+    def _find_arena(self) -> Arena | None:
+        """For a message that cannot be had without: look everywhere, once."""
+        if self._arena is None and self._no_arena_reason is None:
+            self._use(search.find(self._handle, search.everybody()))
+            self._no_arena_reason = Reason.NOT_LOCAL
+        return self._arena
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """Receive a message as bytes: what send_bytes sent, or the pickle of what send sent."""
@@ -326,9 +345,6 @@ def process_stats() -> Stats:
     return process_total().show(gauges)
 
 
-queue_end: type[Connection] | None = None
-"""What an end of a queue's pipe is; queue_end.py, which is above, says so."""
-
 # Looked up once, for every small message needs them.
 _write, _length_word, _loads = os.write, wire.plain_header, pickle.loads
 
@@ -348,7 +364,7 @@ def _pipe_of(handle: int) -> tuple[int, int]:
 
 
 def _known(handle: int) -> Arena | None:
-    """The arena of an end that some library builds anew from its bare descriptor."""
+    """The arena of another end in this process, of the same pipe."""
     if not _open_ends:
         return None
     try:
@@ -360,19 +376,19 @@ def _known(handle: int) -> Arena | None:
 
 
 def rebuild(
-    handle: Any, arena: Arena | None, readable: bool, writable: bool, reason: Reason
+    handle: Any, arena: Arena | None, readable: bool, writable: bool, reason: Reason | None
 ) -> Connection:
     """Unpickle a Connection, whose descriptor arrives as the stock module passes one."""
     return Connection(handle.detach(), readable, writable, arena=arena, reason=reason)
 
 
-def new_arena() -> tuple[Arena | None, Reason]:
-    """An arena for a new channel, or None and why there is none."""
+def new_arena(*handles: int) -> tuple[Arena | None, Reason]:
+    """An arena for the new channel of that pipe or those sockets, or None and why there is none."""
     mode = config.mode()
     if mode is config.Mode.OFF:
         return None, Reason.OFF
     try:
-        return Arena.create(), Reason.NO_MEMORY_FILE
+        return Arena.create(name=search.name_for(handles)), Reason.NO_MEMORY_FILE
     except OSError as error:
         if mode is config.Mode.REQUIRE:
             raise PlainRoadError(f"MPSHM=require, but no shared memory: {error}") from error
@@ -384,7 +400,7 @@ def adopt(*ends: stock.Connection) -> list[Connection]:
     ours = [end for end in ends if isinstance(end, Connection)]
     if len(ours) == len(ends):
         return ours  # mpshm is installed
-    arena, reason = new_arena()
+    arena, reason = new_arena(*(end.fileno() for end in ends))
     return [_take_over(Connection, end, arena, reason) for end in ends]
 
 
@@ -397,6 +413,7 @@ def _take_over(
 
 def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     """A new channel's two ends; with duplex=False the first only receives, the second sends."""
+    be_ready_to_show()
     if duplex:
         pair = socket.socketpair()
         for end in pair:
@@ -405,7 +422,7 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     else:
         handles = list(os.pipe())
     try:
-        arena, reason = new_arena()
+        arena, reason = new_arena(*handles[: 1 + duplex])  # a pipe's ends have one number
     except BaseException:
         for handle in handles:
             os.close(handle)
@@ -443,7 +460,7 @@ class _Greeting(Connection):
         if self._arena is not None and head == _CHALLENGE:
             carried = self._arena
         elif self._arena is None and self._offered is None and head == _WELCOME:
-            carried = self._offered = new_arena()[0]
+            carried = self._offered = new_arena(self._handle)[0]
         if carried is None:
             super().send_bytes(buf, offset, size)
         else:
@@ -497,18 +514,34 @@ def _greet(end: stock.Connection, family: str) -> Connection:
     return _take_over(cls, end, None, Reason.NOT_LOCAL)
 
 
-_stock_accept: Any = stock.SocketListener.accept  # type: ignore[attr-defined]
-_stock_connect: Any = stock.SocketClient  # type: ignore[attr-defined]
+def over(function: Any, **names: Any) -> Any:
+    """Stock's own code, which differs between versions, among other names."""
+    return types.FunctionType(
+        function.__code__, {**vars(stock), **names}, function.__name__, function.__defaults__
+    )
 
 
-def accept(listener: Any) -> Connection:
-    """SocketListener.accept, which a Listener calls before it authenticates its peer."""
-    return _greet(_stock_accept(listener), listener._family)
+class _Raw(stock.Connection):
+    """A stock end, also while mpshm is installed: it has no arena that could be looked for."""
 
 
-def connect(address: Any) -> Connection:
+_raw: Any = stock.Connection if sys.platform == "win32" else _Raw
+_stock_accept = over(stock.SocketListener.accept, Connection=_raw)  # type: ignore[attr-defined]
+_stock_connect = over(stock.SocketClient, Connection=_raw)  # type: ignore[attr-defined]
+
+
+def accept(listener: Any, shares: bool = True) -> Connection:
+    """SocketListener.accept, which a Listener calls before it authenticates its peer.
+
+    shares: whether local peers are to share memory.
+    """
+    return _greet(_stock_accept(listener), listener._family if shares else "")
+
+
+def connect(address: Any, shares: bool = True) -> Connection:
     """SocketClient, which Client calls before it authenticates itself."""
-    return _greet(_stock_connect(address), stock.address_type(address))  # type: ignore[attr-defined]
+    family = stock.address_type(address) if shares else ""  # type: ignore[attr-defined]
+    return _greet(_stock_connect(address), family)
 
 
 class _SocketListener(stock.SocketListener):  # type: ignore[name-defined, misc]
@@ -534,13 +567,7 @@ class Listener(stock.Listener):
             self._listener.__class__ = _SocketListener
 
 
-# Stock's own code, which differs between versions, over our way to connect.
-Client: Callable[..., Connection] = types.FunctionType(
-    stock.Client.__code__,
-    {**vars(stock), "SocketClient": connect},
-    "Client",
-    stock.Client.__defaults__,
-)
+Client: Callable[..., Connection] = over(stock.Client, SocketClient=connect)
 Client.__doc__ = (
     "A connection to the Listener at an address, sharing memory with it if it is local and ours."
 )

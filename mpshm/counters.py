@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from .figures import Gauges, Stats
 
 
+def be_ready_to_show() -> None:
+    """Before a channel is made: when descriptors run out, nothing more can be imported."""
+    from . import figures  # noqa: F401
+
+
 class Reason(str, enum.Enum):
     """Why a message took the plain road."""
 

@@ -10,6 +10,7 @@ functions.  So it does not matter who bound or subclassed them, or when.  Descen
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import types
@@ -79,10 +80,9 @@ def install() -> None:
     for name in ("Queue", "JoinableQueue", "SimpleQueue"):
         _become(getattr(stock_queues, name), getattr(queues, name))
     _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
-    plain_client = _copy(stock_connection.Client)
     _patch(stock_connection, "SocketClient", connection.connect)
     _patch(stock_connection.SocketListener, "accept", _accepting(sharer))  # type: ignore[attr-defined]
-    _patch(sharer._ResourceSharer, "get_connection", _asking_sharer(plain_client))  # type: ignore[attr-defined]
+    _patch(sharer._ResourceSharer, "get_connection", _asking_sharer())  # type: ignore[attr-defined]
     _patch(stock_queues.Queue, "get", queues.get)
     _patch(stock_queues.Queue, "_feed", staticmethod(queues.feed))
     simple = stock_queues.SimpleQueue
@@ -165,30 +165,24 @@ def _pipe(duplex: bool = True) -> Any:
     return Pipe(duplex)
 
 
-def _copy(function: Any) -> Callable[..., Any]:
-    """A function as it is now, whatever its module's names will mean later."""
-    return types.FunctionType(
-        function.__code__, {**function.__globals__}, function.__name__, function.__defaults__
-    )
-
-
 # The resource sharer makes a connection for each descriptor that is passed (torch passes one for
 # each tensor) and closes it: an arena for each cost three times what all the rest did.
 
 
 def _accepting(sharer: Any) -> Callable[..., Any]:
-    stock = stock_connection.SocketListener.accept  # type: ignore[attr-defined]
-
     def accept(self: Any) -> Any:
         for_sharer = sharer._resource_sharer._listener
         if for_sharer is not None and self is for_sharer._listener:
-            return stock(self)
+            return connection.accept(self, shares=False)
         return connection.accept(self)
 
     return accept
 
 
-def _asking_sharer(client: Callable[..., Any]) -> Any:
+def _asking_sharer() -> Any:
+    connect = functools.partial(connection.connect, shares=False)
+    client = connection.over(stock_connection.Client, SocketClient=connect)
+
     def get_connection(ident: tuple[Any, int]) -> Any:
         address, key = ident
         asking = client(address, authkey=stock_process.current_process().authkey)

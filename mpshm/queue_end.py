@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from . import config, connection, payload, slot, wire
 from .arena import CORE_MISSING, NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel, Run
-from .counters import Counters, Reason
+from .counters import Counters, Reason, be_ready_to_show
 from .errors import PlainRoadError
 from .payload import Message, Received
 
@@ -215,8 +215,6 @@ class QueueEnd(connection.Connection):
         return stats_of(self)
 
 
-connection.queue_end = QueueEnd
-
 _dump = payload.dump
 # Where there is no core there are no constants of its either.
 _TAKE_PLACE = 0 if CORE_MISSING else slot.TAKE_PLACE
@@ -267,11 +265,18 @@ def pipe(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, Queue
     """A new queue's pipe: the end to get from, the end to put to.  None where none can be had."""
     if not _slots_work():
         return None
-    arena, reason = connection.new_arena()
+    be_ready_to_show()
+    reader, writer = os.pipe()
+    arena = None
+    try:
+        arena, reason = connection.new_arena(reader)
+    finally:
+        if arena is None:
+            os.close(reader)
+            os.close(writer)
     if arena is None:
         return None
     arena.make_queue(places, bytes_limit, joinable)
-    reader, writer = os.pipe()
     os.set_blocking(writer, False)
     return (
         QueueEnd(reader, True, False, arena=arena, reason=reason),

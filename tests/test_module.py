@@ -25,7 +25,7 @@ FLOORS = (
     ("queues",),
     ("queue_end",),
     ("connection",),
-    ("payload", "forking"),
+    ("payload", "forking", "search"),
     ("buffer", "slot"),
     ("arena",),
     ("wire", "counters", "figures", "config", "errors", "aio", "_native"),

@@ -824,6 +824,94 @@ def test_received_memory_is_not_seen_by_later_messages(pipe: Ends) -> None:
         assert all((one == key).all() for key, one in held.items())
 
 
+# Arrow lends its buffers to pickle by itself.  It is not in requirements.txt, for it takes 170 MB:
+# run after `.build/venv/bin/pip install pyarrow`, which gave 26.0.1.
+
+COLUMN = 1 << 17
+
+
+def arrow(name: str) -> Any:
+    pa = pytest.importorskip("pyarrow")
+    numbers = np.arange(COLUMN)
+    table = pa.table({"a": numbers, "b": numbers * 0.5, "c": [f"row {n}" for n in range(COLUMN)]})
+    made = {
+        "table": lambda: table,
+        "slice": lambda: table.slice(1000, COLUMN // 2),
+        "batch": lambda: table.to_batches()[0],
+        "array": lambda: pa.array(numbers),
+        "nulls": lambda: pa.array([None if n % 7 else n for n in range(COLUMN)]),
+        "chunks": lambda: pa.chunked_array([numbers, numbers]),
+        "dictionary": lambda: pa.array(["a", "b"] * COLUMN).dictionary_encode(),
+        "read-only buffer": lambda: pa.py_buffer(bytes(numbers)),
+        "writable buffer": lambda: pa.py_buffer(bytearray(numbers)),
+    }
+    return made[name]()
+
+
+ARROW = ["table", "slice", "batch", "array", "nulls", "chunks", "dictionary"]
+ARROW_BUFFERS = ["read-only buffer", "writable buffer"]
+
+
+def arrow_buffers(obj: Any) -> list[Any]:
+    if hasattr(obj, "is_mutable"):
+        return [obj]
+    if hasattr(obj, "buffers"):
+        return [buffer for buffer in obj.buffers() if buffer is not None]
+    parts = obj.columns if hasattr(obj, "columns") else obj.chunks
+    return [buffer for part in parts for buffer in arrow_buffers(part)]
+
+
+@pytest.mark.parametrize("name", ARROW + ARROW_BUFFERS)
+@pytest.mark.parametrize("kind", ["Pipe", "Queue", "SimpleQueue"])
+def test_arrow_arrives_as_with_stock_and_by_descriptor(kind: str, name: str) -> None:
+    sent = arrow(name)
+    expected = through(multiprocessing, sent)
+    before = mpshm.stats()
+    if kind == "Pipe":
+        got = through(mpshm, sent)
+    else:
+        queue = getattr(mpshm, kind)()
+        queue.put(sent)
+        got = queue.get()
+        queue.close()
+        if kind == "Queue":
+            queue.join_thread()
+    after = mpshm.stats()
+    assert (1, 1) == (
+        after.shm_messages - before.shm_messages,
+        after.received_shm_messages - before.received_shm_messages,
+    )
+    assert type(expected) is type(got)
+    assert expected.equals(got)
+    assert sent.equals(got)
+    for theirs, ours in zip(arrow_buffers(expected), arrow_buffers(got), strict=True):
+        assert (theirs.is_mutable, theirs.size) == (ours.is_mutable, ours.size)
+        assert 0 == ours.address % 64 or ours.size < config.VIEW_MIN
+
+
+def test_arrow_keeps_its_memory_and_shares_it_with_nobody() -> None:
+    sent = arrow("table")
+    reader, writer = mpshm.Pipe(duplex=False)
+    writer.send(sent)
+    writer.send(sent)
+    first, second = reader.recv(), reader.recv()
+    column = np.frombuffer(arrow_buffers(first)[0], sent["a"].type.to_pandas_dtype())
+    column[:] = 0
+    assert sent.equals(second)
+    assert not sent.equals(first)
+    assert writer.stats().runs_in_use == 2 * len(arrow_buffers(sent))  # no copies
+    del first, column
+    gc.collect()
+    assert writer.stats().runs_in_use == len(arrow_buffers(sent))
+    for number in range(20):
+        writer.send(np.full(COLUMN, number))
+        reader.recv()
+    reader.close()
+    writer.close()
+    gc.collect()
+    assert sent.equals(second)
+
+
 # Past what 31 and 32 bits count.  `make stress-large` alone runs these: each wants some 9 to 13 GiB.
 
 GIANT = [(1 << 31) - 1, 1 << 31, (1 << 32) + 4097]

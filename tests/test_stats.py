@@ -109,7 +109,7 @@ def test_no_memory_file_goes_plain_with_that_reason(monkeypatch: pytest.MonkeyPa
 
     from mpshm import arena
 
-    def create(*args: object) -> arena.Arena:
+    def create(*args: object, **named: object) -> arena.Arena:
         raise OSError(errno.EMFILE, "too many open files")
 
     monkeypatch.setattr(arena.Arena, "create", create)

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -31,15 +32,8 @@ static uint64_t
 fresh_id(void)
 {
     uint64_t id = 0;
-    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
 
-    if (fd != -1) {
-        if (read(fd, &id, sizeof id) != (ssize_t) sizeof id) {
-            id = 0;
-        }
-        close(fd);
-    }
-    if (id == 0) {
+    if (getentropy(&id, sizeof id) == -1 || id == 0) {
         struct timespec now;
 
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -80,11 +74,11 @@ open_shm(void)
 }
 
 static int
-open_memory_file(int kind, bool *bounded)
+open_memory_file(int kind, const char *name, bool *bounded)
 {
 #ifdef __linux__
     if (kind != MPSHM_FILE_SHM) {
-        int fd = memfd_create("mpshm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
         *bounded = false;
         if (fd != -1 || kind == MPSHM_FILE_MEMFD || errno != ENOSYS) {
@@ -93,6 +87,7 @@ open_memory_file(int kind, bool *bounded)
     }
 #else
     (void) kind;
+    (void) name;
 #endif
     *bounded = true;
     return open_shm();
@@ -147,7 +142,7 @@ plan_header(const mpshm_geometry *geometry, struct arena_header *header)
 }
 
 int
-mpshm_arena_create(const mpshm_geometry *geometry, int kind, mpshm_arena **out)
+mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, mpshm_arena **out)
 {
     struct arena_header header;
     bool bounded;
@@ -156,7 +151,7 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, mpshm_arena **out)
     if (error != 0) {
         return error;
     }
-    int fd = open_memory_file(kind, &bounded);
+    int fd = open_memory_file(kind, name, &bounded);
 
     if (fd == -1) {
         return -errno;
@@ -258,6 +253,7 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
     arena->header = mapped;
     arena->peers = (struct peer *) ((char *) mapped + PEERS_OFFSET);
     arena->slot_bytes = header.slot_bytes;
+    arena->id = header.id;
     arena->stride = header.stride;
     arena->segment_bytes = header.segment_bytes;
     arena->segment_limit = header.segment_limit;
@@ -331,6 +327,12 @@ int
 mpshm_arena_fd(mpshm_arena *arena)
 {
     return arena->fd;
+}
+
+uint64_t
+mpshm_arena_id(mpshm_arena *arena)
+{
+    return arena->id;
 }
 
 int

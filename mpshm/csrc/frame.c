@@ -432,8 +432,17 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
 
         n = error != 0 ? error : n;
     }
-    reader->full = n > 0;
+    reader->full = n > 0 || n == MPSHM_E_NO_ARENA;
     return n;
+}
+
+int
+mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena)
+{
+    int error = frame_open(reader, arena);
+
+    reader->full = error == 0;
+    return error;
 }
 
 void

@@ -31,6 +31,7 @@ struct sent {
 struct mpshm_arena {
     int fd;
     uint32_t refs;          /* the open handle, and each lease, run and parcel */
+    uint64_t id;
     uint32_t slot_bytes;
     uint64_t stride;        /* checked copies of the header's: a stray write must not move us */
     uint64_t segment_bytes;

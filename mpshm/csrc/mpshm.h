@@ -103,8 +103,10 @@ typedef struct {
     unsigned char bytes[32772];
 } mpshm_reader;
 
-/* Make an arena and its memory file; the caller closes it. */
-int mpshm_arena_create(const mpshm_geometry *geometry, int kind, mpshm_arena **out);
+/* Make an arena and its memory file; the caller closes it.  Where /proc names memory files, it shows
+   `name`. */
+int mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name,
+                       mpshm_arena **out);
 /* Attach to the arena whose memory file is fd; takes fd over on success only. */
 int mpshm_arena_attach(int fd, mpshm_arena **out);
 /* The arena's identity: equal in all processes that share it.  Reads fd only. */
@@ -112,6 +114,7 @@ int mpshm_arena_identity(int fd, uint64_t *id);
 /* Let go; mappings and descriptor live on until the last lease of this process is released. */
 void mpshm_arena_close(mpshm_arena *arena);
 int mpshm_arena_fd(mpshm_arena *arena);
+uint64_t mpshm_arena_id(mpshm_arena *arena);
 int mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out);
 int mpshm_arena_gauges(mpshm_arena *arena, mpshm_gauges *out);
 /* Walk every segment: 1 if each invariant holds, else -line of the one that does not. */
@@ -162,8 +165,11 @@ void mpshm_reader_free(mpshm_reader *reader);
 /* Bytes of the whole frame now in `reader`, good until the receiver clears `full`; 0 at end of file.
    To those of a descriptor frame MPSHM_DESCRIPTORS is added: its runs are leased, all or none.  A
    plain frame whose body is longer than body_max, or than `reader` holds, gives MPSHM_LONG:
-   body_size is known, the body is the caller's to read.  arena may be NULL. */
+   body_size is known, the body is the caller's to read.  arena may be NULL: a descriptor frame then
+   gives MPSHM_E_NO_ARENA and stays in `reader`, for mpshm_reopen or mpshm_discard. */
 int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max);
+/* Lease the runs of the frame that stayed, all or none: 0, or the error and it stays no longer. */
+int mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena);
 /* Move the i-th run to a holder of its own. */
 void mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to);
 /* Give back what was not taken, as mpshm_reader_free does. */

@@ -78,7 +78,7 @@ arena_of(mpshm_geometry geometry)
 {
     mpshm_arena *arena;
 
-    CHECK_EQ(0, mpshm_arena_create(&geometry, MPSHM_FILE_AUTO, &arena));
+    CHECK_EQ(0, mpshm_arena_create(&geometry, MPSHM_FILE_AUTO, "mpshm", &arena));
     return arena;
 }
 

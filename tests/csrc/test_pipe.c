@@ -210,6 +210,36 @@ sent_message_arrives(void)
     close_clean(arena);
 }
 
+static void
+frame_that_came_before_its_arena_stays(void)
+{
+    mpshm_arena *arena = arena_of(tiny);
+    mpshm_reader *reader = mpshm_reader_new(0);
+    mpshm_held held;
+
+    open_pipe(0);
+    for (int found = 0; found < 2; found++) {
+        mpshm_run run = claim(arena, 1024);
+
+        CHECK_EQ(0, send_run(ends[1], &run, 100));
+        CHECK_EQ(MPSHM_E_NO_ARENA, mpshm_receive(reader, ends[0], NULL, 0));
+        CHECK_EQ(-EBUSY, mpshm_receive(reader, ends[0], arena, 0));
+        if (found) {
+            CHECK_EQ(MPSHM_DESCRIPTORS + 32, mpshm_reopen(reader, arena));
+            mpshm_take(reader, 0, &held);
+            CHECK_EQ(100, held.size);
+            mpshm_release(held.data);
+        } else {
+            CHECK_EQ(MPSHM_E_NO_ARENA, mpshm_reopen(reader, NULL));
+        }
+        mpshm_discard(reader);
+    }
+    CHECK_EQ(1, runs_in_use(arena)); /* of the message that was lost */
+    mpshm_reader_free(reader);
+    close_pipe();
+    mpshm_arena_close(arena);
+}
+
 /* A message outlives the handle, and the process, that sent it. */
 static void
 message_of_a_dead_sender_arrives(void)
@@ -596,6 +626,7 @@ static const struct test tests[] = {
     TEST(frame_in_single_bytes_goes_on_where_it_was),
     TEST(end_of_file_between_frames_and_within_one),
     TEST(sent_message_arrives),
+    TEST(frame_that_came_before_its_arena_stays),
     TEST(message_of_a_dead_sender_arrives),
     TEST(send_to_nobody_is_all_or_nothing),
     TEST(send_into_a_full_pipe_is_all_or_nothing),

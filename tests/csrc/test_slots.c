@@ -1,0 +1,978 @@
+/* Slots: messages of every kind through a queue's pipe, its places, and what a forged slot does. */
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static mpshm_counts counts;
+
+#define INLINE_MAX (MPSHM_SLOT_BYTES - 4)
+#define SIGN UINT32_C(0x80000000)
+
+struct queue {
+    mpshm_arena *arena;
+    mpshm_batch *batch;
+    int reader, writer;
+};
+
+/* 4 KiB chunks, and room in a segment for the largest small message many times. */
+static mpshm_geometry
+roomy(void)
+{
+    return (mpshm_geometry) {.stride = 256 * SMALL_ALIGN, .segment_bytes = UINT64_C(1) << 20,
+                             .segment_limit = 16, .chunk_shift = 12};
+}
+
+static struct queue
+queue_of(mpshm_geometry geometry, uint32_t places, uint64_t bytes, int joinable)
+{
+    struct queue q = {.arena = arena_of(geometry), .batch = mpshm_batch_new(&counts, 0)};
+    int ends[2];
+
+    CHECK(q.batch != NULL);
+    CHECK_EQ(0, pipe(ends));
+    CHECK_EQ(0, fcntl(ends[1], F_SETFL, O_NONBLOCK));
+    mpshm_make_queue(q.arena, places, bytes, joinable);
+    q.reader = ends[0];
+    q.writer = ends[1];
+    return q;
+}
+
+static void
+end_queue(struct queue *q)
+{
+    mpshm_batch_discard(q->batch);
+    check_all_free(q->arena);
+    CHECK_EQ(0, mpshm_queue_size(q->arena, q->reader));
+    mpshm_batch_free(q->batch);
+    close(q->reader);
+    close(q->writer);
+    mpshm_arena_close(q->arena);
+}
+
+static int
+put(struct queue *q, uint32_t size, unsigned seed, int place)
+{
+    static char data[SMALL_RUN_BYTES + 1];
+
+    fill(data, size, seed);
+    return mpshm_slot_put_one(q->arena, &counts, q->writer, data, size, place);
+}
+
+static void
+check_next(struct queue *q, uint32_t size, unsigned seed)
+{
+    CHECK_EQ(size, mpshm_slot_receive_one(q->batch, q->reader, q->arena, 0));
+    CHECK(is_filled(q->batch->data, size, seed));
+}
+
+/* Parcels. */
+
+static mpshm_parcel *
+parcel_with(mpshm_arena *arena, const uint64_t *buffers, uint32_t count, uint64_t stream)
+{
+    mpshm_parcel *parcel = parcel_of(arena);
+    char *data = malloc(1 << 20);
+
+    for (uint32_t i = 0; i < count; i++) {
+        fill(data, buffers[i], i);
+        CHECK_EQ(0, mpshm_put_buffer(parcel, data, buffers[i], UINT64_MAX));
+    }
+    CHECK_EQ(0, mpshm_settle(parcel, stream, UINT64_MAX));
+    free(data);
+    return parcel;
+}
+
+static int
+send_parcel(struct queue *q, mpshm_parcel *parcel, uint64_t stream_size, int place)
+{
+    static char stream[SMALL_RUN_BYTES];
+
+    fill(stream, stream_size, 99);
+    return mpshm_slot_send(parcel, &counts, q->writer, stream, stream_size, place);
+}
+
+static void
+every_small_size_round_trips(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+
+    for (uint32_t size = 0; size <= SMALL_RUN_BYTES; size += size < 700 || !SANITIZED ? 1 : 37) {
+        CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
+        CHECK_EQ(size > INLINE_MAX, runs_in_use(q.arena));
+        CHECK_EQ(1, mpshm_queue_size(q.arena, q.reader));
+        check_next(&q, size, size);
+        CHECK_EQ(0, runs_in_use(q.arena));
+    }
+    CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    end_queue(&q);
+}
+
+static void
+tiny_chunks_carry_small_messages_too(void)
+{
+    struct queue q = queue_of(tiny, 0, 0, 0);
+
+    for (uint32_t size = 0; size <= TINY_CHUNK * TINY_CHUNKS; size++) {
+        CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
+        check_next(&q, size, size);
+    }
+    end_queue(&q);
+}
+
+static const uint32_t mixed[] = {0, 1, 124, 125, 126, 4096, 3, 32768, 124, 255, 256, 257, 20000, 7};
+#define MIXED ((uint32_t) (sizeof mixed / sizeof *mixed))
+
+static void
+many_of_mixed_sizes_arrive_in_order(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    char *data = malloc(MIXED * SMALL_RUN_BYTES), *at = data;
+
+    for (uint32_t i = 0; i < MIXED; at += mixed[i++]) {
+        fill(at, mixed[i], i);
+    }
+    CHECK_EQ(MIXED, mpshm_slot_put(q.arena, &counts, q.writer, data, mixed, MIXED, MPSHM_NO_PLACE));
+    CHECK_EQ(MIXED, mpshm_queue_size(q.arena, q.reader));
+    CHECK_EQ(5, mpshm_slot_receive(q.batch, q.reader, q.arena, 5, 0));
+    for (uint32_t i = 0; i < 5; i++) {
+        CHECK_EQ(mixed[i], q.batch->sizes[i]);
+        CHECK(is_filled(q.batch->data + q.batch->messages[i].at, mixed[i], i));
+    }
+    CHECK_EQ(MIXED - 5, mpshm_slot_receive(q.batch, q.reader, q.arena, 1000, -1));
+    for (uint32_t i = 5; i < MIXED; i++) {
+        CHECK_EQ(mixed[i], q.batch->sizes[i - 5]);
+        CHECK(is_filled(q.batch->data + q.batch->messages[i - 5].at, mixed[i], i));
+    }
+    free(data);
+    end_queue(&q);
+}
+
+static void
+more_than_fit_at_once_are_put_in_part(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint32_t sizes[MPSHM_SLOTS_AT_ONCE + 1];
+    char data[MPSHM_SLOTS_AT_ONCE + 1];
+
+    for (uint32_t i = 0; i <= MPSHM_SLOTS_AT_ONCE; i++) {
+        sizes[i] = 1;
+        data[i] = (char) i;
+    }
+    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes,
+                                                 MPSHM_SLOTS_AT_ONCE + 1, MPSHM_NO_PLACE));
+    CHECK_EQ(0, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_receive(q.batch, q.reader, q.arena, 99, 0));
+    for (uint32_t i = 0; i < MPSHM_SLOTS_AT_ONCE; i++) {
+        CHECK_EQ(i, q.batch->data[q.batch->messages[i].at]);
+    }
+    end_queue(&q);
+}
+
+static void
+too_large_one_in_the_middle_ends_the_batch_before_it(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint32_t sizes[] = {1, 1, SMALL_RUN_BYTES + 1, 1};
+    char *data = calloc(1, SMALL_RUN_BYTES + 4);
+
+    CHECK_EQ(2, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 4, MPSHM_NO_PLACE));
+    CHECK_EQ(-EMSGSIZE, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes + 2, 2, MPSHM_NO_PLACE));
+    CHECK_EQ(2, mpshm_slot_receive(q.batch, q.reader, q.arena, 9, 0));
+    free(data);
+    end_queue(&q);
+}
+
+/* The slot holds 5 descriptors; from there an index does, and the stream when it no longer fits. */
+static void
+parcels_of_any_number_of_buffers_round_trip(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint64_t buffers[40];
+    const uint64_t streams[] = {1, 11, 12, 92, 93, 124, 4000, SMALL_RUN_BYTES};
+
+    for (uint32_t i = 0; i < 40; i++) {
+        buffers[i] = 1 + 997 * i;
+    }
+    for (uint32_t count = 1; count <= 40; count++) {
+        for (uint32_t s = 0; s < sizeof streams / sizeof *streams; s++) {
+            mpshm_parcel *parcel = parcel_with(q.arena, buffers, count, streams[s]);
+
+            CHECK_EQ(0, send_parcel(&q, parcel, streams[s], MPSHM_NO_PLACE));
+            mpshm_parcel_free(parcel);
+            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+            mpshm_message *message = &q.batch->messages[0];
+
+            CHECK_EQ(count, message->runs);
+            CHECK_EQ(0, message->stream_runs);
+            CHECK_EQ(streams[s], message->size);
+            CHECK(is_filled(q.batch->data + message->at, message->size, 99));
+            for (uint32_t i = 0; i < count; i++) {
+                mpshm_held held;
+
+                mpshm_batch_take(q.batch, message->first_run + i, &held);
+                CHECK_EQ(buffers[i], held.size);
+                CHECK(is_filled(held.data, held.size, i));
+                CHECK_EQ(count - i, mpshm_leases());
+                mpshm_release(held.data);
+            }
+        }
+    }
+    end_queue(&q);
+}
+
+static void
+long_stream_in_runs_arrives_as_runs(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint64_t size = 100000, buffer = 30000;
+    mpshm_parcel *parcel = parcel_of(q.arena);
+    char *data = malloc(size);
+
+    fill(data, buffer, 2);
+    CHECK_EQ(0, mpshm_put_buffer(parcel, data, buffer, UINT64_MAX));
+    fill(data, size, 1);
+    CHECK_EQ(0, mpshm_put_stream(parcel, data, size, 0, UINT64_MAX));
+    CHECK_EQ(0, mpshm_settle(parcel, 0, UINT64_MAX));
+    CHECK_EQ(0, mpshm_slot_send(parcel, &counts, q.writer, NULL, 0, MPSHM_NO_PLACE));
+    mpshm_parcel_free(parcel);
+    CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, q.reader, q.arena, -1));
+    CHECK_EQ(2, q.batch->messages[0].runs);
+    CHECK_EQ(1, q.batch->messages[0].stream_runs);
+    CHECK(is_filled(q.batch->runs[0].data, size, 1));
+    CHECK(is_filled(q.batch->runs[1].data, buffer, 2));
+    free(data);
+    end_queue(&q);
+}
+
+static void
+message_not_taken_goes_back_with_the_next_receive(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint64_t buffer = 5000;
+    mpshm_parcel *parcel = parcel_with(q.arena, &buffer, 1, 1);
+
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
+    mpshm_parcel_free(parcel);
+    CHECK_EQ(1, mpshm_slot_receive(q.batch, q.reader, q.arena, 9, 0));
+    CHECK_EQ(1, gauges(q.arena).runs_leased);
+    CHECK_EQ(-EAGAIN, mpshm_slot_receive(q.batch, q.reader, q.arena, 9, 0));
+    CHECK_EQ(0, gauges(q.arena).runs_leased);
+    end_queue(&q);
+}
+
+static uint32_t
+fill_pipe(struct queue *q, int place)
+{
+    uint32_t count = 0;
+    int n;
+
+    while ((n = put(q, 1, count, place)) == 1) {
+        count++;
+    }
+    CHECK_EQ(-EAGAIN, n);
+    return count;
+}
+
+static void
+drain(struct queue *q, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        CHECK_EQ(1, mpshm_slot_receive(q->batch, q->reader, q->arena, 1, 0));
+        CHECK_EQ(0, q->batch->messages[0].error);
+    }
+    CHECK_EQ(-EAGAIN, mpshm_slot_receive(q->batch, q->reader, q->arena, 1, 0));
+}
+
+static void
+full_pipe_keeps_no_run(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint32_t count = fill_pipe(&q, MPSHM_NO_PLACE);
+    uint64_t buffer = 5000;
+    mpshm_parcel *parcel = parcel_with(q.arena, &buffer, 1, 1);
+    uint32_t sizes[] = {200, 5000, 3};
+    char data[5203] = {0};
+
+    CHECK_EQ(65536 / MPSHM_SLOT_BYTES, count);
+    CHECK_EQ(-EAGAIN, put(&q, 5000, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(-EAGAIN, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 3, MPSHM_NO_PLACE));
+    CHECK_EQ(1, runs_in_use(q.arena));
+    CHECK_EQ(-EAGAIN, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(1, gauges(q.arena).runs_loaned);
+    CHECK_EQ(-EAGAIN, mpshm_wait_writable(q.writer, 0));
+    drain(&q, count);
+    CHECK_EQ(0, mpshm_wait_writable(q.writer, 0));
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE)); /* it was still whole */
+    mpshm_parcel_free(parcel);
+    drain(&q, 1);
+    end_queue(&q);
+}
+
+static void
+place_is_kept_when_the_pipe_is_full(void)
+{
+    struct queue q = queue_of(roomy(), 10000, 0, 0);
+    uint32_t count = fill_pipe(&q, MPSHM_TAKE_PLACE); /* the last one failed, and keeps its place */
+
+    CHECK_EQ(count + 1, atomic_load(&q.arena->header->places_used));
+    CHECK_EQ(count + 1, mpshm_queue_size(q.arena, q.reader));
+    CHECK_EQ(-EAGAIN, put(&q, 200, 0, MPSHM_HAS_PLACE));
+    CHECK_EQ(count + 1, atomic_load(&q.arena->header->places_used));
+    drain(&q, count);
+    CHECK_EQ(1, mpshm_queue_size(q.arena, q.reader));
+    CHECK_EQ(1, put(&q, 200, 0, MPSHM_HAS_PLACE));
+    CHECK_EQ(1, mpshm_queue_size(q.arena, q.reader));
+    drain(&q, 1);
+    CHECK_EQ(0, atomic_load(&q.arena->header->places_used));
+    end_queue(&q);
+}
+
+static void
+unbounded_queue_counts_what_waits_for_the_pipe(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint32_t count = fill_pipe(&q, MPSHM_TAKE_PLACE);
+
+    CHECK_EQ(count + 1, mpshm_queue_size(q.arena, q.reader));
+    CHECK_EQ(0, mpshm_place_take(q.arena));
+    CHECK_EQ(count + 2, mpshm_queue_size(q.arena, q.reader));
+    mpshm_place_give(q.arena);
+    mpshm_place_give(q.arena);
+    CHECK_EQ(count, mpshm_queue_size(q.arena, q.reader));
+    drain(&q, count);
+    end_queue(&q);
+}
+
+static void
+place_is_given_back_when_nobody_reads(void)
+{
+    struct queue q = queue_of(roomy(), 2, 0, 1);
+
+    close(q.reader);
+    q.reader = dup(q.writer);
+    CHECK_EQ(-EPIPE, put(&q, 200, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(0, atomic_load(&q.arena->header->places_used));
+    CHECK_EQ(0, atomic_load(&q.arena->header->unfinished));
+    CHECK_EQ(-EPIPE, mpshm_wait_writable(q.writer, 0));
+    end_queue(&q);
+}
+
+static void
+bounded_queue_is_full_at_its_limit_exactly(void)
+{
+    struct queue q = queue_of(roomy(), 3, 0, 0);
+    uint32_t sizes[] = {200, 200, 200, 200, 200};
+    char data[1000] = {0};
+
+    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(2, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 5, MPSHM_TAKE_PLACE));
+    CHECK_EQ(2, runs_in_use(q.arena));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(MPSHM_E_FULL, mpshm_place_take(q.arena));
+    CHECK_EQ(2, runs_in_use(q.arena));
+    CHECK_EQ(1, mpshm_queue_full(q.arena, q.reader));
+    CHECK_EQ(-ETIMEDOUT, mpshm_place_wait(q.arena, q.reader, 1));
+    drain(&q, 3);
+    CHECK_EQ(0, mpshm_queue_full(q.arena, q.reader));
+    CHECK_EQ(0, mpshm_place_wait(q.arena, q.reader, 1));
+    CHECK_EQ(0, mpshm_place_take(q.arena));
+    CHECK_EQ(2, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 5, MPSHM_TAKE_PLACE));
+    mpshm_place_give(q.arena);
+    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
+    drain(&q, 3);
+    end_queue(&q);
+}
+
+static void
+bytes_limit_counts_slots_and_chunks(void)
+{
+    uint64_t limit = 2 * MPSHM_SLOT_BYTES + 4096;
+    struct queue q = queue_of(roomy(), 0, limit, 0);
+
+    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(1, put(&q, 4096, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(limit, atomic_load(&q.arena->header->bytes_used));
+    CHECK_EQ(1, mpshm_queue_full(q.arena, q.reader));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(1, runs_in_use(q.arena));
+    drain(&q, 2);
+    CHECK_EQ(0, atomic_load(&q.arena->header->bytes_used));
+    end_queue(&q);
+}
+
+static void
+one_message_larger_than_the_bytes_limit_passes_alone(void)
+{
+    struct queue q = queue_of(roomy(), 0, 1000, 0);
+    uint64_t buffer = 100000;
+
+    for (int i = 0; i < 3; i++) {
+        mpshm_parcel *large = parcel_with(q.arena, &buffer, 1, 1);
+        mpshm_parcel *other = parcel_with(q.arena, &buffer, 1, 1);
+
+        CHECK_EQ(0, send_parcel(&q, large, 1, MPSHM_TAKE_PLACE));
+        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, MPSHM_TAKE_PLACE));
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, MPSHM_TAKE_PLACE));
+        CHECK_EQ(1, gauges(q.arena).runs_loaned);
+        drain(&q, 1);
+        CHECK_EQ(0, atomic_load(&q.arena->header->bytes_used));
+        CHECK_EQ(1, put(&q, 0, 0, MPSHM_TAKE_PLACE));
+        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, MPSHM_TAKE_PLACE)); /* not alone */
+        drain(&q, 1);
+        mpshm_parcel_free(large);
+        mpshm_parcel_free(other);
+    }
+    end_queue(&q);
+}
+
+/* Who waits for bytes that are not there sleeps: a place that nobody can use is no place. */
+static void
+full_pipe_gives_bytes_back(void)
+{
+    struct queue q = queue_of(roomy(), 0, UINT64_C(1) << 20, 0);
+    uint32_t count = fill_pipe(&q, MPSHM_TAKE_PLACE);
+
+    CHECK_EQ(count * MPSHM_SLOT_BYTES, atomic_load(&q.arena->header->bytes_used));
+    CHECK_EQ(count, atomic_load(&q.arena->header->places_used));
+    CHECK_EQ(-EAGAIN, put(&q, 200, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(count * MPSHM_SLOT_BYTES, atomic_load(&q.arena->header->bytes_used));
+    drain(&q, count);
+    CHECK_EQ(0, atomic_load(&q.arena->header->bytes_used));
+    end_queue(&q);
+}
+
+/* Forged slots. */
+
+static void
+forge(struct queue *q, uint32_t length, uint16_t flags, uint16_t stream_runs, uint32_t buffer_runs,
+      const uint32_t descriptor[5])
+{
+    char slot[MPSHM_SLOT_BYTES] = {0};
+
+    length = htonl(length);
+    memcpy(slot, &length, 4);
+    memcpy(slot + 4, &flags, 2);
+    memcpy(slot + 6, &stream_runs, 2);
+    memcpy(slot + 8, &buffer_runs, 4);
+    if (descriptor != NULL) {
+        memcpy(slot + 12, descriptor, 20);
+    }
+    CHECK_EQ(sizeof slot, write(q->writer, slot, sizeof slot));
+}
+
+static void
+check_forged(struct queue *q, int error)
+{
+    CHECK_EQ(1, put(q, 300, 5, MPSHM_NO_PLACE));
+    CHECK_EQ(error, mpshm_slot_receive_one(q->batch, q->reader, q->arena, 0));
+    check_next(q, 300, 5);
+    CHECK_EQ(0, runs_in_use(q->arena));
+}
+
+static void
+forged_slot_costs_only_its_own_message(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    const uint32_t nowhere[5] = {15, 0, 1, 0, 1}, past[5] = {0, 1 << 20, 1, 0, 1};
+    const uint32_t empty[5] = {0, 0, 0, 0, 1}, huge[5] = {0, 0, 0, 1, 1};
+
+    CHECK_EQ(1, put(&q, 300, 5, MPSHM_NO_PLACE)); /* segment 0 is there */
+    check_next(&q, 300, 5);
+    forge(&q, 125, 0, 0, 0, NULL);
+    check_forged(&q, MPSHM_E_LENGTH);
+    forge(&q, UINT32_MAX, 0, 0, 0, NULL);
+    check_forged(&q, MPSHM_E_LENGTH);
+    forge(&q, SIGN | 125, 0, 0, 0, NULL);
+    check_forged(&q, MPSHM_E_LENGTH);
+    forge(&q, SIGN | 7, 0, 0, 0, NULL);
+    check_forged(&q, MPSHM_E_HEAD);
+    forge(&q, SIGN | 28, 4, 1, 0, NULL);
+    check_forged(&q, MPSHM_E_FLAG);
+    forge(&q, SIGN | 28, 2, 1, 0, NULL);
+    check_forged(&q, MPSHM_E_FLAG);
+    forge(&q, SIGN | 28, 0, 0, 0, NULL);
+    check_forged(&q, MPSHM_E_COUNT);
+    forge(&q, SIGN | 124, 0, 3, 4, NULL);
+    check_forged(&q, MPSHM_E_COUNT);
+    forge(&q, SIGN | 28, 1, UINT16_MAX, UINT32_MAX, NULL);
+    check_forged(&q, MPSHM_E_COUNT);
+    forge(&q, SIGN | 29, 0, 1, 0, NULL);
+    check_forged(&q, MPSHM_E_EXTRA);
+    forge(&q, SIGN | 28, 3, 1, 0, NULL);
+    check_forged(&q, MPSHM_E_EXTRA);
+    for (uint16_t stream_runs = 0; stream_runs < 2; stream_runs++) {
+        for (uint16_t flags = 0; flags < 2; flags++) {
+            uint32_t buffers = 1 - stream_runs;
+
+            forge(&q, SIGN | 28, flags, stream_runs, buffers, nowhere);
+            check_forged(&q, MPSHM_E_SEGMENT);
+            CHECK_EQ(15, q.batch->bad_id);
+            forge(&q, SIGN | 28, flags, stream_runs, buffers, past);
+            check_forged(&q, MPSHM_E_CHUNK);
+            forge(&q, SIGN | 28, flags, stream_runs, buffers, empty);
+            check_forged(&q, MPSHM_E_SIZE);
+            forge(&q, SIGN | 28, flags, stream_runs, buffers, huge);
+            check_forged(&q, MPSHM_E_SIZE);
+        }
+    }
+    end_queue(&q);
+}
+
+/* Take a message's own slot off the pipe, change a field of its first descriptor, put it back. */
+static void
+forge_field(struct queue *q, int at, uint32_t add)
+{
+    char slot[MPSHM_SLOT_BYTES];
+    uint32_t field;
+
+    CHECK_EQ(sizeof slot, read(q->reader, slot, sizeof slot));
+    memcpy(&field, slot + at, 4);
+    field += add;
+    memcpy(slot + at, &field, 4);
+    CHECK_EQ(sizeof slot, write(q->writer, slot, sizeof slot));
+    CHECK_EQ(1, put(q, 5, 5, MPSHM_NO_PLACE));
+    CHECK(mpshm_slot_receive_one(q->batch, q->reader, q->arena, 0) < 0);
+    field -= add;
+    memcpy(slot + at, &field, 4);
+    check_next(q, 5, 5);
+    CHECK_EQ(sizeof slot, write(q->writer, slot, sizeof slot)); /* and the true one is as it was */
+}
+
+static void
+descriptor_changed_by_one_is_refused_and_the_run_unharmed(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint64_t buffers[7] = {5000, 1, 1, 1, 1, 1, 1};
+
+    for (int at = 12; at <= 28; at += 4) {
+        CHECK_EQ(1, put(&q, 300, 7, MPSHM_NO_PLACE));
+        forge_field(&q, at, 1);
+        check_next(&q, 300, 7);
+        for (uint32_t count = 1; count <= 7; count += 6) { /* 7: by an index */
+            mpshm_parcel *parcel = parcel_with(q.arena, buffers, count, 40);
+
+            CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
+            mpshm_parcel_free(parcel);
+            forge_field(&q, at, 1);
+            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+            CHECK_EQ(count, q.batch->messages[0].runs);
+            CHECK(is_filled(q.batch->runs[0].data, 5000, 0));
+        }
+    }
+    end_queue(&q);
+}
+
+static void
+repeated_slot_is_stale(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    char slot[MPSHM_SLOT_BYTES];
+
+    CHECK_EQ(1, put(&q, 300, 7, MPSHM_NO_PLACE));
+    CHECK_EQ(sizeof slot, read(q.reader, slot, sizeof slot));
+    CHECK_EQ(sizeof slot, write(q.writer, slot, sizeof slot));
+    CHECK_EQ(sizeof slot, write(q.writer, slot, sizeof slot));
+    check_next(&q, 300, 7);
+    CHECK_EQ(MPSHM_E_STALE, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    end_queue(&q);
+}
+
+/* An index that names one run twice, or a stale one: the others' chunks go back too. */
+static void
+index_with_a_stale_descriptor_gives_the_others_back(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint64_t buffers[7] = {5000, 1, 1, 1, 1, 1, 1};
+
+    for (int victim = 0; victim < 7; victim++) {
+        mpshm_parcel *parcel = parcel_with(q.arena, buffers, 7, 40);
+        char *index = parcel->index.run.data;
+
+        CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
+        mpshm_parcel_free(parcel);
+        index[victim * 20 + 16]++; /* its tag */
+        CHECK_EQ(1, put(&q, 5, 5, MPSHM_NO_PLACE));
+        CHECK_EQ(MPSHM_E_STALE, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+        check_next(&q, 5, 5);
+        CHECK_EQ(1, gauges(q.arena).runs_in_flight); /* the one that nobody names any more */
+        mpshm_reap(q.arena, q.reader);
+        CHECK_EQ(0, runs_in_use(q.arena));
+    }
+    end_queue(&q);
+}
+
+static void
+index_too_short_for_its_count_is_refused(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint64_t buffers[7] = {1, 1, 1, 1, 1, 1, 1};
+    mpshm_parcel *parcel = parcel_with(q.arena, buffers, 7, 40);
+    char slot[MPSHM_SLOT_BYTES];
+
+    CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
+    mpshm_parcel_free(parcel);
+    CHECK_EQ(sizeof slot, read(q.reader, slot, sizeof slot));
+    memset(slot + 8, 0xff, 4); /* buffer runs */
+    CHECK_EQ(sizeof slot, write(q.writer, slot, sizeof slot));
+    CHECK_EQ(MPSHM_E_INDEX, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    CHECK_EQ(7, gauges(q.arena).runs_in_flight);
+    mpshm_reap(q.arena, q.reader);
+    end_queue(&q);
+}
+
+static void
+forged_slot_among_many_stands_in_its_place(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+    uint64_t buffer = 5000;
+    mpshm_parcel *parcel = parcel_with(q.arena, &buffer, 1, 1);
+
+    CHECK_EQ(1, put(&q, 5, 1, MPSHM_NO_PLACE));
+    forge(&q, 125, 0, 0, 0, NULL);
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
+    mpshm_parcel_free(parcel);
+    CHECK_EQ(1, put(&q, 500, 2, MPSHM_NO_PLACE));
+    CHECK_EQ(4, mpshm_slot_receive(q.batch, q.reader, q.arena, 9, 0));
+    CHECK_EQ(5, q.batch->sizes[0]);
+    CHECK_EQ(MPSHM_E_LENGTH, q.batch->messages[1].error);
+    CHECK_EQ(1, q.batch->messages[2].runs);
+    CHECK(is_filled(q.batch->data + q.batch->messages[3].at, 500, 2));
+    end_queue(&q);
+}
+
+static void
+torn_slot_is_said(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+
+    CHECK_EQ(5, write(q.writer, "12345", 5));
+    CHECK_EQ(MPSHM_E_TORN, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    close(q.writer);
+    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive_one(q.batch, q.reader, q.arena, -1));
+    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 10));
+    q.writer = dup(q.reader);
+    end_queue(&q);
+}
+
+/* A forged slot had no place: taking it out must not make the bounded queue full or larger. */
+static void
+forged_slots_do_not_disturb_a_bounded_queue(void)
+{
+    struct queue q = queue_of(roomy(), 2, 100000, 0);
+
+    forge(&q, 125, 0, 0, 0, NULL);
+    CHECK_EQ(MPSHM_E_LENGTH, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    CHECK_EQ(0, mpshm_queue_full(q.arena, q.reader));
+    CHECK_EQ(1, put(&q, 200, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(1, put(&q, 200, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, MPSHM_TAKE_PLACE));
+    drain(&q, 2);
+    end_queue(&q);
+}
+
+/* Joinable. */
+
+static void
+joinable_counts_put_and_done(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 1);
+    uint32_t sizes[] = {1, 200, 1};
+    char data[202] = {0};
+
+    CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
+    CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
+    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(3, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 3, MPSHM_TAKE_PLACE));
+    CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1));
+    drain(&q, 4);
+    CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1)); /* taken, but not done */
+    for (int left = 3; left >= 0; left--) {
+        CHECK_EQ(left, mpshm_task_done(q.arena));
+    }
+    CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
+    CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
+    CHECK_EQ(0, mpshm_place_take(q.arena));
+    CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1));
+    mpshm_place_give(q.arena); /* it will not come */
+    CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
+    end_queue(&q);
+}
+
+static void
+last_task_done_wakes_all_who_join(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 1);
+    int pids[3];
+
+    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
+    for (int i = 0; i < 3; i++) {
+        pids[i] = fork_hooked();
+        if (pids[i] == 0) {
+            _exit(mpshm_wait_done(q.arena, 25000));
+        }
+    }
+    while (atomic_load(&q.arena->header->joiners) < 3) {
+        usleep(1000);
+    }
+    drain(&q, 1);
+    CHECK_EQ(0, mpshm_task_done(q.arena));
+    for (int i = 0; i < 3; i++) {
+        wait_child(pids[i]);
+    }
+    CHECK_EQ(0, atomic_load(&q.arena->header->joiners));
+    end_queue(&q);
+}
+
+static void
+who_waits_for_a_place_is_woken(void)
+{
+    struct queue q = queue_of(roomy(), 1, 0, 0);
+
+    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        _exit(mpshm_place_wait(q.arena, q.reader, 25000));
+    }
+    while (atomic_load(&q.arena->header->place_waiters) == 0) {
+        usleep(1000);
+    }
+    drain(&q, 1);
+    wait_child(pid);
+    CHECK_EQ(0, atomic_load(&q.arena->header->place_waiters));
+    end_queue(&q);
+}
+
+/* Hammering. */
+
+#define WORKERS 4
+#define ROUNDS 3000u
+#define PLACES 5u
+
+struct shared {
+    _Atomic uint64_t put, got, sum_put, sum_got;
+    _Atomic int most, now;
+    _Atomic bool stop;
+};
+static struct shared *shared;
+
+static void
+note_most(int now)
+{
+    int most = atomic_load(&shared->most);
+
+    while (now > most && !atomic_compare_exchange_weak(&shared->most, &most, now)) {
+    }
+}
+
+static const uint32_t hammer_sizes[] = {8, 124, 125, 1000, 20000};
+
+static void
+put_rounds(mpshm_arena *arena, int writer, unsigned seed)
+{
+    static _Thread_local char data[SMALL_RUN_BYTES];
+
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        uint64_t value = (uint64_t) seed << 32 | i;
+        uint32_t size = hammer_sizes[(i + seed) % 5];
+        int n;
+
+        memcpy(data, &value, 8);
+        memset(data + 8, (char) i, size - 8);
+        while ((n = mpshm_slot_put_one(arena, &counts, writer, data, size, MPSHM_TAKE_PLACE)) < 0) {
+            CHECK_EQ(MPSHM_E_FULL, n);
+            (void) mpshm_place_wait(arena, writer, 20);
+        }
+        note_most(atomic_fetch_add(&shared->now, 1) + 1);
+        atomic_fetch_add(&shared->put, 1);
+        atomic_fetch_add(&shared->sum_put, value);
+    }
+}
+
+static void
+get_rounds(mpshm_arena *arena, int reader, uint32_t most)
+{
+    mpshm_batch *batch = mpshm_batch_new(&counts, 0);
+
+    while (!atomic_load(&shared->stop)) {
+        CHECK((int64_t) atomic_load(&arena->header->places_used) <= PLACES);
+        int n = mpshm_slot_receive(batch, reader, arena, most, 20);
+
+        CHECK(n > 0 || n == -EAGAIN || n == -EINTR);
+        for (int i = 0; i < n; i++) {
+            const char *at = batch->data + batch->messages[i].at;
+            uint64_t value, size = batch->messages[i].size;
+
+            CHECK_EQ(0, batch->messages[i].error);
+            memcpy(&value, at, 8);
+            CHECK_EQ(hammer_sizes[((uint32_t) value + (value >> 32)) % 5], size);
+            for (uint64_t j = 8; j < size; j++) {
+                if (at[j] != (char) value) {
+                    check_failed(__FILE__, __LINE__, "torn");
+                }
+            }
+            atomic_fetch_sub(&shared->now, 1);
+            atomic_fetch_add(&shared->sum_got, value);
+            if (atomic_fetch_add(&shared->got, 1) + 1 == (uint64_t) WORKERS * ROUNDS) {
+                atomic_store(&shared->stop, true);
+            }
+        }
+    }
+    mpshm_batch_free(batch);
+}
+
+static void
+open_shared(void)
+{
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(shared != MAP_FAILED);
+}
+
+static void
+check_hammered(struct queue *q)
+{
+    CHECK_EQ(WORKERS * ROUNDS, atomic_load(&shared->got));
+    CHECK_EQ(atomic_load(&shared->sum_put), atomic_load(&shared->sum_got));
+    CHECK_EQ(0, atomic_load(&q->arena->header->places_used));
+    CHECK_EQ(0, atomic_load(&q->arena->header->bytes_used));
+    end_queue(q);
+}
+
+static void
+processes_hammering_a_bounded_queue_lose_nothing(void)
+{
+    struct queue q = queue_of(roomy(), PLACES, 60000, 0);
+    int pids[2 * WORKERS];
+
+    open_shared();
+    for (int i = 0; i < 2 * WORKERS; i++) {
+        pids[i] = fork_hooked();
+        if (pids[i] == 0) {
+            if (i < WORKERS) {
+                put_rounds(q.arena, q.writer, (unsigned) i);
+            } else {
+                get_rounds(q.arena, q.reader, i % 2 ? 1 : 32);
+            }
+            exit(0);
+        }
+    }
+    for (int i = 0; i < 2 * WORKERS; i++) {
+        wait_child(pids[i]);
+    }
+    check_hammered(&q);
+}
+
+static struct queue hammered;
+
+static void *
+put_in_thread(void *argument)
+{
+    put_rounds(hammered.arena, hammered.writer, (unsigned) (uintptr_t) argument);
+    return NULL;
+}
+
+static void *
+get_in_thread(void *argument)
+{
+    get_rounds(hammered.arena, hammered.reader, (uint32_t) (uintptr_t) argument);
+    return NULL;
+}
+
+static void
+threads_hammering_a_bounded_queue_lose_nothing(void)
+{
+    pthread_t threads[2 * WORKERS];
+
+    open_shared();
+    hammered = queue_of(roomy(), PLACES, 60000, 0);
+    for (uintptr_t i = 0; i < WORKERS; i++) {
+        CHECK_EQ(0, pthread_create(&threads[2 * i], NULL, put_in_thread, (void *) i));
+        CHECK_EQ(0, pthread_create(&threads[2 * i + 1], NULL, get_in_thread,
+                                   (void *) (uintptr_t) (i % 2 ? 1 : 32)));
+    }
+    for (int i = 0; i < 2 * WORKERS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    check_hammered(&hammered);
+}
+
+/* More threads than have a standing (PEER_READERS): the others poll. */
+static void *
+block_for_one(void *argument)
+{
+    mpshm_batch *batch = mpshm_batch_new(&counts, 50);
+    int n;
+
+    (void) argument;
+    while ((n = mpshm_slot_receive(batch, hammered.reader, hammered.arena, 1, -1)) == -EAGAIN) {
+    }
+    CHECK_EQ(1, n);
+    mpshm_batch_free(batch);
+    atomic_fetch_add(&shared->got, 1);
+    return NULL;
+}
+
+static void
+each_of_many_blocked_threads_gets_one(void)
+{
+    enum { THREADS = PEER_READERS + 4 };
+    pthread_t threads[THREADS];
+
+    open_shared();
+    hammered = queue_of(roomy(), 0, 0, 0);
+    for (int i = 0; i < THREADS; i++) {
+        CHECK_EQ(0, pthread_create(&threads[i], NULL, block_for_one, NULL));
+    }
+    for (unsigned i = 0; i < THREADS; i++) {
+        CHECK_EQ(1, put(&hammered, 200, i, MPSHM_NO_PLACE));
+    }
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    CHECK_EQ(THREADS, atomic_load(&shared->got));
+    end_queue(&hammered);
+}
+
+static const struct test tests[] = {
+    TEST(every_small_size_round_trips),
+    TEST(tiny_chunks_carry_small_messages_too),
+    TEST(many_of_mixed_sizes_arrive_in_order),
+    TEST(more_than_fit_at_once_are_put_in_part),
+    TEST(too_large_one_in_the_middle_ends_the_batch_before_it),
+    TEST(parcels_of_any_number_of_buffers_round_trip),
+    TEST(long_stream_in_runs_arrives_as_runs),
+    TEST(message_not_taken_goes_back_with_the_next_receive),
+    TEST(full_pipe_keeps_no_run),
+    TEST(place_is_kept_when_the_pipe_is_full),
+    TEST(unbounded_queue_counts_what_waits_for_the_pipe),
+    TEST(place_is_given_back_when_nobody_reads),
+    TEST(bounded_queue_is_full_at_its_limit_exactly),
+    TEST(bytes_limit_counts_slots_and_chunks),
+    TEST(one_message_larger_than_the_bytes_limit_passes_alone),
+    TEST(full_pipe_gives_bytes_back),
+    TEST(forged_slot_costs_only_its_own_message),
+    TEST(descriptor_changed_by_one_is_refused_and_the_run_unharmed),
+    TEST(repeated_slot_is_stale),
+    TEST(index_with_a_stale_descriptor_gives_the_others_back),
+    TEST(index_too_short_for_its_count_is_refused),
+    TEST(forged_slot_among_many_stands_in_its_place),
+    TEST(torn_slot_is_said),
+    TEST(forged_slots_do_not_disturb_a_bounded_queue),
+    TEST(joinable_counts_put_and_done),
+    TEST(last_task_done_wakes_all_who_join),
+    TEST(who_waits_for_a_place_is_woken),
+    TEST(processes_hammering_a_bounded_queue_lose_nothing),
+    TEST(threads_hammering_a_bounded_queue_lose_nothing),
+    TEST(each_of_many_blocked_threads_gets_one),
+};
+RUN_TESTS(tests)
