@@ -33,8 +33,10 @@ async def writable(fd: int) -> None:
 async def until(condition: Callable[[], bool]) -> None:
     """Return when `condition()` holds; looks ever more rarely."""
     pause = FIRST_PAUSE
-    while not condition():
-        await asyncio.sleep(pause)
+    while True:
+        await asyncio.sleep(pause)  # first, for the caller has just looked
+        if condition():
+            return
         pause = min(2 * pause, LAST_PAUSE)
 
 

@@ -371,9 +371,9 @@ class Parcel:
                 raise failure(code, "")
         self._spend()
 
-    def send_slot(self, counts: Any, fd: int, stream: bytes, place: int) -> int:
+    def send_slot(self, end: Any, stream: bytes, place: int) -> int:
         """The same for a queue, and never waits: 0, or the core's code and the parcel as it was."""
-        code = int(lib.mpshm_slot_send(self._c, counts, fd, stream, len(stream), place))
+        code = int(lib.mpshm_slot_send(self._c, end, stream, len(stream), place))
         if code == 0:
             self._spend()
         return code

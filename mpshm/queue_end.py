@@ -46,12 +46,15 @@ class QueueEnd(connection.Connection):
         if self._arena is None:
             self.put_now = self.receive = self._unusable
         else:
-            self.put_now = slot.putter(self._arena, self._counters, self._handle)
-            self.receive = slot.receiver(self._arena, self._counters, self._handle)
+            self._c_end: Any = slot.End(self._arena, self._counters, self._handle)
+            self.put_now = slot.putter(self._c_end)
+            self.receive = slot.receiver(self._c_end)
 
     def _close(self, _close: Any = os.close) -> None:
-        super()._close(_close)
         self.put_now = self.receive = self._unusable
+        self._batches.clear()
+        self._c_end = None  # which keeps the arena
+        super()._close(_close)
 
     def __reduce__(self) -> Any:
         self._check_closed()
@@ -92,7 +95,7 @@ class QueueEnd(connection.Connection):
             return
         if message.parcel is None:  # there was no room for it when it was pickled
             message.parcel = _in_runs(self.arena, message.stream)
-        slot.send(message.parcel, self._counters, self._handle, message.stream, place)
+        slot.send(message.parcel, self._c_end, message.stream, place)
 
     def dump_soon(self, obj: object) -> bytes | Message:
         """Pickle `obj`, waiting no more than a moment at the high-water mark: then NoRoomNow."""
@@ -110,11 +113,11 @@ class QueueEnd(connection.Connection):
                 raise reason
             self.offer(message, _TAKE_PLACE)
         except NoRoomNow:
-            self._while_drained(self.offer, message)
+            place = _TAKE_PLACE if self.arena.bytes_limit else _HAS_PLACE
+            self._while_drained(self.offer, message, place)
 
-    def _while_drained(self, offer: Callable[[Any, int], _T], what: Any) -> _T:
+    def _while_drained(self, offer: Callable[[Any, int], _T], what: Any, place: int) -> _T:
         """Offer again as long as the pipe is being read; NoRoomNow when that has stopped."""
-        place = _TAKE_PLACE if self.arena.bytes_limit else _HAS_PLACE
         for _ in range(config.PAUSES):
             if not slot.wait_writable(self._handle, config.PAUSE_MS):
                 break
@@ -128,15 +131,17 @@ class QueueEnd(connection.Connection):
         """The same for the first of some small messages, in one write: how many it were."""
         if self._arena is None:
             self._unusable()
-        some = messages[: slot.AT_ONCE]
-        return slot.put_some(self.arena, self._counters, self._handle, some, place)
+        return slot.put_some(self._c_end, messages[: slot.AT_ONCE], place)
 
     def offer_some_soon(self, messages: list[bytes]) -> int:
-        """The same, with places to take, waiting a moment where the pipe is full."""
+        """The same, with places to take, waiting a moment where the pipe is full.
+
+        At NoRoomNow none is kept.
+        """
         try:
             return self.offer_some(messages, _TAKE_PLACE)
         except NoRoomNow:
-            return self._while_drained(self.offer_some, messages)
+            return self._while_drained(self.offer_some, messages, _TAKE_PLACE)
 
     def send_some(self, messages: list[bytes], place: int) -> None:
         """Put small messages, waiting while the pipe is full, and leave none in the list."""
@@ -191,8 +196,8 @@ class QueueEnd(connection.Connection):
         """
         if self._arena is None:
             self._unusable()
-        batch = self._batches.pop() if self._batches else slot.Batch(self._counters)
-        messages = batch.receive_some(self._handle, self.arena, most, timeout_ms)
+        batch = self._batches.pop() if self._batches else slot.Batch(self._c_end)
+        messages = batch.receive_some(most, timeout_ms)
         self._batches.append(batch)
         return messages
 

@@ -24,7 +24,7 @@ from multiprocessing.util import Finalize, debug, info, is_exiting, register_aft
 from queue import Empty, Full
 from typing import TYPE_CHECKING, Any
 
-from . import aio, config, connection, payload, queue_end, slot
+from . import aio, config, connection, forking, payload, queue_end, slot
 from .arena import CORE_MISSING, NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .payload import Message
 from .queue_end import QueueEnd
@@ -103,15 +103,26 @@ def _milliseconds(left: float | None, most: int) -> int:
 def _wait_for_place(end: QueueEnd, block: bool, timeout: float | None) -> None:
     """Take a place for a message that is put later.  Raises Full."""
     deadline = None if timeout is None else time.monotonic() + timeout
+    arena, fd = end.arena, end.fileno()
     while True:
+        used = slot.places_used(arena)
         try:
-            slot.take_place(end.arena)
+            slot.take_place(arena)
             return
         except slot.QueueFull:
             left = None if deadline is None else deadline - time.monotonic()
             if not block or (left is not None and left <= 0):
-                raise Full from None
-            slot.wait_place(end.arena, end.fileno(), _milliseconds(left, config.WAIT_SLICE_MS))
+                if slot.queue_full(arena, fd):
+                    raise Full from None
+            else:
+                slot.wait_place(arena, fd, used, _milliseconds(left, config.WAIT_SLICE_MS))
+
+
+class _Got:
+    """Left aside, what has been unpickled already."""
+
+    def __init__(self, obj: Any) -> None:
+        self.obj = obj
 
 
 class _Feeding:
@@ -121,10 +132,10 @@ class _Feeding:
 
 
 class _Pickled:
-    """In the feeder's buffer, what `put` has pickled already."""
+    """In the feeder's buffer, an object that `put` has pickled already."""
 
-    def __init__(self, message: bytes | Message) -> None:
-        self.message = message
+    def __init__(self, obj: Any, message: bytes | Message) -> None:
+        self.obj, self.message = obj, message
 
 
 class _Slots:
@@ -197,14 +208,27 @@ class _Slots:
         try:
             for received in some:
                 objects.append(_loads(received) if type(received) is bytes else _load(received))
-        except Exception:
-            failed = len(objects) - before
-            # The next to ask gets the error, as it would have from get().
-            self._ahead.extend(some[failed + (not objects) :])
+        except Exception as error:
+            rest = some[len(objects) - before + 1 :]
             if not objects:
+                self._leave_aside(rest)
                 raise
+            # The next to ask gets the error, as it would have from get().
+            self._leave_aside([error.with_traceback(None), *rest])
             return False
+        except BaseException:
+            self._leave_aside([*map(_Got, objects), *some[len(objects) - before :]])
+            raise
         return True
+
+    def _leave_aside(self, last: Iterable[Any], first: Iterable[Any] = ()) -> None:
+        """Keep messages, objects or errors for those who ask next."""
+        forking.register(self)  # a child has no part in it
+        self._ahead.extendleft(reversed([*first]))
+        self._ahead.extend(last)
+
+    def _reset_in_child(self) -> None:
+        self._ahead.clear()
 
     def _get_one_by_one(self, most: int, timeout: float | None) -> list[Any]:
         objects = [self.get(True, timeout)]
@@ -213,6 +237,12 @@ class _Slots:
                 objects.append(self.get(False))
             except Empty:
                 break
+            except Exception as error:
+                self._leave_aside([], [error.with_traceback(None)])  # its turn is next
+                break
+            except BaseException:
+                self._leave_aside([], map(_Got, objects))
+                raise
         return objects
 
     def stats(self) -> Stats:
@@ -223,6 +253,8 @@ class _Slots:
         """Messages in the queue, wherever they are."""
         if self._arena is None:
             return super().qsize()  # type: ignore[misc, no-any-return]  # stock's
+        if self._writer.closed and self._reader.closed:
+            return 0
         return slot.queue_size(self._arena, self._fileno()) + len(self._ahead)
 
     def empty(self) -> bool:
@@ -269,6 +301,7 @@ class Queue(_Slots, _StockQueue):
         def _finalize_close(buffer: Any, notempty: Any) -> None: ...
 
     _joinable = False
+    _strict = False  # where there are locks; elsewhere _sem knows
 
     def __init__(
         self, maxsize: int = 0, *, ctx: Any, maxbytes: int | None = None, strict: bool = False
@@ -279,6 +312,7 @@ class Queue(_Slots, _StockQueue):
                 raise OSError(errno.ENOSYS, "maxbytes needs shared memory, and there is none")
             super().__init__(maxsize, ctx=ctx)
             self._reader, self._writer = connection.adopt(self._reader, self._writer)
+            self._strict = strict
             self._reset()
             return
         self._reader, self._writer = ends
@@ -310,6 +344,8 @@ class Queue(_Slots, _StockQueue):
             raise ValueError(f"Queue {self!r} is closed")
         end = self._end
         if end is None:
+            if self._strict:
+                payload.dump(obj, None, -1)
             super().put(obj, block, timeout)
             return
         if self._feeding.now:
@@ -361,13 +397,13 @@ class Queue(_Slots, _StockQueue):
         if self._sem.strict:
             raise error
         if not (self._ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE):
-            self._on_queue_feeder_error(error, obj)
+            self._on_queue_feeder_error(error, obj.obj if isinstance(obj, _Pickled) else obj)
 
     def _hand_over(self, obj: Any, block: bool, timeout: float | None) -> None:
         """Have the feeder put it, when its turn has come."""
         assert self._end is not None
         if self._sem.strict and not isinstance(obj, _Pickled):
-            obj = _Pickled(payload.dump(obj, None, -1))
+            obj = _Pickled(obj, payload.dump(obj, None, -1))
         _wait_for_place(self._end, block, timeout)
         self._append(obj)
 
@@ -392,21 +428,23 @@ class Queue(_Slots, _StockQueue):
         assert end is not None
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
+            slot.queue_full(arena, end.fileno())  # has a look at the places of the dead
             # Bounded by bytes, the queue counts pickled messages only: no feeder has others.
             while isinstance(reason, slot.QueueFull) or arena.bytes_limit:
-                left = None if deadline is None else deadline - time.monotonic()
-                if not block or (left is not None and left <= 0):
-                    raise Full
-                wait_ms = _milliseconds(left, config.WAIT_SLICE_MS)
-                if isinstance(reason, slot.QueueFull):
-                    slot.wait_place(arena, self._fileno(), wait_ms)
-                else:
-                    end.wait_room(reason, wait_ms)
+                used = slot.places_used(arena)
                 try:
                     end.offer(message, _TAKE_PLACE)
                     return
                 except _NOT_NOW as again:
                     reason = again
+                left = None if deadline is None else deadline - time.monotonic()
+                if not block or (left is not None and left <= 0):
+                    raise Full
+                wait_ms = _milliseconds(left, config.WAIT_SLICE_MS)
+                if isinstance(reason, slot.QueueFull):
+                    slot.wait_place(arena, end.fileno(), used, wait_ms)
+                else:
+                    end.wait_room(reason, wait_ms)
         except BaseException:
             queue_end.drop(message)
             raise
@@ -425,7 +463,7 @@ class Queue(_Slots, _StockQueue):
         self._check_open()
         end, arena, feeding = self._end, self._arena, self._feeding
         count = 0
-        waiting: list[bytes] = []
+        waiting: list[_Pickled] = []
         try:
             for obj in objects:
                 count += 1
@@ -443,7 +481,7 @@ class Queue(_Slots, _StockQueue):
                     self._refuse(error, obj)
                     continue
                 if type(message) is bytes:
-                    waiting.append(message)
+                    waiting.append(_Pickled(obj, message))
                     if len(waiting) == _AT_ONCE:
                         self._flush(waiting)
                 else:
@@ -453,25 +491,24 @@ class Queue(_Slots, _StockQueue):
             self._flush(waiting)
         return count
 
-    def _flush(self, waiting: list[bytes]) -> None:
+    def _flush(self, waiting: list[_Pickled]) -> None:
         """Put small messages, and leave none in the list."""
         end = self._end
         while waiting and end is not None:
-            if self._feeding.now:
-                self._hand_over(_Pickled(waiting.pop(0)), True, None)
-                continue
             try:
-                del waiting[: end.offer_some_soon(waiting)]
-            except _NOT_NOW as reason:
-                if isinstance(reason, NoRoomNow) and not self._arena.bytes_limit:
-                    for message in waiting:  # all have kept their places
-                        self._append(_Pickled(message))
-                    waiting.clear()
+                if self._feeding.now:
+                    self._hand_over(waiting.pop(0), True, None)
                 else:
-                    first = waiting.pop(0)
-                    self._put_later(_Pickled(first), first, reason, True, None)
+                    messages: list[Any] = [one.message for one in waiting]
+                    del waiting[: end.offer_some_soon(messages)]
+            except _NOT_NOW as reason:
+                first = waiting.pop(0)
+                if isinstance(reason, NoRoomNow) and not self._arena.bytes_limit:
+                    self._hand_over(first, True, None)
+                else:
+                    self._put_later(first, first.message, reason, True, None)
             except OSError as error:
-                self._refuse(error, _Pickled(waiting.pop(0)))
+                self._refuse(error, waiting.pop(0))
 
     # Getting
 
@@ -480,10 +517,10 @@ class Queue(_Slots, _StockQueue):
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         source = self._source
-        if source is None:
-            return get(self, block, timeout)
         received: Any = self._next_ahead() if self._ahead else None
         if received is None:
+            if source is None:
+                return get(self, block, timeout)
             if block and timeout is None:
                 while (received := source.receive(-1)) is None:
                     pass  # a signal: its handler has run
@@ -494,7 +531,12 @@ class Queue(_Slots, _StockQueue):
     def full(self) -> bool:
         if self._arena is None:
             return super().full()
-        return slot.queue_full(self._arena, self._fileno())
+        if self._writer.closed:
+            return False
+        fd = self._writer.fileno()
+        # Bounded by bytes, it has no feeder: then the pipe is a bound as well.
+        pipe_is_full = self._arena.bytes_limit and not slot.wait_writable(fd, 0)
+        return bool(pipe_is_full) or slot.queue_full(self._arena, fd)
 
     async def aput(self, obj: Any) -> None:
         """put() for asyncio: other tasks run while the queue is full, and no thread is needed."""
@@ -554,9 +596,14 @@ _NOT_NOW = (NoRoomNow, OutOfSharedMemory, slot.QueueFull)
 
 
 def _load(received: Any) -> Any:
-    """The object of a message with runs, or the error in its place."""
+    """The object of a message with runs, or of one left aside; or its error is raised."""
     if isinstance(received, Exception):
-        raise received
+        try:
+            raise received
+        finally:
+            del received  # a cycle with the traceback would keep what the message held
+    if isinstance(received, _Got):
+        return received.obj
     return payload.load(payload.Received(*received) if type(received) is tuple else received)
 
 
@@ -662,7 +709,7 @@ class _Feeder:
             return False
         # The object counts as taken out of the queue.
         slot.give_place(self._arena)
-        self._on_error(error, obj)
+        self._on_error(error, obj.obj if isinstance(obj, _Pickled) else obj)
         return True
 
 
@@ -712,14 +759,14 @@ class SimpleQueue(_Slots, _StockSimpleQueue):
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take an object off the queue; block and timeout as those of Queue."""
-        if self._source is None:
-            if not block and not self._poll():
-                raise Empty
-            if timeout is not None and not self._poll(timeout):
-                raise Empty
-            return simple_get(self)
         received: Any = self._next_ahead() if self._ahead else None
         if received is None:
+            if self._source is None:
+                if not block and not self._poll():
+                    raise Empty
+                if timeout is not None and not self._poll(timeout):
+                    raise Empty
+                return simple_get(self)
             if block and timeout is None:
                 while (received := self._source.receive(-1)) is None:
                     pass  # a signal: its handler has run

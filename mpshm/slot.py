@@ -105,30 +105,41 @@ for _name in _COUNTED:
     setattr(SlotCounters, _name, _counted(_name))
 
 
-def putter(arena: Arena, counters: SlotCounters, fd: int) -> Callable[[bytes, int, int], int]:
+class End:
+    """One end of a queue's pipe, as the core knows it."""
+
+    __slots__ = ("_keeps", "c")
+
+    def __init__(self, arena: Arena, counters: SlotCounters, fd: int) -> None:
+        self.c = ffi.new("mpshm_end *", (arena._c, counters.c, fd))
+        self._keeps = arena, counters
+
+
+def putter(end: End) -> Callable[[bytes, int, int], int]:
     """A function that puts a message of at most SMALL_MAX bytes in the queue, and never waits.
 
     It takes the message, its size and what is to be done for its place; it gives 1, or a code for
-    `refused`.  A place taken is kept when that is NoRoomNow.
+    `refused`.  A place taken is kept when that is NoRoomNow.  Good while `end` lives.
     """
-    return functools.partial(_put_one, arena._c, counters.c, fd)
+    return functools.partial(_put_one, end.c)
 
 
-def put_some(
-    arena: Arena, counters: SlotCounters, fd: int, messages: list[bytes], place: int
-) -> int:
-    """The same for up to AT_ONCE messages in one write: how many it were, from the first on."""
+def put_some(end: End, messages: list[bytes], place: int) -> int:
+    """The same for up to AT_ONCE messages in one write: how many it were, from the first on.
+
+    Places taken for more than one are not kept.
+    """
     sizes = array.array("I", map(len, messages))
     data, c_sizes = b"".join(messages), ffi.from_buffer("uint32_t[]", sizes)
-    n = lib.mpshm_slot_put(arena._c, counters.c, fd, data, c_sizes, len(sizes), place)
+    n = lib.mpshm_slot_put(end.c, data, c_sizes, len(sizes), place)
     if n < 0:
         raise refused(n)
     return int(n)
 
 
-def send(parcel: Parcel, counters: SlotCounters, fd: int, stream: bytes, place: int) -> None:
+def send(parcel: Parcel, end: End, stream: bytes, place: int) -> None:
     """The same for a message in runs, which stay the parcel's if it does not go out."""
-    if code := parcel.send_slot(counters.c, fd, stream, place):
+    if code := parcel.send_slot(end.c, stream, place):
         raise refused(code)
 
 
@@ -156,9 +167,14 @@ def give_place(arena: Arena) -> None:
     lib.mpshm_place_give(arena._c)
 
 
-def wait_place(arena: Arena, fd: int, timeout_ms: int) -> None:
-    """Wait until the queue has a place, or the time is over."""
-    lib.mpshm_place_wait(arena._c, fd, timeout_ms)
+def places_used(arena: Arena) -> int:
+    """How many places are used; for `wait_place`, before one is asked for."""
+    return int(lib.mpshm_places_used(arena._c))
+
+
+def wait_place(arena: Arena, fd: int, used: int, timeout_ms: int) -> None:
+    """Wait until there are no longer so many places used, or the time is over."""
+    lib.mpshm_place_wait(arena._c, fd, used, timeout_ms)
 
 
 def queue_size(arena: Arena, fd: int) -> int:
@@ -189,22 +205,20 @@ _Message = bytes | tuple[Any, list[memoryview]]
 class Batch:
     """Receives an end's messages, one or some at a time.  For one thread at a time."""
 
-    __slots__ = ("_c", "_counters", "data")
+    __slots__ = ("_c", "_end", "data")
 
-    def __init__(self, counters: SlotCounters) -> None:
-        self._counters = counters  # the core writes to them
-        self._c = ffi.gc(lib.mpshm_batch_new(counters.c, config.spin_us()), lib.mpshm_batch_free)
+    def __init__(self, end: End) -> None:
+        self._end = end
+        self._c = ffi.gc(lib.mpshm_batch_new(end.c, config.spin_us()), lib.mpshm_batch_free)
         self.data = self._c.data
 
-    def receive_some(
-        self, fd: int, arena: Arena, most: int, timeout_ms: int
-    ) -> list[_Message | Exception]:
+    def receive_some(self, most: int, timeout_ms: int) -> list[_Message | Exception]:
         """Up to `most` messages that are there, one after the other; none when none came in time.
 
         In the place of a message that cannot be had stands its exception.
         """
         c = self._c
-        n = lib.mpshm_slot_receive(c, fd, arena._c, most, timeout_ms)
+        n = lib.mpshm_slot_receive(c, most, timeout_ms)
         if n < 0:
             if n in (_NOTHING_NOW, -errno.EINTR):
                 return []
@@ -246,23 +260,20 @@ class Batch:
         return failure(code, str(wrong) if _STALE <= code < -10000 else "")
 
 
-def receiver(
-    arena: Arena, counters: SlotCounters, fd: int
-) -> Callable[[int], bytes | tuple[Any, list[memoryview]] | None]:
+def receiver(end: End) -> Callable[[int], bytes | tuple[Any, list[memoryview]] | None]:
     """A function that gives the next message; None when there was none in so many milliseconds.
 
     -1 waits for ever.  It raises EOFError, OSError, or ProtocolError for a message that cannot be
     had.  Any number of threads may use it at once.
     """
     idle: list[Batch] = []  # list.pop and append are atomic
-    arena_c = arena._c
 
     def receive(timeout_ms: int) -> bytes | tuple[Any, list[memoryview]] | None:
         try:
             batch = idle.pop()
         except IndexError:
-            batch = Batch(counters)
-        n = _receive_one(batch._c, fd, arena_c, timeout_ms)
+            batch = Batch(end)
+        n = _receive_one(batch._c, timeout_ms)
         if 0 <= n < _WITH_RUNS:
             body: bytes = _unpack(batch.data, n)
             idle.append(batch)

@@ -912,7 +912,7 @@ def test_arrow_keeps_its_memory_and_shares_it_with_nobody() -> None:
     assert sent.equals(second)
 
 
-# Past what 31 and 32 bits count.  `make stress-large` alone runs these: each wants some 9 to 13 GiB.
+# Past what 31 and 32 bits count.  Only `make stress-large` runs these: each wants some 9 to 13 GiB.
 
 GIANT = [(1 << 31) - 1, 1 << 31, (1 << 32) + 4097]
 

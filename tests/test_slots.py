@@ -246,18 +246,20 @@ def test_maxbytes_bounds_the_memory_and_one_larger_message_passes_alone() -> Non
     finish(q)
 
 
-def test_maxbytes_queue_takes_more_small_messages_than_its_pipe() -> None:
-    """It is not full, and so put must not say so."""
+def test_maxbytes_queue_is_full_when_its_pipe_is() -> None:
+    """It has no feeder, which would hold objects of unknown size."""
     q = mpshm.Queue(maxbytes=64 << 20)
+    assert not q.full()
     for n in range(PIPE_SLOTS):
         q.put(n, block=False)
-    assert not q.full()
-    with contextlib.suppress(queue.Full):
-        q.put(PIPE_SLOTS, block=False)
-        assert PIPE_SLOTS + 1 == q.qsize()
-        finish(q)
-        return
     assert q.full()
+    with pytest.raises(queue.Full):
+        q.put(PIPE_SLOTS, block=False)
+    assert list(range(PIPE_SLOTS)) == [q.get() for _ in range(PIPE_SLOTS)]
+    assert not q.full()
+    q.put(PIPE_SLOTS, block=False)
+    assert PIPE_SLOTS == q.get()
+    finish(q)
 
 
 def test_put_that_waits_for_bytes_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,10 @@ read_first(mpshm_reader *reader, int fd, uint32_t need)
         }
     }
     spin_end(&reader->spin, until, false);
+    if (until != 0) {
+        errno = EINTR; /* a signal meanwhile has interrupted nothing: the caller looks */
+        return -1;
+    }
 #endif
     return read(fd, reader->bytes, need);
 }

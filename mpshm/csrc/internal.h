@@ -163,9 +163,11 @@ void spin_end(mpshm_spin *spin, int64_t until, bool paid);
 
 /* slot.c */
 uint32_t slot_unread(int fd);
+void slot_undo_unfinished(mpshm_arena *arena, uint32_t messages);
 void slot_forget(mpshm_arena *arena, uint32_t messages, uint64_t bytes); /* under arena_lock */
 
 /* reap.c */
 void reap_before_growth(mpshm_arena *arena); /* under arena_lock */
+void reap_records(mpshm_arena *arena);       /* when there is none left */
 
 #endif

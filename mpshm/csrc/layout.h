@@ -66,6 +66,8 @@ struct arena_header {
     _Atomic uint32_t joiners;
     _Atomic uint32_t peers_high; /* no peer has had a higher number */
     uint32_t joinable;
+    _Atomic uint32_t visits; /* peers that came and peers that went */
+    _Atomic uint32_t shares; /* forks may have given leases more than one holder */
     _Atomic uint32_t heated; /* memory was lent for what died since the arena was last cooled */
 };
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");

@@ -84,6 +84,7 @@ typedef struct {
     int64_t ns;             /* how long; 0: not at all */
     uint32_t credit;
     uint32_t waits, probe;  /* without credit, every so many waits one tries */
+    uint32_t spun;          /* just now, in vain */
 } mpshm_spin;
 
 /* One end's reading: a frame partly read, kept across interruptions so that none is lost or torn,
@@ -191,9 +192,16 @@ typedef struct {
     uint64_t received_shm_messages, received_shm_bytes;
 } mpshm_counts;
 
+/* One end of a queue's pipe; what it names outlives it. */
+typedef struct {
+    mpshm_arena *arena;
+    mpshm_counts *counts;
+    int fd;
+} mpshm_end;
+
 /* Messages received and not taken over yet: their bytes, and their leased runs. */
 typedef struct {
-    mpshm_counts *counts;   /* the end's, which outlives this */
+    mpshm_end end;
     char *data;
     uint64_t data_used, data_room;
     mpshm_held *runs;
@@ -208,7 +216,7 @@ typedef struct {
 
 /* How a message finds its place in a bounded or joinable queue. */
 #define MPSHM_NO_PLACE 0     /* it needs none */
-#define MPSHM_TAKE_PLACE 1   /* and keeps it when the pipe is full: -EAGAIN */
+#define MPSHM_TAKE_PLACE 1   /* a single one keeps it when the pipe is full, unless that counts bytes */
 #define MPSHM_HAS_PLACE 2    /* kept from before */
 
 /* Whether this system can read from a pipe without ever blocking, though the end would. */
@@ -217,22 +225,23 @@ int mpshm_slots_work(int fd);
 void mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable);
 uint32_t mpshm_slot_bytes(mpshm_arena *arena);
 uint64_t mpshm_queue_bytes(mpshm_arena *arena);
-/* Put a message in the queue and never wait, for fd, the pipe's other end, is O_NONBLOCK.  -EAGAIN:
-   the pipe is full; MPSHM_E_FULL: the queue is. */
-int mpshm_slot_send(mpshm_parcel *parcel, mpshm_counts *counts, int fd, const char *stream,
-                    uint64_t size, int place);
+/* Put a message in the queue and never wait, for the pipe's other end is O_NONBLOCK.  -EAGAIN: the
+   pipe is full; MPSHM_E_FULL: the queue is. */
+int mpshm_slot_send(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
+                    int place);
 /* The same for up to MPSHM_SLOTS_AT_ONCE small ones, one behind the other in data, in one write: how
    many it were. */
-int mpshm_slot_put(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *data,
-                   const uint32_t *sizes, uint32_t count, int place);
-int mpshm_slot_put_one(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *data,
-                       uint32_t size, int place);
+int mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
+                   int place);
+int mpshm_slot_put_one(const mpshm_end *end, const char *data, uint32_t size, int place);
 /* A place for a message that is put later, by MPSHM_HAS_PLACE, or MPSHM_E_FULL; back with one whose
    message will not come. */
 int mpshm_place_take(mpshm_arena *arena);
 void mpshm_place_give(mpshm_arena *arena);
-/* Wait until the queue has a place: 0, or -ETIMEDOUT.  fd is either end of its pipe. */
-int mpshm_place_wait(mpshm_arena *arena, int fd, int timeout_ms);
+/* Wait until there are no longer so many places used as were when a put failed, or the time is over.
+   fd is either end of the pipe: the places of the dead are found. */
+uint32_t mpshm_places_used(mpshm_arena *arena);
+void mpshm_place_wait(mpshm_arena *arena, int fd, uint32_t used, int timeout_ms);
 /* Wait until the pipe takes a slot: 0, -EAGAIN, or -EPIPE when nobody is left to read. */
 int mpshm_wait_writable(int fd, int timeout_ms);
 /* Messages in the queue: in the pipe, and those with a place that are not there yet. */
@@ -244,15 +253,14 @@ int64_t mpshm_task_done(mpshm_arena *arena);
 /* Wait until all are: 0, or -ETIMEDOUT. */
 int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
 
-mpshm_batch *mpshm_batch_new(mpshm_counts *counts, uint32_t spin_us);
+mpshm_batch *mpshm_batch_new(const mpshm_end *end, uint32_t spin_us);
 void mpshm_batch_free(mpshm_batch *batch);
 /* Receive up to `most` messages, waiting for the first: timeout_ms -1 for ever, 0 not at all.  How
    many, their runs leased; -EAGAIN when there is none. */
-int mpshm_slot_receive(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most,
-                       int timeout_ms);
+int mpshm_slot_receive(mpshm_batch *batch, uint32_t most, int timeout_ms);
 /* Receive one.  The size of a small message, which lies whole at the beginning of data; or
    MPSHM_DESCRIPTORS for one with runs; or its error. */
-int mpshm_slot_receive_one(mpshm_batch *batch, int fd, mpshm_arena *arena, int timeout_ms);
+int mpshm_slot_receive_one(mpshm_batch *batch, int timeout_ms);
 void mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to);
 /* Give back what was not taken. */
 void mpshm_batch_discard(mpshm_batch *batch);

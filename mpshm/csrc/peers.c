@@ -9,8 +9,8 @@
        sleeps nowhere in that time but in the read itself.
 
    Memory order: enter's fence keeps its odd `steps` before every change, leave's release keeps them
-   before the even one.  Who sees `steps` even and the same at two moments, fences in between, has
-   seen no change half done. */
+   before the even one.  Who sees `steps` even and the same at two moments, and as many `visits`, has
+   seen no change half done in between. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -110,6 +110,7 @@ take_record(mpshm_arena *arena)
 
         if (atomic_load_explicit(&peer->pid, memory_order_relaxed) == 0
             && atomic_compare_exchange_strong(&peer->pid, &none, self.pid)) {
+            atomic_fetch_add(&arena->header->visits, 1);
             atomic_store(&peer->born, self.born);
             atomic_store(&peer->space, self.space);
             uint32_t high = atomic_load(&arena->header->peers_high);
@@ -120,7 +121,6 @@ take_record(mpshm_arena *arena)
             return number;
         }
     }
-    atomic_store(&arena->header->crowded, 1);
     return 0;
 }
 
@@ -130,6 +130,7 @@ peer_free(mpshm_arena *arena, uint32_t number)
 {
     struct peer *peer = record_of(arena, number);
 
+    atomic_fetch_add(&arena->header->visits, 1);
     atomic_store(&peer->steps, 0);
     atomic_store(&peer->born, 0);
     atomic_store(&peer->space, 0);
@@ -153,6 +154,13 @@ join(mpshm_arena *arena)
         atomic_store(&record_of(arena, arena->me)->born, self.born);
     } else {
         arena->me = take_record(arena);
+        if (arena->me == 0) {
+            reap_records(arena);
+            arena->me = take_record(arena);
+        }
+        if (arena->me == 0) {
+            atomic_store(&arena->header->crowded, 1);
+        }
     }
     arena->joined = mpshm_process.generation;
 }

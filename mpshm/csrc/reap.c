@@ -22,6 +22,8 @@
    memory of a storm is given back. */
 #define KEEP_WARM (UINT64_C(32) << 20)
 #define KEEP_WARM_EACH (UINT64_C(1) << 20)
+/* Who reaps without being a peer; should it be killed, nobody waits for it. */
+#define NAMELESS (PEER_LIMIT + 1)
 /* A growing arena looks for the dead no oftener than this. */
 #define GROWTH_PAUSE_NS INT64_C(100000000)
 
@@ -185,6 +187,7 @@ reap_at_rest(mpshm_arena *arena, int fd)
     struct search search = {.drained = false};
 
     if (before != NULL && peers_at_rest(arena, before)) {
+        uint32_t visits = atomic_load(&header->visits);
         uint32_t unread = slot_unread(fd);
         uint32_t used = atomic_load(&header->places_used);
         uint64_t bytes_used = atomic_load(&header->bytes_used);
@@ -192,7 +195,7 @@ reap_at_rest(mpshm_arena *arena, int fd)
 
         search.drained = unread == 0;
         each_segment(arena, visit_search, &search);
-        if (peers_at_rest(arena, after)
+        if (peers_at_rest(arena, after) && visits == atomic_load(&header->visits)
             && memcmp(before, after, PEER_LIMIT * sizeof *before) == 0) {
             int64_t lost = (int64_t) used - unread / MPSHM_SLOT_BYTES - (int64_t) pending;
             int64_t lost_bytes = (int64_t) (bytes_used - unread - search.in_flight);
@@ -202,6 +205,9 @@ reap_at_rest(mpshm_arena *arena, int fd)
             }
             if (lost != 0) {
                 atomic_fetch_sub(&header->places_used, (uint32_t) lost);
+            }
+            if (lost > 0) {
+                slot_undo_unfinished(arena, (uint32_t) lost);
             }
             if (header->bytes_limit != 0 && lost_bytes != 0) {
                 atomic_fetch_sub(&header->bytes_used, (uint64_t) lost_bytes);
@@ -297,6 +303,9 @@ reap_shared(mpshm_arena *arena)
     struct search search = {.drained = false};
     uint32_t high = atomic_load(&arena->header->peers_high), held = 0;
 
+    if (atomic_exchange(&arena->header->shares, 0) == 0) {
+        return;
+    }
     each_segment(arena, visit_shared, &search);
     for (uint32_t i = 0; i < high && i < PEER_LIMIT; i++) {
         held += atomic_load(&arena->peers[i].shared);
@@ -304,6 +313,9 @@ reap_shared(mpshm_arena *arena)
     for (uint32_t i = 0; i < search.count && held == 0 && !atomic_load(&arena->header->crowded);
          i++) {
         free_orphan(&search.found[i]);
+    }
+    if (search.count > 0) {
+        atomic_store(&arena->header->shares, 1); /* the next search finds them gone */
     }
     free(search.found);
 }
@@ -328,8 +340,8 @@ reap(mpshm_arena *arena, int fd)
 
         if (any) {
             atomic_store(&arena->header->heated, 1);
-            reap_shared(arena);
         }
+        reap_shared(arena);
         if (fd >= 0 && arena->slot_bytes != 0) {
             reap_at_rest(arena, fd);
         } else if (any && arena->slot_bytes == 0) {
@@ -345,6 +357,18 @@ mpshm_reap(mpshm_arena *arena, int fd)
     arena_lock(arena);
     reap(arena, fd);
     arena_unlock(arena);
+}
+
+/* All records are taken, so this process has no number to reap by: the dead's it can free. */
+void
+reap_records(mpshm_arena *arena)
+{
+    uint32_t none = 0;
+
+    if (atomic_compare_exchange_strong(&arena->header->reaper, &none, NAMELESS)) {
+        (void) reap_dead(arena);
+        atomic_store(&arena->header->reaper, 0);
+    }
 }
 
 /* Before an arena gets larger: perhaps it is full of what the dead held. */

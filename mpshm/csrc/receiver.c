@@ -393,6 +393,7 @@ share_lease(struct lease *lease)
         if (me != NULL) {
             atomic_fetch_add(&me->shared, 1);
         }
+        atomic_store(&lease->seg->arena->header->shares, 1);
         atomic_store(word, RUN_WORD(RUN_TAG(was), lease->chunks, HOLDER_SHARED + 2, RUN_LEASED));
         return;
     }

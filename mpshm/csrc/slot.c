@@ -29,7 +29,6 @@
 
 #ifdef __linux__
 #include <linux/futex.h>
-#include <sys/epoll.h>
 #include <sys/syscall.h>
 #endif
 
@@ -174,6 +173,18 @@ take_place(mpshm_arena *arena, uint64_t bytes)
     return true;
 }
 
+/* Not below 0: a forged message leaves a place that it never took. */
+static uint32_t
+take_away(_Atomic uint32_t *count, uint32_t n)
+{
+    uint32_t was = atomic_load(count), left;
+
+    do {
+        left = was > n ? was - n : 0;
+    } while (!atomic_compare_exchange_weak(count, &was, left));
+    return left;
+}
+
 /* Messages have left the queue. */
 static void
 leave_places(mpshm_arena *arena, uint32_t messages, uint64_t bytes)
@@ -181,13 +192,26 @@ leave_places(mpshm_arena *arena, uint32_t messages, uint64_t bytes)
     struct arena_header *header = arena->header;
 
     if (is_counted(arena)) {
-        atomic_fetch_sub(&header->places_used, messages);
+        take_away(&header->places_used, messages);
     }
     if (header->bytes_limit != 0) {
-        atomic_fetch_sub(&header->bytes_used, bytes);
+        uint64_t used = atomic_load(&header->bytes_used), left;
+
+        do {
+            left = used > bytes ? used - bytes : 0;
+        } while (!atomic_compare_exchange_weak(&header->bytes_used, &used, left));
     }
     if (is_limited(arena) && atomic_load(&header->place_waiters) > 0) {
         futex_wake(&header->places_used, (int) messages);
+    }
+}
+
+/* Messages that will not come need not be done. */
+void
+slot_undo_unfinished(mpshm_arena *arena, uint32_t messages)
+{
+    if (arena->header->joinable && take_away(&arena->header->unfinished, messages) == 0) {
+        futex_wake(&arena->header->unfinished, INT32_MAX);
     }
 }
 
@@ -195,12 +219,8 @@ leave_places(mpshm_arena *arena, uint32_t messages, uint64_t bytes)
 void
 slot_forget(mpshm_arena *arena, uint32_t messages, uint64_t bytes)
 {
-    struct arena_header *header = arena->header;
-
     leave_places(arena, messages, bytes);
-    if (header->joinable && atomic_fetch_sub(&header->unfinished, messages) == messages) {
-        futex_wake(&header->unfinished, INT32_MAX);
-    }
+    slot_undo_unfinished(arena, messages);
 }
 
 int
@@ -284,22 +304,23 @@ mpshm_queue_full(mpshm_arena *arena, int fd)
     return !has_place(arena);
 }
 
-int
-mpshm_place_wait(mpshm_arena *arena, int fd, int timeout_ms)
+uint32_t
+mpshm_places_used(mpshm_arena *arena)
+{
+    return atomic_load(&arena->header->places_used);
+}
+
+void
+mpshm_place_wait(mpshm_arena *arena, int fd, uint32_t used, int timeout_ms)
 {
     struct arena_header *header = arena->header;
 
-    if (!mpshm_queue_full(arena, fd)) {
-        return 0;
+    if (places_are_lost(arena, fd)) {
+        mpshm_reap(arena, fd);
     }
     atomic_fetch_add(&header->place_waiters, 1);
-    uint32_t used = atomic_load(&header->places_used);
-
-    if (!has_place(arena)) {
-        futex_wait(&header->places_used, used, timeout_ms);
-    }
+    futex_wait(&header->places_used, used, timeout_ms);
     atomic_fetch_sub(&header->place_waiters, 1);
-    return has_place(arena) ? 0 : -ETIMEDOUT;
 }
 
 int64_t
@@ -406,7 +427,7 @@ write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint
 
     if (error != 0 && place != MPSHM_NO_PLACE) {
         bool kept = place == MPSHM_HAS_PLACE
-                    || (error == -EAGAIN && arena->header->bytes_limit == 0);
+                    || (error == -EAGAIN && arena->header->bytes_limit == 0 && count == 1);
 
         if (kept) {
             add_pending(arena, (int32_t) count);
@@ -436,9 +457,10 @@ count_received(mpshm_counts *counts, uint64_t size, bool in_slot)
 }
 
 int
-mpshm_slot_put(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *data,
-               const uint32_t *sizes, uint32_t count, int place)
+mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
+               int place)
 {
+    mpshm_arena *arena = end->arena;
     char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
     mpshm_run runs[MPSHM_SLOTS_AT_ONCE];
     uint64_t bytes = 0;
@@ -468,12 +490,12 @@ mpshm_slot_put(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *dat
         bytes += one;
     }
     if (n > 0) {
-        error = write_placed(arena, fd, slots, n, bytes, place);
+        error = write_placed(arena, end->fd, slots, n, bytes, place);
         for (uint32_t i = 0; i < n; i++) {
             if (error != 0) {
                 empty_slot(&runs[i], sizes[i]);
             } else {
-                count_sent(counts, sizes[i], runs[i].capacity == 0);
+                count_sent(end->counts, sizes[i], runs[i].capacity == 0);
             }
         }
     }
@@ -482,15 +504,14 @@ mpshm_slot_put(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *dat
 }
 
 int
-mpshm_slot_put_one(mpshm_arena *arena, mpshm_counts *counts, int fd, const char *data,
-                   uint32_t size, int place)
+mpshm_slot_put_one(const mpshm_end *end, const char *data, uint32_t size, int place)
 {
-    return mpshm_slot_put(arena, counts, fd, data, &size, 1, place);
+    return mpshm_slot_put(end, data, &size, 1, place);
 }
 
 int
-mpshm_slot_send(mpshm_parcel *parcel, mpshm_counts *counts, int fd, const char *stream,
-                uint64_t size, int place)
+mpshm_slot_send(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
+                int place)
 {
     char slot[MPSHM_SLOT_BYTES] = {0};
     mpshm_arena *arena = parcel->arena;
@@ -512,14 +533,14 @@ mpshm_slot_send(mpshm_parcel *parcel, mpshm_counts *counts, int fd, const char *
     if (error == 0) {
         error = place == MPSHM_TAKE_PLACE && !take_place(arena, bytes)
                     ? MPSHM_E_FULL
-                    : write_placed(arena, fd, slot, 1, bytes, place);
+                    : write_placed(arena, end->fd, slot, 1, bytes, place);
         if (error != 0) {
             parcel_unseal(parcel);
         } else {
             for (uint32_t i = 0; i < parcel->count; i++) {
                 size += parcel->parts[i].size;
             }
-            count_sent(counts, size, false);
+            count_sent(end->counts, size, false);
             parcel_handed_over(parcel);
         }
     }
@@ -551,12 +572,12 @@ data_room(mpshm_batch *batch, uint64_t size)
 }
 
 mpshm_batch *
-mpshm_batch_new(mpshm_counts *counts, uint32_t spin_us)
+mpshm_batch_new(const mpshm_end *end, uint32_t spin_us)
 {
     mpshm_batch *batch = calloc(1, sizeof *batch);
 
     if (batch != NULL) {
-        batch->counts = counts;
+        batch->end = *end;
         spin_init(&batch->spin, spin_us);
         if (data_room(batch, SMALL_RUN_BYTES) != 0) {
             free(batch);
@@ -696,8 +717,9 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
 
 /* What the slots just read hold.  Under arena_lock. */
 static int
-open_slots(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slots, ssize_t bytes)
+open_slots(mpshm_batch *batch, const unsigned char *slots, ssize_t bytes)
 {
+    mpshm_arena *arena = batch->end.arena;
     uint64_t chunk_bytes = arena->lease_bytes;
 
     if (bytes == 0) {
@@ -727,7 +749,7 @@ open_slots(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slots, s
             for (uint32_t i = 0; i < message->runs; i++) {
                 size += batch->runs[message->first_run + i].size;
             }
-            count_received(batch->counts, size, (slots[at] & 0x80) == 0);
+            count_received(batch->end.counts, size, (slots[at] & 0x80) == 0);
         }
     }
     leave_places(arena, batch->count, (uint64_t) bytes + arena->lease_bytes - chunk_bytes);
@@ -735,37 +757,41 @@ open_slots(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slots, s
 }
 
 static int
-receive_now(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most)
+receive_now(mpshm_batch *batch, uint32_t most)
 {
+    mpshm_arena *arena = batch->end.arena;
     unsigned char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
 
     arena_lock(arena);
-    ssize_t n = read_now(fd, slots, (size_t) most * MPSHM_SLOT_BYTES);
-    int result = n < 0 ? -errno : open_slots(batch, arena, slots, n);
+    ssize_t n = read_now(batch->end.fd, slots, (size_t) most * MPSHM_SLOT_BYTES);
+    int result = n < 0 ? -errno : open_slots(batch, slots, n);
 
     arena_unlock(arena);
     return result;
 }
 
 static int
-receive_spinning(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most)
+receive_spinning(mpshm_batch *batch, uint32_t most)
 {
     int64_t until = spin_begin(&batch->spin);
     int result = -EAGAIN;
 
     while (result == -EAGAIN && spin_goes_on(until)) {
         sched_yield();
-        result = receive_now(batch, fd, arena, most);
+        result = receive_now(batch, most);
     }
     spin_end(&batch->spin, until, result != -EAGAIN);
-    return result;
+    /* A signal meanwhile has interrupted nothing: the caller looks. */
+    return result == -EAGAIN && until != 0 ? -EINTR : result;
 }
 
 /* The kernel wakes one of those who block in a read, another if that one is killed; who polls is
    woken with all the others. */
 static int
-receive_blocking(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most)
+receive_blocking(mpshm_batch *batch, uint32_t most)
 {
+    mpshm_arena *arena = batch->end.arena;
+    int fd = batch->end.fd;
     unsigned char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
 
     arena_lock(arena);
@@ -775,14 +801,14 @@ receive_blocking(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most)
     if (standing < 0) {
         struct pollfd pipe = {.fd = fd, .events = POLLIN};
 
-        return poll(&pipe, 1, -1) < 0 ? -errno : receive_now(batch, fd, arena, most);
+        return poll(&pipe, 1, -1) < 0 ? -errno : receive_now(batch, most);
     }
     ssize_t n = read(fd, slots, (size_t) most * MPSHM_SLOT_BYTES);
     int result = n < 0 ? -errno : MPSHM_E_END;
 
     if (n > 0) {
         arena_lock_awake(arena);
-        result = open_slots(batch, arena, slots, n);
+        result = open_slots(batch, slots, n);
         peer_end_reading(arena, standing);
         arena_unlock(arena);
     } else {
@@ -791,49 +817,32 @@ receive_blocking(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most)
     return result;
 }
 
-/* One of those who wait is woken, but no other if that one is killed before it reads: so nobody
-   should wait long without looking. */
+/* All who wait here are woken: were it one, and that one killed before it reads, nobody would read. */
 static void
 wait_readable(int fd, int timeout_ms)
 {
-#ifdef EPOLLEXCLUSIVE
-    struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE};
-    int waiting = epoll_create1(EPOLL_CLOEXEC);
-
-    if (waiting != -1) {
-        bool added = epoll_ctl(waiting, EPOLL_CTL_ADD, fd, &event) == 0;
-
-        if (added) {
-            (void) epoll_wait(waiting, &event, 1, timeout_ms);
-        }
-        close(waiting);
-        if (added) {
-            return;
-        }
-    }
-#endif
     struct pollfd pipe = {.fd = fd, .events = POLLIN};
 
     (void) poll(&pipe, 1, timeout_ms);
 }
 
 int
-mpshm_slot_receive(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most, int timeout_ms)
+mpshm_slot_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
 {
     mpshm_batch_discard(batch);
     if (most > MPSHM_SLOTS_AT_ONCE) {
         most = MPSHM_SLOTS_AT_ONCE;
     }
-    int result = receive_now(batch, fd, arena, most);
+    int result = receive_now(batch, most);
 
     if (result == -EAGAIN && timeout_ms != 0) {
-        result = receive_spinning(batch, fd, arena, most);
+        result = receive_spinning(batch, most);
     }
     if (result == -EAGAIN && timeout_ms > 0) {
-        wait_readable(fd, timeout_ms);
-        result = receive_now(batch, fd, arena, most);
+        wait_readable(batch->end.fd, timeout_ms);
+        result = receive_now(batch, most);
     } else if (result == -EAGAIN && timeout_ms < 0) {
-        result = receive_blocking(batch, fd, arena, most);
+        result = receive_blocking(batch, most);
     }
     uint64_t size = 0;
 
@@ -845,9 +854,9 @@ mpshm_slot_receive(mpshm_batch *batch, int fd, mpshm_arena *arena, uint32_t most
 }
 
 int
-mpshm_slot_receive_one(mpshm_batch *batch, int fd, mpshm_arena *arena, int timeout_ms)
+mpshm_slot_receive_one(mpshm_batch *batch, int timeout_ms)
 {
-    int n = mpshm_slot_receive(batch, fd, arena, 1, timeout_ms);
+    int n = mpshm_slot_receive(batch, 1, timeout_ms);
 
     if (n < 0 || batch->messages[0].error != 0) {
         return n < 0 ? n : batch->messages[0].error;

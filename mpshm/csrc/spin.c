@@ -36,10 +36,15 @@ spin_init(mpshm_spin *spin, uint32_t spin_us)
                           .probe = SPIN_PROBE};
 }
 
-/* Until when to look again; 0: not at all. */
+/* Until when to look again; 0: not at all.  Who did so in vain gives its caller time to see signals,
+   and when that comes again, it is to block. */
 int64_t
 spin_begin(mpshm_spin *spin)
 {
+    if (spin->spun) {
+        spin->spun = 0;
+        return 0;
+    }
     bool worth = spin->ns > 0 && (spin->credit > 0 || ++spin->waits >= spin->probe);
 
     return worth ? now_ns() + spin->ns : 0;
@@ -60,6 +65,7 @@ spin_end(mpshm_spin *spin, int64_t until, bool paid)
     bool late = now_ns() > until + spin->ns;
 
     spin->waits = 0;
+    spin->spun = !paid;
     if (late) {
         spin->credit = 0;
         spin->probe = spin->probe < SPIN_RAREST ? 4 * spin->probe : SPIN_RAREST;

@@ -83,6 +83,9 @@ int fork_hooked(void);
 void wait_child(int pid);
 int open_descriptors(void);
 
+/* One end of a queue's pipe, where `counts` is in scope. */
+#define END(arena, fd) (&(mpshm_end) {(arena), &counts, (fd)})
+
 /* The two halves of mpshm_receive, and what the second gives, apart. */
 typedef struct {
     mpshm_held *views;

@@ -31,9 +31,9 @@ static void
 open_queue(uint32_t places, uint64_t bytes, int joinable)
 {
     arena = arena_of(roomy());
-    batch = mpshm_batch_new(&counts, 0);
     mpshm_make_queue(arena, places, bytes, joinable);
     CHECK_EQ(0, pipe(ends));
+    batch = mpshm_batch_new(END(arena, ends[0]), 0);
     CHECK_EQ(0, fcntl(ends[1], F_SETFL, O_NONBLOCK));
     CHECK_EQ(0, pipe(to_child));
     CHECK_EQ(0, pipe(to_parent));
@@ -97,13 +97,13 @@ put(uint32_t size, unsigned seed, int place)
     static char data[SMALL_RUN_BYTES];
 
     fill(data, size, seed);
-    return mpshm_slot_put_one(arena, &counts, ends[1], data, size, place);
+    return mpshm_slot_put_one(END(arena, ends[1]), data, size, place);
 }
 
 static int
 get(void)
 {
-    return mpshm_slot_receive_one(batch, ends[0], arena, 0);
+    return mpshm_slot_receive_one(batch, 0);
 }
 
 static void
@@ -461,10 +461,10 @@ blocked_reader(void)
     int pid = fork_hooked();
 
     if (pid == 0) {
-        mpshm_batch *mine = mpshm_batch_new(&counts, 0);
+        mpshm_batch *mine = mpshm_batch_new(END(arena, ends[0]), 0);
 
         go(to_parent);
-        CHECK_EQ(300, mpshm_slot_receive_one(mine, ends[0], arena, -1));
+        CHECK_EQ(300, mpshm_slot_receive_one(mine, -1));
         CHECK(is_filled(mine->data, 300, 7));
         exit(0);
     }
@@ -903,7 +903,7 @@ static void
 live_busily(uint32_t number)
 {
     mpshm_run held[8];
-    mpshm_batch *mine = mpshm_batch_new(&counts, 0);
+    mpshm_batch *mine = mpshm_batch_new(END(arena, ends[0]), 0);
 
     for (unsigned i = 0;; i++) {
         int error = put(number % 2 ? 300 + i % 5000 : i % 300, i, MPSHM_TAKE_PLACE);
@@ -912,7 +912,7 @@ live_busily(uint32_t number)
         if (error == -EAGAIN) {
             mpshm_place_give(arena);
         }
-        error = mpshm_slot_receive(mine, ends[0], arena, 1 + i % 3, number % 3 ? 0 : 1);
+        error = mpshm_slot_receive(mine, 1 + i % 3, number % 3 ? 0 : 1);
         CHECK(error > 0 || error == -EAGAIN);
         for (int j = 0; j < error; j++) {
             CHECK_EQ(0, mine->messages[j].error);
@@ -943,7 +943,7 @@ crew_killed_at_random_leaves_nothing(void)
             wait_killed(pids[i]);
             mpshm_reap(arena, ends[0]);
         }
-        for (int n; (n = mpshm_slot_receive(batch, ends[0], arena, 32, 0)) != -EAGAIN;) {
+        for (int n; (n = mpshm_slot_receive(batch, 32, 0)) != -EAGAIN;) {
             CHECK(n > 0);
             for (int i = 0; i < n; i++) {
                 CHECK_EQ(0, batch->messages[i].error);
@@ -964,9 +964,9 @@ visitors_message_is_not_taken_for_an_orphan(void)
 
     fine.chunk_shift = 4; /* a million chunks to search, so that there is time */
     arena = arena_of(fine);
-    batch = mpshm_batch_new(&counts, 0);
     mpshm_make_queue(arena, 0, 0, 0);
     CHECK_EQ(0, pipe(ends));
+    batch = mpshm_batch_new(END(arena, ends[0]), 0);
     CHECK_EQ(0, fcntl(ends[1], F_SETFL, O_NONBLOCK));
     for (int i = 0; i < SEGMENTS; i++) {
         runs[i] = claim(arena, fine.segment_bytes);
@@ -982,7 +982,7 @@ visitors_message_is_not_taken_for_an_orphan(void)
             char data[5000];
 
             fill(data, sizeof data, 3);
-            while (mpshm_slot_put_one(again, &counts, ends[1], data, sizeof data, MPSHM_NO_PLACE)
+            while (mpshm_slot_put_one(END(again, ends[1]), data, sizeof data, MPSHM_NO_PLACE)
                    == -EAGAIN) {
                 sched_yield();
             }

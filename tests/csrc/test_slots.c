@@ -33,11 +33,12 @@ roomy(void)
 static struct queue
 queue_of(mpshm_geometry geometry, uint32_t places, uint64_t bytes, int joinable)
 {
-    struct queue q = {.arena = arena_of(geometry), .batch = mpshm_batch_new(&counts, 0)};
+    struct queue q = {.arena = arena_of(geometry)};
     int ends[2];
 
-    CHECK(q.batch != NULL);
     CHECK_EQ(0, pipe(ends));
+    q.batch = mpshm_batch_new(END(q.arena, ends[0]), 0);
+    CHECK(q.batch != NULL);
     CHECK_EQ(0, fcntl(ends[1], F_SETFL, O_NONBLOCK));
     mpshm_make_queue(q.arena, places, bytes, joinable);
     q.reader = ends[0];
@@ -63,13 +64,13 @@ put(struct queue *q, uint32_t size, unsigned seed, int place)
     static char data[SMALL_RUN_BYTES + 1];
 
     fill(data, size, seed);
-    return mpshm_slot_put_one(q->arena, &counts, q->writer, data, size, place);
+    return mpshm_slot_put_one(END(q->arena, q->writer), data, size, place);
 }
 
 static void
 check_next(struct queue *q, uint32_t size, unsigned seed)
 {
-    CHECK_EQ(size, mpshm_slot_receive_one(q->batch, q->reader, q->arena, 0));
+    CHECK_EQ(size, mpshm_slot_receive_one(q->batch, 0));
     CHECK(is_filled(q->batch->data, size, seed));
 }
 
@@ -96,7 +97,7 @@ send_parcel(struct queue *q, mpshm_parcel *parcel, uint64_t stream_size, int pla
     static char stream[SMALL_RUN_BYTES];
 
     fill(stream, stream_size, 99);
-    return mpshm_slot_send(parcel, &counts, q->writer, stream, stream_size, place);
+    return mpshm_slot_send(parcel, END(parcel->arena, q->writer), stream, stream_size, place);
 }
 
 static void
@@ -112,7 +113,7 @@ every_small_size_round_trips(void)
         CHECK_EQ(0, runs_in_use(q.arena));
     }
     CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, MPSHM_NO_PLACE));
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, 0));
     end_queue(&q);
 }
 
@@ -140,14 +141,14 @@ many_of_mixed_sizes_arrive_in_order(void)
     for (uint32_t i = 0; i < MIXED; at += mixed[i++]) {
         fill(at, mixed[i], i);
     }
-    CHECK_EQ(MIXED, mpshm_slot_put(q.arena, &counts, q.writer, data, mixed, MIXED, MPSHM_NO_PLACE));
+    CHECK_EQ(MIXED, mpshm_slot_put(END(q.arena, q.writer), data, mixed, MIXED, MPSHM_NO_PLACE));
     CHECK_EQ(MIXED, mpshm_queue_size(q.arena, q.reader));
-    CHECK_EQ(5, mpshm_slot_receive(q.batch, q.reader, q.arena, 5, 0));
+    CHECK_EQ(5, mpshm_slot_receive(q.batch, 5, 0));
     for (uint32_t i = 0; i < 5; i++) {
         CHECK_EQ(mixed[i], q.batch->sizes[i]);
         CHECK(is_filled(q.batch->data + q.batch->messages[i].at, mixed[i], i));
     }
-    CHECK_EQ(MIXED - 5, mpshm_slot_receive(q.batch, q.reader, q.arena, 1000, -1));
+    CHECK_EQ(MIXED - 5, mpshm_slot_receive(q.batch, 1000, -1));
     for (uint32_t i = 5; i < MIXED; i++) {
         CHECK_EQ(mixed[i], q.batch->sizes[i - 5]);
         CHECK(is_filled(q.batch->data + q.batch->messages[i - 5].at, mixed[i], i));
@@ -167,10 +168,10 @@ more_than_fit_at_once_are_put_in_part(void)
         sizes[i] = 1;
         data[i] = (char) i;
     }
-    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes,
+    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_put(END(q.arena, q.writer), data, sizes,
                                                  MPSHM_SLOTS_AT_ONCE + 1, MPSHM_NO_PLACE));
-    CHECK_EQ(0, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 0, MPSHM_NO_PLACE));
-    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_receive(q.batch, q.reader, q.arena, 99, 0));
+    CHECK_EQ(0, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_receive(q.batch, 99, 0));
     for (uint32_t i = 0; i < MPSHM_SLOTS_AT_ONCE; i++) {
         CHECK_EQ(i, q.batch->data[q.batch->messages[i].at]);
     }
@@ -184,9 +185,9 @@ too_large_one_in_the_middle_ends_the_batch_before_it(void)
     uint32_t sizes[] = {1, 1, SMALL_RUN_BYTES + 1, 1};
     char *data = calloc(1, SMALL_RUN_BYTES + 4);
 
-    CHECK_EQ(2, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 4, MPSHM_NO_PLACE));
-    CHECK_EQ(-EMSGSIZE, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes + 2, 2, MPSHM_NO_PLACE));
-    CHECK_EQ(2, mpshm_slot_receive(q.batch, q.reader, q.arena, 9, 0));
+    CHECK_EQ(2, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 4, MPSHM_NO_PLACE));
+    CHECK_EQ(-EMSGSIZE, mpshm_slot_put(END(q.arena, q.writer), data, sizes + 2, 2, MPSHM_NO_PLACE));
+    CHECK_EQ(2, mpshm_slot_receive(q.batch, 9, 0));
     free(data);
     end_queue(&q);
 }
@@ -208,7 +209,7 @@ parcels_of_any_number_of_buffers_round_trip(void)
 
             CHECK_EQ(0, send_parcel(&q, parcel, streams[s], MPSHM_NO_PLACE));
             mpshm_parcel_free(parcel);
-            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, 0));
             mpshm_message *message = &q.batch->messages[0];
 
             CHECK_EQ(count, message->runs);
@@ -242,9 +243,9 @@ long_stream_in_runs_arrives_as_runs(void)
     fill(data, size, 1);
     CHECK_EQ(0, mpshm_put_stream(parcel, data, size, 0, UINT64_MAX));
     CHECK_EQ(0, mpshm_settle(parcel, 0, UINT64_MAX));
-    CHECK_EQ(0, mpshm_slot_send(parcel, &counts, q.writer, NULL, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(0, mpshm_slot_send(parcel, END(parcel->arena, q.writer), NULL, 0, MPSHM_NO_PLACE));
     mpshm_parcel_free(parcel);
-    CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, q.reader, q.arena, -1));
+    CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, -1));
     CHECK_EQ(2, q.batch->messages[0].runs);
     CHECK_EQ(1, q.batch->messages[0].stream_runs);
     CHECK(is_filled(q.batch->runs[0].data, size, 1));
@@ -262,9 +263,9 @@ message_not_taken_goes_back_with_the_next_receive(void)
 
     CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
     mpshm_parcel_free(parcel);
-    CHECK_EQ(1, mpshm_slot_receive(q.batch, q.reader, q.arena, 9, 0));
+    CHECK_EQ(1, mpshm_slot_receive(q.batch, 9, 0));
     CHECK_EQ(1, gauges(q.arena).runs_leased);
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive(q.batch, q.reader, q.arena, 9, 0));
+    CHECK_EQ(-EAGAIN, mpshm_slot_receive(q.batch, 9, 0));
     CHECK_EQ(0, gauges(q.arena).runs_leased);
     end_queue(&q);
 }
@@ -286,10 +287,10 @@ static void
 drain(struct queue *q, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
-        CHECK_EQ(1, mpshm_slot_receive(q->batch, q->reader, q->arena, 1, 0));
+        CHECK_EQ(1, mpshm_slot_receive(q->batch, 1, 0));
         CHECK_EQ(0, q->batch->messages[0].error);
     }
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive(q->batch, q->reader, q->arena, 1, 0));
+    CHECK_EQ(-EAGAIN, mpshm_slot_receive(q->batch, 1, 0));
 }
 
 static void
@@ -304,7 +305,7 @@ full_pipe_keeps_no_run(void)
 
     CHECK_EQ(65536 / MPSHM_SLOT_BYTES, count);
     CHECK_EQ(-EAGAIN, put(&q, 5000, 1, MPSHM_NO_PLACE));
-    CHECK_EQ(-EAGAIN, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 3, MPSHM_NO_PLACE));
+    CHECK_EQ(-EAGAIN, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 3, MPSHM_NO_PLACE));
     CHECK_EQ(1, runs_in_use(q.arena));
     CHECK_EQ(-EAGAIN, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
     CHECK_EQ(1, gauges(q.arena).runs_loaned);
@@ -374,18 +375,18 @@ bounded_queue_is_full_at_its_limit_exactly(void)
     char data[1000] = {0};
 
     CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(2, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 5, MPSHM_TAKE_PLACE));
+    CHECK_EQ(2, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 5, MPSHM_TAKE_PLACE));
     CHECK_EQ(2, runs_in_use(q.arena));
     CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, MPSHM_TAKE_PLACE));
     CHECK_EQ(MPSHM_E_FULL, mpshm_place_take(q.arena));
     CHECK_EQ(2, runs_in_use(q.arena));
     CHECK_EQ(1, mpshm_queue_full(q.arena, q.reader));
-    CHECK_EQ(-ETIMEDOUT, mpshm_place_wait(q.arena, q.reader, 1));
+    mpshm_place_wait(q.arena, q.reader, 3, 1); /* the time is over */
     drain(&q, 3);
     CHECK_EQ(0, mpshm_queue_full(q.arena, q.reader));
-    CHECK_EQ(0, mpshm_place_wait(q.arena, q.reader, 1));
+    mpshm_place_wait(q.arena, q.reader, 3, 25000); /* they are fewer already */
     CHECK_EQ(0, mpshm_place_take(q.arena));
-    CHECK_EQ(2, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 5, MPSHM_TAKE_PLACE));
+    CHECK_EQ(2, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 5, MPSHM_TAKE_PLACE));
     mpshm_place_give(q.arena);
     CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
     drain(&q, 3);
@@ -473,7 +474,7 @@ static void
 check_forged(struct queue *q, int error)
 {
     CHECK_EQ(1, put(q, 300, 5, MPSHM_NO_PLACE));
-    CHECK_EQ(error, mpshm_slot_receive_one(q->batch, q->reader, q->arena, 0));
+    CHECK_EQ(error, mpshm_slot_receive_one(q->batch, 0));
     check_next(q, 300, 5);
     CHECK_EQ(0, runs_in_use(q->arena));
 }
@@ -540,7 +541,7 @@ forge_field(struct queue *q, int at, uint32_t add)
     memcpy(slot + at, &field, 4);
     CHECK_EQ(sizeof slot, write(q->writer, slot, sizeof slot));
     CHECK_EQ(1, put(q, 5, 5, MPSHM_NO_PLACE));
-    CHECK(mpshm_slot_receive_one(q->batch, q->reader, q->arena, 0) < 0);
+    CHECK(mpshm_slot_receive_one(q->batch, 0) < 0);
     field -= add;
     memcpy(slot + at, &field, 4);
     check_next(q, 5, 5);
@@ -563,7 +564,7 @@ descriptor_changed_by_one_is_refused_and_the_run_unharmed(void)
             CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
             mpshm_parcel_free(parcel);
             forge_field(&q, at, 1);
-            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, 0));
             CHECK_EQ(count, q.batch->messages[0].runs);
             CHECK(is_filled(q.batch->runs[0].data, 5000, 0));
         }
@@ -582,8 +583,8 @@ repeated_slot_is_stale(void)
     CHECK_EQ(sizeof slot, write(q.writer, slot, sizeof slot));
     CHECK_EQ(sizeof slot, write(q.writer, slot, sizeof slot));
     check_next(&q, 300, 7);
-    CHECK_EQ(MPSHM_E_STALE, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    CHECK_EQ(MPSHM_E_STALE, mpshm_slot_receive_one(q.batch, 0));
+    CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, 0));
     end_queue(&q);
 }
 
@@ -602,7 +603,7 @@ index_with_a_stale_descriptor_gives_the_others_back(void)
         mpshm_parcel_free(parcel);
         index[victim * 20 + 16]++; /* its tag */
         CHECK_EQ(1, put(&q, 5, 5, MPSHM_NO_PLACE));
-        CHECK_EQ(MPSHM_E_STALE, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+        CHECK_EQ(MPSHM_E_STALE, mpshm_slot_receive_one(q.batch, 0));
         check_next(&q, 5, 5);
         CHECK_EQ(1, gauges(q.arena).runs_in_flight); /* the one that nobody names any more */
         mpshm_reap(q.arena, q.reader);
@@ -624,7 +625,7 @@ index_too_short_for_its_count_is_refused(void)
     CHECK_EQ(sizeof slot, read(q.reader, slot, sizeof slot));
     memset(slot + 8, 0xff, 4); /* buffer runs */
     CHECK_EQ(sizeof slot, write(q.writer, slot, sizeof slot));
-    CHECK_EQ(MPSHM_E_INDEX, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    CHECK_EQ(MPSHM_E_INDEX, mpshm_slot_receive_one(q.batch, 0));
     CHECK_EQ(7, gauges(q.arena).runs_in_flight);
     mpshm_reap(q.arena, q.reader);
     end_queue(&q);
@@ -642,7 +643,7 @@ forged_slot_among_many_stands_in_its_place(void)
     CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
     mpshm_parcel_free(parcel);
     CHECK_EQ(1, put(&q, 500, 2, MPSHM_NO_PLACE));
-    CHECK_EQ(4, mpshm_slot_receive(q.batch, q.reader, q.arena, 9, 0));
+    CHECK_EQ(4, mpshm_slot_receive(q.batch, 9, 0));
     CHECK_EQ(5, q.batch->sizes[0]);
     CHECK_EQ(MPSHM_E_LENGTH, q.batch->messages[1].error);
     CHECK_EQ(1, q.batch->messages[2].runs);
@@ -656,10 +657,10 @@ torn_slot_is_said(void)
     struct queue q = queue_of(roomy(), 0, 0, 0);
 
     CHECK_EQ(5, write(q.writer, "12345", 5));
-    CHECK_EQ(MPSHM_E_TORN, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    CHECK_EQ(MPSHM_E_TORN, mpshm_slot_receive_one(q.batch, 0));
     close(q.writer);
-    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive_one(q.batch, q.reader, q.arena, -1));
-    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 10));
+    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive_one(q.batch, -1));
+    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive_one(q.batch, 10));
     q.writer = dup(q.reader);
     end_queue(&q);
 }
@@ -671,7 +672,7 @@ forged_slots_do_not_disturb_a_bounded_queue(void)
     struct queue q = queue_of(roomy(), 2, 100000, 0);
 
     forge(&q, 125, 0, 0, 0, NULL);
-    CHECK_EQ(MPSHM_E_LENGTH, mpshm_slot_receive_one(q.batch, q.reader, q.arena, 0));
+    CHECK_EQ(MPSHM_E_LENGTH, mpshm_slot_receive_one(q.batch, 0));
     CHECK_EQ(0, mpshm_queue_full(q.arena, q.reader));
     CHECK_EQ(1, put(&q, 200, 0, MPSHM_TAKE_PLACE));
     CHECK_EQ(1, put(&q, 200, 0, MPSHM_TAKE_PLACE));
@@ -692,7 +693,7 @@ joinable_counts_put_and_done(void)
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
     CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(3, mpshm_slot_put(q.arena, &counts, q.writer, data, sizes, 3, MPSHM_TAKE_PLACE));
+    CHECK_EQ(3, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 3, MPSHM_TAKE_PLACE));
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1));
     drain(&q, 4);
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1)); /* taken, but not done */
@@ -742,7 +743,8 @@ who_waits_for_a_place_is_woken(void)
     int pid = fork_hooked();
 
     if (pid == 0) {
-        _exit(mpshm_place_wait(q.arena, q.reader, 25000));
+        mpshm_place_wait(q.arena, q.reader, 1, 25000);
+        _exit(mpshm_queue_full(q.arena, q.reader));
     }
     while (atomic_load(&q.arena->header->place_waiters) == 0) {
         usleep(1000);
@@ -789,9 +791,9 @@ put_rounds(mpshm_arena *arena, int writer, unsigned seed)
 
         memcpy(data, &value, 8);
         memset(data + 8, (char) i, size - 8);
-        while ((n = mpshm_slot_put_one(arena, &counts, writer, data, size, MPSHM_TAKE_PLACE)) < 0) {
+        while ((n = mpshm_slot_put_one(END(arena, writer), data, size, MPSHM_TAKE_PLACE)) < 0) {
             CHECK_EQ(MPSHM_E_FULL, n);
-            (void) mpshm_place_wait(arena, writer, 20);
+            mpshm_place_wait(arena, writer, PLACES, 20);
         }
         note_most(atomic_fetch_add(&shared->now, 1) + 1);
         atomic_fetch_add(&shared->put, 1);
@@ -802,11 +804,11 @@ put_rounds(mpshm_arena *arena, int writer, unsigned seed)
 static void
 get_rounds(mpshm_arena *arena, int reader, uint32_t most)
 {
-    mpshm_batch *batch = mpshm_batch_new(&counts, 0);
+    mpshm_batch *batch = mpshm_batch_new(END(arena, reader), 0);
 
     while (!atomic_load(&shared->stop)) {
         CHECK((int64_t) atomic_load(&arena->header->places_used) <= PLACES);
-        int n = mpshm_slot_receive(batch, reader, arena, most, 20);
+        int n = mpshm_slot_receive(batch, most, 20);
 
         CHECK(n > 0 || n == -EAGAIN || n == -EINTR);
         for (int i = 0; i < n; i++) {
@@ -910,11 +912,11 @@ threads_hammering_a_bounded_queue_lose_nothing(void)
 static void *
 block_for_one(void *argument)
 {
-    mpshm_batch *batch = mpshm_batch_new(&counts, 50);
+    mpshm_batch *batch = mpshm_batch_new(END(hammered.arena, hammered.reader), 50);
     int n;
 
     (void) argument;
-    while ((n = mpshm_slot_receive(batch, hammered.reader, hammered.arena, 1, -1)) == -EAGAIN) {
+    while ((n = mpshm_slot_receive(batch, 1, -1)) == -EAGAIN || n == -EINTR) {
     }
     CHECK_EQ(1, n);
     mpshm_batch_free(batch);
