@@ -8,7 +8,9 @@ The floors, top to bottom; imports go down only:
     installation           ours in stock's place, in this process and its descendants
     executor               ProcessPoolExecutor
     context, pool, managers   stock-shaped doors: contexts, processes, Pool, managers
-    queues                 Queue, JoinableQueue, SimpleQueue: knows the feeder and who waits
+    queues                 Queue, JoinableQueue, SimpleQueue
+    feeder | getting | places | locked   the thread for what must wait | get, one or many | bounds
+                           | queues that keep stock's locks
     queue_end              QueueEnd: a Connection of slots, for many at each end
     connection             Connection, Pipe, Listener, Client: knows frames and roads
     payload | forking | search   dump and load (knows pickle, no pipes) | what fork does to

@@ -15,6 +15,7 @@ SOURCES = (
     "receiver.c",
     "spin.c",
     "frame.c",
+    "places.c",
     "slot.c",
     "reap.c",
 )

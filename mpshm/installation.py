@@ -74,7 +74,7 @@ def install() -> None:
     from multiprocessing import resource_sharer as sharer
     from multiprocessing import spawn as stock_spawn
 
-    from . import queues
+    from . import locked, queues
 
     _become(stock_connection.Connection, connection.Connection)
     for name in ("Queue", "JoinableQueue", "SimpleQueue"):
@@ -83,11 +83,11 @@ def install() -> None:
     _patch(stock_connection, "SocketClient", connection.connect)
     _patch(stock_connection.SocketListener, "accept", _accepting(sharer))  # type: ignore[attr-defined]
     _patch(sharer._ResourceSharer, "get_connection", _asking_sharer())  # type: ignore[attr-defined]
-    _patch(stock_queues.Queue, "get", queues.get)
-    _patch(stock_queues.Queue, "_feed", staticmethod(queues.feed))
+    _patch(stock_queues.Queue, "get", locked.get)
+    _patch(stock_queues.Queue, "_feed", staticmethod(locked.feed))
     simple = stock_queues.SimpleQueue
-    _patch(simple, "get", _if_ours("_reader", queues.simple_get, simple.get))
-    _patch(simple, "put", _if_ours("_writer", queues.simple_put, simple.put))
+    _patch(simple, "get", _if_ours("_reader", locked.simple_get, simple.get))
+    _patch(simple, "put", _if_ours("_writer", locked.simple_put, simple.put))
     _patch(stock_process.BaseProcess, "_bootstrap", _releasing(stock_process.BaseProcess))
     for name in ("SpawnProcess", "ForkServerProcess"):
         fresh: Any = getattr(stock_context, name)

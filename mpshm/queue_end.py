@@ -97,13 +97,15 @@ class QueueEnd(connection.Connection):
             message.parcel = _in_runs(self.arena, message.stream)
         slot.send(message.parcel, self._c_end, message.stream, place)
 
-    def dump_soon(self, obj: object) -> bytes | Message:
+    def dump_soon(self, obj: object, patient: bool) -> bytes | Message:
         """Pickle `obj`, waiting no more than a moment at the high-water mark: then NoRoomNow."""
-        self.arena.wait_room_a_while(self._handle, 1, config.PAUSE_MS)
+        self.arena.wait_room_a_while(self._handle, 1, config.PAUSE_MS if patient else 0)
         return _dump(obj, self._arena, NO_WAIT)
 
-    def offer_soon(self, message: bytes | Message, reason: Exception | None = None) -> None:
-        """Put a message that takes a place; where the pipe is full, wait a moment.
+    def offer_soon(
+        self, message: bytes | Message, reason: Exception | None = None, patient: bool = True
+    ) -> None:
+        """Put a message that takes a place; where the pipe is full, wait a moment if `patient`.
 
         reason: what a first offer raised, if one was made.
         Raises as `offer` does; a place taken is kept at NoRoomNow, if not bounded by bytes.
@@ -113,6 +115,8 @@ class QueueEnd(connection.Connection):
                 raise reason
             self.offer(message, _TAKE_PLACE)
         except NoRoomNow:
+            if not patient:
+                raise
             place = _TAKE_PLACE if self.arena.bytes_limit else _HAS_PLACE
             self._while_drained(self.offer, message, place)
 

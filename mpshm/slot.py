@@ -44,6 +44,11 @@ SMALL_MAX = 32 << 10
 """Bytes of a message that is copied out as it is received; csrc/layout.h has it."""
 
 
+def milliseconds(left: float | None, most: int) -> int:
+    """How long to wait now, with `left` seconds to go in all."""
+    return most if left is None else min(most, max(1, int(left * 1000)))
+
+
 class QueueFull(Exception):
     """A bounded queue has no place."""
 

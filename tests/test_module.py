@@ -23,6 +23,7 @@ FLOORS = (
     ("installation", "executor"),
     ("context", "pool", "managers"),
     ("queues",),
+    ("feeder", "getting", "locked", "places"),
     ("queue_end",),
     ("connection",),
     ("payload", "forking", "search"),

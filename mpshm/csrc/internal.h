@@ -161,10 +161,14 @@ int64_t spin_begin(mpshm_spin *spin);
 bool spin_goes_on(int64_t until);
 void spin_end(mpshm_spin *spin, int64_t until, bool paid);
 
-/* slot.c */
-uint32_t slot_unread(int fd);
-void slot_undo_unfinished(mpshm_arena *arena, uint32_t messages);
-void slot_forget(mpshm_arena *arena, uint32_t messages, uint64_t bytes); /* under arena_lock */
+/* places.c: under arena_lock, but for pipe_unread. */
+bool places_counted(const mpshm_arena *arena);
+void places_pend(mpshm_arena *arena, int32_t messages);
+bool places_take(mpshm_arena *arena, uint64_t bytes);
+void places_leave(mpshm_arena *arena, uint32_t messages, uint64_t bytes);
+void places_undo_unfinished(mpshm_arena *arena, uint32_t messages);
+void places_forget(mpshm_arena *arena, uint32_t messages, uint64_t bytes);
+uint32_t pipe_unread(int fd);
 
 /* reap.c */
 void reap_before_growth(mpshm_arena *arena); /* under arena_lock */

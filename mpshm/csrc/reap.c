@@ -188,7 +188,7 @@ reap_at_rest(mpshm_arena *arena, int fd)
 
     if (before != NULL && peers_at_rest(arena, before)) {
         uint32_t visits = atomic_load(&header->visits);
-        uint32_t unread = slot_unread(fd);
+        uint32_t unread = pipe_unread(fd);
         uint32_t used = atomic_load(&header->places_used);
         uint64_t bytes_used = atomic_load(&header->bytes_used);
         uint64_t pending = pending_of(arena, before);
@@ -207,7 +207,7 @@ reap_at_rest(mpshm_arena *arena, int fd)
                 atomic_fetch_sub(&header->places_used, (uint32_t) lost);
             }
             if (lost > 0) {
-                slot_undo_unfinished(arena, (uint32_t) lost);
+                places_undo_unfinished(arena, (uint32_t) lost);
             }
             if (header->bytes_limit != 0 && lost_bytes != 0) {
                 atomic_fetch_sub(&header->bytes_used, (uint64_t) lost_bytes);
@@ -271,7 +271,7 @@ reap_dead(mpshm_arena *arena)
         /* D2: the record first, so that its messages are not forgotten twice. */
         peer_free(arena, dead->numbers[i]);
         if (pending > 0 && arena->slot_bytes != 0) {
-            slot_forget(arena, pending, 0);
+            places_forget(arena, pending, 0);
         }
     }
     bool any = dead->count > 0;

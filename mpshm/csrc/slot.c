@@ -4,15 +4,13 @@
    is ever split, each read takes whole ones, and any number of processes write and read with no
    lock.  Whoever is killed, the pipe stays in order.
 
-   Knows frames, places and waits; the runs that a frame names it leaves to the other files.
+   Knows frames and waits; places it leaves to places.c, the runs that a frame names to the others.
 
    Invariants:
    Q1  A message's slot is written in the window in which its runs are sealed, and read in the
        window, or under the standing of E3 (peers.c), in which they are leased.  So when all peers
        rest and the pipe is empty, a run in flight is an orphan.
-   Q2  places_used is at least what the pipe and the living hold: who is killed makes the queue
-       fuller than it is, never emptier, and reap.c finds the difference.
-   Q3  Nothing here blocks while it holds the process's lock. */
+   Q2  Nothing here blocks while it holds the process's lock. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -22,15 +20,8 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
-
-#ifdef __linux__
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#endif
 
 #define LENGTH_BYTES 4
 #define INLINE_BYTES (MPSHM_SLOT_BYTES - LENGTH_BYTES)
@@ -83,278 +74,6 @@ uint64_t
 mpshm_queue_bytes(mpshm_arena *arena)
 {
     return arena->header->bytes_limit;
-}
-
-static void
-futex_wake(_Atomic uint32_t *word, int most)
-{
-#ifdef __linux__
-    syscall(SYS_futex, word, FUTEX_WAKE, most, NULL, NULL, 0);
-#else
-    (void) word;
-    (void) most;
-#endif
-}
-
-static void
-futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
-{
-    struct timespec wait = {.tv_sec = timeout_ms / 1000,
-                            .tv_nsec = (long) (timeout_ms % 1000) * 1000000};
-#ifdef __linux__
-    syscall(SYS_futex, word, FUTEX_WAIT, value, &wait, NULL, 0);
-#else
-    (void) word;
-    (void) value;
-    nanosleep(&wait, NULL);
-#endif
-}
-
-/* Places. */
-
-static bool
-is_limited(const mpshm_arena *arena)
-{
-    return arena->header->places != 0 || arena->header->bytes_limit != 0;
-}
-
-/* Whether its messages are counted one by one: the others' number is the pipe's length. */
-static bool
-is_counted(const mpshm_arena *arena)
-{
-    return is_limited(arena) || arena->header->joinable;
-}
-
-static void
-add_pending(mpshm_arena *arena, int32_t messages)
-{
-    struct peer *me = peer_self(arena);
-
-    if (me != NULL) {
-        atomic_fetch_add(&me->pending, (uint32_t) messages);
-    }
-}
-
-/* A place for one message and its bytes: its slot and the chunks of its runs, which can be counted
-   again.  Under arena_lock.  Q2 */
-static bool
-take_place(mpshm_arena *arena, uint64_t bytes)
-{
-    struct arena_header *header = arena->header;
-
-    if (!is_counted(arena)) {
-        return true;
-    }
-    if (header->bytes_limit != 0) {
-        uint64_t before = atomic_fetch_add(&header->bytes_used, bytes);
-
-        /* One message larger than the limit passes alone. */
-        if (before != 0 && before + bytes > header->bytes_limit) {
-            atomic_fetch_sub(&header->bytes_used, bytes);
-            return false;
-        }
-    }
-    uint32_t used = atomic_load(&header->places_used);
-    bool fits;
-
-    do {
-        fits = header->places == 0 || used < header->places;
-    } while (fits && !atomic_compare_exchange_weak(&header->places_used, &used, used + 1));
-    if (!fits) {
-        if (header->bytes_limit != 0) {
-            atomic_fetch_sub(&header->bytes_used, bytes);
-        }
-        return false;
-    }
-    if (header->joinable) {
-        atomic_fetch_add(&header->unfinished, 1);
-    }
-    add_pending(arena, 1);
-    return true;
-}
-
-/* Not below 0: a forged message leaves a place that it never took. */
-static uint32_t
-take_away(_Atomic uint32_t *count, uint32_t n)
-{
-    uint32_t was = atomic_load(count), left;
-
-    do {
-        left = was > n ? was - n : 0;
-    } while (!atomic_compare_exchange_weak(count, &was, left));
-    return left;
-}
-
-/* Messages have left the queue. */
-static void
-leave_places(mpshm_arena *arena, uint32_t messages, uint64_t bytes)
-{
-    struct arena_header *header = arena->header;
-
-    if (is_counted(arena)) {
-        take_away(&header->places_used, messages);
-    }
-    if (header->bytes_limit != 0) {
-        uint64_t used = atomic_load(&header->bytes_used), left;
-
-        do {
-            left = used > bytes ? used - bytes : 0;
-        } while (!atomic_compare_exchange_weak(&header->bytes_used, &used, left));
-    }
-    if (is_limited(arena) && atomic_load(&header->place_waiters) > 0) {
-        futex_wake(&header->places_used, (int) messages);
-    }
-}
-
-/* Messages that will not come need not be done. */
-void
-slot_undo_unfinished(mpshm_arena *arena, uint32_t messages)
-{
-    if (arena->header->joinable && take_away(&arena->header->unfinished, messages) == 0) {
-        futex_wake(&arena->header->unfinished, INT32_MAX);
-    }
-}
-
-/* Messages that had a place will not come. */
-void
-slot_forget(mpshm_arena *arena, uint32_t messages, uint64_t bytes)
-{
-    leave_places(arena, messages, bytes);
-    slot_undo_unfinished(arena, messages);
-}
-
-int
-mpshm_place_take(mpshm_arena *arena)
-{
-    arena_lock(arena);
-    bool taken = take_place(arena, 0);
-
-    if (!is_counted(arena)) {
-        add_pending(arena, 1);
-    }
-    arena_unlock(arena);
-    return taken ? 0 : MPSHM_E_FULL;
-}
-
-void
-mpshm_place_give(mpshm_arena *arena)
-{
-    arena_lock(arena);
-    add_pending(arena, -1);
-    slot_forget(arena, 1, 0);
-    arena_unlock(arena);
-}
-
-uint32_t
-slot_unread(int fd)
-{
-    int bytes = 0;
-
-    return ioctl(fd, FIONREAD, &bytes) == -1 ? 0 : (uint32_t) bytes;
-}
-
-/* Messages that have a place and are not in the pipe, of the living as far as kill() knows them. */
-static uint32_t
-pending_of_all(mpshm_arena *arena)
-{
-    uint32_t high = atomic_load(&arena->header->peers_high), sum = 0;
-
-    for (uint32_t i = 0; i < high && i < PEER_LIMIT; i++) {
-        uint32_t pending = atomic_load(&arena->peers[i].pending);
-
-        if (pending > 0 && !peer_is_dead(arena, i + 1)) {
-            sum += pending;
-        }
-    }
-    return sum;
-}
-
-int64_t
-mpshm_queue_size(mpshm_arena *arena, int fd)
-{
-    pthread_mutex_lock(&mpshm_process.lock);
-    int64_t size = (int64_t) (slot_unread(fd) / MPSHM_SLOT_BYTES) + pending_of_all(arena);
-
-    pthread_mutex_unlock(&mpshm_process.lock);
-    return size;
-}
-
-static bool
-has_place(const mpshm_arena *arena)
-{
-    struct arena_header *header = arena->header;
-
-    return (header->places == 0 || atomic_load(&header->places_used) < header->places)
-           && (header->bytes_limit == 0 || atomic_load(&header->bytes_used) < header->bytes_limit);
-}
-
-/* Whether the places used are more than there are messages, so that reaping may find some. */
-static bool
-places_are_lost(mpshm_arena *arena, int fd)
-{
-    return mpshm_queue_size(arena, fd) < (int64_t) atomic_load(&arena->header->places_used);
-}
-
-int
-mpshm_queue_full(mpshm_arena *arena, int fd)
-{
-    if (!has_place(arena) && places_are_lost(arena, fd)) {
-        (void) mpshm_reap(arena, fd);
-    }
-    return !has_place(arena);
-}
-
-uint32_t
-mpshm_places_used(mpshm_arena *arena)
-{
-    return atomic_load(&arena->header->places_used);
-}
-
-void
-mpshm_place_wait(mpshm_arena *arena, int fd, uint32_t used, int timeout_ms)
-{
-    struct arena_header *header = arena->header;
-
-    if (places_are_lost(arena, fd)) {
-        mpshm_reap(arena, fd);
-    }
-    atomic_fetch_add(&header->place_waiters, 1);
-    futex_wait(&header->places_used, used, timeout_ms);
-    atomic_fetch_sub(&header->place_waiters, 1);
-}
-
-int64_t
-mpshm_task_done(mpshm_arena *arena)
-{
-    _Atomic uint32_t *unfinished = &arena->header->unfinished;
-    uint32_t left = atomic_load(unfinished);
-
-    do {
-        if (left == 0) {
-            return -ERANGE;
-        }
-    } while (!atomic_compare_exchange_weak(unfinished, &left, left - 1));
-    if (left == 1 && atomic_load(&arena->header->joiners) > 0) {
-        futex_wake(unfinished, INT32_MAX);
-    }
-    return (int64_t) left - 1;
-}
-
-int
-mpshm_wait_done(mpshm_arena *arena, int timeout_ms)
-{
-    struct arena_header *header = arena->header;
-    uint32_t left = atomic_load(&header->unfinished);
-
-    if (left > 0) {
-        atomic_fetch_add(&header->joiners, 1);
-        left = atomic_load(&header->unfinished);
-        if (left > 0) {
-            futex_wait(&header->unfinished, left, timeout_ms);
-        }
-        atomic_fetch_sub(&header->joiners, 1);
-    }
-    return atomic_load(&header->unfinished) == 0 ? 0 : -ETIMEDOUT;
 }
 
 /* Putting. */
@@ -411,16 +130,16 @@ empty_slot(mpshm_run *run, uint64_t size)
     }
 }
 
-/* Write slots whose runs are sealed and places taken, and settle what became of the places.  Q2: they
+/* Write slots whose runs are sealed and places taken, and settle what became of the places: they
    pend no longer just before the write, for what a dead peer had pending is taken for not written. */
 static int
 write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint64_t bytes,
              int place)
 {
-    bool counted = place == MPSHM_TAKE_PLACE && is_counted(arena);
+    bool counted = place == MPSHM_TAKE_PLACE && places_counted(arena);
 
     if (counted || place == MPSHM_HAS_PLACE) {
-        add_pending(arena, -(int32_t) count);
+        places_pend(arena, -(int32_t) count);
     }
     ssize_t n = write(fd, slots, (size_t) count * MPSHM_SLOT_BYTES); /* all of them or none */
     int error = n < 0 ? -errno : 0;
@@ -430,9 +149,9 @@ write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint
                     || (error == -EAGAIN && arena->header->bytes_limit == 0 && count == 1);
 
         if (kept) {
-            add_pending(arena, (int32_t) count);
+            places_pend(arena, (int32_t) count);
         } else if (counted) {
-            slot_forget(arena, count, bytes);
+            places_forget(arena, count, bytes);
         }
     }
     return error;
@@ -479,7 +198,7 @@ mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, ui
                     ? -EMSGSIZE
                     : fill_slot(arena, slots + (size_t) n * MPSHM_SLOT_BYTES, data, sizes[n],
                                 &runs[n], &one);
-        if (error == 0 && place == MPSHM_TAKE_PLACE && !take_place(arena, one)) {
+        if (error == 0 && place == MPSHM_TAKE_PLACE && !places_take(arena, one)) {
             empty_slot(&runs[n], sizes[n]);
             error = MPSHM_E_FULL;
         }
@@ -531,7 +250,7 @@ mpshm_slot_send(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, 
     int error = parcel_seal(parcel, &bytes);
 
     if (error == 0) {
-        error = place == MPSHM_TAKE_PLACE && !take_place(arena, bytes)
+        error = place == MPSHM_TAKE_PLACE && !places_take(arena, bytes)
                     ? MPSHM_E_FULL
                     : write_placed(arena, end->fd, slot, 1, bytes, place);
         if (error != 0) {
@@ -752,7 +471,7 @@ open_slots(mpshm_batch *batch, const unsigned char *slots, ssize_t bytes)
             count_received(batch->end.counts, size, (slots[at] & 0x80) == 0);
         }
     }
-    leave_places(arena, batch->count, (uint64_t) bytes + arena->lease_bytes - chunk_bytes);
+    places_leave(arena, batch->count, (uint64_t) bytes + arena->lease_bytes - chunk_bytes);
     return (int) batch->count;
 }
 

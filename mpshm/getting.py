@@ -1,0 +1,191 @@
+"""Getting: what all queues over slots share when they are got from, one message or many."""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import time
+from collections.abc import Iterable
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from . import aio, forking, payload, queue_end, slot
+from .arena import CORE_MISSING
+from .queue_end import QueueEnd
+
+if TYPE_CHECKING:
+    from .figures import Stats
+
+MANY = 4096
+"""Messages that get_many takes at most when it is not told how many."""
+
+LOOK_MS = 1000
+"""How long a wait with a timeout sleeps at most: what it asks of the kernel is an int."""
+
+
+class _Got:
+    """Left aside, what has been unpickled already."""
+
+    def __init__(self, obj: Any) -> None:
+        self.obj = obj
+
+
+class Getting:
+    """What all queues over slots can do."""
+
+    if TYPE_CHECKING:
+        _poll: Any
+
+        def get(self, block: bool = True, timeout: float | None = None) -> Any: ...
+
+    _reader: Any
+    _writer: Any
+
+    def _adopt(self) -> None:
+        """Look at the ends: are they ours?"""
+        self._end: QueueEnd | None = self._writer if isinstance(self._writer, QueueEnd) else None
+        self._source: QueueEnd | None = self._reader if isinstance(self._reader, QueueEnd) else None
+        self._arena: Any = None if self._end is None else self._end.arena
+        self._ahead: collections.deque[Any] = collections.deque()
+
+    def _fileno(self) -> int:
+        """An end of the pipe that is open; OSError if none is."""
+        return int((self._reader if self._writer.closed else self._writer).fileno())
+
+    def _next_ahead(self) -> Any:
+        """What get_many has taken off the pipe and could not give out; None if there is nothing."""
+        try:
+            return self._ahead.popleft()
+        except IndexError:
+            return None
+
+    def get_many(self, max_items: int | None = None, timeout: float | None = None) -> list[Any]:
+        """Up to `max_items` objects: waits for the first as get does, then takes what is there.
+
+        Raises queue.Empty when none comes in `timeout` seconds.
+        """
+        most = MANY if max_items is None else max_items
+        if most <= 0:
+            return []
+        source = self._source
+        if source is None or self._ahead:
+            return self._get_one_by_one(most, timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._check_open()
+        objects: list[Any] = []
+        wait_ms = 0
+        while len(objects) < most:
+            wanted = min(most - len(objects), _AT_ONCE)
+            some = source.receive_some(wanted, wait_ms)
+            if some:
+                if not self._load_all(some, objects) or len(some) < wanted:
+                    break
+                wait_ms = 0
+            elif objects:
+                break
+            else:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise Empty
+                wait_ms = -1 if left is None else slot.milliseconds(left, LOOK_MS)
+        return objects
+
+    def _check_open(self) -> None:
+        pass
+
+    def _load_all(self, some: list[Any], objects: list[Any]) -> bool:
+        """Unpickle into `objects`; False when one failed, and waits its turn with those behind."""
+        before = len(objects)
+        try:
+            for received in some:
+                objects.append(
+                    pickle.loads(received) if type(received) is bytes else load(received)
+                )
+        except Exception as error:
+            rest = some[len(objects) - before + 1 :]
+            if not objects:
+                self._leave_aside(rest)
+                raise
+            # The next to ask gets the error, as it would have from get().
+            self._leave_aside([error.with_traceback(None), *rest])
+            return False
+        except BaseException:
+            self._leave_aside([*map(_Got, objects), *some[len(objects) - before :]])
+            raise
+        return True
+
+    def _leave_aside(self, last: Iterable[Any], first: Iterable[Any] = ()) -> None:
+        """Keep messages, objects or errors for those who ask next."""
+        forking.register(self)  # a child has no part in it
+        self._ahead.extendleft(reversed([*first]))
+        self._ahead.extend(last)
+
+    def _reset_in_child(self) -> None:
+        self._ahead.clear()
+
+    def _get_one_by_one(self, most: int, timeout: float | None) -> list[Any]:
+        objects = [self.get(True, timeout)]
+        while len(objects) < most:
+            try:
+                objects.append(self.get(False))
+            except Empty:
+                break
+            except Exception as error:
+                self._leave_aside([], [error.with_traceback(None)])  # its turn is next
+                break
+            except BaseException:
+                self._leave_aside([], map(_Got, objects))
+                raise
+        return objects
+
+    def stats(self) -> Stats:
+        """What this process put and got, and what the queue's memory holds now."""
+        return queue_end.stats_of(self._reader, self._writer)
+
+    def qsize(self) -> int:
+        """Messages in the queue, wherever they are."""
+        if self._arena is None:
+            return super().qsize()  # type: ignore[misc, no-any-return]  # stock's
+        if self._writer.closed and self._reader.closed:
+            return 0
+        return slot.queue_size(self._arena, self._fileno()) + len(self._ahead)
+
+    def empty(self) -> bool:
+        return not self._ahead and not self._poll()
+
+    async def aget(self) -> Any:
+        """get() for asyncio: other tasks run while it waits, and no thread is needed."""
+        while True:
+            try:
+                return self.get(False)
+            except Empty:
+                await aio.readable(self._reader.fileno())
+
+
+# Looked up once, for every message needs it.
+_loads = pickle.loads
+_AT_ONCE = 0 if CORE_MISSING else slot.AT_ONCE
+
+
+def load(received: Any) -> Any:
+    """The object of a message with runs, or of one left aside; or its error is raised."""
+    if isinstance(received, Exception):
+        try:
+            raise received
+        finally:
+            del received  # a cycle with the traceback would keep what the message held
+    if isinstance(received, _Got):
+        return received.obj
+    return payload.load(payload.Received(*received) if type(received) is tuple else received)
+
+
+def next_in_time(source: QueueEnd, timeout: float) -> Any:
+    """The next message, or Empty after so many seconds."""
+    deadline = time.monotonic() + timeout if timeout > 0 else 0
+    wait_ms = 0
+    while (received := source.receive(wait_ms)) is None:
+        left = deadline - time.monotonic() if deadline else 0
+        if left <= 0:
+            raise Empty
+        wait_ms = slot.milliseconds(left, LOOK_MS)
+    return received

@@ -1,0 +1,104 @@
+"""What queues with stock's locks do with our ends in them.
+
+For queues that classes of other people's derive from stock's, while mpshm is installed, and where
+there is no shared memory.  What is pickled goes into the arena before any lock is taken, what is
+received is unpickled after the lock is let go, as in stock.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from multiprocessing import queues as stock
+from multiprocessing import reduction
+from multiprocessing.util import info, is_exiting
+from queue import Empty
+from typing import Any
+
+from . import connection, payload
+
+
+def _ours(method: Any) -> connection.Connection | None:
+    """The Connection whose bound method a queue keeps, if it is one of ours."""
+    owner = getattr(method, "__self__", None)
+    return owner if isinstance(owner, connection.Connection) else None
+
+
+def get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
+    """Queue.get of a queue with stock's locks, and our ends or not."""
+    if queue._closed:
+        raise ValueError(f"Queue {queue!r} is closed")
+    reader = _ours(queue._recv_bytes)
+    start = time.monotonic()
+    if not queue._rlock.acquire(block, timeout):
+        raise Empty
+    try:
+        if not block and not queue._poll():
+            raise Empty
+        if block and timeout is not None and not queue._poll(timeout - time.monotonic() + start):
+            raise Empty
+        received = queue._recv_bytes() if reader is None else reader._take()
+        queue._sem.release()
+    finally:
+        queue._rlock.release()
+    return payload.load(received)
+
+
+def feed(
+    buffer: Any,
+    notempty: threading.Condition,
+    send_bytes: Any,
+    write_lock: Any,
+    reader_close: Any,
+    writer_close: Any,
+    ignore_epipe: bool,
+    on_error: Any,
+    slots: Any,
+) -> None:
+    """The feeder thread of such a queue; in the place of stock's while mpshm is installed."""
+    writer = _ours(send_bytes)
+    while True:
+        with notempty:
+            if not buffer:
+                notempty.wait()
+        while buffer:
+            obj = buffer.popleft()
+            if obj is stock._sentinel:  # type: ignore[attr-defined]
+                reader_close()
+                writer_close()
+                return
+            try:
+                if writer is None:
+                    data = reduction.ForkingPickler.dumps(obj)
+                    with write_lock:
+                        send_bytes(data)
+                else:
+                    message = writer._dump(obj)
+                    with write_lock:
+                        writer._transmit(message)
+            except Exception as error:
+                if ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE:
+                    return
+                # A daemon thread may find its resources gone while the process exits.
+                if is_exiting():
+                    info("error in queue thread: %s", error)
+                    return
+                # The object counts as taken out of the queue.
+                slots.release()
+                on_error(error, obj)
+            del obj
+
+
+def simple_get(queue: Any) -> Any:
+    """SimpleQueue.get of a queue whose reader is ours."""
+    with queue._rlock:
+        received = queue._reader._take()
+    return payload.load(received)
+
+
+def simple_put(queue: Any, obj: object) -> None:
+    """SimpleQueue.put of a queue whose writer is ours."""
+    message = queue._writer._dump(obj)
+    with queue._wlock:
+        queue._writer._transmit(message)
