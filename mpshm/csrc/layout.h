@@ -86,10 +86,12 @@ _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
 /* A process that uses the arena.  Its number, 1 to PEER_LIMIT, is what a run word names it by. */
 #define PEER_LIMIT UINT32_C(960)
 #define PEER_READERS 8
+#define PEER_UNBORN UINT32_MAX
 struct peer {
-    _Atomic uint32_t pid;   /* 0: free */
+    _Atomic uint32_t pid;   /* 0: free; PEER_UNBORN: of a child that has not come yet */
     _Atomic uint32_t steps; /* odd between enter and leave */
-    _Atomic uint64_t born;  /* start time by /proc, against a pid's second life; 0: not known */
+    _Atomic uint64_t born;  /* start time by /proc, against a pid's second life; 0: not known; of
+                               the unborn, when they were expected, in seconds */
     _Atomic uint64_t space; /* its pid namespace: pids say nothing outside it */
     _Atomic uint32_t shared;  /* leases that a fork has given more than one holder */
     _Atomic uint32_t pending; /* messages that have a place in the queue and no slot yet */

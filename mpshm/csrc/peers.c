@@ -22,11 +22,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifdef __linux__
 #include <sys/syscall.h>
 #endif
+
+/* How long a child may take from its fork to its first step. */
+#define UNBORN_SECONDS 60
 
 /* A process's or a thread's state and start time, by /proc.  False: there is none to read. */
 static bool
@@ -150,6 +154,7 @@ join(mpshm_arena *arena)
         arena->me = arena->heir;
         arena->heir = 0;
         know_self();
+        atomic_store(&record_of(arena, arena->me)->born, 0); /* as long as it matters not whose */
         atomic_store(&record_of(arena, arena->me)->pid, self.pid);
         atomic_store(&record_of(arena, arena->me)->born, self.born);
     } else {
@@ -225,15 +230,25 @@ peer_depart(mpshm_arena *arena)
     arena->me = 0;
 }
 
-/* Before a fork: a record for the child, in our name until it is there, with what it inherits.  So
-   there is no moment at which nobody answers for those leases. */
+static uint64_t
+now_seconds(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t) now.tv_sec;
+}
+
+/* Before a fork: a record for the child, with what it inherits.  So there is no moment at which nobody
+   answers for those leases, also if we die before the child has run at all. */
 void
 peer_expect_child(mpshm_arena *arena, uint32_t leases)
 {
     arena->heir = take_record(arena);
     if (arena->heir != 0) {
-        atomic_store(&record_of(arena, arena->heir)->born, 0); /* the child's, not ours */
+        atomic_store(&record_of(arena, arena->heir)->born, now_seconds());
         atomic_store(&record_of(arena, arena->heir)->shared, leases);
+        atomic_store(&record_of(arena, arena->heir)->pid, PEER_UNBORN);
     }
 }
 
@@ -292,6 +307,9 @@ peer_is_dead(mpshm_arena *arena, uint32_t number)
     if (pid == 0 || number == arena->me || atomic_load(&peer->space) != self.space) {
         return false;
     }
+    if (pid == PEER_UNBORN) { /* its fork failed, or it died before its first step */
+        return born != 0 && now_seconds() - born > UNBORN_SECONDS;
+    }
     if (kill((pid_t) pid, 0) == -1 && errno == ESRCH) {
         return atomic_load(&peer->pid) == pid;
     }
@@ -330,7 +348,7 @@ peers_at_rest(mpshm_arena *arena, struct glimpse *all)
             continue;
         }
         seen->pid = pid;
-        if (atomic_load(&peer->space) != self.space) {
+        if (atomic_load(&peer->space) != self.space || pid == PEER_UNBORN) {
             return false;
         }
         if (number != arena->me) {
