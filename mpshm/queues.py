@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
 from queue import Empty, Full
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import aio, config, connection, locked, payload, queue_end, slot
 from .arena import CORE_MISSING, NO_WAIT, NoRoomNow, OutOfSharedMemory
@@ -40,6 +40,19 @@ else:
     _StockQueue = stock.Queue
     _StockJoinableQueue = stock.JoinableQueue
     _StockSimpleQueue = stock.SimpleQueue
+
+
+class _Waiting(NamedTuple):
+    """Small messages that are to be put at once, and the objects they are of."""
+
+    messages: list[bytes]
+    objects: list[Any]
+
+    def drop(self, n: int) -> None:
+        del self.messages[:n], self.objects[:n]
+
+    def pop(self) -> Pickled:
+        return Pickled(self.objects.pop(0), self.messages.pop(0))
 
 
 class Queue(Getting, _StockQueue):
@@ -236,7 +249,8 @@ class Queue(Getting, _StockQueue):
         self._check_open()
         end, arena, feeding = self._end, self._arena, self._feeding
         count = 0
-        waiting: list[Pickled] = []
+        waiting = _Waiting([], [])
+        messages, originals = waiting
         try:
             for obj in objects:
                 count += 1
@@ -254,8 +268,9 @@ class Queue(Getting, _StockQueue):
                     self._refuse(error, obj)
                     continue
                 if type(message) is bytes:
-                    waiting.append(Pickled(obj, message))
-                    if len(waiting) == _AT_ONCE:
+                    messages.append(message)
+                    originals.append(obj)
+                    if len(messages) == _AT_ONCE:
                         self._flush(waiting)
                 else:
                     self._flush(waiting)
@@ -264,24 +279,23 @@ class Queue(Getting, _StockQueue):
             self._flush(waiting)
         return count
 
-    def _flush(self, waiting: list[Pickled]) -> None:
-        """Put small messages, and leave none in the list."""
+    def _flush(self, waiting: _Waiting) -> None:
+        """Put small messages, and leave none waiting."""
         end = self._end
-        while waiting and end is not None:
+        while waiting.messages and end is not None:
             try:
                 if self._feeding.now:
-                    self._hand_over(waiting.pop(0), True, None)
+                    self._hand_over(waiting.pop(), True, None)
                 else:
-                    messages: list[Any] = [one.message for one in waiting]
-                    del waiting[: end.offer_some_soon(messages)]
+                    waiting.drop(end.offer_some_soon(waiting.messages))
             except _NOT_NOW as reason:
-                first = waiting.pop(0)
+                first = waiting.pop()
                 if isinstance(reason, NoRoomNow) and not self._arena.bytes_limit:
                     self._hand_over(first, True, None)
                 else:
                     self._put_later(first, first.message, reason, True, None)
             except OSError as error:
-                self._refuse(error, waiting.pop(0))
+                self._refuse(error, waiting.pop())
 
     # Getting
 

@@ -81,12 +81,65 @@ def _wrap(cls):
     cls._transmit, cls._send_run, cls._take = counted_transmit, counted_send_run, counted_take
 
 
+def _wrap_slots(slot):
+    """The same for queues, whose ends call the core with as little as possible in between."""
+    in_slot = 124
+    putter, receiver, send, put_some = slot.putter, slot.receiver, slot.send, slot.put_some
+
+    def counting_putter(end):
+        put = putter(end)
+
+        def counted_put(message, size, place):
+            result = put(message, size, place)
+            if result > 0:
+                _count(SENT, size > in_slot)
+            return result
+
+        return counted_put
+
+    def counting_receiver(end):
+        receive = receiver(end)
+
+        def counted_receive(timeout_ms):
+            message = receive(timeout_ms)
+            if message is not None:
+                _count(RECEIVED, type(message) is tuple or len(message) > in_slot)
+            return message
+
+        return counted_receive
+
+    def counted_send(*args):
+        send(*args)
+        _count(SENT, True)
+
+    def counted_put_some(end, messages, place):
+        n = put_some(end, messages, place)
+        for message in messages[:n]:
+            _count(SENT, len(message) > in_slot)
+        return n
+
+    slot.putter, slot.receiver = counting_putter, counting_receiver
+    slot.send, slot.put_some = counted_send, counted_put_some
+
+
+def _small_by_descriptor(module):
+    if os.environ.get("CONFORMANCE_BY_DESCRIPTOR"):
+        # The suites' messages are small: this sends all but the smallest by descriptor.
+        module.payload.INLINE_MAX, module.payload.VIEW_MIN = 0, 1
+
+
+_WATCHED = {
+    "mpshm.connection": lambda module: (_wrap(module.Connection), _small_by_descriptor(module)),
+    "mpshm.slot": _wrap_slots,
+}
+
+
 class _Watcher:
-    """Finds mpshm.connection as Python does, and has its class wrapped once it is executed."""
+    """Finds those modules as Python does, and has them wrapped once they are executed."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name != "mpshm.connection":
+        if name not in _WATCHED:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
@@ -95,10 +148,7 @@ class _Watcher:
 
         def execute_and_wrap(module):
             execute(module)
-            _wrap(module.Connection)
-            if os.environ.get("CONFORMANCE_BY_DESCRIPTOR"):
-                # The suites' messages are small: this sends all but the smallest by descriptor.
-                module.payload.INLINE_MAX, module.payload.VIEW_MIN = 0, 1
+            _WATCHED[name](module)
 
         spec.loader.exec_module = execute_and_wrap
         return spec
