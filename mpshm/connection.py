@@ -385,6 +385,7 @@ def rebuild(
 def new_arena(*handles: int) -> tuple[Arena | None, Reason]:
     """An arena for the new channel of that pipe or those sockets, or None and why there is none."""
     mode = config.mode()
+    config.spin_us()  # complains now, if at all: no end has been made yet
     if mode is config.Mode.OFF:
         return None, Reason.OFF
     try:

@@ -993,3 +993,32 @@ def test_received_arrays_are_private_writable_and_outlive_the_queue(many: bool) 
         assert np.array_equal(sent, other)
         other[:] = 7
     assert 0 == sent[0]
+
+
+def test_buffer_filled_in_place_goes_through_a_queue() -> None:
+    q = mpshm.SimpleQueue()
+    buf = q._writer.get_buf(LARGE)
+    buf.view[:] = bytes([7]) * LARGE
+    q._writer.send_buf(buf)
+    with q._reader.recv_buf() as got:
+        assert bytes([7]) * LARGE == bytes(got.view)
+    assert 0 == q.stats().runs_in_use
+    finish(q)
+
+
+@pytest.mark.parametrize(("text", "ns"), [(None, 50_000), ("0", 0), ("7", 7_000)])
+def test_looking_again_is_a_switch(
+    text: str | None, ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        monkeypatch.setenv("MPSHM_SPIN_US", text)
+    q = mpshm.SimpleQueue()
+    assert ns == slot.Batch(q._reader._c_end)._c.spin.ns
+    finish(q)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "fast", "1000000"])
+def test_senseless_switch_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPSHM_SPIN_US", text)
+    with pytest.raises(ValueError, match="MPSHM_SPIN_US"):
+        mpshm.Pipe()
