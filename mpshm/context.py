@@ -25,6 +25,16 @@ __all__ = ["DefaultContext", "Process", "default_context"]
 _stock_default: stock.DefaultContext = stock._default_context
 
 
+def release_before_os_exit(process: BaseProcess) -> None:
+    """Give back this process's leases, if nobody will look at a view any more.
+
+    After fork os._exit() comes next, which runs no destructor.  A spawned process goes on, to its
+    atexit functions for one; the core's destructor has its turn after those.
+    """
+    if getattr(process, "_start_method", None) != "spawn":
+        arena.release_all()
+
+
 class _OurProcess(BaseProcess):
     """What our processes do beyond stock's: give back their leases when they end."""
 
@@ -32,8 +42,7 @@ class _OurProcess(BaseProcess):
         try:
             return super()._bootstrap(*args, **kwargs)  # type: ignore[misc, no-any-return]
         finally:
-            # Nobody looks at a view any more, and after a fork os._exit() runs no destructor.
-            arena.release_all()
+            release_before_os_exit(self)
 
 
 class _ByValue:

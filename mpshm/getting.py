@@ -76,7 +76,17 @@ class Getting:
         wait_ms = 0
         while len(objects) < most:
             wanted = min(most - len(objects), _AT_ONCE)
-            some = source.receive_some(wanted, wait_ms)
+            try:
+                some = source.receive_some(wanted, wait_ms)
+            except Exception as error:
+                if not objects:
+                    raise
+                if not isinstance(error, EOFError):  # which comes again by itself
+                    self._leave_aside([error.with_traceback(None)])
+                break
+            except BaseException:
+                self._leave_aside(map(_Got, objects))
+                raise
             if some:
                 if not self._load_all(some, objects) or len(some) < wanted:
                     break

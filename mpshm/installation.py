@@ -70,11 +70,12 @@ def install() -> None:
             f"mpshm cannot be installed without its compiled core ({arena.CORE_MISSING}); "
             "multiprocessing stays as it is"
         )
+    from multiprocessing import pool as stock_pool
     from multiprocessing import queues as stock_queues
     from multiprocessing import resource_sharer as sharer
     from multiprocessing import spawn as stock_spawn
 
-    from . import locked, queues
+    from . import locked, pool, queues
 
     _become(stock_connection.Connection, connection.Connection)
     for name in ("Queue", "JoinableQueue", "SimpleQueue"):
@@ -85,6 +86,7 @@ def install() -> None:
     _patch(sharer._ResourceSharer, "get_connection", _asking_sharer())  # type: ignore[attr-defined]
     _patch(stock_queues.Queue, "get", locked.get)
     _patch(stock_queues.Queue, "_feed", staticmethod(locked.feed))
+    _patch(stock_pool.Pool, "_help_stuff_finish", staticmethod(pool.help_stuff_finish))
     simple = stock_queues.SimpleQueue
     _patch(simple, "get", _if_ours("_reader", locked.simple_get, simple.get))
     _patch(simple, "put", _if_ours("_writer", locked.simple_put, simple.put))
@@ -209,7 +211,7 @@ def _releasing(process: Any) -> Callable[..., Any]:
         try:
             return bootstrap(self, *args, **kwargs)
         finally:
-            arena.release_all()
+            context.release_before_os_exit(self)
 
     return _bootstrap
 

@@ -5,6 +5,7 @@ Any number of processes may send on it and receive from it at the same time, wit
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import time
@@ -43,15 +44,18 @@ class QueueEnd(connection.Connection):
     def _reset_in_child(self) -> None:
         self._reader = wire.PlainReader()  # of no use here: a slot is never read in part
         self._batches: list[slot.Batch] = []
+        self._c_end: Any = None
         if self._arena is None:
             self.put_now = self.receive = self._unusable
         else:
-            self._c_end: Any = slot.End(self._arena, self._counters, self._handle)
+            self._c_end = slot.End(self._arena, self._counters, self._handle)
             self.put_now = slot.putter(self._c_end)
             self.receive = slot.receiver(self._c_end)
 
     def _close(self, _close: Any = os.close) -> None:
         self.put_now = self.receive = self._unusable
+        if self._c_end is not None:
+            self._c_end.c.fd = -1  # for another thread that is about to use it
         self._batches.clear()
         self._c_end = None  # which keeps the arena
         super()._close(_close)
@@ -117,8 +121,22 @@ class QueueEnd(connection.Connection):
         except NoRoomNow:
             if not patient:
                 raise
-            place = _TAKE_PLACE if self.arena.bytes_limit else _HAS_PLACE
-            self._while_drained(self.offer, message, place)
+            if self.arena.bytes_limit:
+                self._while_drained(self.offer, message, _TAKE_PLACE)
+            else:
+                self._settle(message)
+
+    def _settle(self, message: bytes | Message) -> None:
+        """Put a message that has kept its place; NoRoomNow, which it keeps it at, or an OSError."""
+        try:
+            self._while_drained(self.offer, message, _HAS_PLACE)
+        except OutOfSharedMemory:
+            raise NoRoomNow from None
+        except NoRoomNow:
+            raise
+        except BaseException:
+            slot.give_place(self.arena)
+            raise
 
     def _while_drained(self, offer: Callable[[Any, int], _T], what: Any, place: int) -> _T:
         """Offer again as long as the pipe is being read; NoRoomNow when that has stopped."""
@@ -150,17 +168,35 @@ class QueueEnd(connection.Connection):
     def send_some(self, messages: list[bytes], place: int) -> None:
         """Put small messages, waiting while the pipe is full, and leave none in the list."""
         while messages:
+            # Out of the list first: what an interruption leaves in doubt must not go out twice.
+            some = messages[: slot.AT_ONCE]
+            del messages[: len(some)]
+            n = 0
             try:
-                del messages[: self.offer_some(messages, place)]
+                n = self.offer_some(some, place)
             except (NoRoomNow, OutOfSharedMemory) as full:
                 self.wait_room(full, config.WAIT_SLICE_MS)
+            except OSError:
+                messages[:0] = some
+                raise
+            messages[:0] = some[n:]
 
     def send_placed(self, message: bytes | Message, place: int) -> None:
         """Put a message in the queue, and wait while its pipe is full."""
+        hopeless = 0
         while True:
             try:
                 return self.offer(message, place)
-            except (NoRoomNow, OutOfSharedMemory) as full:
+            except OutOfSharedMemory as full:
+                # Where nobody holds anything, waiting is of no use; looked at more than once.
+                hopeless = hopeless + 1 if self.arena.gauges(self._handle).runs_in_use == 0 else 0
+                if hopeless > 2:
+                    raise OSError(
+                        errno.ENOSPC, f"a queue cannot hold this message: {full}"
+                    ) from None
+                self.wait_room(full, config.WAIT_SLICE_MS)
+            except NoRoomNow as full:
+                hopeless = 0
                 self.wait_room(full, config.WAIT_SLICE_MS)
 
     def wait_room(self, full: Exception, timeout_ms: int) -> None:
@@ -249,10 +285,15 @@ def drop(message: bytes | Message) -> None:
         message.parcel.clear()
 
 
+_PIECE_BYTES = 1 << 20
+
+
 def _in_runs(arena: Arena, stream: bytes) -> Parcel:
     parcel = Parcel.begin(arena, NO_WAIT)
+    whole = memoryview(stream)
     try:
-        parcel.put_stream(stream)
+        for at in range(0, whole.nbytes, _PIECE_BYTES):  # no segment may hold all of it
+            parcel.put_stream(whole[at : at + _PIECE_BYTES])
         parcel.settle(b"", 0)
     except BaseException:
         parcel.clear()

@@ -16,7 +16,7 @@ import pickle
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
 from queue import Empty, Full
@@ -50,6 +50,14 @@ class _Waiting(NamedTuple):
 
     def drop(self, n: int) -> None:
         del self.messages[:n], self.objects[:n]
+
+    def take(self) -> _Waiting:
+        taken = _Waiting(self.messages[:], self.objects[:])
+        self.drop(len(self.messages))
+        return taken
+
+    def give_back(self, taken: _Waiting) -> None:
+        self.messages[:0], self.objects[:0] = taken
 
     def pop(self) -> Pickled:
         return Pickled(self.objects.pop(0), self.messages.pop(0))
@@ -251,32 +259,30 @@ class Queue(Getting, _StockQueue):
         count = 0
         waiting = _Waiting([], [])
         messages, originals = waiting
-        try:
-            for obj in objects:
-                count += 1
-                if end is None or feeding.now:
+        for obj in flushing(objects, lambda: self._flush(waiting)):
+            count += 1
+            if end is None or feeding.now:
+                self._flush(waiting)
+                self.put(obj)
+                continue
+            try:
+                message = _dump(obj, arena, NO_WAIT)
+            except NoRoomNow:
+                self._flush(waiting)
+                self._dump_later(end, obj, True, None)
+                continue
+            except Exception as error:
+                self._flush(waiting)
+                self._refuse(error, obj)
+                continue
+            if type(message) is bytes:
+                messages.append(message)
+                originals.append(obj)
+                if len(messages) == _AT_ONCE:
                     self._flush(waiting)
-                    self.put(obj)
-                    continue
-                try:
-                    message = _dump(obj, arena, NO_WAIT)
-                except NoRoomNow:
-                    self._flush(waiting)
-                    self._dump_later(end, obj, True, None)
-                    continue
-                except Exception as error:
-                    self._refuse(error, obj)
-                    continue
-                if type(message) is bytes:
-                    messages.append(message)
-                    originals.append(obj)
-                    if len(messages) == _AT_ONCE:
-                        self._flush(waiting)
-                else:
-                    self._flush(waiting)
-                    self._offer(end, obj, message, True, None)
-        finally:
-            self._flush(waiting)
+            else:
+                self._flush(waiting)
+                self._offer(end, obj, message, True, None)
         return count
 
     def _flush(self, waiting: _Waiting) -> None:
@@ -287,7 +293,15 @@ class Queue(Getting, _StockQueue):
                 if self._feeding.now:
                     self._hand_over(waiting.pop(), True, None)
                 else:
-                    waiting.drop(end.offer_some_soon(waiting.messages))
+                    # Out of the lists first: what an interruption leaves in doubt must not go out
+                    # twice.
+                    some = waiting.take()
+                    try:
+                        some.drop(end.offer_some_soon(some.messages))
+                    except Exception:
+                        waiting.give_back(some)
+                        raise
+                    waiting.give_back(some)
             except _NOT_NOW as reason:
                 first = waiting.pop()
                 if isinstance(reason, NoRoomNow) and not self._arena.bytes_limit:
@@ -381,6 +395,23 @@ _NO_PLACE = 0 if CORE_MISSING else slot.NO_PLACE
 _NOT_NOW = (NoRoomNow, OutOfSharedMemory, slot.QueueFull)
 
 
+def flushing(objects: Iterable[Any], flush: Callable[[], None]) -> Iterator[Any]:
+    """Those objects; then, or when they end in an exception of their own, `flush()`.
+
+    An exception of whoever takes them is another matter: it may have come out of a flush.
+    """
+    iterator = iter(objects)
+    while True:
+        try:
+            obj = next(iterator)
+        except BaseException as end:
+            flush()
+            if isinstance(end, StopIteration):
+                return
+            raise
+        yield obj
+
+
 def _semaphore_limit() -> int:
     from multiprocessing.synchronize import SEM_VALUE_MAX  # type: ignore[attr-defined]
 
@@ -406,7 +437,9 @@ class JoinableQueue(Queue, _StockJoinableQueue):
             super().join()
             return
         while not slot.wait_done(self._arena, LOOK_MS):
-            slot.reap(self._arena, -1)  # what a killed producer had in hand will not come
+            # What a killed producer had in hand will not come.
+            closed = self._writer.closed and self._reader.closed
+            slot.reap(self._arena, -1 if closed else self._fileno())
 
 
 class SimpleQueue(Getting, _StockSimpleQueue):
@@ -460,22 +493,25 @@ class SimpleQueue(Getting, _StockSimpleQueue):
         end = self._end
         count = 0
         waiting: list[bytes] = []
-        try:
+        if end is None:
             for obj in objects:
+                self.put(obj)
                 count += 1
-                if end is None:
-                    self.put(obj)
-                    continue
+            return count
+        for obj in flushing(objects, lambda: end.send_some(waiting, _NO_PLACE)):
+            count += 1
+            try:
                 message = end._dump(obj)
-                if isinstance(message, bytes):
-                    waiting.append(message)
-                if waiting and (len(waiting) == slot.AT_ONCE or message is not waiting[-1]):
-                    end.send_some(waiting, _NO_PLACE)
-                if not isinstance(message, bytes):
-                    end._transmit(message)
-        finally:
-            if end is not None:
+            except Exception:
                 end.send_some(waiting, _NO_PLACE)
+                raise
+            if isinstance(message, bytes):
+                waiting.append(message)
+                if len(waiting) == _AT_ONCE:
+                    end.send_some(waiting, _NO_PLACE)
+            else:
+                end.send_some(waiting, _NO_PLACE)
+                end._transmit(message)
         return count
 
     async def aput(self, obj: Any) -> None:
@@ -483,12 +519,21 @@ class SimpleQueue(Getting, _StockSimpleQueue):
         if self._end is None:
             self.put(obj)
             return
-        message = self._end._dump(obj)
+        end, arena = self._end, self._arena
+        message: bytes | Message | None = None
         while True:
             try:
-                return self._end.offer(message, _NO_PLACE)
-            except _NOT_NOW:
-                await aio.writable(self._writer.fileno())
+                if message is None:
+                    message = _dump(obj, arena, NO_WAIT)
+                return end.offer(message, _NO_PLACE)
+            except OutOfSharedMemory:
+                slot.reap(arena, end.fileno())
+                await aio.until(lambda: True)
+            except NoRoomNow:
+                if message is None:  # it is not the pipe that is full
+                    await aio.until(lambda: arena.wait_room_a_while(end.fileno(), 1, 0))
+                else:
+                    await aio.writable(end.fileno())
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ import array
 import errno
 import functools
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,7 @@ def refused(code: int) -> Exception:
         return NoRoomNow()
     if code == _FULL:
         return QueueFull()
-    if code in (-errno.ENOSPC, -errno.ENOMEM, -errno.EFBIG):
+    if code in (-errno.ENOSPC, -errno.ENOMEM):
         return OutOfSharedMemory(os.strerror(-code))
     return failure(code, "")
 
@@ -113,18 +114,22 @@ for _name in _COUNTED:
 class End:
     """One end of a queue's pipe, as the core knows it."""
 
-    __slots__ = ("_keeps", "c")
+    __slots__ = ("c",)
 
     def __init__(self, arena: Arena, counters: SlotCounters, fd: int) -> None:
         self.c = ffi.new("mpshm_end *", (arena._c, counters.c, fd))
-        self._keeps = arena, counters
+        _kept[self.c] = arena, counters
+
+
+_kept: weakref.WeakKeyDictionary[Any, tuple[Arena, SlotCounters]] = weakref.WeakKeyDictionary()
+"""What an end's struct points to, for whoever still holds that."""
 
 
 def putter(end: End) -> Callable[[bytes, int, int], int]:
     """A function that puts a message of at most SMALL_MAX bytes in the queue, and never waits.
 
     It takes the message, its size and what is to be done for its place; it gives 1, or a code for
-    `refused`.  A place taken is kept when that is NoRoomNow.  Good while `end` lives.
+    `refused`.  A place taken is kept when that is NoRoomNow.
     """
     return functools.partial(_put_one, end.c)
 

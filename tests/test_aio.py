@@ -296,3 +296,19 @@ def test_large_arrays_arrive_by_aget_and_error_reaches_the_task() -> None:
     asyncio.run(main())
     assert 0 == q.stats().runs_in_use
     finish(q)
+
+
+def test_simple_queue_full_of_large_objects_lets_the_loop_run() -> None:
+    async def work() -> int:
+        q = mpshm.SimpleQueue()
+        consumer = asyncio.create_task(take(q, 6))
+        for n in range(6):
+            await q.aput(np.full(1 << 20, n))
+        seen = await consumer
+        q.close()
+        return seen
+
+    async def take(q: Any, count: int) -> int:
+        return sum([int((await q.aget())[0]) for _ in range(count)])
+
+    assert sum(range(6)) == asyncio.run(asyncio.wait_for(work(), 20))

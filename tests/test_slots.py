@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import errno
 import multiprocessing
 import os
 import queue
+import resource
 import signal
 import threading
 import time
@@ -1022,3 +1024,81 @@ def test_senseless_switch_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MPSHM_SPIN_US", text)
     with pytest.raises(ValueError, match="MPSHM_SPIN_US"):
         mpshm.Pipe()
+
+
+def same(x: Any) -> Any:
+    return x
+
+
+def test_pool_ends_while_tasks_are_outstanding(context: Any) -> None:
+    """Stock stops the workers by a lock on the queue of tasks; ours has none."""
+    for _ in range(3):
+        with context.Pool(2) as pool:
+            results = pool.imap_unordered(same, range(20_000))
+            next(results)
+
+
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
+def test_last_one_of_many_for_a_full_pipe_has_one_place(kind: str) -> None:
+    q = getattr(mpshm, kind)()
+    q.put_many(range(PIPE_SLOTS))
+    q.put_many([PIPE_SLOTS])
+    for n in range(PIPE_SLOTS + 1):
+        assert n == q.get()
+        if kind == "JoinableQueue":
+            q.task_done()
+    assert 0 == q.qsize()
+    if kind == "JoinableQueue":
+        q.join()
+    finish(q)
+
+
+def test_end_of_file_loses_nothing_that_get_many_has() -> None:
+    q = mpshm.SimpleQueue()
+    q.put_many(range(32))
+    q._writer.close()
+    assert list(range(32)) == q.get_many(64)
+    with pytest.raises(EOFError):
+        q.get_many(64)
+    finish(q)
+
+
+def late_look(q: Any, back: Any) -> None:
+    kept = q.get()
+    back.put("kept")
+    atexit.register(lambda: back.put((int(kept.min()), int(kept.max()))))
+
+
+def test_array_stays_its_receivers_until_the_very_end(context: Any) -> None:
+    """Also in what a spawned process does at exit; fork and the fork server run none of that."""
+    q, back = context.SimpleQueue(), context.SimpleQueue()
+    process = context.Process(target=late_look, args=(q, back))
+    process.start()
+    q.put(np.ones(LARGE))
+    assert "kept" == back.get()
+    if isinstance(process, multiprocessing.context.SpawnProcess):
+        assert (1, 1) == back.get()
+    process.join()
+    finish(q)
+    finish(back)
+
+
+def too_large(errors: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, 64 << 20))
+    q = mpshm.Queue(strict=True)
+    reported: list[Any] = []
+    q._on_queue_feeder_error = lambda error, obj: reported.append(type(error).__name__)
+    q.put(np.zeros(64 << 20, "u1"))
+    q.put(1)
+    errors.put((q.get(timeout=20), reported))
+    finish(q)
+
+
+def test_message_that_no_memory_can_hold_is_reported_and_stops_nobody() -> None:
+    context = mpshm.get_context("fork")
+    errors = context.SimpleQueue()
+    process = context.Process(target=too_large, args=(errors,))
+    process.start()
+    assert (1, ["OSError"]) == errors.get(timeout=30)
+    process.join()
+    finish(errors)

@@ -216,7 +216,8 @@ typedef struct {
 
 /* How a message finds its place in a bounded or joinable queue. */
 #define MPSHM_NO_PLACE 0     /* it needs none */
-#define MPSHM_TAKE_PLACE 1   /* a single one keeps it when the pipe is full, unless that counts bytes */
+#define MPSHM_TAKE_PLACE 1   /* mpshm_slot_put_one and _send keep it when the pipe is full, unless the
+                                queue is bounded by bytes */
 #define MPSHM_HAS_PLACE 2    /* kept from before */
 
 /* Whether this system can read from a pipe without ever blocking, though the end would. */

@@ -68,12 +68,17 @@ process_stat(uint32_t pid, char *state, uint64_t *born)
     return read_stat(path, state, born);
 }
 
+/* This process's pid namespace; 0, which is not known, also where /proc is another namespace's. */
 static uint64_t
-own_space(void)
+own_space(uint32_t pid)
 {
     struct stat status;
+    char name[16] = {0};
 
-    return stat("/proc/self/ns/pid", &status) == 0 ? (uint64_t) status.st_ino : 0;
+    return readlink("/proc/self", name, sizeof name - 1) > 0 && strtoul(name, NULL, 10) == pid
+                   && stat("/proc/self/ns/pid", &status) == 0
+               ? (uint64_t) status.st_ino
+               : 0;
 }
 
 static struct {
@@ -90,8 +95,8 @@ know_self(void)
     if (self.generation != mpshm_process.generation) {
         self.generation = mpshm_process.generation;
         self.pid = (uint32_t) getpid();
-        self.space = own_space();
-        if (!process_stat(self.pid, &state, &self.born)) {
+        self.space = own_space(self.pid);
+        if (self.space == 0 || !process_stat(self.pid, &state, &self.born)) {
             self.born = 0;
         }
     }
@@ -103,9 +108,9 @@ record_of(mpshm_arena *arena, uint32_t number)
     return &arena->peers[number - 1];
 }
 
-/* A free record, taken under this process's name: its number, 0 if there is none. */
+/* A free record, taken under that pid: its number, 0 if there is none. */
 static uint32_t
-take_record(mpshm_arena *arena)
+take_record(mpshm_arena *arena, bool for_child)
 {
     know_self();
     for (uint32_t number = 1; number <= PEER_LIMIT; number++) {
@@ -113,9 +118,10 @@ take_record(mpshm_arena *arena)
         uint32_t none = 0;
 
         if (atomic_load_explicit(&peer->pid, memory_order_relaxed) == 0
-            && atomic_compare_exchange_strong(&peer->pid, &none, self.pid)) {
+            && atomic_compare_exchange_strong(&peer->pid, &none,
+                                              for_child ? PEER_UNBORN : self.pid)) {
             atomic_fetch_add(&arena->header->visits, 1);
-            atomic_store(&peer->born, self.born);
+            atomic_store(&peer->born, for_child ? 0 : self.born);
             atomic_store(&peer->space, self.space);
             uint32_t high = atomic_load(&arena->header->peers_high);
 
@@ -135,14 +141,17 @@ peer_free(mpshm_arena *arena, uint32_t number)
     struct peer *peer = record_of(arena, number);
 
     atomic_fetch_add(&arena->header->visits, 1);
+    /* If we are killed in the middle, it is of a child that is long overdue. */
+    atomic_store(&peer->born, 1);
+    atomic_store(&peer->pid, PEER_UNBORN);
     atomic_store(&peer->steps, 0);
-    atomic_store(&peer->born, 0);
     atomic_store(&peer->space, 0);
     atomic_store(&peer->shared, 0);
     atomic_store(&peer->pending, 0);
     for (uint32_t i = 0; i < PEER_READERS; i++) {
         atomic_store(&peer->reading[i], 0);
     }
+    atomic_store(&peer->born, 0);
     atomic_store(&peer->pid, 0);
 }
 
@@ -150,23 +159,28 @@ peer_free(mpshm_arena *arena, uint32_t number)
 static void
 join(mpshm_arena *arena)
 {
+    uint32_t unborn = PEER_UNBORN;
+
+    know_self();
     if (arena->heir != 0) { /* the record that the parent made for this child */
+        atomic_store(&record_of(arena, arena->heir)->born, 0); /* from now on: it is not overdue */
+    }
+    if (arena->heir != 0
+        && atomic_compare_exchange_strong(&record_of(arena, arena->heir)->pid, &unborn, self.pid)) {
         arena->me = arena->heir;
-        arena->heir = 0;
-        know_self();
-        atomic_store(&record_of(arena, arena->me)->born, 0); /* as long as it matters not whose */
-        atomic_store(&record_of(arena, arena->me)->pid, self.pid);
+        atomic_store(&record_of(arena, arena->me)->space, self.space);
         atomic_store(&record_of(arena, arena->me)->born, self.born);
     } else {
-        arena->me = take_record(arena);
+        arena->me = take_record(arena, false);
         if (arena->me == 0) {
             reap_records(arena);
-            arena->me = take_record(arena);
+            arena->me = take_record(arena, false);
         }
         if (arena->me == 0) {
             atomic_store(&arena->header->crowded, 1);
         }
     }
+    arena->heir = 0;
     arena->joined = mpshm_process.generation;
 }
 
@@ -223,7 +237,12 @@ peer_self(mpshm_arena *arena)
 void
 peer_depart(mpshm_arena *arena)
 {
-    if (peer_self(arena) != NULL) {
+    struct peer *me = peer_self(arena);
+
+    if (me != NULL && atomic_load(&me->pending) > 0) {
+        return; /* a feeder may come yet to say what became of them; else a reaper does */
+    }
+    if (me != NULL) {
         peer_free(arena, arena->me);
     }
     arena->joined = 0;
@@ -244,11 +263,12 @@ now_seconds(void)
 void
 peer_expect_child(mpshm_arena *arena, uint32_t leases)
 {
-    arena->heir = take_record(arena);
+    arena->heir = take_record(arena, true);
     if (arena->heir != 0) {
-        atomic_store(&record_of(arena, arena->heir)->born, now_seconds());
         atomic_store(&record_of(arena, arena->heir)->shared, leases);
-        atomic_store(&record_of(arena, arena->heir)->pid, PEER_UNBORN);
+        atomic_store(&record_of(arena, arena->heir)->born, now_seconds());
+    } else {
+        atomic_store(&arena->header->crowded, 1); /* nobody answers for the child */
     }
 }
 
@@ -304,11 +324,15 @@ peer_is_dead(mpshm_arena *arena, uint32_t number)
     char state;
 
     know_self();
-    if (pid == 0 || number == arena->me || atomic_load(&peer->space) != self.space) {
+    if (pid == 0 || number == arena->me) {
         return false;
     }
     if (pid == PEER_UNBORN) { /* its fork failed, or it died before its first step */
-        return born != 0 && now_seconds() - born > UNBORN_SECONDS;
+        return born != 0 && born + UNBORN_SECONDS < now_seconds()
+               && atomic_load(&peer->pid) == PEER_UNBORN;
+    }
+    if (self.space == 0 || atomic_load(&peer->space) != self.space) {
+        return false;
     }
     if (kill((pid_t) pid, 0) == -1 && errno == ESRCH) {
         return atomic_load(&peer->pid) == pid;
@@ -348,7 +372,7 @@ peers_at_rest(mpshm_arena *arena, struct glimpse *all)
             continue;
         }
         seen->pid = pid;
-        if (atomic_load(&peer->space) != self.space || pid == PEER_UNBORN) {
+        if (self.space == 0 || atomic_load(&peer->space) != self.space || pid == PEER_UNBORN) {
             return false;
         }
         if (number != arena->me) {

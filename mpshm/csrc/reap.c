@@ -13,17 +13,20 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 /* Bytes that stay warm, at the beginnings of all segments together and of each at least, when the
    memory of a storm is given back. */
 #define KEEP_WARM (UINT64_C(32) << 20)
 #define KEEP_WARM_EACH (UINT64_C(1) << 20)
-/* Who reaps without being a peer; should it be killed, nobody waits for it. */
-#define NAMELESS (PEER_LIMIT + 1)
+/* Who reaps without being a peer stands there by its pid. */
+#define NAMELESS UINT32_C(0x80000000)
 /* A growing arena looks for the dead no oftener than this. */
 #define GROWTH_PAUSE_NS INT64_C(100000000)
 
@@ -166,13 +169,15 @@ cool(mpshm_arena *arena)
     each_segment(arena, visit_cool, &keep);
 }
 
+/* Of the dead as well: theirs is forgotten with their records. */
 static uint64_t
-pending_of(mpshm_arena *arena, const struct glimpse *seen)
+pending_of_all(mpshm_arena *arena)
 {
+    uint32_t high = atomic_load(&arena->header->peers_high);
     uint64_t pending = 0;
 
-    for (uint32_t i = 0; i < PEER_LIMIT; i++) {
-        pending += seen[i].pid != 0 ? atomic_load(&arena->peers[i].pending) : 0;
+    for (uint32_t i = 0; i < high && i < PEER_LIMIT; i++) {
+        pending += atomic_load(&arena->peers[i].pending);
     }
     return pending;
 }
@@ -191,7 +196,7 @@ reap_at_rest(mpshm_arena *arena, int fd)
         uint32_t unread = pipe_unread(fd);
         uint32_t used = atomic_load(&header->places_used);
         uint64_t bytes_used = atomic_load(&header->bytes_used);
-        uint64_t pending = pending_of(arena, before);
+        uint64_t pending = pending_of_all(arena);
 
         search.drained = unread == 0;
         each_segment(arena, visit_search, &search);
@@ -301,17 +306,22 @@ static void
 reap_shared(mpshm_arena *arena)
 {
     struct search search = {.drained = false};
-    uint32_t high = atomic_load(&arena->header->peers_high), held = 0;
+    uint32_t visits = atomic_load(&arena->header->visits), held = 0;
 
     if (atomic_exchange(&arena->header->shares, 0) == 0) {
         return;
     }
     each_segment(arena, visit_shared, &search);
+    uint32_t high = atomic_load(&arena->header->peers_high);
+
     for (uint32_t i = 0; i < high && i < PEER_LIMIT; i++) {
         held += atomic_load(&arena->peers[i].shared);
     }
-    for (uint32_t i = 0; i < search.count && held == 0 && !atomic_load(&arena->header->crowded);
-         i++) {
+    /* Who came meanwhile may be a child with leases of its parent's. */
+    bool nobody = held == 0 && visits == atomic_load(&arena->header->visits)
+                  && !atomic_load(&arena->header->crowded);
+
+    for (uint32_t i = 0; i < search.count && nobody; i++) {
         free_orphan(&search.found[i]);
     }
     if (search.count > 0) {
@@ -326,6 +336,12 @@ take_over_reaping(mpshm_arena *arena)
     uint32_t who = atomic_load(&arena->header->reaper);
 
     /* D1 */
+    if (who & NAMELESS) {
+        bool gone = kill((pid_t) (who & ~NAMELESS), 0) == -1 && errno == ESRCH;
+
+        return arena->me != 0 && gone
+               && atomic_compare_exchange_strong(&arena->header->reaper, &who, arena->me);
+    }
     return arena->me != 0 && (who == 0 || who == arena->me || who > PEER_LIMIT
                               || atomic_load(&arena->peers[who - 1].pid) == 0
                               || peer_is_dead(arena, who))
@@ -365,7 +381,8 @@ reap_records(mpshm_arena *arena)
 {
     uint32_t none = 0;
 
-    if (atomic_compare_exchange_strong(&arena->header->reaper, &none, NAMELESS)) {
+    if (atomic_compare_exchange_strong(&arena->header->reaper, &none,
+                                       NAMELESS | (uint32_t) getpid())) {
         (void) reap_dead(arena);
         atomic_store(&arena->header->reaper, 0);
     }

@@ -254,13 +254,13 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment 
     uint64_t bytes = size > usual ? size : usual;
 
     if (bytes > arena->stride) {
-        return -ENOSPC;
+        return -EFBIG; /* for ever */
     }
     while (chunks_of(shift, bytes) > CHUNK_LIMIT) {
         shift++;
     }
     if (!segment_fits(arena->stride, bytes, shift)) {
-        return -ENOSPC;
+        return -EFBIG;
     }
     uint32_t count = (uint32_t) chunks_of(shift, bytes);
 

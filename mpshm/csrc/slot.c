@@ -134,7 +134,7 @@ empty_slot(mpshm_run *run, uint64_t size)
    pend no longer just before the write, for what a dead peer had pending is taken for not written. */
 static int
 write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint64_t bytes,
-             int place)
+             int place, bool keeps)
 {
     bool counted = place == MPSHM_TAKE_PLACE && places_counted(arena);
 
@@ -146,7 +146,7 @@ write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint
 
     if (error != 0 && place != MPSHM_NO_PLACE) {
         bool kept = place == MPSHM_HAS_PLACE
-                    || (error == -EAGAIN && arena->header->bytes_limit == 0 && count == 1);
+                    || (keeps && error == -EAGAIN && arena->header->bytes_limit == 0);
 
         if (kept) {
             places_pend(arena, (int32_t) count);
@@ -175,9 +175,9 @@ count_received(mpshm_counts *counts, uint64_t size, bool in_slot)
     counts->received_shm_bytes += in_slot ? 0 : size;
 }
 
-int
-mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
-               int place)
+static int
+put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count, int place,
+    bool keeps)
 {
     mpshm_arena *arena = end->arena;
     char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
@@ -209,7 +209,7 @@ mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, ui
         bytes += one;
     }
     if (n > 0) {
-        error = write_placed(arena, end->fd, slots, n, bytes, place);
+        error = write_placed(arena, end->fd, slots, n, bytes, place, keeps);
         for (uint32_t i = 0; i < n; i++) {
             if (error != 0) {
                 empty_slot(&runs[i], sizes[i]);
@@ -223,9 +223,16 @@ mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, ui
 }
 
 int
+mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
+               int place)
+{
+    return put(end, data, sizes, count, place, false);
+}
+
+int
 mpshm_slot_put_one(const mpshm_end *end, const char *data, uint32_t size, int place)
 {
-    return mpshm_slot_put(end, data, &size, 1, place);
+    return put(end, data, &size, 1, place, true);
 }
 
 int
@@ -252,7 +259,7 @@ mpshm_slot_send(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, 
     if (error == 0) {
         error = place == MPSHM_TAKE_PLACE && !places_take(arena, bytes)
                     ? MPSHM_E_FULL
-                    : write_placed(arena, end->fd, slot, 1, bytes, place);
+                    : write_placed(arena, end->fd, slot, 1, bytes, place, true);
         if (error != 0) {
             parcel_unseal(parcel);
         } else {

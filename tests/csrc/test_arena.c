@@ -321,7 +321,7 @@ size_no_arena_can_hold_is_out_of_shared_memory(void)
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         mpshm_run run;
 
-        CHECK_EQ(-ENOSPC, mpshm_get_buf(arena, sizes[i] + (sizes[i] == 2 << 16), &run));
+        CHECK_EQ(-EFBIG, mpshm_get_buf(arena, sizes[i] + (sizes[i] == 2 << 16), &run));
         CHECK_EQ(0, gauges(arena).segments);
     }
     close_clean(arena);
