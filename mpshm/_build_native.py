@@ -13,6 +13,7 @@ SOURCES = (
     "sender.c",
     "parcel.c",
     "receiver.c",
+    "wait.c",
     "spin.c",
     "frame.c",
     "places.c",

@@ -207,7 +207,7 @@ class Arena:
     @property
     def is_queue(self) -> bool:
         """Whether it is a queue's, whose frames are slots."""
-        return bool(lib.mpshm_slot_bytes(self._c))
+        return self.frame_max < wire.FRAME_MAX
 
     def make_queue(self, places: int, bytes_limit: int, joinable: bool) -> None:
         """Have it serve a queue from now on, which nobody else has yet.  0 is no limit."""
@@ -236,12 +236,12 @@ class Arena:
         thread.  Raises ProtocolError when the descriptor names no run in flight.
         """
         out = ffi.new("char **")
-        held = new_holder()
+        held = _new_holder()
         mmap_id, chunk_id, size, tag = descriptor
         if code := lib.mpshm_lease(self._c, mmap_id, chunk_id, size, tag, out):
             raise failure(code, f"{descriptor}")
         held.data, held.size = out[0], size
-        return view_of(held)
+        return _view(held)
 
     def wait_room(self, fd: int, size: int) -> None:
         """Wait until `size` more bytes may be in flight, or nobody drains the pipe."""
@@ -279,12 +279,38 @@ class Arena:
         return bool(lib.mpshm_arena_is_valid(self._c) == 1)
 
 
-def new_holder() -> Any:
+def failure_to_read(code: int, bad: Any) -> Exception:
+    """The same for a frame, which may have failed by the descriptor `bad`."""
+    wrong = Descriptor(bad.mmap_id, bad.chunk_id, bad.size, bad.tag)
+    return failure(code, str(wrong) if lib.MPSHM_E_STALE <= code < -10000 else "")
+
+
+def _new_holder() -> Any:
     """Holds no run yet, and releases the one that it is given: made first, so none is ever lost."""
     return ffi.gc(lib.mpshm_held_new(), lib.mpshm_held_free)
 
 
-def view_of(held: Any) -> memoryview:
+def take_runs(take: Any, c: Any, numbers: range) -> list[memoryview]:
+    """Those runs of the last frame or frames that `c` has read, each with a holder of its own."""
+    views = []
+    for i in numbers:
+        held = _new_holder()
+        take(c, i, held)
+        views.append(_view(held))
+    return views
+
+
+def message_of(
+    views: list[memoryview], stream_runs: int, stream: bytes
+) -> tuple[Any, list[memoryview]]:
+    """A message's stream, from its runs if it has any, and its buffers."""
+    if stream_runs == 0:
+        return stream, views
+    first = views[0] if stream_runs == 1 else b"".join(views[:stream_runs])
+    return first, views[stream_runs:]
+
+
+def _view(held: Any) -> memoryview:
     """A leased run's memory, which keeps its holder."""
     # The pointer's destructor does nothing that matters: bound to the holder, it keeps it alive.
     return memoryview(ffi.buffer(ffi.gc(held.data, (held,).count), held.size))
@@ -345,7 +371,7 @@ class Parcel:
         """Find room for what a frame cannot hold.  Before `send`."""
         size = len(stream)
         # A slot may be too short for the runs of the stream alone.
-        if self._arena.frame_max < wire.FRAME_MAX or not wire.fits(buffers, size):
+        if self._arena.is_queue or not wire.fits(buffers, size):
             self._put(lib.mpshm_settle, size, size)
 
     def _put(self, put: Any, size: int, *args: Any) -> None:
@@ -468,7 +494,7 @@ class Reader:
                 if n == -errno.EBUSY:
                     raise ReaderFull
                 if n != -errno.EINTR:
-                    raise self._failure(n)
+                    raise failure_to_read(n, c.bad)
             if n < _DESCRIPTORS:
                 body: bytes = self._bytes[4:n]
                 c.full = 0
@@ -492,30 +518,19 @@ class Reader:
         try:
             arena = find()
             if code := lib.mpshm_reopen(c, _NULL if arena is None else arena._c):
-                raise self._failure(code)
+                raise failure_to_read(code, c.bad)
             return self._take_over()
         except BaseException:
             lib.mpshm_discard(c)
             raise
 
-    def _failure(self, code: int) -> Exception:
-        c = self._c
-        wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
-        return failure(code, str(wrong) if lib.MPSHM_E_STALE <= code < -10000 else "")
-
     def _take_over(self) -> tuple[Any, list[memoryview]]:
         """The message of the descriptor frame just read, each run with a holder of its own."""
-        c, views = self._c, []
-        for i in range(c.count):
-            held = new_holder()
-            lib.mpshm_take(c, i, held)
-            views.append(view_of(held))
-        runs = c.stream_runs
-        stream = b"" if runs else self._bytes[c.stream_at : c.stream_end]
+        c = self._c
+        views = take_runs(lib.mpshm_take, c, range(c.count))
+        stream = b"" if c.stream_runs else self._bytes[c.stream_at : c.stream_end]
         c.full = 0
-        if runs == 0:
-            return stream, views
-        return views[0] if runs == 1 else b"".join(views[:runs]), views[runs:]
+        return message_of(views, c.stream_runs, stream)
 
 
 def fork_announce() -> None:

@@ -189,11 +189,14 @@ class Connection(stock.Connection):
         parcel = Parcel.begin(arena, self._handle)
         try:
             parcel.put_run(run, size)
-            with self._send_lock:
-                parcel.send(b"")
+            self._send_parcel(parcel, size)
         except BaseException:
             parcel.return_run()
             raise
+
+    def _send_parcel(self, parcel: Parcel, size: int) -> None:
+        with self._send_lock:
+            parcel.send(b"")
         self._counters.shm_messages += 1
         self._counters.shm_bytes += size
 

@@ -10,7 +10,6 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from . import aio, forking, payload, queue_end, slot
-from .arena import CORE_MISSING
 from .queue_end import QueueEnd
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class Getting:
         objects: list[Any] = []
         wait_ms = 0
         while len(objects) < most:
-            wanted = min(most - len(objects), _AT_ONCE)
+            wanted = min(most - len(objects), slot.AT_ONCE)
             try:
                 some = source.receive_some(wanted, wait_ms)
             except Exception as error:
@@ -174,7 +173,6 @@ class Getting:
 
 # Looked up once, for every message needs it.
 _loads = pickle.loads
-_AT_ONCE = 0 if CORE_MISSING else slot.AT_ONCE
 
 
 def load(received: Any) -> Any:

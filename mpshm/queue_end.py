@@ -14,10 +14,11 @@ from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from . import config, connection, payload, slot, wire
-from .arena import CORE_MISSING, NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel, Run
+from .arena import NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel
 from .counters import Counters, Reason, be_ready_to_show
 from .errors import PlainRoadError
 from .payload import Message, Received
+from .slot import HAS_PLACE, NO_PLACE, TAKE_PLACE
 
 if TYPE_CHECKING:
     from .figures import Stats
@@ -85,7 +86,7 @@ class QueueEnd(connection.Connection):
         """Send a picklable object, waiting while the pipe is full."""
         message = _dump(obj, self._arena, self._handle)
         # If it does not go out at once, then once more with patience.
-        if type(message) is not bytes or self.put_now(message, len(message), _NO_PLACE) < 0:
+        if type(message) is not bytes or self.put_now(message, len(message), NO_PLACE) < 0:
             self._transmit(message)
 
     def offer(self, message: bytes | Message, place: int) -> None:
@@ -117,19 +118,19 @@ class QueueEnd(connection.Connection):
         try:
             if reason is not None:
                 raise reason
-            self.offer(message, _TAKE_PLACE)
+            self.offer(message, TAKE_PLACE)
         except NoRoomNow:
             if not patient:
                 raise
             if self.arena.bytes_limit:
-                self._while_drained(self.offer, message, _TAKE_PLACE)
+                self._while_drained(self.offer, message, TAKE_PLACE)
             else:
                 self._settle(message)
 
     def _settle(self, message: bytes | Message) -> None:
         """Put a message that has kept its place; NoRoomNow, which it keeps it at, or an OSError."""
         try:
-            self._while_drained(self.offer, message, _HAS_PLACE)
+            self._while_drained(self.offer, message, HAS_PLACE)
         except OutOfSharedMemory:
             raise NoRoomNow from None
         except NoRoomNow:
@@ -161,9 +162,9 @@ class QueueEnd(connection.Connection):
         At NoRoomNow none is kept.
         """
         try:
-            return self.offer_some(messages, _TAKE_PLACE)
+            return self.offer_some(messages, TAKE_PLACE)
         except NoRoomNow:
-            return self._while_drained(self.offer_some, messages, _TAKE_PLACE)
+            return self._while_drained(self.offer_some, messages, TAKE_PLACE)
 
     def send_some(self, messages: list[bytes], place: int) -> None:
         """Put small messages, waiting while the pipe is full, and leave none in the list."""
@@ -212,20 +213,13 @@ class QueueEnd(connection.Connection):
 
     def _transmit(self, message: bytes | Message) -> None:
         try:
-            self.send_placed(message, slot.NO_PLACE)
+            self.send_placed(message, NO_PLACE)
         except BaseException:
             drop(message)
             raise
 
-    def _send_run(self, arena: Arena, run: Run, size: int) -> None:
-        arena.wait_room(self._handle, size)
-        parcel = Parcel.begin(arena, self._handle)
-        try:
-            parcel.put_run(run, size)
-            self.send_placed(Message(b"", size, parcel), _NO_PLACE)
-        except BaseException:
-            parcel.return_run()
-            raise
+    def _send_parcel(self, parcel: Parcel, size: int) -> None:
+        self.send_placed(Message(b"", size, parcel), NO_PLACE)
 
     # Receiving
 
@@ -260,23 +254,22 @@ class QueueEnd(connection.Connection):
         return stats_of(self)
 
 
+# Looked up once, for every message needs it.
 _dump = payload.dump
-# Where there is no core there are no constants of its either.
-_TAKE_PLACE = 0 if CORE_MISSING else slot.TAKE_PLACE
-_HAS_PLACE = 0 if CORE_MISSING else slot.HAS_PLACE
-_NO_PLACE = 0 if CORE_MISSING else slot.NO_PLACE
 
 
 def stats_of(*ends: connection.Connection) -> Stats:
     """What ends of one channel sent and received in this process, and what its arena holds."""
     from .figures import Gauges
 
-    total, gauges = Counters(), Gauges()
+    total = Counters()
     for end in ends:
         total.add(end._counters)
+    for end in ends:
         if end._arena is not None:
-            gauges = end._arena.gauges(end.fileno() if isinstance(end, QueueEnd) else -1)
-    return total.show(gauges)
+            fd = end.fileno() if isinstance(end, QueueEnd) else -1
+            return total.show(end._arena.gauges(fd))
+    return total.show(Gauges())
 
 
 def drop(message: bytes | Message) -> None:

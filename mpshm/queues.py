@@ -23,12 +23,13 @@ from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import aio, config, connection, locked, payload, queue_end, slot
-from .arena import CORE_MISSING, NO_WAIT, NoRoomNow, OutOfSharedMemory
+from .arena import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .feeder import Feeder, Feeding, Pickled
 from .getting import LOOK_MS, Getting, load, next_in_time
 from .payload import Message
 from .places import NO_LOCK, Places, wait_for_place
 from .queue_end import QueueEnd
+from .slot import AT_ONCE, NO_PLACE, TAKE_PLACE
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
@@ -155,7 +156,7 @@ class Queue(Getting, _StockQueue):
             return
         if type(message) is not bytes:
             self._offer(end, obj, message, block, timeout)
-        elif (code := end.put_now(message, len(message), _TAKE_PLACE)) < 0:
+        elif (code := end.put_now(message, len(message), TAKE_PLACE)) < 0:
             self._offer(end, obj, message, block, timeout, slot.refused(code))
 
     def _dump_later(self, end: QueueEnd, obj: Any, block: bool, timeout: float | None) -> None:
@@ -227,7 +228,7 @@ class Queue(Getting, _StockQueue):
             while isinstance(reason, slot.QueueFull) or arena.bytes_limit:
                 used = slot.places_used(arena)
                 try:
-                    end.offer(message, _TAKE_PLACE)
+                    end.offer(message, TAKE_PLACE)
                     return
                 except _NOT_NOW as again:
                     reason = again
@@ -278,7 +279,7 @@ class Queue(Getting, _StockQueue):
             if type(message) is bytes:
                 messages.append(message)
                 originals.append(obj)
-                if len(messages) == _AT_ONCE:
+                if len(messages) == AT_ONCE:
                     self._flush(waiting)
             else:
                 self._flush(waiting)
@@ -389,9 +390,6 @@ class Queue(Getting, _StockQueue):
 
 # Looked up once, for every message needs them.
 _loads, _dump = pickle.loads, payload.dump
-_AT_ONCE = 0 if CORE_MISSING else slot.AT_ONCE
-_TAKE_PLACE = 0 if CORE_MISSING else slot.TAKE_PLACE
-_NO_PLACE = 0 if CORE_MISSING else slot.NO_PLACE
 _NOT_NOW = (NoRoomNow, OutOfSharedMemory, slot.QueueFull)
 
 
@@ -498,19 +496,19 @@ class SimpleQueue(Getting, _StockSimpleQueue):
                 self.put(obj)
                 count += 1
             return count
-        for obj in flushing(objects, lambda: end.send_some(waiting, _NO_PLACE)):
+        for obj in flushing(objects, lambda: end.send_some(waiting, NO_PLACE)):
             count += 1
             try:
                 message = end._dump(obj)
             except Exception:
-                end.send_some(waiting, _NO_PLACE)
+                end.send_some(waiting, NO_PLACE)
                 raise
             if isinstance(message, bytes):
                 waiting.append(message)
-                if len(waiting) == _AT_ONCE:
-                    end.send_some(waiting, _NO_PLACE)
+                if len(waiting) == AT_ONCE:
+                    end.send_some(waiting, NO_PLACE)
             else:
-                end.send_some(waiting, _NO_PLACE)
+                end.send_some(waiting, NO_PLACE)
                 end._transmit(message)
         return count
 
@@ -525,7 +523,7 @@ class SimpleQueue(Getting, _StockSimpleQueue):
             try:
                 if message is None:
                     message = _dump(obj, arena, NO_WAIT)
-                return end.offer(message, _NO_PLACE)
+                return end.offer(message, NO_PLACE)
             except OutOfSharedMemory:
                 slot.reap(arena, end.fileno())
                 await aio.until(lambda: True)

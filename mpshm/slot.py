@@ -21,11 +21,11 @@ from .arena import (
     OutOfSharedMemory,
     Parcel,
     failure,
-    new_holder,
-    view_of,
+    failure_to_read,
+    message_of,
+    take_runs,
 )
 from .counters import EndCounters
-from .wire import Descriptor
 
 if not CORE_MISSING:
     from ._native import ffi, lib
@@ -33,16 +33,11 @@ if not CORE_MISSING:
     # Looked up once: a cffi library's attribute costs more than a global.
     _put_one, _receive_one, _unpack = lib.mpshm_slot_put_one, lib.mpshm_slot_receive_one, ffi.unpack
     _NOTHING_NOW, _WITH_RUNS = -errno.EAGAIN, lib.MPSHM_DESCRIPTORS
-    _FULL, _END, _STALE = lib.MPSHM_E_FULL, lib.MPSHM_E_END, lib.MPSHM_E_STALE
-    AT_ONCE: int = lib.MPSHM_SLOTS_AT_ONCE
-    NO_PLACE, TAKE_PLACE, HAS_PLACE = (
-        lib.MPSHM_NO_PLACE,
-        lib.MPSHM_TAKE_PLACE,
-        lib.MPSHM_HAS_PLACE,
-    )
-
-SMALL_MAX = 32 << 10
-"""Bytes of a message that is copied out as it is received; csrc/layout.h has it."""
+    _FULL, _END = lib.MPSHM_E_FULL, lib.MPSHM_E_END
+    AT_ONCE, NO_PLACE = int(lib.MPSHM_SLOTS_AT_ONCE), int(lib.MPSHM_NO_PLACE)
+    TAKE_PLACE, HAS_PLACE = int(lib.MPSHM_TAKE_PLACE), int(lib.MPSHM_HAS_PLACE)
+else:  # and no queue asks for them
+    AT_ONCE = NO_PLACE = TAKE_PLACE = HAS_PLACE = 0
 
 
 def milliseconds(left: float | None, most: int) -> int:
@@ -126,7 +121,7 @@ _kept: weakref.WeakKeyDictionary[Any, tuple[Arena, SlotCounters]] = weakref.Weak
 
 
 def putter(end: End) -> Callable[[bytes, int, int], int]:
-    """A function that puts a message of at most SMALL_MAX bytes in the queue, and never waits.
+    """A function that puts a message of at most INLINE_MAX bytes in the queue, and never waits.
 
     It takes the message, its size and what is to be done for its place; it gives 1, or a code for
     `refused`.  A place taken is kept when that is NoRoomNow.
@@ -232,7 +227,7 @@ class Batch:
         if n < 0:
             if n in (_NOTHING_NOW, -errno.EINTR):
                 return []
-            raise self.failure(n)
+            raise _failure(n, c)
         self.data = c.data
         data = _unpack(c.data, c.data_used)
         messages: list[Any] = []
@@ -242,7 +237,7 @@ class Batch:
                 messages.append(data[at : at + size])
                 at += size
             elif c.messages[i].error:
-                messages.append(self.failure(c.messages[i].error))
+                messages.append(failure_to_read(c.messages[i].error, c.messages[i].bad))
             else:
                 messages.append(self.with_runs(i))
                 at += c.messages[i].size
@@ -250,24 +245,17 @@ class Batch:
 
     def with_runs(self, i: int) -> tuple[Any, list[memoryview]]:
         """The i-th message received, each of its runs with a holder of its own."""
-        c, message, views = self._c, self._c.messages[i], []
+        c, message = self._c, self._c.messages[i]
         self.data = c.data
-        for run in range(message.first_run, message.first_run + message.runs):
-            held = new_holder()
-            lib.mpshm_batch_take(c, run, held)
-            views.append(view_of(held))
-        runs = message.stream_runs
-        if runs == 0:
-            return ffi.buffer(c.data + message.at, message.size)[:], views
-        return views[0] if runs == 1 else b"".join(views[:runs]), views[runs:]
+        numbers = range(message.first_run, message.first_run + message.runs)
+        views = take_runs(lib.mpshm_batch_take, c, numbers)
+        stream = ffi.buffer(c.data + message.at, message.size)[:]
+        return message_of(views, message.stream_runs, stream)
 
-    def failure(self, code: int) -> Exception:
-        """The exception for the core's answer to a receive."""
-        c = self._c
-        if code == _END:
-            return EOFError()
-        wrong = Descriptor(c.bad_id, c.bad_chunk, c.bad_size, c.bad_tag)
-        return failure(code, str(wrong) if _STALE <= code < -10000 else "")
+
+def _failure(code: int, c: Any) -> Exception:
+    """The exception for the core's answer to a receive."""
+    return EOFError() if code == _END else failure_to_read(code, c.messages[0].bad)
 
 
 def receiver(end: End) -> Callable[[int], bytes | tuple[Any, list[memoryview]] | None]:
@@ -292,7 +280,7 @@ def receiver(end: End) -> Callable[[int], bytes | tuple[Any, list[memoryview]] |
         if n == _WITH_RUNS:
             message = batch.with_runs(0)
         elif n not in (_NOTHING_NOW, -errno.EINTR):
-            raise batch.failure(n)
+            raise _failure(n, batch._c)
         idle.append(batch)
         return message
 

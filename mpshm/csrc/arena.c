@@ -21,11 +21,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifdef __linux__
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#endif
-
 struct process mpshm_process = {.lock = PTHREAD_MUTEX_INITIALIZER, .generation = 1};
 
 static uint64_t
@@ -355,9 +350,7 @@ arena_notify(mpshm_arena *arena)
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(wanted, memory_order_relaxed) != 0) {
         atomic_store(wanted, 0);
-#ifdef __linux__
-        syscall(SYS_futex, wanted, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
-#endif
+        futex_wake(wanted, INT32_MAX);
     }
 }
 

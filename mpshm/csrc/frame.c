@@ -196,15 +196,10 @@ frame_read(mpshm_reader *reader, int fd, uint32_t body_max)
     }
 }
 
-struct descriptor {
-    uint32_t mmap_id, chunk_id, tag;
-    uint64_t size;
-};
-
-static struct descriptor
+static mpshm_descriptor
 get_descriptor(const unsigned char *at)
 {
-    struct descriptor d;
+    mpshm_descriptor d;
 
     memcpy(&d.mmap_id, at, 4);
     memcpy(&d.chunk_id, at + 4, 4);
@@ -252,14 +247,15 @@ frame_head(const unsigned char *frame, struct frame_head *head)
 
 /* Under arena_lock, as all that follows.  A failure leaves its descriptor in `bad`. */
 int
-frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run, struct bad *bad)
+frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run,
+                mpshm_descriptor *bad)
 {
-    struct descriptor d = get_descriptor(at);
+    mpshm_descriptor d = get_descriptor(at);
     int error = lease_run(arena, d.mmap_id, d.chunk_id, d.size, d.tag, &run->data);
 
     run->size = d.size;
     if (error != 0) {
-        *bad = (struct bad) {d.mmap_id, d.chunk_id, d.tag, d.size};
+        *bad = d;
     }
     return error;
 }
@@ -267,9 +263,9 @@ frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run, st
 /* A run's bytes, copied and released; -EMSGSIZE if it has more than `most`, and is untouched. */
 int
 frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t most,
-               uint64_t *size, struct bad *bad)
+               uint64_t *size, mpshm_descriptor *bad)
 {
-    struct descriptor d = get_descriptor(at);
+    mpshm_descriptor d = get_descriptor(at);
 
     if (d.size > most) {
         return -EMSGSIZE;
@@ -278,7 +274,7 @@ frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t m
 
     *size = d.size;
     if (error != 0) {
-        *bad = (struct bad) {d.mmap_id, d.chunk_id, d.tag, d.size};
+        *bad = d;
     }
     return error;
 }
@@ -287,14 +283,14 @@ frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t m
    message cannot be had. */
 int
 frame_lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_held *to,
-                struct bad *bad)
+                mpshm_descriptor *bad)
 {
     int first_error = 0;
     uint32_t have = 0;
 
     for (uint32_t i = 0; i < count; i++) {
         mpshm_held run;
-        struct bad this_one;
+        mpshm_descriptor this_one;
         int error = frame_lease_one(arena, table + (uint64_t) i * DESCRIPTOR_BYTES, &run, &this_one);
 
         if (error == 0) {
@@ -341,12 +337,11 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
     const unsigned char *table = reader->bytes + head->descriptors;
     uint32_t count = head->stream_runs + head->buffer_runs;
     mpshm_held index = {NULL, 0};
-    struct bad bad = {0, 0, 0, 0};
     uint64_t stream_size = 0;
     int error = 0;
 
     if (head->indexed) {
-        error = frame_lease_one(arena, table, &index, &bad);
+        error = frame_lease_one(arena, table, &index, &reader->bad);
         table = (unsigned char *) index.data;
         if (error == 0) {
             error = frame_index(head, index.size, MPSHM_READER_BYTES - LENGTH_BYTES, &stream_size);
@@ -354,8 +349,9 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
     }
     if (error == 0) {
         reader->runs = calloc(count, sizeof *reader->runs);
-        error = reader->runs == NULL ? -ENOMEM
-                                     : frame_lease_all(arena, table, count, reader->runs, &bad);
+        error = reader->runs == NULL
+                    ? -ENOMEM
+                    : frame_lease_all(arena, table, count, reader->runs, &reader->bad);
     }
     if (error == 0) {
         reader->count = count;
@@ -369,10 +365,6 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
     } else {
         free(reader->runs);
         reader->runs = NULL;
-        reader->bad_id = bad.mmap_id;
-        reader->bad_chunk = bad.chunk_id;
-        reader->bad_tag = bad.tag;
-        reader->bad_size = bad.size;
     }
     if (index.data != NULL) {
         release_run(index.data);

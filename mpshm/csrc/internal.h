@@ -123,16 +123,13 @@ struct frame_head {
     uint32_t stream_runs, buffer_runs;
     uint32_t descriptors, stream, end; /* where in the frame they begin, and it ends */
 };
-struct bad {
-    uint32_t mmap_id, chunk_id, tag; /* of the descriptor that failed */
-    uint64_t size;
-};
 int frame_head(const unsigned char *frame, struct frame_head *head);
-int frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run, struct bad *bad);
+int frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run,
+                    mpshm_descriptor *bad);
 int frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t most,
-                   uint64_t *size, struct bad *bad);
+                   uint64_t *size, mpshm_descriptor *bad);
 int frame_lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_held *to,
-                    struct bad *bad);
+                    mpshm_descriptor *bad);
 int frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most,
                 uint64_t *stream);
 bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size);
@@ -155,7 +152,10 @@ int parcel_seal(mpshm_parcel *parcel, uint64_t *bytes);
 void parcel_unseal(mpshm_parcel *parcel);
 void parcel_handed_over(mpshm_parcel *parcel);
 
-/* spin.c: needs no lock. */
+/* wait.c and spin.c: need no lock. */
+int64_t now_ns(void);
+void futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms);
+void futex_wake(_Atomic uint32_t *word, int most);
 void spin_init(mpshm_spin *spin, uint32_t spin_us);
 int64_t spin_begin(mpshm_spin *spin);
 bool spin_goes_on(int64_t until);

@@ -51,6 +51,12 @@ typedef struct {
     uint32_t chunk_shift;   /* log2 of a chunk's bytes in a usual segment */
 } mpshm_geometry;
 
+/* Names a sealed run. */
+typedef struct {
+    uint32_t mmap_id, chunk_id, tag;
+    uint64_t size;          /* bytes */
+} mpshm_descriptor;
+
 /* A run on loan to the process that claimed it. */
 typedef struct {
     mpshm_arena *arena;
@@ -95,8 +101,7 @@ typedef struct {
     uint32_t count;
     uint32_t stream_runs;
     uint32_t stream_at, stream_end; /* where in bytes the stream lies, if no run holds it */
-    uint32_t bad_id, bad_chunk, bad_tag; /* the descriptor that failed */
-    uint64_t bad_size;
+    mpshm_descriptor bad;   /* the one that failed */
     mpshm_spin spin;
     uint32_t have;          /* bytes of a frame not complete yet */
     uint32_t full;          /* a frame is here that its receiver has not taken: the receiver clears
@@ -183,6 +188,7 @@ typedef struct {
     uint64_t at, size;      /* in data: a small message whole, else the stream that no run holds */
     uint32_t first_run, stream_runs, runs;
     int32_t error;          /* why this message cannot be had */
+    mpshm_descriptor bad;   /* and the one that failed */
 } mpshm_message;
 
 /* What one end of a queue's pipe has sent and received: in slots alone, and by descriptor. */
@@ -209,8 +215,6 @@ typedef struct {
     uint32_t count;
     mpshm_message messages[32];
     uint32_t sizes[32];     /* of small messages, whole; of others UINT32_MAX */
-    uint32_t bad_id, bad_chunk, bad_tag; /* the descriptor that failed last */
-    uint64_t bad_size;
     mpshm_spin spin;
 } mpshm_batch;
 

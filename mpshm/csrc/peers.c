@@ -22,7 +22,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifdef __linux__
@@ -31,6 +30,12 @@
 
 /* How long a child may take from its fork to its first step. */
 #define UNBORN_SECONDS 60
+
+static uint64_t
+seconds_now(void)
+{
+    return (uint64_t) (now_ns() / 1000000000);
+}
 
 /* A process's or a thread's state and start time, by /proc.  False: there is none to read. */
 static bool
@@ -249,15 +254,6 @@ peer_depart(mpshm_arena *arena)
     arena->me = 0;
 }
 
-static uint64_t
-now_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t) now.tv_sec;
-}
-
 /* Before a fork: a record for the child, with what it inherits.  So there is no moment at which nobody
    answers for those leases, also if we die before the child has run at all. */
 void
@@ -266,7 +262,7 @@ peer_expect_child(mpshm_arena *arena, uint32_t leases)
     arena->heir = take_record(arena, true);
     if (arena->heir != 0) {
         atomic_store(&record_of(arena, arena->heir)->shared, leases);
-        atomic_store(&record_of(arena, arena->heir)->born, now_seconds());
+        atomic_store(&record_of(arena, arena->heir)->born, seconds_now());
     } else {
         atomic_store(&arena->header->crowded, 1); /* nobody answers for the child */
     }
@@ -328,7 +324,7 @@ peer_is_dead(mpshm_arena *arena, uint32_t number)
         return false;
     }
     if (pid == PEER_UNBORN) { /* its fork failed, or it died before its first step */
-        return born != 0 && born + UNBORN_SECONDS < now_seconds()
+        return born != 0 && born + UNBORN_SECONDS < seconds_now()
                && atomic_load(&peer->pid) == PEER_UNBORN;
     }
     if (self.space == 0 || atomic_load(&peer->space) != self.space) {

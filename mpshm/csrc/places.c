@@ -11,38 +11,6 @@
 
 #include <errno.h>
 #include <sys/ioctl.h>
-#include <time.h>
-#include <unistd.h>
-
-#ifdef __linux__
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#endif
-
-static void
-futex_wake(_Atomic uint32_t *word, int most)
-{
-#ifdef __linux__
-    syscall(SYS_futex, word, FUTEX_WAKE, most, NULL, NULL, 0);
-#else
-    (void) word;
-    (void) most;
-#endif
-}
-
-static void
-futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
-{
-    struct timespec wait = {.tv_sec = timeout_ms / 1000,
-                            .tv_nsec = (long) (timeout_ms % 1000) * 1000000};
-#ifdef __linux__
-    syscall(SYS_futex, word, FUTEX_WAIT, value, &wait, NULL, 0);
-#else
-    (void) word;
-    (void) value;
-    nanosleep(&wait, NULL);
-#endif
-}
 
 static bool
 is_limited(const mpshm_arena *arena)
@@ -187,7 +155,7 @@ pipe_unread(int fd)
 
 /* Messages that have a place and are not in the pipe, of the living as far as kill() knows them. */
 static uint32_t
-pending_of_all(mpshm_arena *arena)
+pending_of_living(mpshm_arena *arena)
 {
     uint32_t high = atomic_load(&arena->header->peers_high), sum = 0;
 
@@ -205,7 +173,7 @@ int64_t
 mpshm_queue_size(mpshm_arena *arena, int fd)
 {
     pthread_mutex_lock(&mpshm_process.lock);
-    int64_t size = (int64_t) (pipe_unread(fd) / MPSHM_SLOT_BYTES) + pending_of_all(arena);
+    int64_t size = (int64_t) (pipe_unread(fd) / MPSHM_SLOT_BYTES) + pending_of_living(arena);
 
     pthread_mutex_unlock(&mpshm_process.lock);
     return size;
@@ -231,7 +199,7 @@ int
 mpshm_queue_full(mpshm_arena *arena, int fd)
 {
     if (!has_place(arena) && places_are_lost(arena, fd)) {
-        (void) mpshm_reap(arena, fd);
+        mpshm_reap(arena, fd);
     }
     return !has_place(arena);
 }

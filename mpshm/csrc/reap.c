@@ -18,7 +18,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Bytes that stay warm, at the beginnings of all segments together and of each at least, when the
@@ -58,6 +57,24 @@ add_orphan(struct search *search, struct orphan orphan)
         search->room = room;
     }
     search->found[search->count++] = orphan;
+}
+
+/* The next run from *at on that is not free; *at is behind it then. */
+static bool
+next_run(struct segment *seg, uint32_t *at, struct orphan *run)
+{
+    while (*at < seg->count) {
+        uint32_t start = *at, chunks;
+        uint64_t word = atomic_load(&seg->runs[start]);
+
+        chunks = RUN_STATE(word) == RUN_FREE ? 0 : RUN_CHUNKS(word);
+        *at += chunks > 0 ? chunks : 1;
+        if (chunks > 0 && chunks <= seg->count - start) {
+            *run = (struct orphan) {seg, start, chunks, word};
+            return true;
+        }
+    }
+    return false;
 }
 
 static void
@@ -237,17 +254,14 @@ static void
 visit_dead(struct segment *seg, void *context)
 {
     const struct dead *dead = context;
+    struct orphan run;
 
-    for (uint32_t at = 0; at < seg->count;) {
-        uint64_t word = atomic_load(&seg->runs[at]);
-        uint32_t chunks = RUN_CHUNKS(word), holder = RUN_HOLDER(word);
-        enum run_state state = RUN_STATE(word);
+    for (uint32_t at = 0; next_run(seg, &at, &run);) {
+        uint32_t holder = RUN_HOLDER(run.word);
 
-        if ((state == RUN_LOANED || state == RUN_LEASED) && chunks > 0
-            && chunks <= seg->count - at && holder <= PEER_LIMIT && dead->is[holder]) {
-            free_orphan(&(struct orphan) {seg, at, chunks, word});
+        if (RUN_STATE(run.word) != RUN_IN_FLIGHT && holder <= PEER_LIMIT && dead->is[holder]) {
+            free_orphan(&run);
         }
-        at += state != RUN_FREE && chunks > 0 ? chunks : 1;
     }
 }
 
@@ -288,15 +302,15 @@ reap_dead(mpshm_arena *arena)
 static void
 visit_shared(struct segment *seg, void *context)
 {
-    for (uint32_t at = 0; at < seg->count;) {
-        uint64_t word = atomic_load(&seg->runs[at]);
-        uint32_t chunks = RUN_CHUNKS(word), holder = RUN_HOLDER(word);
+    struct orphan run;
 
-        if (RUN_STATE(word) == RUN_LEASED && chunks > 0 && chunks <= seg->count - at
-            && holder >= HOLDER_SHARED && holder < HOLDER_LIMIT) {
-            add_orphan(context, (struct orphan) {seg, at, chunks, word});
+    for (uint32_t at = 0; next_run(seg, &at, &run);) {
+        uint32_t holder = RUN_HOLDER(run.word);
+
+        if (RUN_STATE(run.word) == RUN_LEASED && holder >= HOLDER_SHARED
+            && holder < HOLDER_LIMIT) {
+            add_orphan(context, run);
         }
-        at += RUN_STATE(word) != RUN_FREE && chunks > 0 ? chunks : 1;
     }
 }
 
@@ -392,10 +406,7 @@ reap_records(mpshm_arena *arena)
 void
 reap_before_growth(mpshm_arena *arena)
 {
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    int64_t ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
+    int64_t ns = now_ns();
 
     if (atomic_load(&arena->header->peers_high) > 1 && ns - arena->reaped_ns > GROWTH_PAUSE_NS) {
         arena->reaped_ns = ns;

@@ -20,13 +20,10 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifdef __linux__
-#include <linux/futex.h>
 #include <linux/sockios.h>
-#include <sys/syscall.h>
 #endif
 
 /* Notes kept before a full list is swept rather than grown. */
@@ -391,13 +388,6 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
     if (sender_has_room(arena, bytes, mark) || nothing_to_wait_for(fd)) {
         return 0;
     }
-    struct timespec wait = {.tv_sec = timeout_ms / 1000,
-                            .tv_nsec = (long) (timeout_ms % 1000) * 1000000};
-#ifdef __linux__
-    syscall(SYS_futex, wanted, FUTEX_WAIT, 1, &wait, NULL, 0);
-#else
-    wait.tv_nsec = wait.tv_nsec > 1000000 ? 1000000 : wait.tv_nsec;
-    nanosleep(&wait, NULL);
-#endif
+    futex_wait(wanted, 1, timeout_ms);
     return sender_has_room(arena, bytes, mark) ? 0 : -ETIMEDOUT;
 }

@@ -158,21 +158,30 @@ write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint
 }
 
 static void
-count_sent(mpshm_counts *counts, uint64_t size, bool in_slot)
+count(uint64_t *messages, uint64_t *all_bytes, uint64_t bytes)
 {
-    counts->small_messages += in_slot;
-    counts->plain_bytes += in_slot ? size : 0;
-    counts->shm_messages += !in_slot;
-    counts->shm_bytes += in_slot ? 0 : size;
+    ++*messages;
+    *all_bytes += bytes;
 }
 
 static void
-count_received(mpshm_counts *counts, uint64_t size, bool in_slot)
+count_sent(mpshm_counts *to, uint64_t size, bool in_slot)
 {
-    counts->received_plain_messages += in_slot;
-    counts->received_plain_bytes += in_slot ? size : 0;
-    counts->received_shm_messages += !in_slot;
-    counts->received_shm_bytes += in_slot ? 0 : size;
+    if (in_slot) {
+        count(&to->small_messages, &to->plain_bytes, size);
+    } else {
+        count(&to->shm_messages, &to->shm_bytes, size);
+    }
+}
+
+static void
+count_received(mpshm_counts *to, uint64_t size, bool in_slot)
+{
+    if (in_slot) {
+        count(&to->received_plain_messages, &to->received_plain_bytes, size);
+    } else {
+        count(&to->received_shm_messages, &to->received_shm_bytes, size);
+    }
 }
 
 static int
@@ -367,7 +376,7 @@ add_data(mpshm_batch *batch, mpshm_message *message, const void *from, uint64_t 
 /* Lease the runs of a frame that has buffers, or a stream too long to be copied. */
 static int
 open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
-          const struct frame_head *head, mpshm_message *message, struct bad *bad)
+          const struct frame_head *head, mpshm_message *message)
 {
     const unsigned char *table = slot + head->descriptors;
     const unsigned char *stream = slot + head->stream;
@@ -377,7 +386,7 @@ open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     int error = 0;
 
     if (head->indexed) {
-        error = frame_lease_one(arena, table, &index, bad);
+        error = frame_lease_one(arena, table, &index, &message->bad);
         if (error == 0) {
             table = (unsigned char *) index.data;
             error = frame_index(head, index.size, SMALL_RUN_BYTES, &stream_size);
@@ -386,7 +395,8 @@ open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     }
     error = error ? error : runs_room(batch, count);
     error = error ? error : data_room(batch, stream_size);
-    error = error ? error : frame_lease_all(arena, table, count, batch->runs + batch->runs_used, bad);
+    error = error ? error : frame_lease_all(arena, table, count,
+                                                  batch->runs + batch->runs_used, &message->bad);
     if (error == 0) {
         message->first_run = batch->runs_used;
         message->stream_runs = head->stream_runs;
@@ -402,7 +412,7 @@ open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
 
 static int
 open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
-          mpshm_message *message, struct bad *bad)
+          mpshm_message *message)
 {
     struct frame_head head;
     uint32_t word;
@@ -430,7 +440,7 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
         error = data_room(batch, SMALL_RUN_BYTES);
         if (error == 0) {
             error = frame_copy_one(arena, slot + head.descriptors, batch->data + batch->data_used,
-                                   SMALL_RUN_BYTES, &message->size, bad);
+                                   SMALL_RUN_BYTES, &message->size, &message->bad);
         }
         if (error != -EMSGSIZE) {
             message->at = batch->data_used;
@@ -438,7 +448,7 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
             return error;
         }
     }
-    return open_runs(batch, arena, slot, &head, message, bad);
+    return open_runs(batch, arena, slot, &head, message);
 }
 
 /* What the slots just read hold.  Under arena_lock. */
@@ -456,19 +466,14 @@ open_slots(mpshm_batch *batch, const unsigned char *slots, ssize_t bytes)
     }
     for (ssize_t at = 0; at < bytes; at += MPSHM_SLOT_BYTES) {
         mpshm_message *message = &batch->messages[batch->count++];
-        struct bad bad = {0, 0, 0, 0};
 
-        message->error = open_slot(batch, arena, slots + at, message, &bad);
+        message->error = open_slot(batch, arena, slots + at, message);
         batch->sizes[batch->count - 1] = message->error != 0 || message->runs > 0
                                              ? UINT32_MAX
                                              : (uint32_t) message->size;
         if (message->error != 0) {
             message->runs = 0;
             message->size = 0;
-            batch->bad_id = bad.mmap_id;
-            batch->bad_chunk = bad.chunk_id;
-            batch->bad_tag = bad.tag;
-            batch->bad_size = bad.size;
         } else {
             uint64_t size = message->size;
 

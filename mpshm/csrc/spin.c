@@ -12,22 +12,11 @@
    woken at once: what comes too late is the dearest failure, and makes the tries ever rarer. */
 #include "internal.h"
 
-#include <time.h>
-
 #define SPIN_FIRST 6
 #define SPIN_COST 3
 #define SPIN_MOST 16
 #define SPIN_PROBE 64
 #define SPIN_RAREST (SPIN_PROBE << 12)
-
-static int64_t
-now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 void
 spin_init(mpshm_spin *spin, uint32_t spin_us)

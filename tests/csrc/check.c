@@ -280,3 +280,17 @@ open_descriptors(void)
     closedir(dir);
     return count;
 }
+
+void
+go(int turn[2])
+{
+    CHECK_EQ(1, write(turn[1], "g", 1));
+}
+
+void
+await(int turn[2])
+{
+    char byte;
+
+    CHECK_EQ(1, read(turn[0], &byte, 1));
+}

@@ -81,6 +81,9 @@ void close_clean(mpshm_arena *arena);
 /* fork() as the package does it, with the core's hooks around. */
 int fork_hooked(void);
 void wait_child(int pid);
+/* Turns between two processes, over a pipe. */
+void go(int turn[2]);
+void await(int turn[2]);
 int open_descriptors(void);
 
 /* One end of a queue's pipe, where `counts` is in scope. */
@@ -89,8 +92,8 @@ int open_descriptors(void);
 /* The two halves of mpshm_receive, and what the second gives, apart. */
 typedef struct {
     mpshm_held *views;
-    uint32_t count, stream_runs, stream_at, bad_id, bad_chunk, bad_tag;
-    uint64_t bad_size;
+    uint32_t count, stream_runs, stream_at;
+    mpshm_descriptor bad;
 } mpshm_opened;
 
 static inline int
@@ -112,7 +115,7 @@ mpshm_open(mpshm_reader *read, mpshm_arena *arena, mpshm_opened *out)
     read->stream_at = reader.stream_at;
     read->stream_end = reader.stream_end;
     *out = (mpshm_opened) {reader.runs, reader.count, reader.stream_runs, reader.stream_at,
-                           reader.bad_id, reader.bad_chunk, reader.bad_tag, reader.bad_size};
+                           reader.bad};
     return error;
 }
 

@@ -18,20 +18,6 @@ open_turns(void)
 }
 
 static void
-go(int turn[2])
-{
-    CHECK_EQ(1, write(turn[1], "g", 1));
-}
-
-static void
-await(int turn[2])
-{
-    char byte;
-
-    CHECK_EQ(1, read(turn[0], &byte, 1));
-}
-
-static void
 inherited_run_is_not_the_childs_to_use(void)
 {
     mpshm_arena *arena = arena_of(tiny);

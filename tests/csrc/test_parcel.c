@@ -327,10 +327,10 @@ failed_descriptor_is_named(void)
     CHECK(mpshm_read_frame(&reader, ends[0]) > MPSHM_DESCRIPTORS);
     CHECK_EQ(0, mpshm_lease(arena, 0, 1, 9, 1, &data)); /* the second one, taken by another */
     CHECK_EQ(MPSHM_E_STALE, mpshm_open(&reader, far, &opened));
-    CHECK_EQ(0, opened.bad_id);
-    CHECK_EQ(1, opened.bad_chunk);
-    CHECK_EQ(9, opened.bad_size);
-    CHECK_EQ(1, opened.bad_tag);
+    CHECK_EQ(0, opened.bad.mmap_id);
+    CHECK_EQ(1, opened.bad.chunk_id);
+    CHECK_EQ(9, opened.bad.size);
+    CHECK_EQ(1, opened.bad.tag);
     mpshm_opened_free(&opened);
     CHECK_EQ(1, runs_in_use(arena)); /* the first and the third went back */
     mpshm_release(data);

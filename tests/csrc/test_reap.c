@@ -42,20 +42,6 @@ open_queue(uint32_t places, uint64_t bytes, int joinable)
 }
 
 static void
-go(int turn[2])
-{
-    CHECK_EQ(1, write(turn[1], "g", 1));
-}
-
-static void
-await(int turn[2])
-{
-    char byte;
-
-    CHECK_EQ(1, read(turn[0], &byte, 1));
-}
-
-static void
 die(void)
 {
     raise(SIGKILL);
