@@ -11,7 +11,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # The slowest honest child (stock, flooded) takes about a minute; a busy machine may double it.
 TIMEOUT_S = 300.0
@@ -23,18 +26,21 @@ class ChildFailed(Exception):
     """A child hung, or ended with a traceback; its last lines are the message."""
 
 
-class Nest:
-    """A folder from which children run: it holds a link to bench/ and nothing else.
+class Folder:
+    """A folder from which children run: it holds a link to their package and nothing else.
 
     `python -m` puts the current folder first on the path. From the repository's root
     `import mpshm` would find the source tree, which has no compiled core; from here it finds what
     is installed. (Python's -P would do as well, but only since 3.11.)
     """
 
-    def __enter__(self) -> Nest:
-        self._folder = tempfile.TemporaryDirectory(prefix="mpshm-bench-")
-        link = Path(self._folder.name, "bench")
-        link.symlink_to(Path(__file__).resolve().parent, target_is_directory=True)
+    def __init__(self, package: Path) -> None:
+        self._package = package.resolve()
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix=f"mpshm-{self._package.name}-")
+        link = Path(self._folder.name, self._package.name)
+        link.symlink_to(self._package, target_is_directory=True)
         return self
 
     def __exit__(
@@ -44,6 +50,18 @@ class Nest:
         trace: TracebackType | None,
     ) -> None:
         self._folder.cleanup()
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return self._folder.name
+
+
+class Nest(Folder):
+    """The folder of the bench, and how a child of its runs."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(__file__).parent)
 
     def run(self, order: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
         """Run one child to its end; return the JSON object it printed.
@@ -57,7 +75,7 @@ class Nest:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             child = subprocess.Popen(
                 command,
-                cwd=self._folder.name,
+                cwd=self.path,
                 env={**os.environ, **environ},
                 stdin=subprocess.DEVNULL,
                 stdout=out,

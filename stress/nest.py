@@ -13,7 +13,8 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
+
+from bench.fresh import Folder, end_session
 
 from .report import Result, Say, Settings
 
@@ -22,26 +23,11 @@ SILENCE_S = 120.0
 SHOWN_CHARACTERS = 20_000
 
 
-class Nest:
-    """A folder from which sessions run: it holds a link to stress/ and nothing else.
+class Nest(Folder):
+    """The folder of the scenarios, and how one of them runs."""
 
-    `python -m` puts the current folder first on the path. From the repository's root `import mpshm`
-    would find the source tree, which has no compiled core; from here it finds what is installed.
-    """
-
-    def __enter__(self) -> Nest:
-        self._folder = tempfile.TemporaryDirectory(prefix="mpshm-stress-")
-        link = Path(self._folder.name, "stress")
-        link.symlink_to(Path(__file__).resolve().parent, target_is_directory=True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._folder.cleanup()
+    def __init__(self) -> None:
+        super().__init__(Path(__file__).parent)
 
     def run(self, settings: Settings, say: Say) -> Result:
         """Run one scenario; whatever happens, none of its processes lives when this returns."""
@@ -51,7 +37,7 @@ class Nest:
         with tempfile.TemporaryFile() as errors:
             session = subprocess.Popen(
                 [sys.executable, "-m", "stress.child", order],
-                cwd=self._folder.name,
+                cwd=self.path,
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -61,7 +47,9 @@ class Nest:
             try:
                 answer = _listen(session, 6 * settings.hang_s + SILENCE_S, say)
             finally:
-                _end_session(session)
+                end_session(session)
+                if session.stdout is not None:
+                    session.stdout.close()
             errors.seek(0)
             text = errors.read().decode(errors="replace")[-SHOWN_CHARACTERS:]
         if answer is None:
@@ -94,14 +82,3 @@ def _listen(session: subprocess.Popen[bytes], silence_s: float, say: Say) -> Res
                     fields = said["result"]
                     return Result(**{**fields, "counts": Counter(fields["counts"])})
                 say(said["fraction"], said["text"])
-
-
-def _end_session(session: subprocess.Popen[bytes]) -> None:
-    """Kill what is left, stopped processes and orphans included; workers are all in its group."""
-    try:
-        os.killpg(session.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # the usual case: all have ended
-    session.wait()
-    if session.stdout is not None:
-        session.stdout.close()

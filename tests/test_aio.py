@@ -9,21 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from queue_parts import KINDS, LARGE, WAIT_S, finish
 
 import mpshm
-
-KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
-LARGE = 1 << 17
-WAIT_S = 30
-
-
-def finish(*queues: Any) -> None:
-    for q in queues:
-        q.close()
-        if hasattr(q, "join_thread"):
-            q.join_thread()
-        q._reader.close()
-        q._writer.close()
 
 
 def put_late(q: Any, count: int) -> None:

@@ -13,25 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from queue_parts import KINDS, finish
 
 import mpshm
 
 COUNT = 1 << 16  # 512 KiB of float64
 
-KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
-
 
 def make(context: Any, kind: str) -> Any:
     return getattr(context, kind)()
-
-
-def finish(q: Any) -> None:
-    q.close()
-    if hasattr(q, "join_thread"):
-        q.join_thread()
-        # A Queue of this process only closes its ends with the feeder.
-        q._reader.close()
-        q._writer.close()
 
 
 def echo(inbox: Any, outbox: Any) -> None:

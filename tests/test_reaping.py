@@ -11,20 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from queue_parts import LARGE, WAIT_S, finish
 
 import mpshm
-
-LARGE = 1 << 17  # 1 MiB of float64
-WAIT_S = 30
-
-
-def finish(*queues: Any) -> None:
-    for q in queues:
-        q.close()
-        if hasattr(q, "join_thread"):
-            q.join_thread()
-        q._reader.close()
-        q._writer.close()
 
 
 def kill(process: Any) -> None:

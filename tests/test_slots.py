@@ -18,23 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from queue_parts import KINDS, LARGE, WAIT_S, finish
 
 import mpshm
 from mpshm import slot
 
-KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
 PIPE_SLOTS = 512  # of 128 bytes in a pipe of 64 KiB
-LARGE = 1 << 17  # 1 MiB of float64
-WAIT_S = 30
-
-
-def finish(*queues: Any) -> None:
-    for q in queues:
-        q.close()
-        if hasattr(q, "join_thread"):
-            q.join_thread()
-        q._reader.close()
-        q._writer.close()
 
 
 def explode(*_: object) -> None:
