@@ -41,7 +41,7 @@ stress: $(BUILD)/installed $(BUILD)/demo-deps
 
 stress-large: $(BUILD)/installed
 	mkdir -p $(BUILD)/run
-	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q -m large $(CURDIR)/tests $(ARGS)
+	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q -m large --timeout=1800 $(CURDIR)/tests $(ARGS)
 
 # Every Python there is: PYTHONS="python3.10 /opt/python3.13/bin/python" names others.
 PYTHONS ?= $(PYTHON) $(wildcard $(HOME)/.pyenv/versions/3.1[02-9].*/bin/python)

@@ -87,6 +87,7 @@ def install() -> None:
     _patch(stock_queues.Queue, "get", locked.get)
     _patch(stock_queues.Queue, "_feed", staticmethod(locked.feed))
     _patch(stock_pool.Pool, "_help_stuff_finish", staticmethod(pool.help_stuff_finish))
+    _patch(stock_pool.Pool, "_terminate_pool", classmethod(pool.terminate_pool))
     simple = stock_queues.SimpleQueue
     _patch(simple, "get", _if_ours("_reader", locked.simple_get, simple.get))
     _patch(simple, "put", _if_ours("_writer", locked.simple_put, simple.put))

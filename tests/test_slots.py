@@ -8,6 +8,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import pickle
 import queue
 import resource
 import signal
@@ -22,6 +23,7 @@ from queue_parts import KINDS, LARGE, WAIT_S, finish
 
 import mpshm
 from mpshm import slot
+from mpshm.arena import NoRoomNow
 
 PIPE_SLOTS = 512  # of 128 bytes in a pipe of 64 KiB
 
@@ -1025,6 +1027,41 @@ def test_pool_ends_while_tasks_are_outstanding(context: Any) -> None:
         with context.Pool(2) as pool:
             results = pool.imap_unordered(same, range(20_000))
             next(results)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_pool_ends_while_its_pipe_of_results_stays_full(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that reads them is told to stop before it gets the sentinel that ends it."""
+    if installed:
+        mpshm.install()
+    try:
+        pool: Any = (multiprocessing if installed else mpshm).get_context("fork").Pool(1)
+        help_stuff_finish = pool._help_stuff_finish
+        result_of_no_job, full = pickle.dumps((-1, 0, None)), threading.Event()
+
+        def fill() -> None:
+            while not full.is_set() or pool._result_handler.is_alive():
+                try:
+                    pool._outqueue._writer.offer(result_of_no_job, slot.NO_PLACE)
+                except NoRoomNow:
+                    full.set()
+
+        filler = threading.Thread(target=fill)
+
+        def finish_and_fill(*args: Any) -> None:
+            help_stuff_finish(*args)
+            filler.start()
+            assert full.wait(WAIT_S)
+
+        monkeypatch.setattr(type(pool), "_help_stuff_finish", staticmethod(finish_and_fill))
+        assert [1] == pool.map(abs, [-1])
+        pool.terminate()
+        filler.join()
+    finally:
+        monkeypatch.undo()
+        mpshm.uninstall()
 
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
