@@ -19,6 +19,7 @@ SOURCES = (
     "places.c",
     "slot.c",
     "reap.c",
+    "ring.c",
 )
 CSRC = Path("mpshm/csrc")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 _Waiters = collections.deque["asyncio.Future[None]"]
 
-_waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], _Waiters]] = (
+_waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _Waiters]] = (
     weakref.WeakKeyDictionary()
 )
 """A loop takes one callback per descriptor: those who wait for it stand in line here."""
@@ -21,13 +21,19 @@ FIRST_PAUSE, LAST_PAUSE = 0.0005, 0.02
 async def readable(fd: int) -> None:
     """Return when `fd` may have something to read, for one task at a time."""
     loop = asyncio.get_running_loop()
-    await _wait(loop, fd, "read", loop.add_reader, loop.remove_reader)
-
-
-async def writable(fd: int) -> None:
-    """Return when `fd` may have room, for one task at a time."""
-    loop = asyncio.get_running_loop()
-    await _wait(loop, fd, "write", loop.add_writer, loop.remove_writer)
+    lines = _waiting.setdefault(loop, {})
+    waiters = lines.setdefault(fd, collections.deque())
+    mine = loop.create_future()
+    waiters.append(mine)
+    if len(waiters) == 1:
+        loop.add_reader(fd, _wake_first, waiters)
+    try:
+        await mine
+    finally:
+        waiters.remove(mine)
+        if not waiters:
+            loop.remove_reader(fd)
+            lines.pop(fd, None)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -38,28 +44,6 @@ async def until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         pause = min(2 * pause, LAST_PAUSE)
-
-
-async def _wait(
-    loop: asyncio.AbstractEventLoop,
-    fd: int,
-    kind: str,
-    add: Callable[..., None],
-    remove: Callable[[int], object],
-) -> None:
-    lines = _waiting.setdefault(loop, {})
-    waiters = lines.setdefault((kind, fd), collections.deque())
-    mine = loop.create_future()
-    waiters.append(mine)
-    if len(waiters) == 1:
-        add(fd, _wake_first, waiters)
-    try:
-        await mine
-    finally:
-        waiters.remove(mine)
-        if not waiters:
-            remove(fd)
-            lines.pop((kind, fd), None)
 
 
 def _wake_first(waiters: _Waiters) -> None:

@@ -209,11 +209,16 @@ class Arena:
         """Whether it is a queue's, whose frames are slots."""
         return self.frame_max < wire.FRAME_MAX
 
-    def make_queue(self, places: int, bytes_limit: int, joinable: bool) -> None:
-        """Have it serve a queue from now on, which nobody else has yet.  0 is no limit."""
-        lib.mpshm_make_queue(self._c, places, bytes_limit, joinable)
+    def make_queue(self, places: int, bytes_limit: int, joinable: bool) -> bool:
+        """Have it serve a queue from now on, which nobody else has yet.  0 is no limit.
+
+        False: there is no memory for that.
+        """
+        if lib.mpshm_make_queue(self._c, places, bytes_limit, joinable):
+            return False
         self.frame_max = lib.mpshm_slot_bytes(self._c)
         self.bytes_limit = bytes_limit
+        return True
 
     @property
     def high_water(self) -> int:
@@ -255,14 +260,14 @@ class Arena:
             raise failure(code, "")
         return bool(code == 0)
 
-    def gauges(self, fd: int = -1) -> Gauges:
+    def gauges(self) -> Gauges:
         """What the arena holds now, on loan, in flight and leased, by whatever living process.
 
-        What dead ones held is taken back first.  fd: either end of a queue's pipe.
+        What dead ones held is taken back first.
         """
         from .figures import Gauges
 
-        lib.mpshm_reap(self._c, fd)
+        lib.mpshm_reap(self._c)
         c = ffi.new("mpshm_gauges *")
         if code := lib.mpshm_arena_gauges(self._c, c):
             raise failure(code, "")

@@ -10,16 +10,13 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from . import aio, forking, payload, queue_end, slot
-from .queue_end import QueueEnd
+from .queue_end import LOOK_MS, QueueEnd
 
 if TYPE_CHECKING:
     from .figures import Stats
 
 MANY = 4096
 """Messages that get_many takes at most when it is not told how many."""
-
-LOOK_MS = 1000
-"""How long a wait with a timeout sleeps at most: what it asks of the kernel is an int."""
 
 
 class _Got:
@@ -46,10 +43,6 @@ class Getting:
         self._source: QueueEnd | None = self._reader if isinstance(self._reader, QueueEnd) else None
         self._arena: Any = None if self._end is None else self._end.arena
         self._ahead: collections.deque[Any] = collections.deque()
-
-    def _fileno(self) -> int:
-        """An end of the pipe that is open; OSError if none is."""
-        return int((self._reader if self._writer.closed else self._writer).fileno())
 
     def _next_ahead(self) -> Any:
         """What get_many has taken off the pipe and could not give out; None if there is nothing."""
@@ -157,7 +150,7 @@ class Getting:
             return super().qsize()  # type: ignore[misc, no-any-return]  # stock's
         if self._writer.closed and self._reader.closed:
             return 0
-        return slot.queue_size(self._arena, self._fileno()) + len(self._ahead)
+        return slot.queue_size(self._arena) + len(self._ahead)
 
     def empty(self) -> bool:
         return not self._ahead and not self._poll()

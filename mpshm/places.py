@@ -52,13 +52,13 @@ class Places:
         slot.give_place(self._end.arena)
 
     def _is_zero(self) -> bool:
-        return slot.queue_full(self._end.arena, self._end.fileno())
+        return slot.queue_full(self._end.arena)
 
 
 def wait_for_place(end: QueueEnd, block: bool, timeout: float | None) -> None:
     """Take a place for a message that is put later.  Raises Full."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    arena, fd = end.arena, end.fileno()
+    arena = end.arena
     while True:
         used = slot.places_used(arena)
         try:
@@ -67,7 +67,7 @@ def wait_for_place(end: QueueEnd, block: bool, timeout: float | None) -> None:
         except slot.QueueFull:
             left = None if deadline is None else deadline - time.monotonic()
             if not block or (left is not None and left <= 0):
-                if slot.queue_full(arena, fd):
+                if slot.queue_full(arena):
                     raise Full from None
             else:
-                slot.wait_place(arena, fd, used, slot.milliseconds(left, config.WAIT_SLICE_MS))
+                slot.wait_place(arena, used, slot.milliseconds(left, config.WAIT_SLICE_MS))

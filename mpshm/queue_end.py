@@ -1,20 +1,22 @@
-"""QueueEnd: a Connection of a queue, whose frames are slots.
+"""QueueEnd: a Connection of a queue, whose frames are slots in shared memory.
 
-Any number of processes may send on it and receive from it at the same time, with no lock.
+Any number of processes may send on it and receive from it at the same time, with no lock.  Its pipe
+tells when nobody is left at the other end, and that there are messages to those who ask for its
+descriptor.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import os
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from . import config, connection, payload, slot, wire
-from .arena import NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel
+from .arena import CORE_MISSING, NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel
 from .counters import Counters, Reason, be_ready_to_show
 from .errors import PlainRoadError
 from .payload import Message, Received
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from .figures import Stats
 
 _T = TypeVar("_T")
+
+LOOK_MS = 1000
+"""How long a wait with a timeout sleeps at most: what it asks of the kernel is an int."""
 
 
 class QueueEnd(connection.Connection):
@@ -49,14 +54,14 @@ class QueueEnd(connection.Connection):
         if self._arena is None:
             self.put_now = self.receive = self._unusable
         else:
-            self._c_end = slot.End(self._arena, self._counters, self._handle)
+            self._c_end = slot.End(self._arena, self._counters, self._handle, self._readable)
             self.put_now = slot.putter(self._c_end)
             self.receive = slot.receiver(self._c_end)
 
     def _close(self, _close: Any = os.close) -> None:
         self.put_now = self.receive = self._unusable
         if self._c_end is not None:
-            self._c_end.c.fd = -1  # for another thread that is about to use it
+            self._c_end.close()
         self._batches.clear()
         self._c_end = None  # which keeps the arena
         super()._close(_close)
@@ -69,6 +74,12 @@ class QueueEnd(connection.Connection):
             self._readable,
             self._writable,
         )
+
+    def fileno(self) -> int:
+        """The pipe's descriptor: readable, from now on, while there is a message or end of file."""
+        if self._readable and self._c_end is not None:
+            self._c_end.watch()
+        return super().fileno()
 
     @property
     def arena(self) -> Any:
@@ -142,7 +153,7 @@ class QueueEnd(connection.Connection):
     def _while_drained(self, offer: Callable[[Any, int], _T], what: Any, place: int) -> _T:
         """Offer again as long as the pipe is being read; NoRoomNow when that has stopped."""
         for _ in range(config.PAUSES):
-            if not slot.wait_writable(self._handle, config.PAUSE_MS):
+            if not self.has_room(config.PAUSE_MS):
                 break
             try:
                 return offer(what, place)
@@ -190,7 +201,7 @@ class QueueEnd(connection.Connection):
                 return self.offer(message, place)
             except OutOfSharedMemory as full:
                 # Where nobody holds anything, waiting is of no use; looked at more than once.
-                hopeless = hopeless + 1 if self.arena.gauges(self._handle).runs_in_use == 0 else 0
+                hopeless = hopeless + 1 if self.arena.gauges().runs_in_use == 0 else 0
                 if hopeless > 2:
                     raise OSError(
                         errno.ENOSPC, f"a queue cannot hold this message: {full}"
@@ -200,14 +211,19 @@ class QueueEnd(connection.Connection):
                 hopeless = 0
                 self.wait_room(full, config.WAIT_SLICE_MS)
 
+    def has_room(self, timeout_ms: int) -> bool:
+        """Wait until there is room for a slot; False when the time is over."""
+        end = self._c_end
+        return bool(end.wait_room(timeout_ms)) if end is not None else self._unusable()
+
     def wait_room(self, full: Exception, timeout_ms: int) -> None:
-        """Wait a little after an offer that failed: for the pipe, or for memory."""
+        """Wait a little after an offer that failed: for a slot, or for memory."""
         if isinstance(full, OutOfSharedMemory):
             time.sleep(timeout_ms / 1000)
             if self._arena is not None:
-                slot.reap(self._arena, self._handle)
+                slot.reap(self._arena)
         else:
-            slot.wait_writable(self._handle, timeout_ms)
+            self.has_room(timeout_ms)
             if self._arena is not None:
                 self._arena.wait_room_a_while(self._handle, 1, timeout_ms)
 
@@ -234,6 +250,21 @@ class QueueEnd(connection.Connection):
         messages = batch.receive_some(most, timeout_ms)
         self._batches.append(batch)
         return messages
+
+    def _poll(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + max(0, timeout)
+        wait_ms = -1 if timeout is None else slot.milliseconds(timeout, LOOK_MS, 0)
+        while True:
+            end = self._c_end
+            if end is None:
+                self._unusable()
+            if end.poll(wait_ms):
+                return True
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                wait_ms = slot.milliseconds(left, LOOK_MS)
 
     def _unusable(self, *args: object) -> NoReturn:
         """Raise why this end cannot do what was asked of it."""
@@ -267,8 +298,7 @@ def stats_of(*ends: connection.Connection) -> Stats:
         total.add(end._counters)
     for end in ends:
         if end._arena is not None:
-            fd = end.fileno() if isinstance(end, QueueEnd) else -1
-            return total.show(end._arena.gauges(fd))
+            return total.show(end._arena.gauges())
     return total.show(Gauges())
 
 
@@ -299,27 +329,27 @@ def rebuild(handle: Any, arena: Arena | None, readable: bool, writable: bool) ->
     return QueueEnd(handle.detach(), readable, writable, arena=arena, reason=Reason.NO_MEMORY_FILE)
 
 
-@functools.cache
-def _slots_work() -> bool:
-    return slot.work()
-
-
 def pipe(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, QueueEnd] | None:
-    """A new queue's pipe: the end to get from, the end to put to.  None where none can be had."""
-    if not _slots_work():
+    """A new queue's pipe: the end to get from, the end to put to.  None where none can be had.
+
+    That is, for now, wherever there is no futex.
+    """
+    if CORE_MISSING or sys.platform != "linux":
         return None
     be_ready_to_show()
     reader, writer = os.pipe()
     arena = None
     try:
         arena, reason = connection.new_arena(reader)
+        if arena is not None and not arena.make_queue(places, bytes_limit, joinable):
+            arena = None
     finally:
         if arena is None:
             os.close(reader)
             os.close(writer)
     if arena is None:
         return None
-    arena.make_queue(places, bytes_limit, joinable)
+    os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     return (
         QueueEnd(reader, True, False, arena=arena, reason=reason),

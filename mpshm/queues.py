@@ -1,11 +1,10 @@
 """Queue, JoinableQueue, SimpleQueue: many to many, with no lock between processes.
 
-`put` writes its message's slot to the pipe itself.  Only when the pipe is full, or as many bytes
+`put` puts its message's slot into the ring itself.  Only when the ring is full, or as many bytes
 are in flight as a sender may have there, a feeder thread takes over, started then, until it has
 caught up.
 
-Where there is no shared memory, or pipes cannot be read without blocking, they are stock's queues
-with our ends in them.
+Where there is no shared memory, or no futex, they are stock's queues with our ends in them.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import aio, config, connection, locked, payload, queue_end, slot
 from .arena import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .feeder import Feeder, Feeding, Pickled
-from .getting import LOOK_MS, Getting, load, next_in_time
+from .getting import Getting, load, next_in_time
 from .payload import Message
 from .places import NO_LOCK, Places, wait_for_place
-from .queue_end import QueueEnd
+from .queue_end import LOOK_MS, QueueEnd
 from .slot import AT_ONCE, NO_PLACE, TAKE_PLACE
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
@@ -223,7 +222,7 @@ class Queue(Getting, _StockQueue):
         assert end is not None
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            slot.queue_full(arena, end.fileno())  # has a look at the places of the dead
+            slot.queue_full(arena)  # has a look at the places of the dead
             # Bounded by bytes, the queue counts pickled messages only: no feeder has others.
             while isinstance(reason, slot.QueueFull) or arena.bytes_limit:
                 used = slot.places_used(arena)
@@ -237,7 +236,7 @@ class Queue(Getting, _StockQueue):
                     raise Full
                 wait_ms = slot.milliseconds(left, config.WAIT_SLICE_MS)
                 if isinstance(reason, slot.QueueFull):
-                    slot.wait_place(arena, end.fileno(), used, wait_ms)
+                    slot.wait_place(arena, used, wait_ms)
                 else:
                     end.wait_room(reason, wait_ms)
         except BaseException:
@@ -284,6 +283,7 @@ class Queue(Getting, _StockQueue):
             else:
                 self._flush(waiting)
                 self._offer(end, obj, message, True, None)
+        self._flush(waiting)
         return count
 
     def _flush(self, waiting: _Waiting) -> None:
@@ -298,11 +298,13 @@ class Queue(Getting, _StockQueue):
                     # twice.
                     some = waiting.take()
                     try:
-                        some.drop(end.offer_some_soon(some.messages))
+                        n = end.offer_some_soon(some.messages)
                     except Exception:
                         waiting.give_back(some)
                         raise
-                    waiting.give_back(some)
+                    if n < len(some.messages):
+                        some.drop(n)
+                        waiting.give_back(some)
             except _NOT_NOW as reason:
                 first = waiting.pop()
                 if isinstance(reason, NoRoomNow) and not self._arena.bytes_limit:
@@ -335,10 +337,9 @@ class Queue(Getting, _StockQueue):
             return super().full()
         if self._writer.closed:
             return False
-        fd = self._writer.fileno()
-        # Bounded by bytes, it has no feeder: then the pipe is a bound as well.
-        pipe_is_full = self._arena.bytes_limit and not slot.wait_writable(fd, 0)
-        return bool(pipe_is_full) or slot.queue_full(self._arena, fd)
+        # Bounded by bytes, it has no feeder: then the ring is a bound as well.
+        ring_is_full = self._arena.bytes_limit and not self._writer.has_room(0)
+        return bool(ring_is_full) or slot.queue_full(self._arena)
 
     async def aput(self, obj: Any) -> None:
         """put() for asyncio: other tasks run while the queue is full, and no thread is needed."""
@@ -393,19 +394,23 @@ _loads, _dump = pickle.loads, payload.dump
 _NOT_NOW = (NoRoomNow, OutOfSharedMemory, slot.QueueFull)
 
 
-def flushing(objects: Iterable[Any], flush: Callable[[], None]) -> Iterator[Any]:
-    """Those objects; then, or when they end in an exception of their own, `flush()`.
+def flushing(objects: Iterable[Any], flush: Callable[[], None]) -> Iterable[Any]:
+    """Those objects; when they end in an exception of their own, `flush()` comes first.
 
     An exception of whoever takes them is another matter: it may have come out of a flush.
     """
-    iterator = iter(objects)
+    # A list raises nothing, and costs half.
+    return objects if type(objects) in (list, tuple) else _flushing(iter(objects), flush)
+
+
+def _flushing(iterator: Iterator[Any], flush: Callable[[], None]) -> Iterator[Any]:
     while True:
         try:
             obj = next(iterator)
-        except BaseException as end:
+        except StopIteration:
+            return
+        except BaseException:
             flush()
-            if isinstance(end, StopIteration):
-                return
             raise
         yield obj
 
@@ -436,8 +441,7 @@ class JoinableQueue(Queue, _StockJoinableQueue):
             return
         while not slot.wait_done(self._arena, LOOK_MS):
             # What a killed producer had in hand will not come.
-            closed = self._writer.closed and self._reader.closed
-            slot.reap(self._arena, -1 if closed else self._fileno())
+            slot.reap(self._arena)
 
 
 class SimpleQueue(Getting, _StockSimpleQueue):
@@ -481,10 +485,14 @@ class SimpleQueue(Getting, _StockSimpleQueue):
 
     def put(self, obj: Any) -> None:
         """Put an object in the queue, waiting while its pipe is full."""
-        if self._end is None:
+        end = self._end
+        if end is None:
             locked.simple_put(self, obj)
-        else:
-            self._end.send(obj)
+            return
+        # As QueueEnd.send, and a call less.
+        message = _dump(obj, end._arena, end._handle)
+        if type(message) is not bytes or end.put_now(message, len(message), NO_PLACE) < 0:
+            end._transmit(message)
 
     def put_many(self, objects: Iterable[Any]) -> int:
         """Put all of them, small ones some at a time: one wake-up for many.  How many it were."""
@@ -510,6 +518,7 @@ class SimpleQueue(Getting, _StockSimpleQueue):
             else:
                 end.send_some(waiting, NO_PLACE)
                 end._transmit(message)
+        end.send_some(waiting, NO_PLACE)
         return count
 
     async def aput(self, obj: Any) -> None:
@@ -525,13 +534,13 @@ class SimpleQueue(Getting, _StockSimpleQueue):
                     message = _dump(obj, arena, NO_WAIT)
                 return end.offer(message, NO_PLACE)
             except OutOfSharedMemory:
-                slot.reap(arena, end.fileno())
+                slot.reap(arena)
                 await aio.until(lambda: True)
             except NoRoomNow:
-                if message is None:  # it is not the pipe that is full
-                    await aio.until(lambda: arena.wait_room_a_while(end.fileno(), 1, 0))
+                if message is None:  # it is not the ring that is full
+                    await aio.until(lambda: arena.wait_room_a_while(end._handle, 1, 0))
                 else:
-                    await aio.writable(end.fileno())
+                    await aio.until(lambda: end.has_room(0))
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Slots: a queue's messages in and out of its pipe.  Knows bytes, runs and places; knows no pickle.
+"""Slots: a queue's messages in and out of its ring.  Knows bytes, runs and places; knows no pickle.
 
 With arena.py the only importer of the compiled core (csrc/slot.c has the slots themselves).
 """
@@ -40,25 +40,13 @@ else:  # and no queue asks for them
     AT_ONCE = NO_PLACE = TAKE_PLACE = HAS_PLACE = 0
 
 
-def milliseconds(left: float | None, most: int) -> int:
+def milliseconds(left: float | None, most: int, least: int = 1) -> int:
     """How long to wait now, with `left` seconds to go in all."""
-    return most if left is None else min(most, max(1, int(left * 1000)))
+    return most if left is None else int(min(most, max(least, left * 1000)))
 
 
 class QueueFull(Exception):
     """A bounded queue has no place."""
-
-
-def work() -> bool:
-    """Whether a pipe can be read without ever blocking, though its end would: Linux's can."""
-    if CORE_MISSING:
-        return False
-    reader, writer = os.pipe()
-    try:
-        return bool(lib.mpshm_slots_work(reader))
-    finally:
-        os.close(reader)
-        os.close(writer)
 
 
 def refused(code: int) -> Exception:
@@ -107,13 +95,40 @@ for _name in _COUNTED:
 
 
 class End:
-    """One end of a queue's pipe, as the core knows it."""
+    """One end of a queue, open, as the core knows it.  fd: its end of the queue's pipe."""
 
     __slots__ = ("c",)
 
-    def __init__(self, arena: Arena, counters: SlotCounters, fd: int) -> None:
-        self.c = ffi.new("mpshm_end *", (arena._c, counters.c, fd))
+    def __init__(self, arena: Arena, counters: SlotCounters, fd: int, receives: bool) -> None:
+        self.c = ffi.new("mpshm_end *", (arena._c, counters.c, fd, receives))
         _kept[self.c] = arena, counters
+        lib.mpshm_end_open(self.c)
+
+    def close(self) -> None:
+        """Before its descriptor is closed: no thread is to use that any more."""
+        self.c.fd = -1
+        lib.mpshm_end_close(self.c)
+
+    def poll(self, timeout_ms: int) -> bool:
+        """Wait until there is a message, or nobody to send one.
+
+        False when the time is over, or earlier: who waits on calls again.
+        """
+        return bool(lib.mpshm_slot_poll(self.c, timeout_ms))
+
+    def watch(self) -> None:
+        """From now on the descriptor is readable while poll() is true."""
+        lib.mpshm_slot_watch(self.c)
+
+    def wait_room(self, timeout_ms: int) -> bool:
+        """Wait until the ring has room; False when the time is over, or earlier.
+
+        Raises BrokenPipeError when nobody is left to receive.
+        """
+        code = lib.mpshm_slot_wait_room(self.c, timeout_ms)
+        if code not in (0, -errno.EAGAIN):
+            raise failure(code, "")
+        return bool(code == 0)
 
 
 _kept: weakref.WeakKeyDictionary[Any, tuple[Arena, SlotCounters]] = weakref.WeakKeyDictionary()
@@ -130,7 +145,7 @@ def putter(end: End) -> Callable[[bytes, int, int], int]:
 
 
 def put_some(end: End, messages: list[bytes], place: int) -> int:
-    """The same for up to AT_ONCE messages in one write: how many it were, from the first on.
+    """The same for up to AT_ONCE messages: how many it were, from the first on.
 
     Places taken for more than one are not kept.
     """
@@ -148,17 +163,9 @@ def send(parcel: Parcel, end: End, stream: bytes, place: int) -> None:
         raise refused(code)
 
 
-def wait_writable(fd: int, timeout_ms: int) -> bool:
-    """Wait until the pipe has room; False when the time is over.  BrokenPipeError: no reader."""
-    code = lib.mpshm_wait_writable(fd, timeout_ms)
-    if code not in (0, -errno.EAGAIN, -errno.EINTR):
-        raise failure(code, "")
-    return bool(code == 0)
-
-
-def reap(arena: Arena, fd: int) -> None:
-    """Take back what dead processes held.  fd, here and below: either end of the queue's pipe."""
-    lib.mpshm_reap(arena._c, fd)
+def reap(arena: Arena) -> None:
+    """Take back what dead processes held."""
+    lib.mpshm_reap(arena._c)
 
 
 def take_place(arena: Arena) -> None:
@@ -177,19 +184,19 @@ def places_used(arena: Arena) -> int:
     return int(lib.mpshm_places_used(arena._c))
 
 
-def wait_place(arena: Arena, fd: int, used: int, timeout_ms: int) -> None:
+def wait_place(arena: Arena, used: int, timeout_ms: int) -> None:
     """Wait until there are no longer so many places used, or the time is over."""
-    lib.mpshm_place_wait(arena._c, fd, used, timeout_ms)
+    lib.mpshm_place_wait(arena._c, used, timeout_ms)
 
 
-def queue_size(arena: Arena, fd: int) -> int:
+def queue_size(arena: Arena) -> int:
     """Messages in the queue, those in their producers' hands among them."""
-    return int(lib.mpshm_queue_size(arena._c, fd))
+    return int(lib.mpshm_queue_size(arena._c))
 
 
-def queue_full(arena: Arena, fd: int) -> bool:
+def queue_full(arena: Arena) -> bool:
     """Whether the queue has no place."""
-    return bool(lib.mpshm_queue_full(arena._c, fd))
+    return bool(lib.mpshm_queue_full(arena._c))
 
 
 def task_done(arena: Arena) -> None:
@@ -261,8 +268,8 @@ def _failure(code: int, c: Any) -> Exception:
 def receiver(end: End) -> Callable[[int], bytes | tuple[Any, list[memoryview]] | None]:
     """A function that gives the next message; None when there was none in so many milliseconds.
 
-    -1 waits for ever.  It raises EOFError, OSError, or ProtocolError for a message that cannot be
-    had.  Any number of threads may use it at once.
+    It may give up earlier; -1 is as long as it likes.  It raises EOFError, OSError, or
+    ProtocolError for a message that cannot be had.  Any number of threads may use it at once.
     """
     idle: list[Batch] = []  # list.pop and append are atomic
 

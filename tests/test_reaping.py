@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from queue_parts import LARGE, WAIT_S, finish
+from queue_parts import LARGE, WAIT_S, finish, raw_ring
 
 import mpshm
 
@@ -167,7 +167,8 @@ def test_view_shared_with_a_killed_child_comes_back() -> None:
 
 def read_and_die(q: Any) -> None:
     """As a consumer that is killed when it has read, and before it has leased."""
-    os.read(q._reader.fileno(), 128)
+    with raw_ring(q) as ring:
+        ring.take()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

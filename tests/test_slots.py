@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from queue_parts import KINDS, LARGE, WAIT_S, finish
+from queue_parts import KINDS, LARGE, WAIT_S, finish, raw_ring
 
 import mpshm
 from mpshm import slot
@@ -470,8 +470,9 @@ def test_what_get_many_left_aside_is_not_inherited(kind: str) -> None:
 def test_forged_slot_costs_only_itself(kind: str, many: bool) -> None:
     q = getattr(mpshm, kind)()
     q.put("before")
-    os.write(q._writer.fileno(), b"\x7f" * 128)
-    os.write(q._writer.fileno(), b"\x80\x00\x00\x1c" + b"\x01" * 124)
+    with raw_ring(q) as ring:
+        ring.put(b"\x7f" * 128)
+        ring.put(b"\x80\x00\x00\x1c" + b"\x01" * 124)
     q.put("after")
     if many:
         got = drain_with_errors(q, 4)
@@ -489,7 +490,8 @@ def test_forged_slot_costs_only_itself(kind: str, many: bool) -> None:
 
 def test_forged_slot_leaves_a_bounded_queue_usable() -> None:
     q = mpshm.Queue(maxsize=1)
-    os.write(q._writer.fileno(), b"\x7f" * 128)
+    with raw_ring(q) as ring:
+        ring.put(b"\x7f" * 128)
     with pytest.raises(mpshm.ProtocolError):
         q.get()
     q.put(1, block=False)

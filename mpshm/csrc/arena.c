@@ -172,6 +172,12 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, m
     return error;
 }
 
+static bool
+ring_fits(uint64_t stride)
+{
+    return stride >= RING_OFFSET + RING_BYTES;
+}
+
 static int
 read_header(int fd, struct arena_header *header)
 {
@@ -191,7 +197,8 @@ read_header(int fd, struct arena_header *header)
         || header->stride == 0 || header->stride % SMALL_ALIGN != 0
         || header->stride > UINT64_C(1) << 50
         || header->chunk_shift < 4 || header->chunk_shift > 30
-        || (header->slot_bytes != 0 && header->slot_bytes != MPSHM_SLOT_BYTES)
+        || (header->slot_bytes != 0
+            && (header->slot_bytes != MPSHM_SLOT_BYTES || !ring_fits(header->stride)))
         || (header->segment_limit + UINT64_C(1)) * header->stride != (uint64_t) status.st_size) {
         return MPSHM_E_GEOMETRY;
     }
@@ -238,7 +245,8 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
     }
     arena->fd = fd;
     arena->refs = 1;
-    void *mapped = mmap(NULL, HEADER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    arena->head_bytes = ring_fits(header.stride) ? RING_OFFSET + RING_BYTES : HEADER_BYTES;
+    void *mapped = mmap(NULL, arena->head_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
     if (mapped == MAP_FAILED) {
         error = -errno;
@@ -247,6 +255,7 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
     }
     arena->header = mapped;
     arena->peers = (struct peer *) ((char *) mapped + PEERS_OFFSET);
+    arena->ring = ring_fits(header.stride) ? (struct ring *) ((char *) mapped + RING_OFFSET) : NULL;
     arena->slot_bytes = header.slot_bytes;
     arena->id = header.id;
     arena->stride = header.stride;
@@ -283,7 +292,7 @@ arena_unref(mpshm_arena *arena)
     if (arena->loans == 0) { /* else the reaper finds what we leave */
         peer_depart(arena);
     }
-    munmap(arena->header, HEADER_BYTES);
+    munmap(arena->header, arena->head_bytes);
     close(arena->fd);
     free(arena->sent);
     free(arena);

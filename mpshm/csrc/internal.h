@@ -39,6 +39,11 @@ struct mpshm_arena {
     bool bounded;           /* the file system may run full under us: reserve before touching */
     struct arena_header *header;
     struct peer *peers;
+    uint64_t head_bytes;    /* of the mapping that begins with the header */
+    struct ring *ring;      /* for a queue; NULL where the stride is too small for one */
+    uint32_t vain_wakes;
+    uint32_t receivers;     /* open ends to receive by, in this process, as of `receivers_as_of` */
+    uint32_t receivers_as_of;
     uint32_t me;            /* this process's number, 0: none, as of generation `joined` */
     uint32_t joined;
     uint32_t heir;          /* the number of a child that is being forked */
@@ -63,10 +68,9 @@ extern struct process mpshm_process;
 
 /* peers.c.  arena_lock takes the process's lock and enters; the others are called under it. */
 struct glimpse {
-    uint32_t pid, steps, reading[PEER_READERS];
+    uint32_t pid, steps;
 };
 void arena_lock(mpshm_arena *arena);
-void arena_lock_awake(mpshm_arena *arena);
 void arena_unlock(mpshm_arena *arena);
 void peer_enter(mpshm_arena *arena);
 void peer_leave(mpshm_arena *arena);
@@ -74,8 +78,6 @@ struct peer *peer_self(mpshm_arena *arena);
 void peer_free(mpshm_arena *arena, uint32_t number);
 void peer_depart(mpshm_arena *arena);
 void peer_expect_child(mpshm_arena *arena, uint32_t leases);
-int peer_begin_reading(mpshm_arena *arena);
-void peer_end_reading(mpshm_arena *arena, int place);
 bool peer_is_dead(mpshm_arena *arena, uint32_t number);
 bool peers_at_rest(mpshm_arena *arena, struct glimpse *all);
 
@@ -155,20 +157,36 @@ void parcel_handed_over(mpshm_parcel *parcel);
 /* wait.c and spin.c: need no lock. */
 int64_t now_ns(void);
 void futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms);
-void futex_wake(_Atomic uint32_t *word, int most);
+int futex_wake(_Atomic uint32_t *word, int most);
 void spin_init(mpshm_spin *spin, uint32_t spin_us);
 int64_t spin_begin(mpshm_spin *spin);
 bool spin_goes_on(int64_t until);
 void spin_end(mpshm_spin *spin, int64_t until, bool paid);
 
-/* places.c: under arena_lock, but for pipe_unread. */
+/* ring.c: ring_put, ring_take and ring_reap under arena_lock. */
+uint32_t ring_put(mpshm_arena *arena, int fd, const char *slots, uint32_t count);
+uint32_t ring_take(mpshm_arena *arena, char *to, uint32_t most);
+uint32_t ring_unread(mpshm_arena *arena);
+bool ring_is_ready(mpshm_arena *arena);
+bool ring_look(mpshm_arena *arena, int64_t until);
+bool ring_has_room(mpshm_arena *arena);
+bool ring_has_no_receiver(int fd);
+void ring_reap(mpshm_arena *arena, uint32_t number);
+bool ring_wait(mpshm_arena *arena, int fd, int timeout_ms, int look_ms);
+int ring_wait_room(mpshm_arena *arena, int fd, int timeout_ms);
+void ring_was_taken(mpshm_arena *arena, int fd);
+bool ring_hide(mpshm_arena *arena, int fd);
+void ring_tell_end(mpshm_arena *arena);
+void ring_pass_on(mpshm_arena *arena);
+void ring_watch(mpshm_arena *arena, int fd);
+
+/* places.c: under arena_lock. */
 bool places_counted(const mpshm_arena *arena);
 void places_pend(mpshm_arena *arena, int32_t messages);
 bool places_take(mpshm_arena *arena, uint64_t bytes);
 void places_leave(mpshm_arena *arena, uint32_t messages, uint64_t bytes);
 void places_undo_unfinished(mpshm_arena *arena, uint32_t messages);
 void places_forget(mpshm_arena *arena, uint32_t messages, uint64_t bytes);
-uint32_t pipe_unread(int fd);
 
 /* reap.c */
 void reap_before_growth(mpshm_arena *arena); /* under arena_lock */

@@ -1,7 +1,7 @@
 /* What lies in shared memory, byte by byte.  Both sides include this and nothing else describes it.
    Any change here bumps MPSHM_ABI.
 
-   The file:     | arena header, peer table | segment 0 | segment 1 | ...  `stride` apart, sparse
+   The file:     | arena header, peer table, ring | segment 0 | segment 1 | ...  `stride` apart, sparse
    A segment:    | free map | run table | (to alignment) data chunks |
 
    A hole reads as zero, and zero means "lent": a segment whose maker died before it set the free
@@ -57,7 +57,7 @@ struct arena_header {
     _Atomic uint32_t crowded; /* a process found the peer table full: nobody can tell who is idle */
     /* Of a queue (slot.c): */
     uint32_t places;        /* how many messages it may hold, 0: any number */
-    uint32_t slot_bytes;    /* of each frame in its pipe; 0: no queue, but a connection's arena */
+    uint32_t slot_bytes;    /* of each frame in its ring; 0: no queue, but a connection's arena */
     uint64_t bytes_limit;   /* and how many bytes of slots and chunks, 0: any number */
     _Atomic uint64_t bytes_used;
     _Atomic uint32_t places_used;
@@ -85,7 +85,6 @@ _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
 
 /* A process that uses the arena.  Its number, 1 to PEER_LIMIT, is what a run word names it by. */
 #define PEER_LIMIT UINT32_C(960)
-#define PEER_READERS 8
 #define PEER_UNBORN UINT32_MAX
 struct peer {
     _Atomic uint32_t pid;   /* 0: free; PEER_UNBORN: of a child that has not come yet */
@@ -95,12 +94,49 @@ struct peer {
     _Atomic uint64_t space; /* its pid namespace: pids say nothing outside it */
     _Atomic uint32_t shared;  /* leases that a fork has given more than one holder */
     _Atomic uint32_t pending; /* messages that have a place in the queue and no slot yet */
-    _Atomic uint32_t reading[PEER_READERS]; /* threads that may sit in a blocking read, by tid */
+    uint32_t unused[8];
 };
 _Static_assert(sizeof(struct peer) == 64, "layout");
 #define PEERS_OFFSET UINT64_C(4096)
 #define HEADER_BYTES (PEERS_OFFSET + PEER_LIMIT * sizeof(struct peer))
 _Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
+/* A queue's messages (ring.c), and who waits for some or for room.  Positions only grow; position p is
+   slot p % RING_SLOTS in lap p / RING_SLOTS.  What different processes write lies in lines apart. */
+#define RING_SLOTS UINT64_C(512)
+#define RING_DATA_BYTES 128
+struct ring_slot {
+    _Atomic uint64_t word; /* lap 48 | owner 14 | state 2 */
+    _Atomic uint64_t data[RING_DATA_BYTES / 8];
+    uint64_t unused[7];    /* to whole lines */
+};
+struct ring {
+    _Atomic uint64_t tail; /* no position from here on is claimed, but perhaps this one */
+    uint64_t unused_1[7];
+    _Atomic uint64_t head; /* all positions before are done with */
+    uint64_t unused_2[7];
+    _Atomic uint32_t sleepers; /* receivers that may sleep: epoch 16 | count 16 */
+    _Atomic uint32_t bell;     /* the futex they sleep on: counts the times somebody woke them */
+    _Atomic uint32_t crowd;    /* senders that may sleep */
+    _Atomic uint32_t room;     /* and their futex */
+    _Atomic uint32_t watched;  /* somebody waits for the pipe: it is to be readable with the ring */
+    uint32_t unused_3;
+    _Atomic uint64_t look_until; /* when the lookout among them looks again, in ms of the clock */
+    _Atomic int64_t looking_until; /* when a receiver gives up that is awake and looks, in ns; 0: none */
+    uint64_t unused_4[3];
+    struct ring_slot slots[RING_SLOTS];
+};
+#define RING_OFFSET HEADER_BYTES
+#define RING_BYTES sizeof(struct ring)
+_Static_assert(sizeof(struct ring_slot) == 192, "layout");
+_Static_assert(offsetof(struct ring, slots) == 192, "layout");
+
+enum ring_state { SLOT_FREE = 0, SLOT_WRITING = 1, SLOT_READY = 2 };
+#define SLOT_WORD(lap, owner, state) \
+    ((uint64_t) (lap) << 16 | (uint64_t) (owner) << 2 | (uint64_t) (state))
+#define SLOT_LAP(word) ((word) >> 16)
+#define SLOT_OWNER(word) ((uint32_t) ((word) >> 2 & HOLDER_LIMIT))
+#define SLOT_STATE(word) ((enum ring_state) ((word) & 3))
+
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "shared words need lock-free atomics");
 
 /* Directory word: owner's pid 32 | chunk shift 6 | chunk count 26.  Claimed by one CAS. */

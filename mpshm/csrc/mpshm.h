@@ -5,7 +5,7 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 2
+#define MPSHM_ABI 3
 #define MPSHM_FRAME_BYTES 4096
 #define MPSHM_SLOT_BYTES 128
 #define MPSHM_SLOTS_AT_ONCE 32
@@ -183,7 +183,7 @@ void mpshm_discard(mpshm_reader *reader);
 mpshm_held *mpshm_held_new(void);
 void mpshm_held_free(mpshm_held *held);
 
-/* Queues: frames of MPSHM_SLOT_BYTES in an ordinary pipe, many senders, many receivers, no lock. */
+/* Queues: frames of MPSHM_SLOT_BYTES in a ring, many senders, many receivers, no lock. */
 typedef struct {
     uint64_t at, size;      /* in data: a small message whole, else the stream that no run holds */
     uint32_t first_run, stream_runs, runs;
@@ -198,16 +198,17 @@ typedef struct {
     uint64_t received_shm_messages, received_shm_bytes;
 } mpshm_counts;
 
-/* One end of a queue's pipe; what it names outlives it. */
+/* One end of a queue; what it names outlives it.  fd: its end of the queue's pipe, O_NONBLOCK. */
 typedef struct {
     mpshm_arena *arena;
     mpshm_counts *counts;
     int fd;
+    uint32_t receives;
 } mpshm_end;
 
 /* Messages received and not taken over yet: their bytes, and their leased runs. */
 typedef struct {
-    mpshm_end end;
+    const mpshm_end *end;
     char *data;
     uint64_t data_used, data_room;
     mpshm_held *runs;
@@ -216,26 +217,28 @@ typedef struct {
     mpshm_message messages[32];
     uint32_t sizes[32];     /* of small messages, whole; of others UINT32_MAX */
     mpshm_spin spin;
+    int look_ms;            /* how long the next sleep may last */
 } mpshm_batch;
 
 /* How a message finds its place in a bounded or joinable queue. */
 #define MPSHM_NO_PLACE 0     /* it needs none */
-#define MPSHM_TAKE_PLACE 1   /* mpshm_slot_put_one and _send keep it when the pipe is full, unless the
+#define MPSHM_TAKE_PLACE 1   /* mpshm_slot_put_one and _send keep it when the ring is full, unless the
                                 queue is bounded by bytes */
 #define MPSHM_HAS_PLACE 2    /* kept from before */
 
-/* Whether this system can read from a pipe without ever blocking, though the end would. */
-int mpshm_slots_work(int fd);
 /* Make a new arena a queue's, before anybody else has it.  0 is any number. */
-void mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable);
+int mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable);
 uint32_t mpshm_slot_bytes(mpshm_arena *arena);
 uint64_t mpshm_queue_bytes(mpshm_arena *arena);
-/* Put a message in the queue and never wait, for the pipe's other end is O_NONBLOCK.  -EAGAIN: the
-   pipe is full; MPSHM_E_FULL: the queue is. */
+/* While this process has it open. */
+void mpshm_end_open(const mpshm_end *end);
+void mpshm_end_close(const mpshm_end *end);
+/* Put a message in the queue and never wait.  -EAGAIN: its ring is full; MPSHM_E_FULL: the queue is;
+   -EPIPE: nobody is left to receive. */
 int mpshm_slot_send(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
                     int place);
-/* The same for up to MPSHM_SLOTS_AT_ONCE small ones, one behind the other in data, in one write: how
-   many it were. */
+/* The same for up to MPSHM_SLOTS_AT_ONCE small ones, one behind the other in data: how many it
+   were. */
 int mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
                    int place);
 int mpshm_slot_put_one(const mpshm_end *end, const char *data, uint32_t size, int place);
@@ -244,15 +247,15 @@ int mpshm_slot_put_one(const mpshm_end *end, const char *data, uint32_t size, in
 int mpshm_place_take(mpshm_arena *arena);
 void mpshm_place_give(mpshm_arena *arena);
 /* Wait until there are no longer so many places used as were when a put failed, or the time is over.
-   fd is either end of the pipe: the places of the dead are found. */
+   The places of the dead are found. */
 uint32_t mpshm_places_used(mpshm_arena *arena);
-void mpshm_place_wait(mpshm_arena *arena, int fd, uint32_t used, int timeout_ms);
-/* Wait until the pipe takes a slot: 0, -EAGAIN, or -EPIPE when nobody is left to read. */
-int mpshm_wait_writable(int fd, int timeout_ms);
-/* Messages in the queue: in the pipe, and those with a place that are not there yet. */
-int64_t mpshm_queue_size(mpshm_arena *arena, int fd);
+void mpshm_place_wait(mpshm_arena *arena, uint32_t used, int timeout_ms);
+/* Wait until the ring takes a slot: 0, -EAGAIN, or -EPIPE when nobody is left to receive. */
+int mpshm_slot_wait_room(const mpshm_end *end, int timeout_ms);
+/* Messages in the queue: in the ring, and those with a place that are not there yet. */
+int64_t mpshm_queue_size(mpshm_arena *arena);
 /* Whether it has no place. */
-int mpshm_queue_full(mpshm_arena *arena, int fd);
+int mpshm_queue_full(mpshm_arena *arena);
 /* One message more is done: how many are left, or -ERANGE when none was put. */
 int64_t mpshm_task_done(mpshm_arena *arena);
 /* Wait until all are: 0, or -ETIMEDOUT. */
@@ -260,8 +263,8 @@ int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
 
 mpshm_batch *mpshm_batch_new(const mpshm_end *end, uint32_t spin_us);
 void mpshm_batch_free(mpshm_batch *batch);
-/* Receive up to `most` messages, waiting for the first: timeout_ms -1 for ever, 0 not at all.  How
-   many, their runs leased; -EAGAIN when there is none. */
+/* Receive up to `most` messages, waiting for the first: timeout_ms 0 not at all, -1 as long as one sleep
+   lasts.  How many, their runs leased; -EAGAIN or -EINTR when there is none. */
 int mpshm_slot_receive(mpshm_batch *batch, uint32_t most, int timeout_ms);
 /* Receive one.  The size of a small message, which lies whole at the beginning of data; or
    MPSHM_DESCRIPTORS for one with runs; or its error. */
@@ -270,8 +273,14 @@ void mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to);
 /* Give back what was not taken. */
 void mpshm_batch_discard(mpshm_batch *batch);
 
-/* Take back what dead processes held.  fd: of a queue's pipe, or -1. */
-void mpshm_reap(mpshm_arena *arena, int fd);
+/* Wait until a message is there or nobody is left to send: 1; or 0 when the time is over, or
+   earlier: who waits on comes again, and looks for signals meanwhile. */
+int mpshm_slot_poll(const mpshm_end *end, int timeout_ms);
+/* From now on the pipe is readable whenever mpshm_slot_poll would give 1. */
+void mpshm_slot_watch(const mpshm_end *end);
+
+/* Take back what dead processes held. */
+void mpshm_reap(mpshm_arena *arena);
 
 /* Fork and exit. */
 void mpshm_fork_announce(void);   /* before a fork whose child is to keep our views */

@@ -5,8 +5,6 @@
    Invariants: L5, L6 of layout.h, and
    E1  A process joins before its first change; its child in a fork joins anew (`generation`).
    E2  Between enter and leave nothing sleeps: only a process killed or stopped stays there.
-   E3  A thread stands in `reading` from before its blocking read until what it read is leased, and
-       sleeps nowhere in that time but in the read itself.
 
    Memory order: enter's fence keeps its odd `steps` before every change, leave's release keeps them
    before the even one.  Who sees `steps` even and the same at two moments, and as many `visits`, has
@@ -16,17 +14,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#ifdef __linux__
-#include <sys/syscall.h>
-#endif
 
 /* How long a child may take from its fork to its first step. */
 #define UNBORN_SECONDS 60
@@ -37,11 +30,13 @@ seconds_now(void)
     return (uint64_t) (now_ns() / 1000000000);
 }
 
-/* A process's or a thread's state and start time, by /proc.  False: there is none to read. */
+/* A process's state and start time, by /proc.  False: there is none to read. */
 static bool
-read_stat(const char *path, char *state, uint64_t *born)
+process_stat(uint32_t pid, char *state, uint64_t *born)
 {
-    char text[512];
+    char path[48], text[512];
+
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t n = fd == -1 ? -1 : read(fd, text, sizeof text - 1);
 
@@ -62,15 +57,6 @@ read_stat(const char *path, char *state, uint64_t *born)
     }
     *born = at == NULL ? 0 : strtoull(at + 1, NULL, 10);
     return true;
-}
-
-static bool
-process_stat(uint32_t pid, char *state, uint64_t *born)
-{
-    char path[48];
-
-    snprintf(path, sizeof path, "/proc/%u/stat", pid);
-    return read_stat(path, state, born);
 }
 
 /* This process's pid namespace; 0, which is not known, also where /proc is another namespace's. */
@@ -153,9 +139,6 @@ peer_free(mpshm_arena *arena, uint32_t number)
     atomic_store(&peer->space, 0);
     atomic_store(&peer->shared, 0);
     atomic_store(&peer->pending, 0);
-    for (uint32_t i = 0; i < PEER_READERS; i++) {
-        atomic_store(&peer->reading[i], 0);
-    }
     atomic_store(&peer->born, 0);
     atomic_store(&peer->pid, 0);
 }
@@ -268,48 +251,6 @@ peer_expect_child(mpshm_arena *arena, uint32_t leases)
     }
 }
 
-/* E3.  A place among those who may block, -1 if all are taken. */
-int
-peer_begin_reading(mpshm_arena *arena)
-{
-#ifdef __linux__
-    struct peer *peer = peer_self(arena);
-    uint32_t thread = (uint32_t) syscall(SYS_gettid);
-
-    for (int i = 0; peer != NULL && i < PEER_READERS; i++) {
-        uint32_t none = 0;
-
-        if (atomic_load_explicit(&peer->reading[i], memory_order_relaxed) == 0
-            && atomic_compare_exchange_strong(&peer->reading[i], &none, thread)) {
-            return i;
-        }
-    }
-#else
-    (void) arena;
-#endif
-    return -1;
-}
-
-void
-peer_end_reading(mpshm_arena *arena, int place)
-{
-    struct peer *peer = peer_self(arena);
-
-    if (peer != NULL) {
-        atomic_store_explicit(&peer->reading[place], 0, memory_order_release);
-    }
-}
-
-/* The lock, after a read that may have taken a message: E3 forbids to sleep on it. */
-void
-arena_lock_awake(mpshm_arena *arena)
-{
-    while (pthread_mutex_trylock(&mpshm_process.lock) != 0) {
-        sched_yield();
-    }
-    peer_enter(arena);
-}
-
 /* Whether that peer's process is gone for good.  What cannot be known counts as alive. */
 bool
 peer_is_dead(mpshm_arena *arena, uint32_t number)
@@ -339,16 +280,6 @@ peer_is_dead(mpshm_arena *arena, uint32_t number)
            && atomic_load(&peer->pid) == pid;
 }
 
-static bool
-sleeps(uint32_t pid, uint32_t thread)
-{
-    char path[64], state;
-    uint64_t born;
-
-    snprintf(path, sizeof path, "/proc/%u/task/%u/stat", pid, thread);
-    return read_stat(path, &state, &born) && state == 'S';
-}
-
 /* Note what every peer is at; whether all rest.  The dead rest, and stand there as pid 0. */
 bool
 peers_at_rest(mpshm_arena *arena, struct glimpse *all)
@@ -374,12 +305,6 @@ peers_at_rest(mpshm_arena *arena, struct glimpse *all)
         if (number != arena->me) {
             seen->steps = atomic_load(&peer->steps);
             if (seen->steps % 2 != 0) {
-                return false;
-            }
-        }
-        for (uint32_t i = 0; i < PEER_READERS; i++) {
-            seen->reading[i] = atomic_load(&peer->reading[i]);
-            if (seen->reading[i] != 0 && !sleeps(pid, seen->reading[i])) {
                 return false;
             }
         }

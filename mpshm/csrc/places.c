@@ -3,14 +3,13 @@
    Knows counts in the arena's header and in the peers' records, and waits; knows no slot but its size.
 
    Invariants:
-   Q2  places_used is at least what the pipe and the living hold: who is killed makes the queue
+   Q2  places_used is at least what the ring and the living hold: who is killed makes the queue
        fuller than it is, never emptier, and reap.c finds the difference.  What a peer has pending is
-       in no pipe. */
+       in no ring. */
 #define _GNU_SOURCE
 #include "internal.h"
 
 #include <errno.h>
-#include <sys/ioctl.h>
 
 static bool
 is_limited(const mpshm_arena *arena)
@@ -18,7 +17,7 @@ is_limited(const mpshm_arena *arena)
     return arena->header->places != 0 || arena->header->bytes_limit != 0;
 }
 
-/* Whether its messages are counted one by one: the others' number is the pipe's length. */
+/* Whether its messages are counted one by one: the others' number is the ring's. */
 bool
 places_counted(const mpshm_arena *arena)
 {
@@ -145,15 +144,7 @@ mpshm_place_give(mpshm_arena *arena)
     arena_unlock(arena);
 }
 
-uint32_t
-pipe_unread(int fd)
-{
-    int bytes = 0;
-
-    return ioctl(fd, FIONREAD, &bytes) == -1 ? 0 : (uint32_t) bytes;
-}
-
-/* Messages that have a place and are not in the pipe, of the living as far as kill() knows them. */
+/* Messages that have a place and are not in the ring, of the living as far as kill() knows them. */
 static uint32_t
 pending_of_living(mpshm_arena *arena)
 {
@@ -170,10 +161,10 @@ pending_of_living(mpshm_arena *arena)
 }
 
 int64_t
-mpshm_queue_size(mpshm_arena *arena, int fd)
+mpshm_queue_size(mpshm_arena *arena)
 {
     pthread_mutex_lock(&mpshm_process.lock);
-    int64_t size = (int64_t) (pipe_unread(fd) / MPSHM_SLOT_BYTES) + pending_of_living(arena);
+    int64_t size = (int64_t) ring_unread(arena) + pending_of_living(arena);
 
     pthread_mutex_unlock(&mpshm_process.lock);
     return size;
@@ -190,16 +181,16 @@ has_place(const mpshm_arena *arena)
 
 /* Whether the places used are more than there are messages, so that reaping may find some. */
 static bool
-places_are_lost(mpshm_arena *arena, int fd)
+places_are_lost(mpshm_arena *arena)
 {
-    return mpshm_queue_size(arena, fd) < (int64_t) atomic_load(&arena->header->places_used);
+    return mpshm_queue_size(arena) < (int64_t) atomic_load(&arena->header->places_used);
 }
 
 int
-mpshm_queue_full(mpshm_arena *arena, int fd)
+mpshm_queue_full(mpshm_arena *arena)
 {
-    if (!has_place(arena) && places_are_lost(arena, fd)) {
-        mpshm_reap(arena, fd);
+    if (!has_place(arena) && places_are_lost(arena)) {
+        mpshm_reap(arena);
     }
     return !has_place(arena);
 }
@@ -211,12 +202,12 @@ mpshm_places_used(mpshm_arena *arena)
 }
 
 void
-mpshm_place_wait(mpshm_arena *arena, int fd, uint32_t used, int timeout_ms)
+mpshm_place_wait(mpshm_arena *arena, uint32_t used, int timeout_ms)
 {
     struct arena_header *header = arena->header;
 
-    if (places_are_lost(arena, fd)) {
-        mpshm_reap(arena, fd);
+    if (places_are_lost(arena)) {
+        mpshm_reap(arena);
     }
     atomic_fetch_add(&header->place_waiters, 1);
     futex_wait(&header->places_used, used, timeout_ms);

@@ -36,7 +36,7 @@ struct orphan {
 };
 
 struct search {
-    bool drained;       /* the pipe was empty: descriptors are in hands or nowhere */
+    bool drained;       /* the ring was empty: descriptors are in hands or nowhere */
     uint64_t in_flight; /* bytes of chunks */
     uint32_t in_use;    /* runs that are somebody's */
     struct orphan *found;
@@ -202,7 +202,7 @@ pending_of_all(mpshm_arena *arena)
 /* What nobody has: found while all rest.  Of a queue only, for a connection's sender blocks in the
    middle of a send. */
 static void
-reap_at_rest(mpshm_arena *arena, int fd)
+reap_at_rest(mpshm_arena *arena)
 {
     struct arena_header *header = arena->header;
     struct glimpse *before = malloc(2 * PEER_LIMIT * sizeof *before), *after = before + PEER_LIMIT;
@@ -210,7 +210,7 @@ reap_at_rest(mpshm_arena *arena, int fd)
 
     if (before != NULL && peers_at_rest(arena, before)) {
         uint32_t visits = atomic_load(&header->visits);
-        uint32_t unread = pipe_unread(fd);
+        uint32_t unread = ring_unread(arena);
         uint32_t used = atomic_load(&header->places_used);
         uint64_t bytes_used = atomic_load(&header->bytes_used);
         uint64_t pending = pending_of_all(arena);
@@ -219,8 +219,9 @@ reap_at_rest(mpshm_arena *arena, int fd)
         each_segment(arena, visit_search, &search);
         if (peers_at_rest(arena, after) && visits == atomic_load(&header->visits)
             && memcmp(before, after, PEER_LIMIT * sizeof *before) == 0) {
-            int64_t lost = (int64_t) used - unread / MPSHM_SLOT_BYTES - (int64_t) pending;
-            int64_t lost_bytes = (int64_t) (bytes_used - unread - search.in_flight);
+            int64_t lost = (int64_t) used - unread - (int64_t) pending;
+            int64_t lost_bytes = (int64_t) (bytes_used - (uint64_t) unread * MPSHM_SLOT_BYTES
+                                            - search.in_flight);
 
             for (uint32_t i = 0; i < search.count; i++) {
                 free_orphan(&search.found[i]);
@@ -287,6 +288,9 @@ reap_dead(mpshm_arena *arena)
     for (uint32_t i = 0; i < dead->count; i++) {
         uint32_t pending = atomic_load(&arena->peers[dead->numbers[i] - 1].pending);
 
+        if (arena->slot_bytes != 0) {
+            ring_reap(arena, dead->numbers[i]); /* while the number is nobody else's */
+        }
         /* D2: the record first, so that its messages are not forgotten twice. */
         peer_free(arena, dead->numbers[i]);
         if (pending > 0 && arena->slot_bytes != 0) {
@@ -363,7 +367,7 @@ take_over_reaping(mpshm_arena *arena)
 }
 
 static void
-reap(mpshm_arena *arena, int fd)
+reap(mpshm_arena *arena, bool may_rest)
 {
     if (take_over_reaping(arena)) {
         bool any = reap_dead(arena);
@@ -372,8 +376,8 @@ reap(mpshm_arena *arena, int fd)
             atomic_store(&arena->header->heated, 1);
         }
         reap_shared(arena);
-        if (fd >= 0 && arena->slot_bytes != 0) {
-            reap_at_rest(arena, fd);
+        if (may_rest && arena->slot_bytes != 0) {
+            reap_at_rest(arena);
         } else if (any && arena->slot_bytes == 0) {
             cool(arena);
         }
@@ -382,10 +386,10 @@ reap(mpshm_arena *arena, int fd)
 }
 
 void
-mpshm_reap(mpshm_arena *arena, int fd)
+mpshm_reap(mpshm_arena *arena)
 {
     arena_lock(arena);
-    reap(arena, fd);
+    reap(arena, true);
     arena_unlock(arena);
 }
 
@@ -410,6 +414,6 @@ reap_before_growth(mpshm_arena *arena)
 
     if (atomic_load(&arena->header->peers_high) > 1 && ns - arena->reaped_ns > GROWTH_PAUSE_NS) {
         arena->reaped_ns = ns;
-        reap(arena, -1);
+        reap(arena, false);
     }
 }

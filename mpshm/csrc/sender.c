@@ -341,15 +341,18 @@ sender_note(mpshm_arena *arena, const mpshm_run *run)
     arena->sent_bytes += run->capacity;
 }
 
-/* Nobody is left to make room: the pipe holds no frame, or no reader is there to take one. */
+/* Nobody is left to make room: the channel holds no frame, or no reader is there to take one. */
 static bool
-nothing_to_wait_for(int fd)
+nothing_to_wait_for(mpshm_arena *arena, int fd)
 {
     struct pollfd peer = {.fd = fd, .events = 0};
     int unread = 1;
 
     if (poll(&peer, 1, 0) > 0 && (peer.revents & (POLLERR | POLLHUP | POLLNVAL))) {
         return true;
+    }
+    if (arena->slot_bytes != 0) {
+        return ring_unread(arena) == 0;
     }
 #ifdef __linux__
     struct sockaddr address;
@@ -385,7 +388,7 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
 
     atomic_store(wanted, 1);
     atomic_thread_fence(memory_order_seq_cst); /* pairs with arena_notify */
-    if (sender_has_room(arena, bytes, mark) || nothing_to_wait_for(fd)) {
+    if (sender_has_room(arena, bytes, mark) || nothing_to_wait_for(arena, fd)) {
         return 0;
     }
     futex_wait(wanted, 1, timeout_ms);

@@ -1,67 +1,53 @@
-/* Slots: a queue's frames, all of one size, in an ordinary pipe.
+/* Slots: a queue's frames, all of one size, in its ring.
 
-   A pipe takes a write of at most PIPE_BUF in one piece, and a slot's size divides a page: so no slot
-   is ever split, each read takes whole ones, and any number of processes write and read with no
-   lock.  Whoever is killed, the pipe stays in order.
-
-   Knows frames and waits; places it leaves to places.c, the runs that a frame names to the others.
+   Knows frames and waits; the ring's words it leaves to ring.c, places to places.c, the runs that a
+   frame names to the others.
 
    Invariants:
-   Q1  A message's slot is written in the window in which its runs are sealed, and read in the
-       window, or under the standing of E3 (peers.c), in which they are leased.  So when all peers
-       rest and the pipe is empty, a run in flight is an orphan.
+   Q1  A message's slot is put in the window in which its runs are sealed, and taken in the window in
+       which they are leased.  So when all peers rest and the ring is empty, a run in flight is an
+       orphan.
    Q2  Nothing here blocks while it holds the process's lock. */
 #define _GNU_SOURCE
 #include "internal.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <poll.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
+
+/* How long a receiver sleeps that is the ring's lookout: shortly at first, longer when it has been
+   idle for long. */
+#define LOOK_FIRST_MS 50
+#define LOOK_MOST_MS 800
+#define LOOK_POLL_MS 200
 
 #define LENGTH_BYTES 4
 #define INLINE_BYTES (MPSHM_SLOT_BYTES - LENGTH_BYTES)
 #define SIGN UINT32_C(0x80000000)
-_Static_assert(4096 % MPSHM_SLOT_BYTES == 0, "a slot must not straddle two pages");
-_Static_assert(MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES <= 4096, "PIPE_BUF");
-
-/* A read that does not wait on an end that does when it should: the ends are shared, and so are their
-   flags.  The end that is written to never does, which is a little quicker. */
-static ssize_t
-read_now(int fd, void *to, size_t size)
-{
-#ifdef RWF_NOWAIT
-    struct iovec piece = {to, size};
-
-    return preadv2(fd, &piece, 1, -1, RWF_NOWAIT);
-#else
-    (void) fd;
-    (void) to;
-    (void) size;
-    errno = EOPNOTSUPP;
-    return -1;
-#endif
-}
+_Static_assert(MPSHM_SLOT_BYTES == RING_DATA_BYTES, "a slot is what the ring holds");
 
 int
-mpshm_slots_work(int fd)
-{
-    char nothing[MPSHM_SLOT_BYTES];
-
-    return read_now(fd, nothing, sizeof nothing) == -1 && errno == EAGAIN;
-}
-
-void
 mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable)
 {
+    if (arena->ring == NULL) {
+        return -EINVAL;
+    }
+    if (arena->bounded) { /* better now than by SIGBUS at the first message */
+        int error = posix_fallocate(arena->fd, 0, (off_t) (RING_OFFSET + RING_BYTES));
+
+        if (error != 0) {
+            return -error;
+        }
+    }
     arena->slot_bytes = arena->header->slot_bytes = MPSHM_SLOT_BYTES;
     arena->header->places = places;
     arena->header->bytes_limit = bytes;
     arena->header->joinable = joinable != 0;
+    return 0;
 }
 
 uint32_t
@@ -78,19 +64,43 @@ mpshm_queue_bytes(mpshm_arena *arena)
 
 /* Putting. */
 
-int
-mpshm_wait_writable(int fd, int timeout_ms)
+/* Who can receive here needs not ask whether anybody can. */
+static bool
+receives(const mpshm_arena *arena)
 {
-    struct pollfd pipe = {.fd = fd, .events = POLLOUT};
-    int n = poll(&pipe, 1, timeout_ms);
+    return arena->receivers > 0 && arena->receivers_as_of == mpshm_process.generation;
+}
 
-    if (n < 0) {
-        return -errno;
+void
+mpshm_end_open(const mpshm_end *end)
+{
+    mpshm_arena *arena = end->arena;
+
+    pthread_mutex_lock(&mpshm_process.lock);
+    if (!receives(arena)) {
+        arena->receivers = 0; /* a parent's are not ours */
+        arena->receivers_as_of = mpshm_process.generation;
     }
-    if (pipe.revents & (POLLERR | POLLNVAL)) {
-        return pipe.revents & POLLNVAL ? -EBADF : -EPIPE;
+    arena->receivers += end->receives != 0;
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+void
+mpshm_end_close(const mpshm_end *end)
+{
+    mpshm_arena *arena = end->arena;
+
+    pthread_mutex_lock(&mpshm_process.lock);
+    if (receives(arena)) {
+        arena->receivers -= end->receives != 0;
     }
-    return n > 0 ? 0 : -EAGAIN;
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+int
+mpshm_slot_wait_room(const mpshm_end *end, int timeout_ms)
+{
+    return ring_wait_room(end->arena, end->fd, timeout_ms);
 }
 
 /* One message of at most SMALL_RUN_BYTES as a slot, its bytes in a run if need be; under arena_lock.
@@ -130,31 +140,44 @@ empty_slot(mpshm_run *run, uint64_t size)
     }
 }
 
-/* Write slots whose runs are sealed and places taken, and settle what became of the places: they
-   pend no longer just before the write, for what a dead peer had pending is taken for not written. */
+/* Put slots whose runs are sealed and places taken into the ring, as many as find room, and settle
+   what became of the places: they pend no longer just before, for what a dead peer had pending is
+   taken for not put.  How many, or the error.  bytes: of each, for the places. */
 static int
-write_placed(mpshm_arena *arena, int fd, const char *slots, uint32_t count, uint64_t bytes,
-             int place, bool keeps)
+put_placed(const mpshm_end *end, const char *slots, const uint64_t *bytes, uint32_t count,
+           int place, bool keeps)
 {
+    mpshm_arena *arena = end->arena;
     bool counted = place == MPSHM_TAKE_PLACE && places_counted(arena);
+    uint32_t n = 0;
+    int error = -EAGAIN;
 
     if (counted || place == MPSHM_HAS_PLACE) {
         places_pend(arena, -(int32_t) count);
     }
-    ssize_t n = write(fd, slots, (size_t) count * MPSHM_SLOT_BYTES); /* all of them or none */
-    int error = n < 0 ? -errno : 0;
-
-    if (error != 0 && place != MPSHM_NO_PLACE) {
+    if (end->fd < 0) {
+        error = -EBADF;
+    } else if (!receives(arena) && ring_has_no_receiver(end->fd)) {
+        error = -EPIPE;
+    } else {
+        n = ring_put(arena, end->fd, slots, count);
+    }
+    if (n < count && place != MPSHM_NO_PLACE) {
         bool kept = place == MPSHM_HAS_PLACE
                     || (keeps && error == -EAGAIN && arena->header->bytes_limit == 0);
 
         if (kept) {
-            places_pend(arena, (int32_t) count);
+            places_pend(arena, (int32_t) (count - n));
         } else if (counted) {
-            places_forget(arena, count, bytes);
+            uint64_t sum = 0;
+
+            for (uint32_t i = n; i < count; i++) {
+                sum += bytes[i];
+            }
+            places_forget(arena, count - n, sum);
         }
     }
-    return error;
+    return n > 0 ? (int) n : error;
 }
 
 static void
@@ -191,9 +214,9 @@ put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t coun
     mpshm_arena *arena = end->arena;
     char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
     mpshm_run runs[MPSHM_SLOTS_AT_ONCE];
-    uint64_t bytes = 0;
+    uint64_t bytes[MPSHM_SLOTS_AT_ONCE];
     uint32_t n = 0;
-    int error = 0;
+    int error = 0, done = 0;
 
     if (count > MPSHM_SLOTS_AT_ONCE) {
         count = MPSHM_SLOTS_AT_ONCE;
@@ -201,13 +224,12 @@ put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t coun
     memset(slots, 0, (size_t) count * MPSHM_SLOT_BYTES);
     arena_lock(arena);
     while (n < count) {
-        uint64_t one = MPSHM_SLOT_BYTES;
-
+        bytes[n] = MPSHM_SLOT_BYTES;
         error = sizes[n] > SMALL_RUN_BYTES
                     ? -EMSGSIZE
                     : fill_slot(arena, slots + (size_t) n * MPSHM_SLOT_BYTES, data, sizes[n],
-                                &runs[n], &one);
-        if (error == 0 && place == MPSHM_TAKE_PLACE && !places_take(arena, one)) {
+                                &runs[n], &bytes[n]);
+        if (error == 0 && place == MPSHM_TAKE_PLACE && !places_take(arena, bytes[n])) {
             empty_slot(&runs[n], sizes[n]);
             error = MPSHM_E_FULL;
         }
@@ -215,12 +237,12 @@ put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t coun
             break;
         }
         data += sizes[n++];
-        bytes += one;
     }
     if (n > 0) {
-        error = write_placed(arena, end->fd, slots, n, bytes, place, keeps);
+        done = put_placed(end, slots, bytes, n, place, keeps);
+        error = done < 0 ? done : 0;
         for (uint32_t i = 0; i < n; i++) {
-            if (error != 0) {
+            if ((int) i >= done) {
                 empty_slot(&runs[i], sizes[i]);
             } else {
                 count_sent(end->counts, sizes[i], runs[i].capacity == 0);
@@ -228,7 +250,7 @@ put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t coun
         }
     }
     arena_unlock(arena);
-    return error == 0 ? (int) n : error;
+    return error == 0 ? done : error;
 }
 
 int
@@ -266,9 +288,13 @@ mpshm_slot_send(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, 
     int error = parcel_seal(parcel, &bytes);
 
     if (error == 0) {
-        error = place == MPSHM_TAKE_PLACE && !places_take(arena, bytes)
-                    ? MPSHM_E_FULL
-                    : write_placed(arena, end->fd, slot, 1, bytes, place, true);
+        if (place == MPSHM_TAKE_PLACE && !places_take(arena, bytes)) {
+            error = MPSHM_E_FULL;
+        } else {
+            int n = put_placed(end, slot, &bytes, 1, place, true);
+
+            error = n < 0 ? n : 0;
+        }
         if (error != 0) {
             parcel_unseal(parcel);
         } else {
@@ -312,7 +338,8 @@ mpshm_batch_new(const mpshm_end *end, uint32_t spin_us)
     mpshm_batch *batch = calloc(1, sizeof *batch);
 
     if (batch != NULL) {
-        batch->end = *end;
+        batch->end = end;
+        batch->look_ms = LOOK_FIRST_MS;
         spin_init(&batch->spin, spin_us);
         if (data_room(batch, SMALL_RUN_BYTES) != 0) {
             free(batch);
@@ -451,20 +478,14 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     return open_runs(batch, arena, slot, &head, message);
 }
 
-/* What the slots just read hold.  Under arena_lock. */
-static int
-open_slots(mpshm_batch *batch, const unsigned char *slots, ssize_t bytes)
+/* What the slots just taken hold.  Under arena_lock. */
+static void
+open_slots(mpshm_batch *batch, const unsigned char *slots, uint32_t count)
 {
-    mpshm_arena *arena = batch->end.arena;
-    uint64_t chunk_bytes = arena->lease_bytes;
+    mpshm_arena *arena = batch->end->arena;
+    uint64_t bytes = (uint64_t) count * MPSHM_SLOT_BYTES, chunk_bytes = arena->lease_bytes;
 
-    if (bytes == 0) {
-        return MPSHM_E_END;
-    }
-    if (bytes % MPSHM_SLOT_BYTES != 0) {
-        return MPSHM_E_TORN;
-    }
-    for (ssize_t at = 0; at < bytes; at += MPSHM_SLOT_BYTES) {
+    for (uint64_t at = 0; at < bytes; at += MPSHM_SLOT_BYTES) {
         mpshm_message *message = &batch->messages[batch->count++];
 
         message->error = open_slot(batch, arena, slots + at, message);
@@ -480,81 +501,88 @@ open_slots(mpshm_batch *batch, const unsigned char *slots, ssize_t bytes)
             for (uint32_t i = 0; i < message->runs; i++) {
                 size += batch->runs[message->first_run + i].size;
             }
-            count_received(batch->end.counts, size, (slots[at] & 0x80) == 0);
+            count_received(batch->end->counts, size, (slots[at] & 0x80) == 0);
         }
     }
-    places_leave(arena, batch->count, (uint64_t) bytes + arena->lease_bytes - chunk_bytes);
-    return (int) batch->count;
+    places_leave(arena, batch->count, bytes + arena->lease_bytes - chunk_bytes);
+}
+
+/* What the ring has: how many, 0 if none. */
+static uint32_t
+take(mpshm_batch *batch, uint32_t most)
+{
+    mpshm_arena *arena = batch->end->arena;
+    char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
+
+    arena_lock(arena);
+    uint32_t n = ring_take(arena, slots, most);
+
+    if (n > 0) {
+        open_slots(batch, (unsigned char *) slots, n);
+    }
+    arena_unlock(arena);
+    if (n > 0) {
+        ring_was_taken(arena, batch->end->fd);
+    }
+    return n;
 }
 
 static int
 receive_now(mpshm_batch *batch, uint32_t most)
 {
-    mpshm_arena *arena = batch->end.arena;
-    unsigned char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
+    mpshm_arena *arena = batch->end->arena;
+    uint32_t n = take(batch, most);
+    int fd = batch->end->fd;
 
-    arena_lock(arena);
-    ssize_t n = read_now(batch->end.fd, slots, (size_t) most * MPSHM_SLOT_BYTES);
-    int result = n < 0 ? -errno : open_slots(batch, slots, n);
-
-    arena_unlock(arena);
-    return result;
+    if (n == 0 && fd < 0) {
+        return -EBADF;
+    }
+    if (n == 0 && !ring_hide(arena, fd)) {
+        n = take(batch, most); /* put just before the end */
+        if (n == 0) {
+            ring_tell_end(arena);
+            return MPSHM_E_END;
+        }
+    }
+    return n > 0 ? (int) n : -EAGAIN;
 }
 
 static int
 receive_spinning(mpshm_batch *batch, uint32_t most)
 {
+    mpshm_arena *arena = batch->end->arena;
     int64_t until = spin_begin(&batch->spin);
-    int result = -EAGAIN;
 
-    while (result == -EAGAIN && spin_goes_on(until)) {
+    if (until == 0) {
+        return -EAGAIN;
+    }
+    bool paid = ring_look(arena, until);
+
+    while (!paid && spin_goes_on(until)) {
         sched_yield();
-        result = receive_now(batch, most);
+        paid = ring_is_ready(arena);
     }
-    spin_end(&batch->spin, until, result != -EAGAIN);
+    paid = ring_look(arena, 0) || paid;
+    spin_end(&batch->spin, until, paid);
     /* A signal meanwhile has interrupted nothing: the caller looks. */
-    return result == -EAGAIN && until != 0 ? -EINTR : result;
+    return paid ? receive_now(batch, most) : -EINTR;
 }
 
-/* The kernel wakes one of those who block in a read, another if that one is killed; who polls is
-   woken with all the others. */
-static int
-receive_blocking(mpshm_batch *batch, uint32_t most)
+int
+mpshm_slot_poll(const mpshm_end *end, int timeout_ms)
 {
-    mpshm_arena *arena = batch->end.arena;
-    int fd = batch->end.fd;
-    unsigned char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
+    bool is_there = ring_wait(end->arena, end->fd, timeout_ms, LOOK_POLL_MS);
 
-    arena_lock(arena);
-    int standing = peer_begin_reading(arena);
-
-    arena_unlock(arena);
-    if (standing < 0) {
-        struct pollfd pipe = {.fd = fd, .events = POLLIN};
-
-        return poll(&pipe, 1, -1) < 0 ? -errno : receive_now(batch, most);
+    if (is_there && timeout_ms != 0) {
+        ring_pass_on(end->arena);
     }
-    ssize_t n = read(fd, slots, (size_t) most * MPSHM_SLOT_BYTES);
-    int result = n < 0 ? -errno : MPSHM_E_END;
-
-    if (n > 0) {
-        arena_lock_awake(arena);
-        result = open_slots(batch, slots, n);
-        peer_end_reading(arena, standing);
-        arena_unlock(arena);
-    } else {
-        peer_end_reading(arena, standing);
-    }
-    return result;
+    return is_there;
 }
 
-/* All who wait here are woken: were it one, and that one killed before it reads, nobody would read. */
-static void
-wait_readable(int fd, int timeout_ms)
+void
+mpshm_slot_watch(const mpshm_end *end)
 {
-    struct pollfd pipe = {.fd = fd, .events = POLLIN};
-
-    (void) poll(&pipe, 1, timeout_ms);
+    ring_watch(end->arena, end->fd);
 }
 
 int
@@ -569,11 +597,15 @@ mpshm_slot_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     if (result == -EAGAIN && timeout_ms != 0) {
         result = receive_spinning(batch, most);
     }
-    if (result == -EAGAIN && timeout_ms > 0) {
-        wait_readable(batch->end.fd, timeout_ms);
-        result = receive_now(batch, most);
-    } else if (result == -EAGAIN && timeout_ms < 0) {
-        result = receive_blocking(batch, most);
+    if (result == -EAGAIN && timeout_ms != 0) {
+        if (ring_wait(batch->end->arena, batch->end->fd, timeout_ms, batch->look_ms)) {
+            result = receive_now(batch, most);
+        } else {
+            batch->look_ms = batch->look_ms < LOOK_MOST_MS ? 2 * batch->look_ms : LOOK_MOST_MS;
+        }
+    }
+    if (result > 0) {
+        batch->look_ms = LOOK_FIRST_MS;
     }
     uint64_t size = 0;
 

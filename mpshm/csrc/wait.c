@@ -19,7 +19,8 @@ now_ns(void)
     return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Sleep until somebody wakes those at `word`, or the time is over, or it does not hold `value`. */
+/* Sleep until somebody wakes those at `word`, or the time is over, or it does not hold `value`, or
+   for a signal. */
 void
 futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
 {
@@ -35,13 +36,16 @@ futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
 #endif
 }
 
-void
+/* How many it woke. */
+int
 futex_wake(_Atomic uint32_t *word, int most)
 {
 #ifdef __linux__
-    syscall(SYS_futex, word, FUTEX_WAKE, most, NULL, NULL, 0);
+    long n = syscall(SYS_futex, word, FUTEX_WAKE, most, NULL, NULL, 0);
+
+    return n < 0 ? 0 : (int) n;
 #else
     (void) word;
-    (void) most;
+    return most;
 #endif
 }

@@ -2,6 +2,8 @@
 #include "check.h"
 
 #include <dirent.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -265,6 +267,86 @@ wait_child(int pid)
     while (waitpid(pid, &status, 0) == -1) {
     }
     CHECK_EQ(0, status);
+}
+
+void
+die(void)
+{
+    raise(SIGKILL);
+}
+
+void
+wait_killed(int pid)
+{
+    int status;
+
+    while (waitpid(pid, &status, 0) == -1) {
+    }
+    CHECK(WIFSIGNALED(status));
+    CHECK_EQ(SIGKILL, WTERMSIG(status));
+}
+
+void
+wait_asleep(int pid)
+{
+    char path[64], text[256];
+
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    for (;;) {
+        FILE *file = fopen(path, "r");
+
+        CHECK(file != NULL);
+        CHECK(fgets(text, sizeof text, file) != NULL);
+        fclose(file);
+        if (strstr(text, ") S ") != NULL) {
+            return;
+        }
+        sched_yield();
+    }
+}
+
+mpshm_batch *
+batch_of(mpshm_arena *arena, mpshm_counts *counts, int fd, uint32_t spin_us)
+{
+    mpshm_end *end = malloc(sizeof *end);
+
+    CHECK(end != NULL);
+    *end = (mpshm_end) {arena, counts, fd, true};
+    mpshm_batch *batch = mpshm_batch_new(end, spin_us);
+
+    CHECK(batch != NULL);
+    return batch;
+}
+
+void
+free_batch(mpshm_batch *batch)
+{
+    const mpshm_end *end = batch->end;
+
+    mpshm_batch_free(batch);
+    free((void *) end);
+}
+
+void
+make_pipe(int ends[2])
+{
+    CHECK_EQ(0, pipe2(ends, O_NONBLOCK | O_CLOEXEC));
+}
+
+void
+put_raw(mpshm_arena *arena, const char slot[MPSHM_SLOT_BYTES])
+{
+    arena_lock(arena);
+    CHECK_EQ(1, ring_put(arena, -1, slot, 1));
+    arena_unlock(arena);
+}
+
+void
+take_raw(mpshm_arena *arena, char slot[MPSHM_SLOT_BYTES])
+{
+    arena_lock(arena);
+    CHECK_EQ(1, ring_take(arena, slot, 1));
+    arena_unlock(arena);
 }
 
 int

@@ -81,13 +81,24 @@ void close_clean(mpshm_arena *arena);
 /* fork() as the package does it, with the core's hooks around. */
 int fork_hooked(void);
 void wait_child(int pid);
+void die(void); /* by SIGKILL */
+void wait_killed(int pid);
+void wait_asleep(int pid);
 /* Turns between two processes, over a pipe. */
 void go(int turn[2]);
 void await(int turn[2]);
 int open_descriptors(void);
 
 /* One end of a queue's pipe, where `counts` is in scope. */
-#define END(arena, fd) (&(mpshm_end) {(arena), &counts, (fd)})
+#define END(arena, fd) (&(mpshm_end) {(arena), &counts, (fd), false})
+/* A batch with an end of its own to receive by, which goes with it. */
+mpshm_batch *batch_of(mpshm_arena *arena, mpshm_counts *counts, int fd, uint32_t spin_us);
+void free_batch(mpshm_batch *batch);
+/* A queue's pipe. */
+void make_pipe(int ends[2]);
+/* Slots as they are, past all who look at what they hold: to forge one, to take one unopened. */
+void put_raw(mpshm_arena *arena, const char slot[MPSHM_SLOT_BYTES]);
+void take_raw(mpshm_arena *arena, char slot[MPSHM_SLOT_BYTES]);
 
 /* The two halves of mpshm_receive, and what the second gives, apart. */
 typedef struct {

@@ -1,0 +1,180 @@
+"""Descriptors of queues: readable while there is a message, whoever asks and since when."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from multiprocessing.connection import wait
+from typing import Any
+
+import pytest
+from queue_parts import KINDS, WAIT_S, finish, raw_ring
+
+import mpshm
+
+
+def is_readable(q: Any, seconds: float = 0) -> bool:
+    poll = select.poll()
+    poll.register(q._reader.fileno(), select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_readable_while_there_are_messages(kind: str) -> None:
+    q = getattr(mpshm, kind)()
+    assert not is_readable(q)
+    for n in range(3):
+        q.put(n)
+    for n in range(3):
+        assert is_readable(q)
+        assert n == q.get()
+    assert not is_readable(q)
+    q.put_many(range(40))
+    assert is_readable(q)
+    assert list(range(39)) == q.get_many(39)
+    assert is_readable(q)
+    assert [39] == q.get_many()
+    assert not is_readable(q)
+    finish(q)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_messages_put_before_anybody_asked_are_seen(kind: str) -> None:
+    q = getattr(mpshm, kind)()
+    q.put_many(range(100))
+    for n in range(100):
+        assert is_readable(q)
+        assert n == q.get()
+    assert not is_readable(q)
+    finish(q)
+
+
+def put_later(q: Any, go: Any) -> None:
+    go.get()
+    for n in range(3):
+        q.put(n)
+    go.get()
+
+
+def watch(q: Any, seen: Any) -> None:
+    seen.put("watching" if not is_readable(q) else "readable")
+    while is_readable(q, WAIT_S):
+        seen.put(q.get())
+        if seen.qsize() > 3:
+            return
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_processes_put_and_watch(context: Any, kind: str) -> None:
+    q, go, seen = getattr(context, kind)(), context.SimpleQueue(), context.Queue()
+    putter = context.Process(target=put_later, args=(q, go))
+    watcher = context.Process(target=watch, args=(q, seen))
+    for process in (putter, watcher):
+        process.start()
+    assert "watching" == seen.get(timeout=WAIT_S)
+    seen.put("to have four")
+    go.put(None)
+    watcher.join(WAIT_S)
+    go.put(None)
+    putter.join(WAIT_S)
+    assert [0, 1, 2] == [x for x in seen.get_many() if x != "to have four"]
+    assert not is_readable(q)
+    finish(q, go, seen)
+
+
+def test_wait_takes_queues_and_whatever_else() -> None:
+    q, other = mpshm.Queue(), mpshm.SimpleQueue()
+    reader, writer = mpshm.Pipe(duplex=False)
+    ends = [q._reader, other._reader, reader]
+    assert [] == wait(ends, 0)
+    threading.Timer(0.05, q.put, ["late"]).start()
+    assert [q._reader] == wait(ends, WAIT_S)
+    writer.send(1)
+    assert {q._reader, reader} == set(wait(ends, WAIT_S))
+    assert ["late", 1] == [q.get(), reader.recv()]
+    assert [] == wait(ends, 0)
+    finish(q, other)
+    reader.close()
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_byte_of_a_message_that_a_killed_consumer_took_is_dropped(kind: str) -> None:
+    q = getattr(mpshm, kind)()
+    assert not is_readable(q)
+    q.put(1)
+    with raw_ring(q) as ring:
+        ring.take()
+    assert is_readable(q)
+    with pytest.raises(mpshm.queues.Empty):
+        q.get(False)
+    assert not is_readable(q)
+    q.put(2)
+    assert is_readable(q)
+    assert 2 == q.get(timeout=WAIT_S)
+    assert not is_readable(q)
+    finish(q)
+
+
+def test_readable_at_end_of_file() -> None:
+    q = mpshm.SimpleQueue()
+    q.put("last")
+    assert is_readable(q)
+    q._writer.close()
+    assert "last" == q.get()
+    assert is_readable(q)
+    assert q._reader.poll()
+    with pytest.raises(EOFError):
+        q.get()
+    finish(q)
+
+
+def block(q: Any, ready: Any) -> None:
+    ready.put(os.getpid())
+    q.get()
+
+
+def test_sleepers_that_were_killed_keep_nobody_awake(context: Any) -> None:
+    """They stay counted as asleep until many a wake-up was in vain."""
+    q, ready = context.SimpleQueue(), context.SimpleQueue()
+    processes = [context.Process(target=block, args=(q, ready)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        ready.get()
+    time.sleep(0.1)  # not needed to pass: so that they do sleep
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(WAIT_S)
+    for n in range(1000):
+        q.put(n)
+        assert n == q.get(timeout=WAIT_S)
+    finish(q, ready)
+
+
+def claim_and_die(q: Any) -> None:
+    q.put("from the living")
+    with raw_ring(q) as ring:
+        ring.claim()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slot_of_a_producer_killed_while_it_wrote(context: Any, kind: str) -> None:
+    """Those behind it are got; a lap later, its place is there again."""
+    q = getattr(context, kind)()
+    process = context.Process(target=claim_and_die, args=(q,))
+    process.start()
+    process.join(WAIT_S)
+    for n in range(1200):
+        q.put(n)
+        assert q.qsize() == 2 if n == 0 else 1
+        if n == 0:
+            assert "from the living" == q.get(timeout=WAIT_S)
+        assert n == q.get(timeout=WAIT_S)
+    assert 0 == q.qsize()
+    assert not is_readable(q)
+    finish(q)
