@@ -21,7 +21,7 @@ HIGH_WATER_BYTES = 24 << 20
 working set inside a 32 MiB last-level cache; larger marks measured slower, not faster."""
 
 PAUSE_MS = 5
-"""How long a put waits for consumers at work where the pipe is full, before a feeder thread takes
+"""How long a put waits for consumers at work where the ring is full, before a feeder thread takes
 over (put(block=False) does not).  A thread would share the interpreter with the producer from then
 on, which costs both far more (measured, four producers of small messages, put_many: x2.9 of stock
 with 1 ms, x4.3 with 5, x4.8 with 20)."""

@@ -45,7 +45,7 @@ class Getting:
         self._ahead: collections.deque[Any] = collections.deque()
 
     def _next_ahead(self) -> Any:
-        """What get_many has taken off the pipe and could not give out; None if there is nothing."""
+        """What get_many has taken off the ring and could not give out; None if there is nothing."""
         try:
             return self._ahead.popleft()
         except IndexError:

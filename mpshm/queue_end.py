@@ -32,9 +32,10 @@ LOOK_MS = 1000
 
 
 class QueueEnd(connection.Connection):
-    """One end of a queue's pipe, of one arena with the other."""
+    """One end of a queue, of one arena with the other."""
 
     _counters: slot.SlotCounters
+    _c_end: Any = None
 
     put_now: Callable[[bytes, int, int], int]
     receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
@@ -50,21 +51,25 @@ class QueueEnd(connection.Connection):
     def _reset_in_child(self) -> None:
         self._reader = wire.PlainReader()  # of no use here: a slot is never read in part
         self._batches: list[slot.Batch] = []
-        self._c_end: Any = None
+        if self._c_end is not None:
+            self._c_end.drop()
+            self._c_end = None
         if self._arena is None:
             self.put_now = self.receive = self._unusable
         else:
             self._c_end = slot.End(self._arena, self._counters, self._handle, self._readable)
-            self.put_now = slot.putter(self._c_end)
+            self.put_now = slot.putter(self._c_end) if self._writable else self._read_only
             self.receive = slot.receiver(self._c_end)
 
     def _close(self, _close: Any = os.close) -> None:
         self.put_now = self.receive = self._unusable
-        if self._c_end is not None:
-            self._c_end.close()
+        end, self._c_end = self._c_end, None  # which keeps the arena
+        if end is not None:
+            end.close()
         self._batches.clear()
-        self._c_end = None  # which keeps the arena
         super()._close(_close)
+        if end is not None:
+            end.closed()
 
     def __reduce__(self) -> Any:
         self._check_closed()
@@ -94,7 +99,7 @@ class QueueEnd(connection.Connection):
         return self._counters.small_messages + self._counters.shm_messages > 0
 
     def send(self, obj: object) -> None:
-        """Send a picklable object, waiting while the pipe is full."""
+        """Send a picklable object, waiting while the ring is full."""
         message = _dump(obj, self._arena, self._handle)
         # If it does not go out at once, then once more with patience.
         if type(message) is not bytes or self.put_now(message, len(message), NO_PLACE) < 0:
@@ -105,6 +110,8 @@ class QueueEnd(connection.Connection):
 
         Raises NoRoomNow, OutOfSharedMemory or slot.QueueFull, and it can be offered again.
         """
+        if not self._writable:
+            self._check_writable()
         if isinstance(message, bytes):
             if (code := self.put_now(message, len(message), place)) < 0:
                 raise slot.refused(code)
@@ -121,7 +128,7 @@ class QueueEnd(connection.Connection):
     def offer_soon(
         self, message: bytes | Message, reason: Exception | None = None, patient: bool = True
     ) -> None:
-        """Put a message that takes a place; where the pipe is full, wait a moment if `patient`.
+        """Put a message that takes a place; where the ring is full, wait a moment if `patient`.
 
         reason: what a first offer raised, if one was made.
         Raises as `offer` does; a place taken is kept at NoRoomNow, if not bounded by bytes.
@@ -151,7 +158,7 @@ class QueueEnd(connection.Connection):
             raise
 
     def _while_drained(self, offer: Callable[[Any, int], _T], what: Any, place: int) -> _T:
-        """Offer again as long as the pipe is being read; NoRoomNow when that has stopped."""
+        """Offer again as long as the ring is being emptied; NoRoomNow when that has stopped."""
         for _ in range(config.PAUSES):
             if not self.has_room(config.PAUSE_MS):
                 break
@@ -168,7 +175,7 @@ class QueueEnd(connection.Connection):
         return slot.put_some(self._c_end, messages[: slot.AT_ONCE], place)
 
     def offer_some_soon(self, messages: list[bytes]) -> int:
-        """The same, with places to take, waiting a moment where the pipe is full.
+        """The same, with places to take, waiting a moment where the ring is full.
 
         At NoRoomNow none is kept.
         """
@@ -178,7 +185,7 @@ class QueueEnd(connection.Connection):
             return self._while_drained(self.offer_some, messages, TAKE_PLACE)
 
     def send_some(self, messages: list[bytes], place: int) -> None:
-        """Put small messages, waiting while the pipe is full, and leave none in the list."""
+        """Put small messages, waiting while the ring is full, and leave none in the list."""
         while messages:
             # Out of the list first: what an interruption leaves in doubt must not go out twice.
             some = messages[: slot.AT_ONCE]
@@ -194,7 +201,7 @@ class QueueEnd(connection.Connection):
             messages[:0] = some[n:]
 
     def send_placed(self, message: bytes | Message, place: int) -> None:
-        """Put a message in the queue, and wait while its pipe is full."""
+        """Put a message in the queue, and wait while its ring is full."""
         hopeless = 0
         while True:
             try:
@@ -272,6 +279,11 @@ class QueueEnd(connection.Connection):
         if self._arena is None:
             raise PlainRoadError("a queue needs shared memory, and this process has none for it")
         raise OSError("handle is invalid")
+
+    def _read_only(self, *args: object) -> NoReturn:
+        self._check_closed()
+        self._check_writable()
+        self._unusable()
 
     def _take(self, maxsize: int | None = None) -> bytes | Received:
         if not self._readable:
@@ -351,6 +363,9 @@ def pipe(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, Queue
         return None
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
+    # So that ring.c's show() can write to it though the process is another user's by now; nobody
+    # else can reach it.
+    os.fchmod(reader, 0o666)
     return (
         QueueEnd(reader, True, False, arena=arena, reason=reason),
         QueueEnd(writer, False, True, arena=arena, reason=reason),

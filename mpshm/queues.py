@@ -217,7 +217,7 @@ class Queue(Getting, _StockQueue):
         block: bool,
         timeout: float | None,
     ) -> None:
-        """An offer failed: wait for a place, or let the feeder wait for the pipe or for memory."""
+        """An offer failed: wait for a place, or let the feeder wait for the ring or for memory."""
         end, arena = self._end, self._arena
         assert end is not None
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -445,7 +445,7 @@ class JoinableQueue(Queue, _StockJoinableQueue):
 
 
 class SimpleQueue(Getting, _StockSimpleQueue):
-    """A queue that is a pipe for many: put waits while it is full."""
+    """A queue without a feeder: put waits while it is full."""
 
     if TYPE_CHECKING:
         _rlock: Any
@@ -484,7 +484,7 @@ class SimpleQueue(Getting, _StockSimpleQueue):
         return _loads(received) if type(received) is bytes else load(received)
 
     def put(self, obj: Any) -> None:
-        """Put an object in the queue, waiting while its pipe is full."""
+        """Put an object in the queue, waiting while its ring is full."""
         end = self._end
         if end is None:
             locked.simple_put(self, obj)

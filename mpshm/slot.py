@@ -36,8 +36,10 @@ if not CORE_MISSING:
     _FULL, _END = lib.MPSHM_E_FULL, lib.MPSHM_E_END
     AT_ONCE, NO_PLACE = int(lib.MPSHM_SLOTS_AT_ONCE), int(lib.MPSHM_NO_PLACE)
     TAKE_PLACE, HAS_PLACE = int(lib.MPSHM_TAKE_PLACE), int(lib.MPSHM_HAS_PLACE)
+    _end_close, _end_closed = lib.mpshm_end_close, lib.mpshm_end_closed
 else:  # and no queue asks for them
     AT_ONCE = NO_PLACE = TAKE_PLACE = HAS_PLACE = 0
+    _end_close = _end_closed = None
 
 
 def milliseconds(left: float | None, most: int, least: int = 1) -> int:
@@ -104,10 +106,20 @@ class End:
         _kept[self.c] = arena, counters
         lib.mpshm_end_open(self.c)
 
-    def close(self) -> None:
+    # Default arguments: at interpreter exit this module may be gone before an end.
+
+    def close(self, _close: Any = _end_close) -> None:
         """Before its descriptor is closed: no thread is to use that any more."""
         self.c.fd = -1
-        lib.mpshm_end_close(self.c)
+        _close(self.c)
+
+    def closed(self, _closed: Any = _end_closed) -> None:
+        """After it: receivers look whether this was the last end to send by."""
+        _closed(self.c)
+
+    def drop(self) -> None:
+        """In place of both, in a child that has inherited it."""
+        lib.mpshm_end_drop(self.c)
 
     def poll(self, timeout_ms: int) -> bool:
         """Wait until there is a message, or nobody to send one.

@@ -178,3 +178,77 @@ def test_slot_of_a_producer_killed_while_it_wrote(context: Any, kind: str) -> No
     assert 0 == q.qsize()
     assert not is_readable(q)
     finish(q)
+
+
+def slow_writes(q: Any, count: int) -> None:
+    for n in range(count):
+        q.put(n)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ready_means_that_a_get_does_not_block(kind: str) -> None:
+    """Two producers, and one that waits for the descriptor: as the thread of an executor does."""
+    context = mpshm.get_context("fork")
+    q = getattr(context, kind)()
+    assert not is_readable(q)
+    producers = [context.Process(target=slow_writes, args=(q, 3000)) for _ in range(2)]
+    for process in producers:
+        process.start()
+    for _ in range(6000):
+        assert is_readable(q, WAIT_S)
+        q.get(block=False)
+    assert not is_readable(q)
+    for process in producers:
+        process.join(WAIT_S)
+    finish(q)
+
+
+def look_as_another_user(q: Any, seen: Any) -> None:
+    os.setgid(65534)
+    os.setuid(65534)
+    seen.put(is_readable(q))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_process_that_gave_up_its_rights_sees_what_is_there_already() -> None:
+    context = mpshm.get_context("fork")
+    q, seen = context.Queue(), context.Queue()
+    q.put(1)
+    process = context.Process(target=look_as_another_user, args=(q, seen))
+    process.start()
+    assert seen.get(timeout=WAIT_S)
+    process.join(WAIT_S)
+    assert 1 == q.get()
+    finish(q, seen)
+
+
+@pytest.mark.parametrize("obj", [1, b"x" * 1000, b"x" * (1 << 20)])
+def test_end_to_receive_by_does_not_send(obj: Any) -> None:
+    q = mpshm.SimpleQueue()
+    with pytest.raises(OSError, match="read-only"):
+        q._reader.send(obj)
+    assert q.empty()
+    finish(q)
+
+
+def wait_for_the_end(q: Any, ready: Any) -> None:
+    q._writer.close()
+    ready.put(None)
+    with pytest.raises(EOFError):
+        q.get()
+
+
+def test_all_who_sleep_see_the_last_writer_close() -> None:
+    context = mpshm.get_context("fork")
+    q, ready = context.SimpleQueue(), context.SimpleQueue()
+    processes = [context.Process(target=wait_for_the_end, args=(q, ready)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        ready.get()
+    time.sleep(0.1)  # not needed to pass: so that they do sleep
+    q._writer.close()
+    for process in processes:
+        process.join(WAIT_S)
+        assert 0 == process.exitcode
+    finish(q, ready)

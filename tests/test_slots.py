@@ -12,9 +12,12 @@ import pickle
 import queue
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -1029,6 +1032,27 @@ def test_pool_ends_while_tasks_are_outstanding(context: Any) -> None:
         with context.Pool(2) as pool:
             results = pool.imap_unordered(same, range(20_000))
             next(results)
+
+
+LEFT_TO_THE_INTERPRETER = """
+import mpshm
+class Cycle: pass
+def use():
+    global kept
+    kept = Cycle()
+    kept.itself, kept.pool, kept.queue = kept, mpshm.Pool(1), mpshm.Queue()
+    kept.queue.put(kept.pool.map(float, range(10)))
+if __name__ == "__main__":
+    use()
+"""
+
+
+def test_queues_and_pools_left_to_the_interpreter_leave_no_trace(tmp_path: Path) -> None:
+    """Its last collection finalizes ends and their memory in any order."""
+    program = tmp_path / "program.py"
+    program.write_text(LEFT_TO_THE_INTERPRETER)
+    done = subprocess.run([sys.executable, program], capture_output=True, timeout=WAIT_S)
+    assert (0, b"", b"") == (done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("installed", [False, True])

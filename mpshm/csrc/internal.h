@@ -163,19 +163,21 @@ int64_t spin_begin(mpshm_spin *spin);
 bool spin_goes_on(int64_t until);
 void spin_end(mpshm_spin *spin, int64_t until, bool paid);
 
-/* ring.c: ring_put, ring_take and ring_reap under arena_lock. */
+/* ring.c.  Under the process's lock: ring_mirror, ring_was_taken, ring_watch; under arena_lock:
+   ring_put, ring_take, ring_reap. */
 uint32_t ring_put(mpshm_arena *arena, int fd, const char *slots, uint32_t count);
 uint32_t ring_take(mpshm_arena *arena, char *to, uint32_t most);
 uint32_t ring_unread(mpshm_arena *arena);
 bool ring_is_ready(mpshm_arena *arena);
 bool ring_look(mpshm_arena *arena, int64_t until);
-bool ring_has_room(mpshm_arena *arena);
 bool ring_has_no_receiver(int fd);
 void ring_reap(mpshm_arena *arena, uint32_t number);
 bool ring_wait(mpshm_arena *arena, int fd, int timeout_ms, int look_ms);
 int ring_wait_room(mpshm_arena *arena, int fd, int timeout_ms);
 void ring_was_taken(mpshm_arena *arena, int fd);
-bool ring_hide(mpshm_arena *arena, int fd);
+bool ring_mirror(mpshm_arena *arena, int fd);
+bool ring_is_claimed(mpshm_arena *arena);
+bool ring_is_due(mpshm_arena *arena);
 void ring_tell_end(mpshm_arena *arena);
 void ring_pass_on(mpshm_arena *arena);
 void ring_watch(mpshm_arena *arena, int fd);

@@ -19,10 +19,10 @@
        again once it has seen a later one READY.
    G4  Whoever may sleep says so (`sleepers`, `crowd`) before it looks a last time, and looks again
        after a while: only a kill at the wrong moment costs that while.
-   G5  While the ring is watched, its pipe holds a byte or some exactly while there is a message: who
-       puts into a ring whose pipe is empty writes one; who finds the ring empty reads all of them,
-       and writes one again if a message has come meanwhile.  A kill in between leaves one too many,
-       or none until the next put or look. */
+   G5  While the ring is watched, its pipe holds a byte or some, at rest, exactly while a slot is
+       claimed.  A sender sees to it between its claim and READY, so a message that can be taken has
+       its byte; a receiver that finds nothing claimed reads them all; who changes the pipe looks at
+       the ring again.  Only a sender that is killed in between leaves a byte and no message. */
 #include "internal.h"
 
 #include <errno.h>
@@ -215,16 +215,17 @@ ring_put(mpshm_arena *arena, int fd, const char *slots, uint32_t count)
     if (n == 0) {
         return 0;
     }
+    atomic_thread_fence(memory_order_seq_cst); /* G5 */
+    if (atomic_load_explicit(&ring->watched, memory_order_relaxed) && bytes_in(fd) == 0) {
+        write_byte(fd);
+    }
     for (uint32_t i = 0; i < n; i++) {
         atomic_store_explicit(&slot_of(ring, positions[i])->word,
                               SLOT_WORD(lap_of(positions[i]), 0, SLOT_READY),
                               memory_order_release);
     }
-    atomic_thread_fence(memory_order_seq_cst); /* G4, and for those who begin to watch */
+    atomic_thread_fence(memory_order_seq_cst); /* G4 */
     wake_receivers(arena, (int) n);
-    if (atomic_load_explicit(&ring->watched, memory_order_relaxed) && bytes_in(fd) == 0) {
-        write_byte(fd);
-    }
     return n;
 }
 
@@ -275,6 +276,30 @@ first_of(struct ring *ring)
 {
     advance_head(ring, atomic_load(&ring->head));
     return atomic_load(&ring->head);
+}
+
+/* Whether a message is there or being written. */
+static bool
+is_claimed(struct ring *ring)
+{
+    uint64_t first = first_of(ring);
+    uint64_t word = atomic_load(&slot_of(ring, first)->word);
+
+    return SLOT_LAP(word) == lap_of(first) && SLOT_STATE(word) != SLOT_FREE;
+}
+
+bool
+ring_is_claimed(mpshm_arena *arena)
+{
+    return is_claimed(arena->ring);
+}
+
+/* Whether the pipe shows a message that will come at once. */
+bool
+ring_is_due(mpshm_arena *arena)
+{
+    return atomic_load_explicit(&arena->ring->watched, memory_order_relaxed)
+           && is_claimed(arena->ring);
 }
 
 /* Where the next message is that may be taken, with its word.  G3 */
@@ -389,12 +414,6 @@ is_full(struct ring *ring)
 
     return SLOT_LAP(atomic_load(&slot_of(ring, at)->word)) < lap_of(at)
            && atomic_load(&ring->tail) == at;
-}
-
-bool
-ring_has_room(mpshm_arena *arena)
-{
-    return !is_full(arena->ring);
 }
 
 /* Free what that peer, which is dead, was about to write; 0: whoever is dead. */
@@ -535,26 +554,25 @@ ring_pass_on(mpshm_arena *arena)
     }
 }
 
-/* By an end to receive by: this process need not have the other. */
+/* By an end to receive by: this process need not have the other.  Under the process's lock: no child
+   is to inherit what is opened here, and to keep the end of file off. */
 static void
 show(int fd)
 {
     char path[48];
 
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    pthread_mutex_lock(&mpshm_process.lock); /* no child is to inherit it, and to keep the end of file off */
     int writer = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
 
     if (writer != -1) {
         write_byte(writer);
         close(writer);
     }
-    pthread_mutex_unlock(&mpshm_process.lock);
 }
 
-/* The ring was found empty: so is the pipe to be.  False at the end of file.  G5 */
-bool
-ring_hide(mpshm_arena *arena, int fd)
+/* Whether there was anything to read, or the end of file was not. */
+static bool
+read_bytes(int fd)
 {
     char bytes[64];
     ssize_t n;
@@ -564,30 +582,49 @@ ring_hide(mpshm_arena *arena, int fd)
         n = read(fd, bytes, sizeof bytes);
         any = any || n > 0;
     } while (n == (ssize_t) sizeof bytes || (n == -1 && errno == EINTR));
-    atomic_thread_fence(memory_order_seq_cst);
-    if (any && ring_is_ready(arena)) {
-        show(fd);
-    }
     return any || n != 0;
 }
 
-/* Messages were taken. */
+/* Make the pipe agree with the ring; false at the end of file.  Under the process's lock.  G5 */
+bool
+ring_mirror(mpshm_arena *arena, int fd)
+{
+    struct ring *ring = arena->ring;
+    bool open = true;
+
+    for (uint32_t tries = 0; tries < TRIES; tries++) {
+        bool claimed = is_claimed(ring);
+
+        if (!claimed) {
+            open = read_bytes(fd);
+        } else if (atomic_load(&ring->watched) && bytes_in(fd) == 0) {
+            show(fd);
+        }
+        atomic_thread_fence(memory_order_seq_cst);
+        if (is_claimed(ring) == claimed) {
+            break;
+        }
+    }
+    return open;
+}
+
+/* Messages were taken.  Under the process's lock. */
 void
 ring_was_taken(mpshm_arena *arena, int fd)
 {
     if (atomic_load_explicit(&arena->ring->watched, memory_order_relaxed)
-        && !ring_is_ready(arena)) {
-        (void) ring_hide(arena, fd);
+        && !is_claimed(arena->ring)) {
+        (void) ring_mirror(arena, fd);
     }
 }
 
-/* From now on the pipe is readable while there are messages. */
+/* From now on the pipe is readable while there are messages.  Under the process's lock. */
 void
 ring_watch(mpshm_arena *arena, int fd)
 {
     atomic_store(&arena->ring->watched, 1);
     atomic_thread_fence(memory_order_seq_cst); /* ring_put */
-    if (bytes_in(fd) == 0 && ring_is_ready(arena)) {
-        show(fd);
+    if (is_claimed(arena->ring)) {
+        (void) ring_mirror(arena, fd);
     }
 }

@@ -19,6 +19,8 @@
 #include <string.h>
 #include <unistd.h>
 
+/* How long a receiver waits, awake, for a message that is being written and that its pipe shows. */
+#define DUE_NS INT64_C(20000000)
 /* How long a receiver sleeps that is the ring's lookout: shortly at first, longer when it has been
    idle for long. */
 #define LOOK_FIRST_MS 50
@@ -82,6 +84,7 @@ mpshm_end_open(const mpshm_end *end)
         arena->receivers_as_of = mpshm_process.generation;
     }
     arena->receivers += end->receives != 0;
+    arena->refs++; /* at interpreter exit an end may be closed after its arena's handle */
     pthread_mutex_unlock(&mpshm_process.lock);
 }
 
@@ -95,6 +98,21 @@ mpshm_end_close(const mpshm_end *end)
         arena->receivers -= end->receives != 0;
     }
     pthread_mutex_unlock(&mpshm_process.lock);
+}
+
+void
+mpshm_end_closed(const mpshm_end *end)
+{
+    if (!end->receives) {
+        ring_tell_end(end->arena);
+    }
+    arena_let_go(end->arena);
+}
+
+void
+mpshm_end_drop(const mpshm_end *end)
+{
+    arena_let_go(end->arena);
 }
 
 int
@@ -518,33 +536,65 @@ take(mpshm_batch *batch, uint32_t most)
     uint32_t n = ring_take(arena, slots, most);
 
     if (n > 0) {
+        ring_was_taken(arena, batch->end->fd);
         open_slots(batch, (unsigned char *) slots, n);
     }
     arena_unlock(arena);
-    if (n > 0) {
-        ring_was_taken(arena, batch->end->fd);
-    }
     return n;
+}
+
+/* The ring has nothing to take: 0, the end of file, or why that cannot be known. */
+static int
+look_at_pipe(mpshm_batch *batch)
+{
+    mpshm_arena *arena = batch->end->arena;
+    int result = -EBADF;
+
+    arena_lock(arena);
+    if (batch->end->fd >= 0) { /* looked at under the lock: no other file has its number */
+        if (ring_is_claimed(arena)) { /* perhaps by the dead */
+            ring_reap(arena, 0);
+        }
+        result = ring_mirror(arena, batch->end->fd) ? 0 : MPSHM_E_END;
+    }
+    arena_unlock(arena);
+    return result;
+}
+
+/* Who was told by the pipe that there is a message is not to find none: so wait for its sender, which
+   may have been stopped. */
+static bool
+due_is_ready(mpshm_arena *arena)
+{
+    int64_t until = 0;
+
+    while (!ring_is_ready(arena) && ring_is_due(arena)) {
+        until = until == 0 ? now_ns() + DUE_NS : until;
+        if (now_ns() >= until) {
+            break;
+        }
+        sched_yield();
+    }
+    return ring_is_ready(arena);
 }
 
 static int
 receive_now(mpshm_batch *batch, uint32_t most)
 {
-    mpshm_arena *arena = batch->end->arena;
     uint32_t n = take(batch, most);
-    int fd = batch->end->fd;
 
-    if (n == 0 && fd < 0) {
-        return -EBADF;
+    if (n == 0 && due_is_ready(batch->end->arena)) {
+        n = take(batch, most);
     }
-    if (n == 0 && !ring_hide(arena, fd)) {
+    int result = n > 0 ? 0 : look_at_pipe(batch);
+
+    if (result == MPSHM_E_END) {
         n = take(batch, most); /* put just before the end */
         if (n == 0) {
-            ring_tell_end(arena);
-            return MPSHM_E_END;
+            ring_tell_end(batch->end->arena);
         }
     }
-    return n > 0 ? (int) n : -EAGAIN;
+    return n > 0 ? (int) n : result != 0 ? result : -EAGAIN;
 }
 
 static int
@@ -571,7 +621,8 @@ receive_spinning(mpshm_batch *batch, uint32_t most)
 int
 mpshm_slot_poll(const mpshm_end *end, int timeout_ms)
 {
-    bool is_there = ring_wait(end->arena, end->fd, timeout_ms, LOOK_POLL_MS);
+    bool is_there = due_is_ready(end->arena)
+                    || ring_wait(end->arena, end->fd, timeout_ms, LOOK_POLL_MS);
 
     if (is_there && timeout_ms != 0) {
         ring_pass_on(end->arena);
@@ -582,7 +633,11 @@ mpshm_slot_poll(const mpshm_end *end, int timeout_ms)
 void
 mpshm_slot_watch(const mpshm_end *end)
 {
-    ring_watch(end->arena, end->fd);
+    pthread_mutex_lock(&mpshm_process.lock);
+    if (end->fd >= 0) {
+        ring_watch(end->arena, end->fd);
+    }
+    pthread_mutex_unlock(&mpshm_process.lock);
 }
 
 int
