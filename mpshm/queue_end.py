@@ -51,13 +51,11 @@ class QueueEnd(connection.Connection):
     def _reset_in_child(self) -> None:
         self._reader = wire.PlainReader()  # of no use here: a slot is never read in part
         self._batches: list[slot.Batch] = []
-        if self._c_end is not None:
-            self._c_end.drop()
-            self._c_end = None
         if self._arena is None:
             self.put_now = self.receive = self._unusable
         else:
-            self._c_end = slot.End(self._arena, self._counters, self._handle, self._readable)
+            if self._c_end is None:
+                self._c_end = slot.End(self._arena, self._counters, self._handle, self._readable)
             self.put_now = slot.putter(self._c_end) if self._writable else self._read_only
             self.receive = slot.receiver(self._c_end)
 
@@ -220,8 +218,7 @@ class QueueEnd(connection.Connection):
 
     def has_room(self, timeout_ms: int) -> bool:
         """Wait until there is room for a slot; False when the time is over."""
-        end = self._c_end
-        return bool(end.wait_room(timeout_ms)) if end is not None else self._unusable()
+        return bool((self._c_end or self._unusable()).wait_room(timeout_ms))
 
     def wait_room(self, full: Exception, timeout_ms: int) -> None:
         """Wait a little after an offer that failed: for a slot, or for memory."""
@@ -259,19 +256,14 @@ class QueueEnd(connection.Connection):
         return messages
 
     def _poll(self, timeout: float | None) -> bool:
-        deadline = None if timeout is None else time.monotonic() + max(0, timeout)
-        wait_ms = -1 if timeout is None else slot.milliseconds(timeout, LOOK_MS, 0)
-        while True:
-            end = self._c_end
-            if end is None:
-                self._unusable()
-            if end.poll(wait_ms):
-                return True
-            if deadline is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                wait_ms = slot.milliseconds(left, LOOK_MS)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        wait_ms = 0
+        while not (self._c_end or self._unusable()).poll(wait_ms):
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            wait_ms = -1 if left is None else slot.milliseconds(left, LOOK_MS)
+        return True
 
     def _unusable(self, *args: object) -> NoReturn:
         """Raise why this end cannot do what was asked of it."""

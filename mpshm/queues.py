@@ -485,14 +485,10 @@ class SimpleQueue(Getting, _StockSimpleQueue):
 
     def put(self, obj: Any) -> None:
         """Put an object in the queue, waiting while its ring is full."""
-        end = self._end
-        if end is None:
+        if self._end is None:
             locked.simple_put(self, obj)
-            return
-        # As QueueEnd.send, and a call less.
-        message = _dump(obj, end._arena, end._handle)
-        if type(message) is not bytes or end.put_now(message, len(message), NO_PLACE) < 0:
-            end._transmit(message)
+        else:
+            self._end.send(obj)
 
     def put_many(self, objects: Iterable[Any]) -> int:
         """Put all of them, small ones some at a time: one wake-up for many.  How many it were."""

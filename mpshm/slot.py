@@ -42,9 +42,9 @@ else:  # and no queue asks for them
     _end_close = _end_closed = None
 
 
-def milliseconds(left: float | None, most: int, least: int = 1) -> int:
+def milliseconds(left: float | None, most: int) -> int:
     """How long to wait now, with `left` seconds to go in all."""
-    return most if left is None else int(min(most, max(least, left * 1000)))
+    return most if left is None else min(most, max(1, int(left * 1000)))
 
 
 class QueueFull(Exception):
@@ -116,10 +116,6 @@ class End:
     def closed(self, _closed: Any = _end_closed) -> None:
         """After it: receivers look whether this was the last end to send by."""
         _closed(self.c)
-
-    def drop(self) -> None:
-        """In place of both, in a child that has inherited it."""
-        lib.mpshm_end_drop(self.c)
 
     def poll(self, timeout_ms: int) -> bool:
         """Wait until there is a message, or nobody to send one.

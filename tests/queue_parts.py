@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator
 from typing import Any
 
 KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
@@ -65,11 +64,6 @@ class RawRing:
         self._words[8] = head + 1
 
 
-@contextlib.contextmanager
-def raw_ring(q: Any) -> Iterator[RawRing]:
+def raw_ring(q: Any) -> contextlib.closing[RawRing]:
     """That, while it is needed."""
-    ring = RawRing(q)
-    try:
-        yield ring
-    finally:
-        ring.close()
+    return contextlib.closing(RawRing(q))

@@ -132,27 +132,34 @@ def test_readable_at_end_of_file() -> None:
     finish(q)
 
 
+def started_sleepers(context: Any, target: Any, q: Any) -> list[Any]:
+    """Three processes with `target(q, ready)`, which puts something in `ready` and sleeps."""
+    ready = context.SimpleQueue()
+    processes = [context.Process(target=target, args=(q, ready)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        ready.get()
+    finish(ready)
+    time.sleep(0.1)  # not needed to pass: so that they do sleep
+    return processes
+
+
 def block(q: Any, ready: Any) -> None:
-    ready.put(os.getpid())
+    ready.put(None)
     q.get()
 
 
 def test_sleepers_that_were_killed_keep_nobody_awake(context: Any) -> None:
     """They stay counted as asleep until many a wake-up was in vain."""
-    q, ready = context.SimpleQueue(), context.SimpleQueue()
-    processes = [context.Process(target=block, args=(q, ready)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for _ in processes:
-        ready.get()
-    time.sleep(0.1)  # not needed to pass: so that they do sleep
-    for process in processes:
+    q = context.SimpleQueue()
+    for process in started_sleepers(context, block, q):
         os.kill(process.pid, signal.SIGKILL)
         process.join(WAIT_S)
     for n in range(1000):
         q.put(n)
         assert n == q.get(timeout=WAIT_S)
-    finish(q, ready)
+    finish(q)
 
 
 def claim_and_die(q: Any) -> None:
@@ -171,7 +178,7 @@ def test_slot_of_a_producer_killed_while_it_wrote(context: Any, kind: str) -> No
     process.join(WAIT_S)
     for n in range(1200):
         q.put(n)
-        assert q.qsize() == 2 if n == 0 else 1
+        assert (2 if n == 0 else 1) == q.qsize()
         if n == 0:
             assert "from the living" == q.get(timeout=WAIT_S)
         assert n == q.get(timeout=WAIT_S)
@@ -180,7 +187,7 @@ def test_slot_of_a_producer_killed_while_it_wrote(context: Any, kind: str) -> No
     finish(q)
 
 
-def slow_writes(q: Any, count: int) -> None:
+def put_all(q: Any, count: int) -> None:
     for n in range(count):
         q.put(n)
 
@@ -191,7 +198,7 @@ def test_ready_means_that_a_get_does_not_block(kind: str) -> None:
     context = mpshm.get_context("fork")
     q = getattr(context, kind)()
     assert not is_readable(q)
-    producers = [context.Process(target=slow_writes, args=(q, 3000)) for _ in range(2)]
+    producers = [context.Process(target=put_all, args=(q, 3000)) for _ in range(2)]
     for process in producers:
         process.start()
     for _ in range(6000):
@@ -240,15 +247,10 @@ def wait_for_the_end(q: Any, ready: Any) -> None:
 
 def test_all_who_sleep_see_the_last_writer_close() -> None:
     context = mpshm.get_context("fork")
-    q, ready = context.SimpleQueue(), context.SimpleQueue()
-    processes = [context.Process(target=wait_for_the_end, args=(q, ready)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for _ in processes:
-        ready.get()
-    time.sleep(0.1)  # not needed to pass: so that they do sleep
+    q = context.SimpleQueue()
+    processes = started_sleepers(context, wait_for_the_end, q)
     q._writer.close()
     for process in processes:
         process.join(WAIT_S)
         assert 0 == process.exitcode
-    finish(q, ready)
+    finish(q)

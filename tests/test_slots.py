@@ -22,13 +22,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from queue_parts import KINDS, LARGE, WAIT_S, finish, raw_ring
+from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, raw_ring
 
 import mpshm
 from mpshm import slot
 from mpshm.arena import NoRoomNow
-
-PIPE_SLOTS = 512  # of 128 bytes in a pipe of 64 KiB
 
 
 def explode(*_: object) -> None:
@@ -185,16 +183,16 @@ def test_full_and_empty_are_raised_at_the_limit(module: Any) -> None:
 
 def test_bounded_queue_larger_than_its_pipe_is_exact() -> None:
     """put_many with places for some of its messages, and no room in the pipe for these."""
-    q = mpshm.Queue(maxsize=PIPE_SLOTS + 8)
-    q.put_many(range(PIPE_SLOTS - 2))
-    rest = range(PIPE_SLOTS - 2, PIPE_SLOTS + 30)
+    q = mpshm.Queue(maxsize=RING_SLOTS + 8)
+    q.put_many(range(RING_SLOTS - 2))
+    rest = range(RING_SLOTS - 2, RING_SLOTS + 30)
     more = threading.Thread(target=q.put_many, args=(rest,), daemon=True)
     more.start()
     wait_until(q.full)
     time.sleep(0.2)  # whatever it does wrong, it has done by now
-    assert PIPE_SLOTS + 8 == q.qsize()
+    assert RING_SLOTS + 8 == q.qsize()
     assert more.is_alive()
-    assert list(range(PIPE_SLOTS + 30)) == [q.get(timeout=WAIT_S) for _ in range(PIPE_SLOTS + 30)]
+    assert list(range(RING_SLOTS + 30)) == [q.get(timeout=WAIT_S) for _ in range(RING_SLOTS + 30)]
     more.join(WAIT_S)
     assert (0, False) == (q.qsize(), q.full())
     q.put(1, block=False)
@@ -202,7 +200,7 @@ def test_bounded_queue_larger_than_its_pipe_is_exact() -> None:
     finish(q)
 
 
-@pytest.mark.parametrize("maxsize", [1, 40, PIPE_SLOTS + 8])
+@pytest.mark.parametrize("maxsize", [1, 40, RING_SLOTS + 8])
 def test_put_many_waits_for_places(context: Any, maxsize: int) -> None:
     q, back = context.Queue(maxsize), context.Queue()
     consumer = context.Process(target=check_order, args=(q, back, 1, 3_000))
@@ -246,15 +244,15 @@ def test_maxbytes_queue_is_full_when_its_pipe_is() -> None:
     """It has no feeder, which would hold objects of unknown size."""
     q = mpshm.Queue(maxbytes=64 << 20)
     assert not q.full()
-    for n in range(PIPE_SLOTS):
+    for n in range(RING_SLOTS):
         q.put(n, block=False)
     assert q.full()
     with pytest.raises(queue.Full):
-        q.put(PIPE_SLOTS, block=False)
-    assert list(range(PIPE_SLOTS)) == [q.get() for _ in range(PIPE_SLOTS)]
+        q.put(RING_SLOTS, block=False)
+    assert list(range(RING_SLOTS)) == [q.get() for _ in range(RING_SLOTS)]
     assert not q.full()
-    q.put(PIPE_SLOTS, block=False)
-    assert PIPE_SLOTS == q.get()
+    q.put(RING_SLOTS, block=False)
+    assert RING_SLOTS == q.get()
     finish(q)
 
 
@@ -282,7 +280,7 @@ def test_put_that_waits_for_bytes_sleeps(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def busy(q: Any) -> int:
     """Fill the pipe, so that the feeder has the rest; how many messages it took."""
-    count = PIPE_SLOTS + 88
+    count = RING_SLOTS + 88
     for n in range(count):
         q.put(n)
     return count
@@ -349,17 +347,17 @@ def test_put_many_to_nobody_reports_the_objects_themselves() -> None:
 
 def test_unpicklable_gives_its_place_back() -> None:
     for feeding in (False, True):
-        q = mpshm.Queue(maxsize=PIPE_SLOTS + 100)
+        q = mpshm.Queue(maxsize=RING_SLOTS + 100)
         q._on_queue_feeder_error = lambda error, obj: None
         count = busy(q) if feeding else 0
         for _ in range(5):
             q.put(threading.Lock())
         assert list(range(count)) == [q.get(timeout=WAIT_S) for _ in range(count)]
         wait_until(lambda q=q: q.qsize() == 0)
-        for n in range(PIPE_SLOTS + 100):
+        for n in range(RING_SLOTS + 100):
             q.put(n, block=False)
         assert q.full()
-        assert PIPE_SLOTS + 100 == len([q.get() for _ in range(PIPE_SLOTS + 100)])
+        assert RING_SLOTS + 100 == len([q.get() for _ in range(RING_SLOTS + 100)])
         finish(q)
 
 
@@ -1093,9 +1091,9 @@ def test_pool_ends_while_its_pipe_of_results_stays_full(
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
 def test_last_one_of_many_for_a_full_pipe_has_one_place(kind: str) -> None:
     q = getattr(mpshm, kind)()
-    q.put_many(range(PIPE_SLOTS))
-    q.put_many([PIPE_SLOTS])
-    for n in range(PIPE_SLOTS + 1):
+    q.put_many(range(RING_SLOTS))
+    q.put_many([RING_SLOTS])
+    for n in range(RING_SLOTS + 1):
         assert n == q.get()
         if kind == "JoinableQueue":
             q.task_done()

@@ -172,10 +172,17 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, m
     return error;
 }
 
+/* Of the mapping that begins with the header: with the ring, where the stride has room for one. */
+static uint64_t
+head_bytes(uint64_t stride)
+{
+    return stride >= RING_OFFSET + RING_BYTES ? RING_OFFSET + RING_BYTES : HEADER_BYTES;
+}
+
 static bool
 ring_fits(uint64_t stride)
 {
-    return stride >= RING_OFFSET + RING_BYTES;
+    return head_bytes(stride) > RING_OFFSET;
 }
 
 static int
@@ -245,8 +252,7 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
     }
     arena->fd = fd;
     arena->refs = 1;
-    arena->head_bytes = ring_fits(header.stride) ? RING_OFFSET + RING_BYTES : HEADER_BYTES;
-    void *mapped = mmap(NULL, arena->head_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *mapped = mmap(NULL, head_bytes(header.stride), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
     if (mapped == MAP_FAILED) {
         error = -errno;
@@ -292,7 +298,7 @@ arena_unref(mpshm_arena *arena)
     if (arena->loans == 0) { /* else the reaper finds what we leave */
         peer_depart(arena);
     }
-    munmap(arena->header, arena->head_bytes);
+    munmap(arena->header, head_bytes(arena->stride));
     close(arena->fd);
     free(arena->sent);
     free(arena);
@@ -346,6 +352,22 @@ mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out)
     out->segment_bytes = arena->segment_bytes;
     out->segment_limit = arena->segment_limit;
     out->chunk_shift = arena->chunk_shift;
+    return 0;
+}
+
+/* A full tmpfs answers a write through a mapping with SIGBUS; ask first. */
+int
+arena_reserve(mpshm_arena *arena, uint64_t offset, uint64_t size)
+{
+#ifdef __linux__
+    if (arena->bounded && fallocate(arena->fd, 0, (off_t) offset, (off_t) size) == -1) {
+        return -errno;
+    }
+#else
+    (void) arena;
+    (void) offset;
+    (void) size;
+#endif
     return 0;
 }
 

@@ -39,11 +39,9 @@ struct mpshm_arena {
     bool bounded;           /* the file system may run full under us: reserve before touching */
     struct arena_header *header;
     struct peer *peers;
-    uint64_t head_bytes;    /* of the mapping that begins with the header */
     struct ring *ring;      /* for a queue; NULL where the stride is too small for one */
     uint32_t vain_wakes;
-    uint32_t receivers;     /* open ends to receive by, in this process, as of `receivers_as_of` */
-    uint32_t receivers_as_of;
+    uint32_t receivers;     /* open ends to receive by, in this process */
     uint32_t me;            /* this process's number, 0: none, as of generation `joined` */
     uint32_t joined;
     uint32_t heir;          /* the number of a child that is being forked */
@@ -98,6 +96,7 @@ void heap_keep(uint64_t size);           /* needs no lock */
 void arena_keep(mpshm_arena *arena);
 void arena_let_go(mpshm_arena *arena);
 void arena_notify(mpshm_arena *arena);
+int arena_reserve(mpshm_arena *arena, uint64_t offset, uint64_t size); /* needs no lock */
 
 /* sender.c.  All but sender_has_room under arena_lock. */
 int sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
@@ -158,6 +157,7 @@ void parcel_handed_over(mpshm_parcel *parcel);
 int64_t now_ns(void);
 void futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms);
 int futex_wake(_Atomic uint32_t *word, int most);
+bool has_hung_up(int fd, short which);
 void spin_init(mpshm_spin *spin, uint32_t spin_us);
 int64_t spin_begin(mpshm_spin *spin);
 bool spin_goes_on(int64_t until);
@@ -170,7 +170,6 @@ uint32_t ring_take(mpshm_arena *arena, char *to, uint32_t most);
 uint32_t ring_unread(mpshm_arena *arena);
 bool ring_is_ready(mpshm_arena *arena);
 bool ring_look(mpshm_arena *arena, int64_t until);
-bool ring_has_no_receiver(int fd);
 void ring_reap(mpshm_arena *arena, uint32_t number);
 bool ring_wait(mpshm_arena *arena, int fd, int timeout_ms, int look_ms);
 int ring_wait_room(mpshm_arena *arena, int fd, int timeout_ms);
@@ -178,8 +177,7 @@ void ring_was_taken(mpshm_arena *arena, int fd);
 bool ring_mirror(mpshm_arena *arena, int fd);
 bool ring_is_claimed(mpshm_arena *arena);
 bool ring_is_due(mpshm_arena *arena);
-void ring_tell_end(mpshm_arena *arena);
-void ring_pass_on(mpshm_arena *arena);
+void ring_wake(mpshm_arena *arena, int most);
 void ring_watch(mpshm_arena *arena, int fd);
 
 /* places.c: under arena_lock. */

@@ -236,8 +236,6 @@ void mpshm_end_close(const mpshm_end *end);
 /* Its descriptor has been closed, and it is no longer used: receivers look whether it was the last to
    send by. */
 void mpshm_end_closed(const mpshm_end *end);
-/* It is a parent's, inherited by a fork. */
-void mpshm_end_drop(const mpshm_end *end);
 /* Put a message in the queue and never wait.  -EAGAIN: its ring is full; MPSHM_E_FULL: the queue is;
    -EPIPE: nobody is left to receive. */
 int mpshm_slot_send(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,

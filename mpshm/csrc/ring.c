@@ -25,6 +25,7 @@
        the ring again.  Only a sender that is killed in between leaves a byte and no message. */
 #include "internal.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -57,16 +58,16 @@ lap_of(uint64_t position)
     return position / RING_SLOTS;
 }
 
-/* Words of a slot that its frame fills: it begins with its length. */
+/* Words of a slot that its frame fills: it begins with its length, and a sign. */
 static uint32_t
 words_of(uint64_t first)
 {
-    unsigned char length[4];
+    uint32_t length;
 
-    memcpy(length, &first, sizeof length);
-    return length[0] % 128 == 0 && length[1] == 0 && length[2] == 0
-                   && length[3] <= RING_DATA_BYTES - sizeof length
-               ? (uint32_t) (sizeof length + length[3] + 7) / 8
+    memcpy(&length, &first, sizeof length);
+    length = ntohl(length) & INT32_MAX;
+    return length <= RING_DATA_BYTES - sizeof length
+               ? (uint32_t) (sizeof length + length + 7) / 8
                : RING_DATA_BYTES / 8; /* forged */
 }
 
@@ -161,6 +162,14 @@ uncount_sleeper(struct ring *ring, uint32_t epoch)
     }
 }
 
+/* Wake sleepers: how many. */
+static int
+ring_the_bell(struct ring *ring, int most)
+{
+    atomic_fetch_add(&ring->bell, 1);
+    return futex_wake(&ring->bell, most);
+}
+
 /* Those counted are dead, or awake and about to say so.  One that is not asleep yet will see that the
    bell has changed, and counts itself anew. */
 static void
@@ -168,10 +177,8 @@ forget_sleepers(struct ring *ring)
 {
     uint32_t was = atomic_load(&ring->sleepers);
 
-    if (atomic_compare_exchange_strong(&ring->sleepers, &was,
-                                       (was & EPOCH_MASK) + EPOCH)) {
-        atomic_fetch_add(&ring->bell, 1);
-        (void) futex_wake(&ring->bell, INT_MAX);
+    if (atomic_compare_exchange_strong(&ring->sleepers, &was, (was & EPOCH_MASK) + EPOCH)) {
+        (void) ring_the_bell(ring, INT_MAX);
     }
 }
 
@@ -190,8 +197,7 @@ wake_receivers(mpshm_arena *arena, int most)
     if (most == 0) {
         return;
     }
-    atomic_fetch_add(&ring->bell, 1);
-    if (futex_wake(&ring->bell, most) > 0) {
+    if (ring_the_bell(ring, most) > 0) {
         arena->vain_wakes = 0;
     } else if (++arena->vain_wakes == VAIN_WAKES) {
         arena->vain_wakes = 0;
@@ -432,20 +438,6 @@ ring_reap(mpshm_arena *arena, uint32_t number)
     }
 }
 
-static bool
-has_hung_up(int fd, short which)
-{
-    struct pollfd pipe = {.fd = fd, .events = 0};
-
-    return fd < 0 || (poll(&pipe, 1, 0) > 0 && (pipe.revents & which) != 0);
-}
-
-bool
-ring_has_no_receiver(int fd)
-{
-    return has_hung_up(fd, POLLERR);
-}
-
 /* Sleep until there may be room: 0, -EAGAIN when there is none, after the time or a signal, or -EPIPE
    when nobody is left to take anything. */
 int
@@ -454,7 +446,7 @@ ring_wait_room(mpshm_arena *arena, int fd, int timeout_ms)
     struct ring *ring = arena->ring;
     uint32_t room = atomic_load(&ring->room);
 
-    if (ring_has_no_receiver(fd)) {
+    if (fd < 0 || has_hung_up(fd, POLLERR)) {
         return -EPIPE;
     }
     if (is_full(ring) && timeout_ms > 0) {
@@ -473,25 +465,23 @@ ring_wait_room(mpshm_arena *arena, int fd, int timeout_ms)
     return is_full(ring) && atomic_load(&ring->room) == room ? -EAGAIN : 0;
 }
 
-/* Nobody is left to send: all are to see it, and nobody else tells them. */
+/* Let as many of those who sleep look for themselves. */
 void
-ring_tell_end(mpshm_arena *arena)
+ring_wake(mpshm_arena *arena, int most)
 {
-    struct ring *ring = arena->ring;
-
-    if (anybody_sleeps(ring)) {
-        atomic_fetch_add(&ring->bell, 1);
-        (void) futex_wake(&ring->bell, INT_MAX);
+    if (anybody_sleeps(arena->ring)) {
+        (void) ring_the_bell(arena->ring, most);
     }
 }
 
+/* Nobody is left to send: all are to see it, and nobody else tells them. */
 static bool
 is_at_end(mpshm_arena *arena, int fd)
 {
-    bool ended = has_hung_up(fd, POLLHUP | POLLNVAL);
+    bool ended = fd < 0 || has_hung_up(fd, POLLHUP | POLLNVAL);
 
     if (ended) {
-        ring_tell_end(arena);
+        ring_wake(arena, INT_MAX);
     }
     return ended;
 }
@@ -542,18 +532,6 @@ ring_wait(mpshm_arena *arena, int fd, int timeout_ms, int look_ms)
     return ring_is_ready(arena);
 }
 
-/* Woken by a message that is not taken: it is another's to see. */
-void
-ring_pass_on(mpshm_arena *arena)
-{
-    struct ring *ring = arena->ring;
-
-    if (anybody_sleeps(ring)) {
-        atomic_fetch_add(&ring->bell, 1);
-        (void) futex_wake(&ring->bell, 1);
-    }
-}
-
 /* By an end to receive by: this process need not have the other.  Under the process's lock: no child
    is to inherit what is opened here, and to keep the end of file off. */
 static void
@@ -590,13 +568,13 @@ bool
 ring_mirror(mpshm_arena *arena, int fd)
 {
     struct ring *ring = arena->ring;
-    bool open = true;
+    bool goes_on = true;
 
     for (uint32_t tries = 0; tries < TRIES; tries++) {
         bool claimed = is_claimed(ring);
 
         if (!claimed) {
-            open = read_bytes(fd);
+            goes_on = read_bytes(fd);
         } else if (atomic_load(&ring->watched) && bytes_in(fd) == 0) {
             show(fd);
         }
@@ -605,7 +583,7 @@ ring_mirror(mpshm_arena *arena, int fd)
             break;
         }
     }
-    return open;
+    return goes_on;
 }
 
 /* Messages were taken.  Under the process's lock. */

@@ -154,24 +154,6 @@ owner_is_gone(uint32_t owner)
     return owner == 0 || (kill((pid_t) owner, 0) == -1 && errno == ESRCH);
 }
 
-/* A full tmpfs answers a write through a mapping with SIGBUS; ask first. */
-static int
-reserve(struct segment *seg)
-{
-    int result = 0;
-
-#ifdef __linux__
-    uint64_t size = seg->head_bytes + ((uint64_t) seg->count << seg->shift);
-
-    if (seg->arena->bounded) {
-        result = fallocate(seg->arena->fd, 0, (off_t) segment_file_offset(seg), (off_t) size);
-    }
-#else
-    (void) seg;
-#endif
-    return result == 0 ? 0 : -errno;
-}
-
 static void
 unmap(struct segment *seg)
 {
@@ -194,7 +176,8 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
     if (error != 0) {
         return error;
     }
-    error = reserve(seg);
+    error = arena_reserve(seg->arena, segment_file_offset(seg),
+                          seg->head_bytes + ((uint64_t) seg->count << seg->shift));
     if (error == 0) {
         error = segment_map_data(seg);
     }

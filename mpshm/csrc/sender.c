@@ -345,14 +345,13 @@ sender_note(mpshm_arena *arena, const mpshm_run *run)
 static bool
 nothing_to_wait_for(mpshm_arena *arena, int fd)
 {
-    struct pollfd peer = {.fd = fd, .events = 0};
     int unread = 1;
 
-    if (poll(&peer, 1, 0) > 0 && (peer.revents & (POLLERR | POLLHUP | POLLNVAL))) {
+    if (has_hung_up(fd, POLLERR | POLLHUP | POLLNVAL)) {
         return true;
     }
     if (arena->slot_bytes != 0) {
-        return ring_unread(arena) == 0;
+        return !ring_is_ready(arena);
     }
 #ifdef __linux__
     struct sockaddr address;

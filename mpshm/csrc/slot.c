@@ -13,11 +13,11 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* How long a receiver waits, awake, for a message that is being written and that its pipe shows. */
 #define DUE_NS INT64_C(20000000)
@@ -38,12 +38,10 @@ mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinab
     if (arena->ring == NULL) {
         return -EINVAL;
     }
-    if (arena->bounded) { /* better now than by SIGBUS at the first message */
-        int error = posix_fallocate(arena->fd, 0, (off_t) (RING_OFFSET + RING_BYTES));
+    int error = arena_reserve(arena, 0, RING_OFFSET + RING_BYTES);
 
-        if (error != 0) {
-            return -error;
-        }
+    if (error != 0) {
+        return error;
     }
     arena->slot_bytes = arena->header->slot_bytes = MPSHM_SLOT_BYTES;
     arena->header->places = places;
@@ -66,23 +64,12 @@ mpshm_queue_bytes(mpshm_arena *arena)
 
 /* Putting. */
 
-/* Who can receive here needs not ask whether anybody can. */
-static bool
-receives(const mpshm_arena *arena)
-{
-    return arena->receivers > 0 && arena->receivers_as_of == mpshm_process.generation;
-}
-
 void
 mpshm_end_open(const mpshm_end *end)
 {
     mpshm_arena *arena = end->arena;
 
     pthread_mutex_lock(&mpshm_process.lock);
-    if (!receives(arena)) {
-        arena->receivers = 0; /* a parent's are not ours */
-        arena->receivers_as_of = mpshm_process.generation;
-    }
     arena->receivers += end->receives != 0;
     arena->refs++; /* at interpreter exit an end may be closed after its arena's handle */
     pthread_mutex_unlock(&mpshm_process.lock);
@@ -91,12 +78,8 @@ mpshm_end_open(const mpshm_end *end)
 void
 mpshm_end_close(const mpshm_end *end)
 {
-    mpshm_arena *arena = end->arena;
-
     pthread_mutex_lock(&mpshm_process.lock);
-    if (receives(arena)) {
-        arena->receivers -= end->receives != 0;
-    }
+    end->arena->receivers -= end->receives != 0;
     pthread_mutex_unlock(&mpshm_process.lock);
 }
 
@@ -104,14 +87,8 @@ void
 mpshm_end_closed(const mpshm_end *end)
 {
     if (!end->receives) {
-        ring_tell_end(end->arena);
+        ring_wake(end->arena, INT_MAX);
     }
-    arena_let_go(end->arena);
-}
-
-void
-mpshm_end_drop(const mpshm_end *end)
-{
     arena_let_go(end->arena);
 }
 
@@ -175,7 +152,7 @@ put_placed(const mpshm_end *end, const char *slots, const uint64_t *bytes, uint3
     }
     if (end->fd < 0) {
         error = -EBADF;
-    } else if (!receives(arena) && ring_has_no_receiver(end->fd)) {
+    } else if (arena->receivers == 0 && has_hung_up(end->fd, POLLERR)) {
         error = -EPIPE;
     } else {
         n = ring_put(arena, end->fd, slots, count);
@@ -566,16 +543,13 @@ look_at_pipe(mpshm_batch *batch)
 static bool
 due_is_ready(mpshm_arena *arena)
 {
-    int64_t until = 0;
-
-    while (!ring_is_ready(arena) && ring_is_due(arena)) {
-        until = until == 0 ? now_ns() + DUE_NS : until;
-        if (now_ns() >= until) {
-            break;
+    for (int64_t until = now_ns() + DUE_NS; !ring_is_ready(arena);) {
+        if (!ring_is_due(arena) || now_ns() >= until) {
+            return false;
         }
         sched_yield();
     }
-    return ring_is_ready(arena);
+    return true;
 }
 
 static int
@@ -591,7 +565,7 @@ receive_now(mpshm_batch *batch, uint32_t most)
     if (result == MPSHM_E_END) {
         n = take(batch, most); /* put just before the end */
         if (n == 0) {
-            ring_tell_end(batch->end->arena);
+            ring_wake(batch->end->arena, INT_MAX);
         }
     }
     return n > 0 ? (int) n : result != 0 ? result : -EAGAIN;
@@ -625,7 +599,7 @@ mpshm_slot_poll(const mpshm_end *end, int timeout_ms)
                     || ring_wait(end->arena, end->fd, timeout_ms, LOOK_POLL_MS);
 
     if (is_there && timeout_ms != 0) {
-        ring_pass_on(end->arena);
+        ring_wake(end->arena, 1); /* woken by a message that is another's to take */
     }
     return is_there;
 }

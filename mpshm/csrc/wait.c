@@ -1,7 +1,9 @@
-/* Sleeping on a shared word, and the clock of all waits.  Knows nothing of what is waited for. */
+/* Sleeping on a shared word, the clock of all waits, and whether the other end is gone.  Knows nothing
+   of what is waited for. */
 #define _GNU_SOURCE
 #include "internal.h"
 
+#include <poll.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -48,4 +50,13 @@ futex_wake(_Atomic uint32_t *word, int most)
     (void) word;
     return most;
 #endif
+}
+
+/* Whether poll() says one of those of a descriptor that nobody asked it about. */
+bool
+has_hung_up(int fd, short which)
+{
+    struct pollfd end = {.fd = fd, .events = 0};
+
+    return poll(&end, 1, 0) > 0 && (end.revents & which) != 0;
 }

@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
@@ -325,6 +326,16 @@ free_batch(mpshm_batch *batch)
 
     mpshm_batch_free(batch);
     free((void *) end);
+}
+
+int
+receive_patiently(mpshm_batch *batch)
+{
+    int n;
+
+    while ((n = mpshm_slot_receive_one(batch, -1)) == -EAGAIN || n == -EINTR) {
+    }
+    return n;
 }
 
 void

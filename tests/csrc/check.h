@@ -94,6 +94,8 @@ int open_descriptors(void);
 /* A batch with an end of its own to receive by, which goes with it. */
 mpshm_batch *batch_of(mpshm_arena *arena, mpshm_counts *counts, int fd, uint32_t spin_us);
 void free_batch(mpshm_batch *batch);
+/* The next message, as the package waits for it: who was not served comes again. */
+int receive_patiently(mpshm_batch *batch);
 /* A queue's pipe. */
 void make_pipe(int ends[2]);
 /* Slots as they are, past all who look at what they hold: to forge one, to take one unopened. */

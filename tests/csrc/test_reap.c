@@ -408,12 +408,8 @@ blocked_reader(void)
     if (pid == 0) {
         mpshm_batch *mine = batch_of(arena, &counts, ends[0], 0);
 
-        int n;
-
         go(to_parent);
-        while ((n = mpshm_slot_receive_one(mine, -1)) == -EAGAIN || n == -EINTR) {
-        }
-        CHECK_EQ(300, n);
+        CHECK_EQ(300, receive_patiently(mine));
         CHECK(is_filled(mine->data, 300, 7));
         free_batch(mine);
         exit(0);

@@ -553,17 +553,6 @@ one_message_wakes_one_sleeper(void)
     end_ring();
 }
 
-/* As the package does: who was not served comes again. */
-static int
-receive_patiently(mpshm_batch *mine)
-{
-    int n;
-
-    while ((n = mpshm_slot_receive_one(mine, -1)) == -EAGAIN || n == -EINTR) {
-    }
-    return n;
-}
-
 static int
 blocked_receiver(int expected)
 {
