@@ -20,6 +20,7 @@ SOURCES = (
     "slot.c",
     "reap.c",
     "ring.c",
+    "waiters.c",
 )
 CSRC = Path("mpshm/csrc")
 

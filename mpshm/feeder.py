@@ -18,9 +18,25 @@ from .queue_end import QueueEnd
 
 
 class Feeding:
-    """Whether a feeder thread has messages that must go first."""
+    """Whether a feeder thread has messages that must go first.
+
+    direct: where a message is put at once; None while that is so, when there is no shared memory,
+    and when the queue is closed.
+    """
 
     now = False
+
+    def __init__(self, end: QueueEnd | None) -> None:
+        self._open = self.direct = None if end is None else end.direct
+
+    def begin(self) -> None:
+        self.now, self.direct = True, None
+
+    def end(self) -> None:
+        self.now, self.direct = False, self._open
+
+    def close(self) -> None:
+        self._open = self.direct = None
 
 
 class Pickled:
@@ -58,7 +74,7 @@ class Feeder:
         while True:
             with notempty:
                 if not buffer:
-                    self._feeding.now = False
+                    self._feeding.end()
                     notempty.wait()
             while buffer:
                 obj = buffer.popleft()

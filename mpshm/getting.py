@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from . import aio, forking, payload, queue_end, slot
+from . import aio, forking, queue_end, slot
 from .queue_end import LOOK_MS, QueueEnd
+from .slot import TINY_BYTES
 
 if TYPE_CHECKING:
     from .figures import Stats
@@ -32,8 +33,9 @@ class Getting:
     if TYPE_CHECKING:
         _poll: Any
 
-        def get(self, block: bool = True, timeout: float | None = None) -> Any: ...
+        def _get_by_lock(self, block: bool, timeout: float | None) -> Any: ...
 
+    _closed = False
     _reader: Any
     _writer: Any
 
@@ -50,6 +52,57 @@ class Getting:
             return self._ahead.popleft()
         except IndexError:
             return None
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take an object off the queue; its large arrays are private, writable views.
+
+        Waits for one, unless told not to, and raises queue.Empty when none comes in `timeout`
+        seconds.
+        """
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        source = self._source
+        if source is None or self._ahead or not block or timeout is not None:
+            return self._get_in_time(block, timeout)
+        # What source.receive and queue_end.load do, with no call that can be spared.
+        idle = source.idle
+        while True:
+            try:
+                batch = idle.pop()
+            except IndexError:
+                batch = source.new_batch()
+            n = _receive_one(batch.c, -1)
+            if 0 <= n <= TINY_BYTES:
+                try:
+                    return _loads(batch.tiny)
+                finally:
+                    idle.append(batch)
+            message = slot.received(batch, n)
+            idle.append(batch)
+            if message is not None:  # else a signal: its handler has run
+                try:
+                    return queue_end.load(message)
+                finally:
+                    del message  # a traceback keeps this frame; it must not keep the runs
+
+    def _get_in_time(self, block: bool, timeout: float | None) -> Any:
+        if self._ahead and (received := self._next_ahead()) is not None:
+            return _load_aside(received)
+        source = self._source
+        if source is None:
+            return self._get_by_lock(block, timeout)
+        timeout = timeout if block else 0
+        deadline = None if timeout is None else time.monotonic() + timeout
+        wait_ms = 0
+        while (message := source.receive(wait_ms)) is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise Empty
+            wait_ms = -1 if left is None else slot.milliseconds(left, LOOK_MS)
+        try:
+            return queue_end.load(message)
+        finally:
+            del message  # as above
 
     def get_many(self, max_items: int | None = None, timeout: float | None = None) -> list[Any]:
         """Up to `max_items` objects: waits for the first as get does, then takes what is there.
@@ -99,21 +152,21 @@ class Getting:
         """Unpickle into `objects`; False when one failed, and waits its turn with those behind."""
         before = len(objects)
         try:
-            for received in some:
-                objects.append(
-                    pickle.loads(received) if type(received) is bytes else load(received)
-                )
-        except Exception as error:
-            rest = some[len(objects) - before + 1 :]
+            # What has been loaded before one fails is in the list.
+            objects.extend(map(_load_any, some))
+        except BaseException as error:
+            rest = some[len(objects) - before :]
+            some.clear()  # a traceback keeps these frames; they must not keep the runs
+            if not isinstance(error, Exception):
+                self._leave_aside([*map(_Got, objects), *rest])
+                raise
+            del rest[0]
             if not objects:
                 self._leave_aside(rest)
                 raise
             # The next to ask gets the error, as it would have from get().
             self._leave_aside([error.with_traceback(None), *rest])
             return False
-        except BaseException:
-            self._leave_aside([*map(_Got, objects), *some[len(objects) - before :]])
-            raise
         return True
 
     def _leave_aside(self, last: Iterable[Any], first: Iterable[Any] = ()) -> None:
@@ -164,29 +217,24 @@ class Getting:
                 await aio.readable(self._reader.fileno())
 
 
-# Looked up once, for every message needs it.
-_loads = pickle.loads
+# Looked up once, for every message needs them.
+_loads, _receive_one = pickle.loads, slot.receive_one
 
 
-def load(received: Any) -> Any:
-    """The object of a message with runs, or of one left aside; or its error is raised."""
+def _load_any(received: Any) -> Any:
+    if type(received) is bytes:
+        return _loads(received)
+    try:
+        return _load_aside(received)
+    finally:
+        del received  # as in get()
+
+
+def _load_aside(received: Any) -> Any:
+    """The object of a message that was left aside; or its error is raised."""
     if isinstance(received, Exception):
         try:
             raise received
         finally:
             del received  # a cycle with the traceback would keep what the message held
-    if isinstance(received, _Got):
-        return received.obj
-    return payload.load(payload.Received(*received) if type(received) is tuple else received)
-
-
-def next_in_time(source: QueueEnd, timeout: float) -> Any:
-    """The next message, or Empty after so many seconds."""
-    deadline = time.monotonic() + timeout if timeout > 0 else 0
-    wait_ms = 0
-    while (received := source.receive(wait_ms)) is None:
-        left = deadline - time.monotonic() if deadline else 0
-        if left <= 0:
-            raise Empty
-        wait_ms = slot.milliseconds(left, LOOK_MS)
-    return received
+    return received.obj if isinstance(received, _Got) else queue_end.load(received)

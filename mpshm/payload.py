@@ -12,8 +12,9 @@ import os
 import pickle
 import pickletools
 import sys
+from collections.abc import Iterable, Sequence
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, TypeGuard
 
 from . import config
 from .arena import CORE_MISSING, Arena, OutOfSharedMemory, Parcel, writable_alias
@@ -230,11 +231,22 @@ _extra_reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignor
 _idle: list[_Dumper] = []
 """Dumpers not in use.  list.pop and append are atomic, so threads and nested dumps share it."""
 
-_SCALARS = frozenset((int, float, bool, type(None)))
-_STRINGS = frozenset((bytes, str))
+SCALARS = frozenset((int, float, bool, type(None)))
+STRINGS = frozenset((bytes, str))
 """Types that the pickler writes without asking any reducer: no pickler of our own is needed."""
 
 _dumps, _modules = pickle.dumps, sys.modules
+
+
+def are_small(objects: Iterable[object]) -> TypeGuard[Sequence[object]]:
+    """Whether these are a list of bytes and strings, or of scalars, that pickle.dumps does for.
+
+    Few of them, if any, have pickles longer than INLINE_MAX.
+    """
+    if type(objects) not in (list, tuple) or not objects:
+        return False
+    kinds = {*map(type, objects)}
+    return kinds <= SCALARS or (kinds <= STRINGS and max(map(len, objects)) < INLINE_MAX)  # type: ignore[arg-type]
 
 
 def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
@@ -244,7 +256,7 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     pickler raises, and keeps nothing then.  Out of shared memory gives a plain message.
     """
     kind = type(obj)
-    if kind in _SCALARS or (kind in _STRINGS and len(obj) < INLINE_MAX):  # type: ignore[arg-type]
+    if kind in SCALARS or (kind in STRINGS and len(obj) < INLINE_MAX):  # type: ignore[arg-type]
         stream = _dumps(obj, 5)
         if len(stream) <= INLINE_MAX:
             return stream

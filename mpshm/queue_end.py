@@ -8,7 +8,9 @@ descriptor.
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -17,9 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from . import config, connection, payload, slot, wire
 from .arena import CORE_MISSING, NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, Parcel
+from .config import INLINE_MAX
 from .counters import Counters, Reason, be_ready_to_show
 from .errors import PlainRoadError
-from .payload import Message, Received
+from .payload import SCALARS, STRINGS, Message, Received
 from .slot import HAS_PLACE, NO_PLACE, TAKE_PLACE
 
 if TYPE_CHECKING:
@@ -39,7 +42,12 @@ class QueueEnd(connection.Connection):
 
     put_now: Callable[[bytes, int, int], int]
     receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
-    """What slot.putter and slot.receiver made, while this end is open."""
+    new_batch: Callable[[], slot.Batch]
+    """What slot.putter, slot.receiver and slot.Batch made, while this end is open."""
+    idle: list[slot.Batch]
+    """Batches that no thread uses, for who does what `receive` does by himself."""
+    direct: Any = None
+    """What slot.put_one needs, while it can be put to."""
 
     def _new_counters(self) -> Any:
         return slot.SlotCounters()
@@ -50,21 +58,23 @@ class QueueEnd(connection.Connection):
 
     def _reset_in_child(self) -> None:
         self._reader = wire.PlainReader()  # of no use here: a slot is never read in part
-        self._batches: list[slot.Batch] = []
+        self.idle = []
         if self._arena is None:
-            self.put_now = self.receive = self._unusable
+            self.put_now = self.receive = self.new_batch = self._unusable
         else:
             if self._c_end is None:
                 self._c_end = slot.End(self._arena, self._counters, self._handle, self._readable)
             self.put_now = slot.putter(self._c_end) if self._writable else self._read_only
-            self.receive = slot.receiver(self._c_end)
+            self.receive = slot.receiver(self._c_end, self.idle)
+            self.new_batch = functools.partial(slot.Batch, self._c_end)
+            self.direct = self._c_end.c if self._writable else None
 
     def _close(self, _close: Any = os.close) -> None:
-        self.put_now = self.receive = self._unusable
+        self.put_now = self.receive = self.new_batch = self._unusable
+        self.direct, self.idle = None, []
         end, self._c_end = self._c_end, None  # which keeps the arena
         if end is not None:
             end.close()
-        self._batches.clear()
         super()._close(_close)
         if end is not None:
             end.closed()
@@ -98,6 +108,12 @@ class QueueEnd(connection.Connection):
 
     def send(self, obj: object) -> None:
         """Send a picklable object, waiting while the ring is full."""
+        kind = type(obj)
+        if kind in SCALARS or (kind in STRINGS and len(obj) < INLINE_MAX):  # type: ignore[arg-type]
+            # As below, but with no call that can be spared.
+            direct, stream = self.direct, _dumps(obj, 5)
+            if direct is not None and _put_one(direct, stream, len(stream), NO_PLACE) > 0:
+                return
         message = _dump(obj, self._arena, self._handle)
         # If it does not go out at once, then once more with patience.
         if type(message) is not bytes or self.put_now(message, len(message), NO_PLACE) < 0:
@@ -250,9 +266,12 @@ class QueueEnd(connection.Connection):
         """
         if self._arena is None:
             self._unusable()
-        batch = self._batches.pop() if self._batches else slot.Batch(self._c_end)
+        try:
+            batch = self.idle.pop()
+        except IndexError:
+            batch = self.new_batch()
         messages = batch.receive_some(most, timeout_ms)
-        self._batches.append(batch)
+        self.idle.append(batch)
         return messages
 
     def _poll(self, timeout: float | None) -> bool:
@@ -289,8 +308,15 @@ class QueueEnd(connection.Connection):
         return stats_of(self)
 
 
-# Looked up once, for every message needs it.
-_dump = payload.dump
+# Looked up once, for every message needs them.
+_dump, _dumps, _put_one = payload.dump, pickle.dumps, slot.put_one
+
+
+def load(received: Any) -> Any:
+    """The object of a message that `receive` gave."""
+    if type(received) is tuple:
+        received = Received(*received)
+    return payload.load(received)
 
 
 def stats_of(*ends: connection.Connection) -> Stats:

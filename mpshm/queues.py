@@ -15,7 +15,7 @@ import pickle
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
 from queue import Empty, Full
@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import aio, config, connection, locked, payload, queue_end, slot
 from .arena import NO_WAIT, NoRoomNow, OutOfSharedMemory
+from .config import INLINE_MAX
 from .feeder import Feeder, Feeding, Pickled
-from .getting import Getting, load, next_in_time
-from .payload import Message
+from .getting import Getting
+from .payload import SCALARS, STRINGS, Message
 from .places import NO_LOCK, Places, wait_for_place
 from .queue_end import LOOK_MS, QueueEnd
-from .slot import AT_ONCE, NO_PLACE, TAKE_PLACE
+from .slot import AT_ONCE, NO_PLACE, TAKE_PLACE, TOO_LONG
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
@@ -121,7 +122,7 @@ class Queue(Getting, _StockQueue):
     def _reset(self, after_fork: bool = False) -> None:
         super()._reset(after_fork)  # type: ignore[misc]
         self._adopt()
-        self._feeding = Feeding()
+        self._feeding = Feeding(self._end)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -134,6 +135,18 @@ class Queue(Getting, _StockQueue):
 
         Waits only where the queue is bounded, and raises queue.Full as stock does.
         """
+        kind, direct = type(obj), self._feeding.direct
+        if direct is not None and (
+            kind in SCALARS or (kind in STRINGS and len(obj) < INLINE_MAX)  # as payload.dump asks
+        ):
+            # What is below for these, with no call that can be spared.
+            stream = _dumps(obj, 5)
+            code = _put_one(direct, stream, len(stream), TAKE_PLACE)
+            if code > 0:
+                return
+            if code != TOO_LONG:
+                self._offer(self._writer, obj, stream, block, timeout, slot.refused(code))
+                return
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         end = self._end
@@ -203,7 +216,7 @@ class Queue(Getting, _StockQueue):
 
     def _append(self, obj: Any) -> None:
         with self._notempty:
-            self._feeding.now = True
+            self._feeding.begin()
             if self._thread is None:
                 self._start_thread()
             self._buffer.append(obj)
@@ -255,6 +268,16 @@ class Queue(Getting, _StockQueue):
         Waits for places as put does, and reports what cannot be pickled as put does.
         """
         self._check_open()
+        if self._end is None or not payload.are_small(objects):
+            return self._put_each(objects)
+        for some, streams in pickled_some(objects):
+            if streams is None:
+                self._put_each(some)
+            else:
+                self._flush(_Waiting(streams, list(some)))
+        return len(objects)
+
+    def _put_each(self, objects: Iterable[Any]) -> int:
         end, arena, feeding = self._end, self._arena, self._feeding
         count = 0
         waiting = _Waiting([], [])
@@ -316,21 +339,8 @@ class Queue(Getting, _StockQueue):
 
     # Getting
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take an object off the queue; its large arrays are private, writable views."""
-        if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
-        source = self._source
-        received: Any = self._next_ahead() if self._ahead else None
-        if received is None:
-            if source is None:
-                return locked.get(self, block, timeout)
-            if block and timeout is None:
-                while (received := source.receive(-1)) is None:
-                    pass  # a signal: its handler has run
-            else:
-                received = next_in_time(source, timeout if block and timeout is not None else 0)
-        return _loads(received) if type(received) is bytes else load(received)
+    def _get_by_lock(self, block: bool, timeout: float | None) -> Any:
+        return locked.get(self, block, timeout)
 
     def full(self) -> bool:
         if self._arena is None:
@@ -351,6 +361,7 @@ class Queue(Getting, _StockQueue):
 
     def close(self) -> None:
         super().close()
+        self._feeding.close()
         if self._end is not None and self._thread is None and self._end.has_sent:
             # What stock's feeder does when it is told to end, which it starts with the first put.
             self._reader.close()
@@ -390,8 +401,19 @@ class Queue(Getting, _StockQueue):
 
 
 # Looked up once, for every message needs them.
-_loads, _dump = pickle.loads, payload.dump
+_dumps, _dump, _put_one = pickle.dumps, payload.dump, slot.put_one
 _NOT_NOW = (NoRoomNow, OutOfSharedMemory, slot.QueueFull)
+
+
+def pickled_some(objects: Sequence[Any]) -> Iterator[tuple[Sequence[Any], list[bytes] | None]]:
+    """As many as go out at once, and what they pickle to; None if one is too long to go like that.
+
+    They are what payload.are_small() says.
+    """
+    for at in range(0, len(objects), AT_ONCE):
+        some = objects[at : at + AT_ONCE]
+        streams = [_dumps(obj, 5) for obj in some]
+        yield some, streams if max(map(len, streams)) <= INLINE_MAX else None
 
 
 def flushing(objects: Iterable[Any], flush: Callable[[], None]) -> Iterable[Any]:
@@ -466,22 +488,12 @@ class SimpleQueue(Getting, _StockSimpleQueue):
         super().__setstate__(state)
         self._adopt()
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take an object off the queue; block and timeout as those of Queue."""
-        received: Any = self._next_ahead() if self._ahead else None
-        if received is None:
-            if self._source is None:
-                if not block and not self._poll():
-                    raise Empty
-                if timeout is not None and not self._poll(timeout):
-                    raise Empty
-                return locked.simple_get(self)
-            if block and timeout is None:
-                while (received := self._source.receive(-1)) is None:
-                    pass  # a signal: its handler has run
-            else:
-                received = next_in_time(self._source, timeout if block and timeout else 0)
-        return _loads(received) if type(received) is bytes else load(received)
+    def _get_by_lock(self, block: bool, timeout: float | None) -> Any:
+        if not block and not self._poll():
+            raise Empty
+        if timeout is not None and not self._poll(timeout):
+            raise Empty
+        return locked.simple_get(self)
 
     def put(self, obj: Any) -> None:
         """Put an object in the queue, waiting while its ring is full."""
@@ -492,6 +504,17 @@ class SimpleQueue(Getting, _StockSimpleQueue):
 
     def put_many(self, objects: Iterable[Any]) -> int:
         """Put all of them, small ones some at a time: one wake-up for many.  How many it were."""
+        end = self._end
+        if end is None or not payload.are_small(objects):
+            return self._put_each(objects)
+        for some, streams in pickled_some(objects):
+            if streams is None:
+                self._put_each(some)
+            else:
+                end.send_some(streams, NO_PLACE)
+        return len(objects)
+
+    def _put_each(self, objects: Iterable[Any]) -> int:
         end = self._end
         count = 0
         waiting: list[bytes] = []

@@ -31,14 +31,16 @@ if not CORE_MISSING:
     from ._native import ffi, lib
 
     # Looked up once: a cffi library's attribute costs more than a global.
-    _put_one, _receive_one, _unpack = lib.mpshm_slot_put_one, lib.mpshm_slot_receive_one, ffi.unpack
+    put_one, receive_one, _unpack = lib.mpshm_slot_put_one, lib.mpshm_slot_receive_one, ffi.unpack
     _NOTHING_NOW, _WITH_RUNS = -errno.EAGAIN, lib.MPSHM_DESCRIPTORS
     _FULL, _END = lib.MPSHM_E_FULL, lib.MPSHM_E_END
+    TOO_LONG, TINY_BYTES = -errno.EMSGSIZE, int(lib.MPSHM_TINY_BYTES)
     AT_ONCE, NO_PLACE = int(lib.MPSHM_SLOTS_AT_ONCE), int(lib.MPSHM_NO_PLACE)
     TAKE_PLACE, HAS_PLACE = int(lib.MPSHM_TAKE_PLACE), int(lib.MPSHM_HAS_PLACE)
     _end_close, _end_closed = lib.mpshm_end_close, lib.mpshm_end_closed
 else:  # and no queue asks for them
-    AT_ONCE = NO_PLACE = TAKE_PLACE = HAS_PLACE = 0
+    AT_ONCE = NO_PLACE = TAKE_PLACE = HAS_PLACE = TOO_LONG = TINY_BYTES = 0
+    put_one = receive_one = None
     _end_close = _end_closed = None
 
 
@@ -147,9 +149,11 @@ def putter(end: End) -> Callable[[bytes, int, int], int]:
     """A function that puts a message of at most INLINE_MAX bytes in the queue, and never waits.
 
     It takes the message, its size and what is to be done for its place; it gives 1, or a code for
-    `refused`.  A place taken is kept when that is NoRoomNow.
+    `refused`: TOO_LONG for a longer one.  A place taken is kept when that is NoRoomNow.
+
+    `put_one(end.c, ...)` is the same.
     """
-    return functools.partial(_put_one, end.c)
+    return functools.partial(put_one, end.c)
 
 
 def put_some(end: End, messages: list[bytes], place: int) -> int:
@@ -218,26 +222,30 @@ def wait_done(arena: Arena, timeout_ms: int) -> bool:
     return bool(lib.mpshm_wait_done(arena._c, timeout_ms) == 0)
 
 
-_Message = bytes | tuple[Any, list[memoryview]]
+Message = bytes | tuple[Any, list[memoryview]]
 """A message as it arrives: bytes, or its stream and its buffers, leased."""
 
 
 class Batch:
-    """Receives an end's messages, one or some at a time.  For one thread at a time."""
+    """Receives an end's messages, one or some at a time.  For one thread at a time.
 
-    __slots__ = ("_c", "_end", "data")
+    tiny: a message of at most TINY_BYTES that receive_one took, with zeros behind it.
+    """
+
+    __slots__ = ("_end", "c", "data", "tiny")
 
     def __init__(self, end: End) -> None:
         self._end = end
-        self._c = ffi.gc(lib.mpshm_batch_new(end.c, config.spin_us()), lib.mpshm_batch_free)
-        self.data = self._c.data
+        self.c = ffi.gc(lib.mpshm_batch_new(end.c, config.spin_us()), lib.mpshm_batch_free)
+        self.data = self.c.data
+        self.tiny = ffi.buffer(self.c.tiny)
 
-    def receive_some(self, most: int, timeout_ms: int) -> list[_Message | Exception]:
+    def receive_some(self, most: int, timeout_ms: int) -> list[Message | Exception]:
         """Up to `most` messages that are there, one after the other; none when none came in time.
 
         In the place of a message that cannot be had stands its exception.
         """
-        c = self._c
+        c = self.c
         n = lib.mpshm_slot_receive(c, most, timeout_ms)
         if n < 0:
             if n in (_NOTHING_NOW, -errno.EINTR):
@@ -260,7 +268,7 @@ class Batch:
 
     def with_runs(self, i: int) -> tuple[Any, list[memoryview]]:
         """The i-th message received, each of its runs with a holder of its own."""
-        c, message = self._c, self._c.messages[i]
+        c, message = self.c, self.c.messages[i]
         self.data = c.data
         numbers = range(message.first_run, message.first_run + message.runs)
         views = take_runs(lib.mpshm_batch_take, c, numbers)
@@ -273,30 +281,34 @@ def _failure(code: int, c: Any) -> Exception:
     return EOFError() if code == _END else failure_to_read(code, c.messages[0].bad)
 
 
-def receiver(end: End) -> Callable[[int], bytes | tuple[Any, list[memoryview]] | None]:
+def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
     """A function that gives the next message; None when there was none in so many milliseconds.
 
     It may give up earlier; -1 is as long as it likes.  It raises EOFError, OSError, or
     ProtocolError for a message that cannot be had.  Any number of threads may use it at once.
-    """
-    idle: list[Batch] = []  # list.pop and append are atomic
 
-    def receive(timeout_ms: int) -> bytes | tuple[Any, list[memoryview]] | None:
+    idle: batches that nobody uses.  list.pop and append are atomic.
+    """
+
+    def receive(timeout_ms: int) -> Message | None:
         try:
             batch = idle.pop()
         except IndexError:
             batch = Batch(end)
-        n = _receive_one(batch._c, timeout_ms)
-        if 0 <= n < _WITH_RUNS:
-            body: bytes = _unpack(batch.data, n)
-            idle.append(batch)
-            return body
-        message = None
-        if n == _WITH_RUNS:
-            message = batch.with_runs(0)
-        elif n not in (_NOTHING_NOW, -errno.EINTR):
-            raise _failure(n, batch._c)
+        message = received(batch, receive_one(batch.c, timeout_ms))
         idle.append(batch)
         return message
 
     return receive
+
+
+def received(batch: Batch, n: int) -> Message | None:
+    """What receive_one(batch.c, timeout_ms), which gave `n`, has left in the batch."""
+    if 0 <= n < _WITH_RUNS:
+        body: bytes = _unpack(batch.data, n)
+        return body
+    if n == _WITH_RUNS:
+        return batch.with_runs(0)
+    if n not in (_NOTHING_NOW, -errno.EINTR):
+        raise _failure(n, batch.c)
+    return None

@@ -1009,7 +1009,7 @@ def test_looking_again_is_a_switch(
     if text is not None:
         monkeypatch.setenv("MPSHM_SPIN_US", text)
     q = mpshm.SimpleQueue()
-    assert ns == slot.Batch(q._reader._c_end)._c.spin.ns
+    assert ns == slot.Batch(q._reader._c_end).c.waiter.spin.ns
     finish(q)
 
 

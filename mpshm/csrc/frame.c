@@ -139,7 +139,7 @@ read_first(mpshm_reader *reader, int fd, uint32_t need)
     if (n >= 0 || errno != EAGAIN) {
         return n >= 0 || errno != EOPNOTSUPP ? n : read(fd, reader->bytes, need);
     }
-    int64_t until = spin_begin(&reader->spin);
+    int64_t until = spin_begin(&reader->spin, false);
 
     while (spin_goes_on(until)) {
         sched_yield();

@@ -36,6 +36,7 @@ struct mpshm_arena {
     uint64_t stride;        /* checked copies of the header's: a stray write must not move us */
     uint64_t segment_bytes;
     uint32_t segment_limit, chunk_shift;
+    struct annex *annex;    /* NULL: the stride has no room for it */
     bool bounded;           /* the file system may run full under us: reserve before touching */
     struct arena_header *header;
     struct peer *peers;
@@ -159,26 +160,36 @@ void futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms);
 int futex_wake(_Atomic uint32_t *word, int most);
 bool has_hung_up(int fd, short which);
 void spin_init(mpshm_spin *spin, uint32_t spin_us);
-int64_t spin_begin(mpshm_spin *spin);
+int64_t spin_begin(mpshm_spin *spin, bool worth);
 bool spin_goes_on(int64_t until);
 void spin_end(mpshm_spin *spin, int64_t until, bool paid);
 
 /* ring.c.  Under the process's lock: ring_mirror, ring_was_taken, ring_watch; under arena_lock:
    ring_put, ring_take, ring_reap. */
-uint32_t ring_put(mpshm_arena *arena, int fd, const char *slots, uint32_t count);
+uint32_t ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count);
 uint32_t ring_take(mpshm_arena *arena, char *to, uint32_t most);
 uint32_t ring_unread(mpshm_arena *arena);
 bool ring_is_ready(mpshm_arena *arena);
-bool ring_look(mpshm_arena *arena, int64_t until);
+bool ring_is_full(mpshm_arena *arena);
 void ring_reap(mpshm_arena *arena, uint32_t number);
-bool ring_wait(mpshm_arena *arena, int fd, int timeout_ms, int look_ms);
-int ring_wait_room(mpshm_arena *arena, int fd, int timeout_ms);
 void ring_was_taken(mpshm_arena *arena, int fd);
 bool ring_mirror(mpshm_arena *arena, int fd);
 bool ring_is_claimed(mpshm_arena *arena);
 bool ring_is_due(mpshm_arena *arena);
-void ring_wake(mpshm_arena *arena, int most);
 void ring_watch(mpshm_arena *arena, int fd);
+
+/* waiters.c.  Under arena_lock: waiters_rouse, waiters_let_in, waiter_took. */
+void waiters_rouse(mpshm_arena *arena, int count);
+void waiters_call(mpshm_arena *arena, int most);
+void waiters_let_in(mpshm_arena *arena);
+int waiters_room(mpshm_arena *arena, int fd, int timeout_ms);
+bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
+void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
+void waiter_is_back(mpshm_waiter *waiter);
+void waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count);
+int waiter_look(mpshm_waiter *waiter, mpshm_arena *arena);
+bool waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms);
+void waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena);
 
 /* places.c: under arena_lock. */
 bool places_counted(const mpshm_arena *arena);

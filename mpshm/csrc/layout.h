@@ -1,7 +1,7 @@
 /* What lies in shared memory, byte by byte.  Both sides include this and nothing else describes it.
    Any change here bumps MPSHM_ABI.
 
-   The file:     | arena header, peer table, ring | segment 0 | segment 1 | ...  `stride` apart, sparse
+   The file:     | arena header, peer table, ring, annex | segment 0 | segment 1 | ...  `stride` apart, sparse
    A segment:    | free map | run table | (to alignment) data chunks |
 
    A hole reads as zero, and zero means "lent": a segment whose maker died before it set the free
@@ -104,6 +104,10 @@ _Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
    slot p % RING_SLOTS in lap p / RING_SLOTS.  What different processes write lies in lines apart. */
 #define RING_SLOTS UINT64_C(512)
 #define RING_DATA_BYTES 128
+/* A longer frame goes on in the annex, where each slot has a place of its own: apart, so that short
+   ones, which are the rule, lie close together and make less memory resident. */
+#define ANNEX_BYTES 1024
+#define RING_FRAME_BYTES (RING_DATA_BYTES + ANNEX_BYTES)
 struct ring_slot {
     _Atomic uint64_t word; /* lap 48 | owner 14 | state 2 */
     _Atomic uint64_t data[RING_DATA_BYTES / 8];
@@ -116,17 +120,24 @@ struct ring {
     uint64_t unused_2[7];
     _Atomic uint32_t sleepers; /* receivers that may sleep: epoch 16 | count 16 */
     _Atomic uint32_t bell;     /* the futex they sleep on: counts the times somebody woke them */
-    _Atomic uint32_t crowd;    /* senders that may sleep */
+    _Atomic uint32_t crowd;    /* senders may sleep: one is woken when so few slots are claimed; 0: none */
     _Atomic uint32_t room;     /* and their futex */
     _Atomic uint32_t watched;  /* somebody waits for the pipe: it is to be readable with the ring */
     uint32_t unused_3;
     _Atomic uint64_t look_until; /* when the lookout among them looks again, in ms of the clock */
-    _Atomic int64_t looking_until; /* when a receiver gives up that is awake and looks, in ns; 0: none */
-    uint64_t unused_4[3];
+    _Atomic int64_t looking_until; /* when a receiver gives up that is awake and looks, or has promised
+                                      to be back, in ns; 0: none */
+    _Atomic int64_t guard_until;   /* when one that sleeps looks at the latest, while another does; 0: none */
+    uint64_t unused_4[2];
     struct ring_slot slots[RING_SLOTS];
+};
+struct annex {
+    _Atomic uint64_t data[ANNEX_BYTES / 8];
 };
 #define RING_OFFSET HEADER_BYTES
 #define RING_BYTES sizeof(struct ring)
+#define ANNEX_OFFSET (RING_OFFSET + RING_BYTES)
+#define ANNEX_END (ANNEX_OFFSET + RING_SLOTS * ANNEX_BYTES)
 _Static_assert(sizeof(struct ring_slot) == 192, "layout");
 _Static_assert(offsetof(struct ring, slots) == 192, "layout");
 

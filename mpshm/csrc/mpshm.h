@@ -5,10 +5,11 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 3
+#define MPSHM_ABI 4
 #define MPSHM_FRAME_BYTES 4096
 #define MPSHM_SLOT_BYTES 128
 #define MPSHM_SLOTS_AT_ONCE 32
+#define MPSHM_TINY_BYTES 1152
 #define MPSHM_READER_BYTES 32772
 #define MPSHM_DESCRIPTORS 65536
 #define MPSHM_LONG 131072
@@ -183,7 +184,7 @@ void mpshm_discard(mpshm_reader *reader);
 mpshm_held *mpshm_held_new(void);
 void mpshm_held_free(mpshm_held *held);
 
-/* Queues: frames of MPSHM_SLOT_BYTES in a ring, many senders, many receivers, no lock. */
+/* Queues: frames of MPSHM_SLOT_BYTES, or of a message with no run a little more, in a ring, many senders, many receivers, no lock. */
 typedef struct {
     uint64_t at, size;      /* in data: a small message whole, else the stream that no run holds */
     uint32_t first_run, stream_runs, runs;
@@ -206,6 +207,19 @@ typedef struct {
     uint32_t receives;
 } mpshm_end;
 
+/* How a receiver waits for messages (waiters.c). */
+typedef struct {
+    mpshm_spin spin;
+    int look_ms;             /* how long it sleeps next, as the lookout */
+    _Bool looks;             /* it is said to be looking, or to be back soon */
+    uint32_t quick;          /* how often in a row it was back soon */
+    int64_t left_ns;         /* when it left with a message; 0: nobody slept */
+    int64_t guard_ns;        /* until when it said that it is the guard, or 0 */
+    int64_t seen_ns;         /* when it last counted what went through the ring, */
+    uint64_t seen_head, taken; /* how far that was, and what it has taken since */
+    _Bool flood, shared;     /* it was a flood, and others took of it */
+} mpshm_waiter;
+
 /* Messages received and not taken over yet: their bytes, and their leased runs. */
 typedef struct {
     const mpshm_end *end;
@@ -216,8 +230,8 @@ typedef struct {
     uint32_t count;
     mpshm_message messages[32];
     uint32_t sizes[32];     /* of small messages, whole; of others UINT32_MAX */
-    mpshm_spin spin;
-    int look_ms;            /* how long the next sleep may last */
+    char tiny[1152];        /* one received alone that is no longer, and zeros behind it */
+    mpshm_waiter waiter;
 } mpshm_batch;
 
 /* How a message finds its place in a bounded or joinable queue. */
@@ -269,8 +283,8 @@ void mpshm_batch_free(mpshm_batch *batch);
 /* Receive up to `most` messages, waiting for the first: timeout_ms 0 not at all, -1 as long as one sleep
    lasts.  How many, their runs leased; -EAGAIN or -EINTR when there is none. */
 int mpshm_slot_receive(mpshm_batch *batch, uint32_t most, int timeout_ms);
-/* Receive one.  The size of a small message, which lies whole at the beginning of data; or
-   MPSHM_DESCRIPTORS for one with runs; or its error. */
+/* Receive one.  The size of a small message, which lies whole at the beginning of data, and in `tiny`
+   if that holds it; or MPSHM_DESCRIPTORS for one with runs; or its error. */
 int mpshm_slot_receive_one(mpshm_batch *batch, int timeout_ms);
 void mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to);
 /* Give back what was not taken. */

@@ -8,7 +8,8 @@
    until then.  So who is killed leaves a slot in a state that says whose it is, and nobody waits for a
    sender that was stopped: receivers pass over what is being written.
 
-   Knows slots' bytes, peers' numbers and waits; knows no message.
+   Knows slots' bytes and peers' numbers; knows no message, and of who waits (waiters.c) only when
+   to tell them.
 
    Invariants:
    G1  A slot is claimed in its lap only when it is FREE in that lap, so only when its message of the
@@ -17,8 +18,6 @@
        who finds them behind moves them on.
    G3  One sender's messages are taken in its order: a receiver that passed over a slot looks at it
        again once it has seen a later one READY.
-   G4  Whoever may sleep says so (`sleepers`, `crowd`) before it looks a last time, and looks again
-       after a while: only a kill at the wrong moment costs that while.
    G5  While the ring is watched, its pipe holds a byte or some, at rest, exactly while a slot is
        claimed.  A sender sees to it between its claim and READY, so a message that can be taken has
        its byte; a receiver that finds nothing claimed reads them all; who changes the pipe looks at
@@ -35,16 +34,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-/* So many wake-ups in a row that woke nobody: those who said that they sleep are dead. */
-#define VAIN_WAKES 256
-/* The word that counts them: epoch 16 | count 16. */
-#define EPOCH UINT32_C(0x10000)
-#define EPOCH_MASK UINT32_C(0xffff0000)
 #define TRIES (8 * RING_SLOTS)
-/* No receiver looks again for longer. */
-#define LOOKING_MOST_NS INT64_C(1000000000)
-#define LOOK_FAR_MS 3000
-#define LOOK_GRACE_MS 50
 
 static struct ring_slot *
 slot_of(struct ring *ring, uint64_t position)
@@ -58,41 +48,68 @@ lap_of(uint64_t position)
     return position / RING_SLOTS;
 }
 
-/* Words of a slot that its frame fills: it begins with its length, and a sign. */
+/* Words of a slot, and behind them of its annex, that its frame fills: it begins with its length, and a
+   sign. */
 static uint32_t
-words_of(uint64_t first)
+words_of(mpshm_arena *arena, uint64_t first)
 {
+    uint32_t most = arena->annex != NULL ? RING_FRAME_BYTES : RING_DATA_BYTES;
     uint32_t length;
 
     memcpy(&length, &first, sizeof length);
     length = ntohl(length) & INT32_MAX;
-    return length <= RING_DATA_BYTES - sizeof length
-               ? (uint32_t) (sizeof length + length + 7) / 8
-               : RING_DATA_BYTES / 8; /* forged */
+    return length <= most - sizeof length ? (uint32_t) (sizeof length + length + 7) / 8
+                                          : most / 8; /* forged */
 }
 
 /* By words, for others may read them at the same time, and find out later that they must not. */
 static void
-copy_in(struct ring_slot *slot, const char *from)
+store_words(_Atomic uint64_t *to, const char *from, uint32_t count)
 {
-    uint64_t word;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t word;
 
-    memcpy(&word, from, 8);
-    for (uint32_t i = 0, n = words_of(word); i < n; i++) {
         memcpy(&word, from + 8 * (size_t) i, 8);
-        atomic_store_explicit(&slot->data[i], word, memory_order_relaxed);
+        atomic_store_explicit(&to[i], word, memory_order_relaxed);
     }
 }
 
 static void
-copy_out(char *to, struct ring_slot *slot)
+load_words(char *to, _Atomic uint64_t *from, uint32_t count)
 {
-    uint32_t n = words_of(atomic_load_explicit(&slot->data[0], memory_order_relaxed));
-
-    for (uint32_t i = 0; i < n; i++) {
-        uint64_t word = atomic_load_explicit(&slot->data[i], memory_order_relaxed);
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t word = atomic_load_explicit(&from[i], memory_order_relaxed);
 
         memcpy(to + 8 * (size_t) i, &word, 8);
+    }
+}
+
+#define SLOT_WORDS (RING_DATA_BYTES / 8)
+
+static void
+copy_in(mpshm_arena *arena, uint64_t position, const char *from)
+{
+    uint64_t at = position % RING_SLOTS, first;
+
+    memcpy(&first, from, 8);
+    uint32_t n = words_of(arena, first);
+
+    store_words(arena->ring->slots[at].data, from, n < SLOT_WORDS ? n : SLOT_WORDS);
+    if (n > SLOT_WORDS) {
+        store_words(arena->annex[at].data, from + RING_DATA_BYTES, n - SLOT_WORDS);
+    }
+}
+
+static void
+copy_out(mpshm_arena *arena, char *to, uint64_t position)
+{
+    uint64_t at = position % RING_SLOTS;
+    _Atomic uint64_t *data = arena->ring->slots[at].data;
+    uint32_t n = words_of(arena, atomic_load_explicit(data, memory_order_relaxed));
+
+    load_words(to, data, n < SLOT_WORDS ? n : SLOT_WORDS);
+    if (n > SLOT_WORDS) {
+        load_words(to + RING_DATA_BYTES, arena->annex[at].data, n - SLOT_WORDS);
     }
 }
 
@@ -139,83 +156,17 @@ write_byte(int fd)
     }
 }
 
-static bool
-anybody_sleeps(struct ring *ring)
-{
-    return (atomic_load_explicit(&ring->sleepers, memory_order_relaxed) & ~EPOCH_MASK) != 0;
-}
-
-/* A sleeper more; what it is to say when it is awake.  It has read `bell` before. */
-static uint32_t
-count_sleeper(struct ring *ring)
-{
-    return atomic_fetch_add(&ring->sleepers, 1) & EPOCH_MASK;
-}
-
-static void
-uncount_sleeper(struct ring *ring, uint32_t epoch)
-{
-    uint32_t was = atomic_load(&ring->sleepers);
-
-    while ((was & EPOCH_MASK) == epoch && was != epoch
-           && !atomic_compare_exchange_weak(&ring->sleepers, &was, was - 1)) {
-    }
-}
-
-/* Wake sleepers: how many. */
-static int
-ring_the_bell(struct ring *ring, int most)
-{
-    atomic_fetch_add(&ring->bell, 1);
-    return futex_wake(&ring->bell, most);
-}
-
-/* Those counted are dead, or awake and about to say so.  One that is not asleep yet will see that the
-   bell has changed, and counts itself anew. */
-static void
-forget_sleepers(struct ring *ring)
-{
-    uint32_t was = atomic_load(&ring->sleepers);
-
-    if (atomic_compare_exchange_strong(&ring->sleepers, &was, (was & EPOCH_MASK) + EPOCH)) {
-        (void) ring_the_bell(ring, INT_MAX);
-    }
-}
-
-static void
-wake_receivers(mpshm_arena *arena, int most)
-{
-    struct ring *ring = arena->ring;
-
-    if (!anybody_sleeps(ring)) {
-        return;
-    }
-    /* One who is looking needs no waking. */
-    int64_t left = atomic_load_explicit(&ring->looking_until, memory_order_relaxed) - now_ns();
-
-    most -= left > 0 && left < LOOKING_MOST_NS;
-    if (most == 0) {
-        return;
-    }
-    if (ring_the_bell(ring, most) > 0) {
-        arena->vain_wakes = 0;
-    } else if (++arena->vain_wakes == VAIN_WAKES) {
-        arena->vain_wakes = 0;
-        forget_sleepers(ring);
-    }
-}
-
-/* Put slots into the ring: how many found room, from the first on.  fd: the end of the pipe to
-   write to. */
+/* Put frames into the ring: how many found room, from the first on.  They lie RING_FRAME_BYTES apart,
+   each full to a multiple of 8 bytes.  fd: the end of the pipe to write to. */
 uint32_t
-ring_put(mpshm_arena *arena, int fd, const char *slots, uint32_t count)
+ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
 {
     struct ring *ring = arena->ring;
     uint64_t positions[MPSHM_SLOTS_AT_ONCE];
     uint32_t n = 0;
 
     while (n < count && claim(ring, arena->me, &positions[n])) {
-        copy_in(slot_of(ring, positions[n]), slots + (size_t) n * RING_DATA_BYTES);
+        copy_in(arena, positions[n], frames + (size_t) n * RING_FRAME_BYTES);
         n++;
     }
     if (n == 0) {
@@ -230,8 +181,8 @@ ring_put(mpshm_arena *arena, int fd, const char *slots, uint32_t count)
                               SLOT_WORD(lap_of(positions[i]), 0, SLOT_READY),
                               memory_order_release);
     }
-    atomic_thread_fence(memory_order_seq_cst); /* G4 */
-    wake_receivers(arena, (int) n);
+    atomic_thread_fence(memory_order_seq_cst); /* waiters.c, G4 */
+    waiters_rouse(arena, (int) n);
     return n;
 }
 
@@ -338,18 +289,6 @@ find_next(struct ring *ring, uint64_t *head, uint64_t *position, uint64_t *word)
     return true;
 }
 
-/* Not one by one: who waits for room had better find some. */
-static void
-wake_senders(struct ring *ring)
-{
-    if (atomic_load(&ring->crowd) != 0
-        && (int64_t) (atomic_load(&ring->tail) - atomic_load(&ring->head)) <= (int64_t) RING_SLOTS / 2
-        && atomic_exchange(&ring->crowd, 0) != 0) {
-        atomic_fetch_add(&ring->room, 1);
-        (void) futex_wake(&ring->room, INT_MAX);
-    }
-}
-
 bool
 ring_is_ready(mpshm_arena *arena)
 {
@@ -358,17 +297,7 @@ ring_is_ready(mpshm_arena *arena)
     return find_next(arena->ring, &head, &position, &word);
 }
 
-/* This receiver looks again and again, until then; 0: no longer, and whether a message came meanwhile,
-   which may have woken nobody. */
-bool
-ring_look(mpshm_arena *arena, int64_t until)
-{
-    atomic_store_explicit(&arena->ring->looking_until, until, memory_order_release);
-    atomic_thread_fence(memory_order_seq_cst);
-    return ring_is_ready(arena);
-}
-
-/* Take up to `most` slots out of the ring: how many. */
+/* Take up to `most` frames out of the ring, to places RING_FRAME_BYTES apart: how many. */
 uint32_t
 ring_take(mpshm_arena *arena, char *to, uint32_t most)
 {
@@ -379,7 +308,7 @@ ring_take(mpshm_arena *arena, char *to, uint32_t most)
     while (n < most && find_next(ring, &head, &position, &word)) {
         struct ring_slot *slot = slot_of(ring, position);
 
-        copy_out(to + (size_t) n * RING_DATA_BYTES, slot);
+        copy_out(arena, to + (size_t) n * RING_FRAME_BYTES, position);
         atomic_thread_fence(memory_order_acquire);
         if (atomic_compare_exchange_strong(&slot->word, &word,
                                            SLOT_WORD(lap_of(position) + 1, 0, SLOT_FREE))) {
@@ -388,11 +317,7 @@ ring_take(mpshm_arena *arena, char *to, uint32_t most)
         }
     }
     if (n > 0) {
-        wake_senders(ring);
-        /* What was put while we looked woke nobody, and we may be away for long. */
-        if (anybody_sleeps(ring) && ring_is_ready(arena)) {
-            wake_receivers(arena, 1);
-        }
+        waiters_let_in(arena);
     }
     return n;
 }
@@ -413,9 +338,10 @@ ring_unread(mpshm_arena *arena)
     return count;
 }
 
-static bool
-is_full(struct ring *ring)
+bool
+ring_is_full(mpshm_arena *arena)
 {
+    struct ring *ring = arena->ring;
     uint64_t at = atomic_load(&ring->tail);
 
     return SLOT_LAP(atomic_load(&slot_of(ring, at)->word)) < lap_of(at)
@@ -436,100 +362,6 @@ ring_reap(mpshm_arena *arena, uint32_t number)
             atomic_compare_exchange_strong(at, &word, SLOT_WORD(SLOT_LAP(word) + 1, 0, SLOT_FREE));
         }
     }
-}
-
-/* Sleep until there may be room: 0, -EAGAIN when there is none, after the time or a signal, or -EPIPE
-   when nobody is left to take anything. */
-int
-ring_wait_room(mpshm_arena *arena, int fd, int timeout_ms)
-{
-    struct ring *ring = arena->ring;
-    uint32_t room = atomic_load(&ring->room);
-
-    if (fd < 0 || has_hung_up(fd, POLLERR)) {
-        return -EPIPE;
-    }
-    if (is_full(ring) && timeout_ms > 0) {
-        atomic_store(&ring->crowd, 1);
-        atomic_thread_fence(memory_order_seq_cst); /* G4 */
-        if (is_full(ring)) {
-            futex_wait(&ring->room, room, timeout_ms);
-        }
-    }
-    if (is_full(ring)) { /* perhaps of one message, whose sender is dead */
-        arena_lock(arena);
-        ring_reap(arena, 0);
-        arena_unlock(arena);
-    }
-    /* Who was woken tries, though others may have been quicker: receivers are at work. */
-    return is_full(ring) && atomic_load(&ring->room) == room ? -EAGAIN : 0;
-}
-
-/* Let as many of those who sleep look for themselves. */
-void
-ring_wake(mpshm_arena *arena, int most)
-{
-    if (anybody_sleeps(arena->ring)) {
-        (void) ring_the_bell(arena->ring, most);
-    }
-}
-
-/* Nobody is left to send: all are to see it, and nobody else tells them. */
-static bool
-is_at_end(mpshm_arena *arena, int fd)
-{
-    bool ended = fd < 0 || has_hung_up(fd, POLLHUP | POLLNVAL);
-
-    if (ended) {
-        ring_wake(arena, INT_MAX);
-    }
-    return ended;
-}
-
-/* How long one of those who sleep may: the lookout not long, for nobody wakes anybody at the end of
-   file, nor when the one that a message woke was killed.  The others until they might have to take its
-   place. */
-static int
-watch_ms(struct ring *ring, int look_ms, uint64_t *mine)
-{
-    uint64_t now = (uint64_t) (now_ns() / 1000000), until = atomic_load(&ring->look_until);
-    bool watched = now < until && until < now + 2 * LOOK_FAR_MS;
-
-    *mine = now + (uint64_t) look_ms + LOOK_GRACE_MS;
-    if (!watched && atomic_compare_exchange_strong(&ring->look_until, &until, *mine)) {
-        return look_ms;
-    }
-    *mine = 0;
-    return LOOK_FAR_MS;
-}
-
-/* Sleep until there is a message or the end of file, or the time (-1: any) is over, or it is time to
-   look; whether one is there.  look_ms: how long a lookout sleeps.  Who sleeps on comes again. */
-bool
-ring_wait(mpshm_arena *arena, int fd, int timeout_ms, int look_ms)
-{
-    struct ring *ring = arena->ring;
-
-    if (ring_is_ready(arena) || is_at_end(arena, fd)) {
-        return true;
-    }
-    if (timeout_ms != 0) {
-        uint64_t mine;
-        int ms = watch_ms(ring, look_ms, &mine);
-
-        uint32_t bell = atomic_load(&ring->bell);
-        uint32_t epoch = count_sleeper(ring);
-
-        atomic_thread_fence(memory_order_seq_cst); /* G4 */
-        if (!ring_is_ready(arena)) {
-            futex_wait(&ring->bell, bell, timeout_ms < 0 || timeout_ms > ms ? ms : timeout_ms);
-        }
-        uncount_sleeper(ring, epoch);
-        if (mine != 0) { /* whoever comes next, perhaps we, is the lookout */
-            atomic_compare_exchange_strong(&ring->look_until, &mine, 0);
-        }
-    }
-    return ring_is_ready(arena);
 }
 
 /* By an end to receive by: this process need not have the other.  Under the process's lock: no child

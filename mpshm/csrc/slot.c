@@ -21,16 +21,10 @@
 
 /* How long a receiver waits, awake, for a message that is being written and that its pipe shows. */
 #define DUE_NS INT64_C(20000000)
-/* How long a receiver sleeps that is the ring's lookout: shortly at first, longer when it has been
-   idle for long. */
-#define LOOK_FIRST_MS 50
-#define LOOK_MOST_MS 800
-#define LOOK_POLL_MS 200
-
 #define LENGTH_BYTES 4
-#define INLINE_BYTES (MPSHM_SLOT_BYTES - LENGTH_BYTES)
 #define SIGN UINT32_C(0x80000000)
 _Static_assert(MPSHM_SLOT_BYTES == RING_DATA_BYTES, "a slot is what the ring holds");
+_Static_assert(sizeof ((mpshm_batch *) 0)->tiny == MPSHM_TINY_BYTES, "as it says");
 
 int
 mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable)
@@ -87,7 +81,7 @@ void
 mpshm_end_closed(const mpshm_end *end)
 {
     if (!end->receives) {
-        ring_wake(end->arena, INT_MAX);
+        waiters_call(end->arena, INT_MAX);
     }
     arena_let_go(end->arena);
 }
@@ -95,10 +89,19 @@ mpshm_end_closed(const mpshm_end *end)
 int
 mpshm_slot_wait_room(const mpshm_end *end, int timeout_ms)
 {
-    return ring_wait_room(end->arena, end->fd, timeout_ms);
+    return waiters_room(end->arena, end->fd, timeout_ms);
 }
 
-/* One message of at most SMALL_RUN_BYTES as a slot, its bytes in a run if need be; under arena_lock.
+/* A longer message needs a run.  One queue bounded by bytes counts those. */
+static uint64_t
+inline_bytes(const mpshm_arena *arena)
+{
+    bool longer = arena->annex != NULL && !arena->bounded && arena->header->bytes_limit == 0;
+
+    return (longer ? RING_FRAME_BYTES : MPSHM_SLOT_BYTES) - LENGTH_BYTES;
+}
+
+/* One message of at most SMALL_RUN_BYTES as a frame, its bytes in a run if need be; under arena_lock.
    The run's chunks are added to `bytes`. */
 static int
 fill_slot(mpshm_arena *arena, char *slot, const char *data, uint64_t size, mpshm_run *run,
@@ -107,11 +110,13 @@ fill_slot(mpshm_arena *arena, char *slot, const char *data, uint64_t size, mpshm
     uint32_t word = htonl((uint32_t) size);
 
     run->capacity = 0;
-    if (size <= INLINE_BYTES) {
+    if (size <= inline_bytes(arena)) {
+        memset(slot + (LENGTH_BYTES + size) / 8 * 8, 0, (LENGTH_BYTES + size) % 8 ? 8 : 0); /* its last word */
         memcpy(slot, &word, LENGTH_BYTES);
         memcpy(slot + LENGTH_BYTES, data, size);
         return 0;
     }
+    memset(slot, 0, MPSHM_SLOT_BYTES);
     int error = sender_claim(arena, size, true, run);
 
     if (error == 0) {
@@ -139,7 +144,7 @@ empty_slot(mpshm_run *run, uint64_t size)
    what became of the places: they pend no longer just before, for what a dead peer had pending is
    taken for not put.  How many, or the error.  bytes: of each, for the places. */
 static int
-put_placed(const mpshm_end *end, const char *slots, const uint64_t *bytes, uint32_t count,
+put_placed(const mpshm_end *end, const char *frames, const uint64_t *bytes, uint32_t count,
            int place, bool keeps)
 {
     mpshm_arena *arena = end->arena;
@@ -155,7 +160,7 @@ put_placed(const mpshm_end *end, const char *slots, const uint64_t *bytes, uint3
     } else if (arena->receivers == 0 && has_hung_up(end->fd, POLLERR)) {
         error = -EPIPE;
     } else {
-        n = ring_put(arena, end->fd, slots, count);
+        n = ring_put(arena, end->fd, frames, count);
     }
     if (n < count && place != MPSHM_NO_PLACE) {
         bool kept = place == MPSHM_HAS_PLACE
@@ -207,7 +212,7 @@ put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t coun
     bool keeps)
 {
     mpshm_arena *arena = end->arena;
-    char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
+    char frames[MPSHM_SLOTS_AT_ONCE * RING_FRAME_BYTES];
     mpshm_run runs[MPSHM_SLOTS_AT_ONCE];
     uint64_t bytes[MPSHM_SLOTS_AT_ONCE];
     uint32_t n = 0;
@@ -216,13 +221,12 @@ put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t coun
     if (count > MPSHM_SLOTS_AT_ONCE) {
         count = MPSHM_SLOTS_AT_ONCE;
     }
-    memset(slots, 0, (size_t) count * MPSHM_SLOT_BYTES);
     arena_lock(arena);
     while (n < count) {
         bytes[n] = MPSHM_SLOT_BYTES;
         error = sizes[n] > SMALL_RUN_BYTES
                     ? -EMSGSIZE
-                    : fill_slot(arena, slots + (size_t) n * MPSHM_SLOT_BYTES, data, sizes[n],
+                    : fill_slot(arena, frames + (size_t) n * RING_FRAME_BYTES, data, sizes[n],
                                 &runs[n], &bytes[n]);
         if (error == 0 && place == MPSHM_TAKE_PLACE && !places_take(arena, bytes[n])) {
             empty_slot(&runs[n], sizes[n]);
@@ -234,7 +238,7 @@ put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t coun
         data += sizes[n++];
     }
     if (n > 0) {
-        done = put_placed(end, slots, bytes, n, place, keeps);
+        done = put_placed(end, frames, bytes, n, place, keeps);
         error = done < 0 ? done : 0;
         for (uint32_t i = 0; i < n; i++) {
             if ((int) i >= done) {
@@ -334,8 +338,7 @@ mpshm_batch_new(const mpshm_end *end, uint32_t spin_us)
 
     if (batch != NULL) {
         batch->end = end;
-        batch->look_ms = LOOK_FIRST_MS;
-        spin_init(&batch->spin, spin_us);
+        waiter_init(&batch->waiter, spin_us);
         if (data_room(batch, SMALL_RUN_BYTES) != 0) {
             free(batch);
             batch = NULL;
@@ -442,7 +445,8 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     memset(message, 0, sizeof *message);
     memcpy(&word, slot, LENGTH_BYTES);
     word = ntohl(word);
-    if ((word & ~SIGN) > INLINE_BYTES) {
+    if ((word & ~SIGN) > (word < SIGN && arena->annex != NULL ? RING_FRAME_BYTES : MPSHM_SLOT_BYTES)
+                             - LENGTH_BYTES) {
         return MPSHM_E_LENGTH;
     }
     if (word < SIGN) {
@@ -475,15 +479,16 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
 
 /* What the slots just taken hold.  Under arena_lock. */
 static void
-open_slots(mpshm_batch *batch, const unsigned char *slots, uint32_t count)
+open_slots(mpshm_batch *batch, const unsigned char *frames, uint32_t count)
 {
     mpshm_arena *arena = batch->end->arena;
     uint64_t bytes = (uint64_t) count * MPSHM_SLOT_BYTES, chunk_bytes = arena->lease_bytes;
 
-    for (uint64_t at = 0; at < bytes; at += MPSHM_SLOT_BYTES) {
+    for (uint32_t n = 0; n < count; n++) {
+        const unsigned char *frame = frames + (size_t) n * RING_FRAME_BYTES;
         mpshm_message *message = &batch->messages[batch->count++];
 
-        message->error = open_slot(batch, arena, slots + at, message);
+        message->error = open_slot(batch, arena, frame, message);
         batch->sizes[batch->count - 1] = message->error != 0 || message->runs > 0
                                              ? UINT32_MAX
                                              : (uint32_t) message->size;
@@ -496,7 +501,7 @@ open_slots(mpshm_batch *batch, const unsigned char *slots, uint32_t count)
             for (uint32_t i = 0; i < message->runs; i++) {
                 size += batch->runs[message->first_run + i].size;
             }
-            count_received(batch->end->counts, size, (slots[at] & 0x80) == 0);
+            count_received(batch->end->counts, size, (frame[0] & 0x80) == 0);
         }
     }
     places_leave(arena, batch->count, bytes + arena->lease_bytes - chunk_bytes);
@@ -507,14 +512,15 @@ static uint32_t
 take(mpshm_batch *batch, uint32_t most)
 {
     mpshm_arena *arena = batch->end->arena;
-    char slots[MPSHM_SLOTS_AT_ONCE * MPSHM_SLOT_BYTES];
+    char frames[MPSHM_SLOTS_AT_ONCE * RING_FRAME_BYTES];
 
     arena_lock(arena);
-    uint32_t n = ring_take(arena, slots, most);
+    uint32_t n = ring_take(arena, frames, most);
 
     if (n > 0) {
+        waiter_took(&batch->waiter, arena, n);
         ring_was_taken(arena, batch->end->fd);
-        open_slots(batch, (unsigned char *) slots, n);
+        open_slots(batch, (unsigned char *) frames, n);
     }
     arena_unlock(arena);
     return n;
@@ -565,41 +571,20 @@ receive_now(mpshm_batch *batch, uint32_t most)
     if (result == MPSHM_E_END) {
         n = take(batch, most); /* put just before the end */
         if (n == 0) {
-            ring_wake(batch->end->arena, INT_MAX);
+            waiters_call(batch->end->arena, INT_MAX);
         }
     }
     return n > 0 ? (int) n : result != 0 ? result : -EAGAIN;
-}
-
-static int
-receive_spinning(mpshm_batch *batch, uint32_t most)
-{
-    mpshm_arena *arena = batch->end->arena;
-    int64_t until = spin_begin(&batch->spin);
-
-    if (until == 0) {
-        return -EAGAIN;
-    }
-    bool paid = ring_look(arena, until);
-
-    while (!paid && spin_goes_on(until)) {
-        sched_yield();
-        paid = ring_is_ready(arena);
-    }
-    paid = ring_look(arena, 0) || paid;
-    spin_end(&batch->spin, until, paid);
-    /* A signal meanwhile has interrupted nothing: the caller looks. */
-    return paid ? receive_now(batch, most) : -EINTR;
 }
 
 int
 mpshm_slot_poll(const mpshm_end *end, int timeout_ms)
 {
     bool is_there = due_is_ready(end->arena)
-                    || ring_wait(end->arena, end->fd, timeout_ms, LOOK_POLL_MS);
+                    || waiters_poll(end->arena, end->fd, timeout_ms);
 
     if (is_there && timeout_ms != 0) {
-        ring_wake(end->arena, 1); /* woken by a message that is another's to take */
+        waiters_call(end->arena, 1); /* woken by a message that is another's to take */
     }
     return is_there;
 }
@@ -621,20 +606,23 @@ mpshm_slot_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     if (most > MPSHM_SLOTS_AT_ONCE) {
         most = MPSHM_SLOTS_AT_ONCE;
     }
+    mpshm_arena *arena = batch->end->arena;
+    mpshm_waiter *waiter = &batch->waiter;
+
+    waiter_is_back(waiter);
     int result = receive_now(batch, most);
 
     if (result == -EAGAIN && timeout_ms != 0) {
-        result = receive_spinning(batch, most);
-    }
-    if (result == -EAGAIN && timeout_ms != 0) {
-        if (ring_wait(batch->end->arena, batch->end->fd, timeout_ms, batch->look_ms)) {
-            result = receive_now(batch, most);
-        } else {
-            batch->look_ms = batch->look_ms < LOOK_MOST_MS ? 2 * batch->look_ms : LOOK_MOST_MS;
+        result = waiter_look(waiter, arena);
+        if (result == -EAGAIN && waiter_sleep(waiter, arena, batch->end->fd, timeout_ms)) {
+            result = 1;
         }
+        result = result == 1 ? receive_now(batch, most) : result;
     }
-    if (result > 0) {
-        batch->look_ms = LOOK_FIRST_MS;
+    bool comes_again = timeout_ms < 0 && (result == -EAGAIN || result == -EINTR);
+
+    if (!comes_again) {
+        waiter_goes(waiter, arena);
     }
     uint64_t size = 0;
 
@@ -653,5 +641,11 @@ mpshm_slot_receive_one(mpshm_batch *batch, int timeout_ms)
     if (n < 0 || batch->messages[0].error != 0) {
         return n < 0 ? n : batch->messages[0].error;
     }
-    return batch->sizes[0] == UINT32_MAX ? MPSHM_DESCRIPTORS : (int) batch->sizes[0];
+    uint32_t size = batch->sizes[0];
+
+    if (size <= MPSHM_TINY_BYTES) {
+        memcpy(batch->tiny, batch->data, size);
+        memset(batch->tiny + size, 0, MPSHM_TINY_BYTES - size);
+    }
+    return size == UINT32_MAX ? MPSHM_DESCRIPTORS : (int) size;
 }

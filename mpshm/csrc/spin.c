@@ -25,18 +25,18 @@ spin_init(mpshm_spin *spin, uint32_t spin_us)
                           .probe = SPIN_PROBE};
 }
 
-/* Until when to look again; 0: not at all.  Who did so in vain gives its caller time to see signals,
+/* Until when to look again; 0: not at all.  worth: the caller knows that it will pay.  Who did so in vain gives its caller time to see signals,
    and when that comes again, it is to block. */
 int64_t
-spin_begin(mpshm_spin *spin)
+spin_begin(mpshm_spin *spin, bool worth)
 {
     if (spin->spun) {
         spin->spun = 0;
         return 0;
     }
-    bool worth = spin->ns > 0 && (spin->credit > 0 || ++spin->waits >= spin->probe);
+    worth = worth || spin->credit > 0 || ++spin->waits >= spin->probe;
 
-    return worth ? now_ns() + spin->ns : 0;
+    return spin->ns > 0 && worth ? now_ns() + spin->ns : 0;
 }
 
 bool

@@ -78,6 +78,30 @@ check_note(const struct note *note)
     }
 }
 
+/* The ring takes and gives frames that lie apart.  Under arena_lock. */
+static uint32_t
+put_frames(mpshm_arena *its, const struct note *notes, uint32_t count)
+{
+    static _Thread_local char frames[AT_ONCE * RING_FRAME_BYTES];
+
+    for (uint32_t i = 0; i < count; i++) {
+        memcpy(frames + i * RING_FRAME_BYTES, &notes[i], sizeof notes[i]);
+    }
+    return ring_put(its, ends[1], frames, count);
+}
+
+static uint32_t
+take_frames(mpshm_arena *its, struct note *notes, uint32_t most)
+{
+    static _Thread_local char frames[AT_ONCE * RING_FRAME_BYTES];
+    uint32_t n = ring_take(its, frames, most);
+
+    for (uint32_t i = 0; i < n; i++) {
+        memcpy(&notes[i], frames + i * RING_FRAME_BYTES, sizeof notes[i]);
+    }
+    return n;
+}
+
 /* How many of `count` notes, numbered from seq on, found room. */
 static uint32_t
 put_notes(uint32_t sender, uint64_t seq, uint32_t count)
@@ -88,7 +112,7 @@ put_notes(uint32_t sender, uint64_t seq, uint32_t count)
         notes[i] = note_of(sender, seq + i);
     }
     arena_lock(arena);
-    uint32_t n = ring_put(arena, ends[1], (char *) notes, count);
+    uint32_t n = put_frames(arena, notes, count);
 
     arena_unlock(arena);
     return n;
@@ -98,7 +122,7 @@ static uint32_t
 take_notes(struct note *notes, uint32_t most)
 {
     arena_lock(arena);
-    uint32_t n = ring_take(arena, (char *) notes, most);
+    uint32_t n = take_frames(arena, notes, most);
 
     arena_unlock(arena);
     for (uint32_t i = 0; i < n; i++) {
@@ -230,17 +254,17 @@ ring_is_full_at_its_last_slot_exactly(void)
     open_ring();
     for (uint32_t start = 0; start < 3 * FULL; start += 300) { /* wherever the laps begin */
         for (uint32_t i = 0; i < FULL; i++) {
-            CHECK_EQ(0, ring_wait_room(arena, ends[1], 0));
+            CHECK_EQ(0, waiters_room(arena, ends[1], 0));
             CHECK_EQ(i, ring_unread(arena));
             CHECK_EQ(1, put_notes(1, i, 1));
         }
-        CHECK_EQ(-EAGAIN, ring_wait_room(arena, ends[1], 0));
+        CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], 0));
         CHECK_EQ(0, put_notes(1, 0, 1));
         CHECK_EQ(FULL, mpshm_queue_size(arena));
         CHECK_EQ(3, take_notes(notes, 3));
-        CHECK_EQ(0, ring_wait_room(arena, ends[1], 0));
+        CHECK_EQ(0, waiters_room(arena, ends[1], 0));
         CHECK_EQ(3, put_notes(1, FULL, 9)); /* the first */
-        CHECK_EQ(-EAGAIN, ring_wait_room(arena, ends[1], 0));
+        CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], 0));
         check_taken(1, 3, FULL);
         check_put(2, 0, 300);
         check_taken(2, 0, 300);
@@ -432,7 +456,7 @@ tail_left_behind_is_moved_on(void)
     for (uint32_t i = 0; i < 3 * FULL; i++) {
         CHECK_EQ(1, put_notes(1, i, 1));
         atomic_fetch_sub(&ring->tail, 1);
-        CHECK_EQ(0, ring_wait_room(arena, ends[1], 0));
+        CHECK_EQ(0, waiters_room(arena, ends[1], 0));
         CHECK_EQ(1, ring_unread(arena));
         check_taken(1, i, 1);
     }
@@ -472,8 +496,8 @@ stray_writes_hold_nobody_up(void)
         }
         for (uint32_t i = 0; i < 3; i++) {
             arena_lock(arena);
-            (void) ring_put(arena, ends[1], (char *) notes, AT_ONCE);
-            (void) ring_take(arena, (char *) notes, 1 + round % AT_ONCE);
+            (void) put_frames(arena, notes, AT_ONCE);
+            (void) take_frames(arena, notes, 1 + round % AT_ONCE);
             arena_unlock(arena);
         }
         CHECK(ring_unread(arena) <= FULL);
@@ -944,7 +968,7 @@ put_in_thread(void *number)
         for (uint32_t i = 0; i < count; i++) {
             notes[i] = note_of((uint32_t) (uintptr_t) number, seq + i);
         }
-        n = ring_put(&own, ends[1], (char *) notes, count);
+        n = put_frames(&own, notes, count);
         seq += n;
         if (n == 0) {
             sched_yield();
@@ -961,7 +985,7 @@ take_in_thread(void *number)
     struct note notes[8];
 
     while (atomic_load(&shared->got) < SENDERS * NOTES) {
-        uint32_t n = ring_take(&own, (char *) notes, most);
+        uint32_t n = take_frames(&own, notes, most);
 
         for (uint32_t i = 0; i < n; i++) {
             note_taken(&notes[i], last);

@@ -36,10 +36,21 @@ queue_of(mpshm_geometry geometry, uint32_t places, uint64_t bytes, int joinable)
     int ends[2];
 
     make_pipe(ends);
+    q.arena->annex = NULL; /* as where the stride has no room for it: what is longer than a slot needs a run */
     q.batch = batch_of(q.arena, &counts, ends[0], 0);
     CHECK_EQ(0, mpshm_make_queue(q.arena, places, bytes, joinable));
     q.reader = ends[0];
     q.writer = ends[1];
+    return q;
+}
+
+/* One whose messages may go on in the annex. */
+static struct queue
+queue_with_annex(uint32_t places, uint64_t bytes)
+{
+    struct queue q = queue_of(roomy(), places, bytes, 0);
+
+    q.arena->annex = (struct annex *) ((char *) q.arena->header + ANNEX_OFFSET);
     return q;
 }
 
@@ -111,6 +122,80 @@ every_small_size_round_trips(void)
     }
     CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, MPSHM_NO_PLACE));
     CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, 0));
+    end_queue(&q);
+}
+
+static void
+message_that_goes_on_in_the_annex_needs_no_run(void)
+{
+    enum { MOST = RING_FRAME_BYTES - 4 };
+    struct queue q = queue_with_annex(0, 0);
+
+    CHECK(q.arena->annex != NULL);
+    for (uint32_t size = 0; size <= MOST + 9; size++) {
+        CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
+        CHECK_EQ(size > MOST, runs_in_use(q.arena));
+        check_next(&q, size, size);
+    }
+    /* Every slot's own, one long and one short by turns, twice round. */
+    for (uint32_t lap = 0; lap < 2; lap++) {
+        for (uint32_t i = 0; i < RING_SLOTS; i++) {
+            CHECK_EQ(1, put(&q, i % 2 ? MOST - i : i % 100, i, MPSHM_NO_PLACE));
+        }
+        CHECK_EQ(-EAGAIN, put(&q, MOST, 0, MPSHM_NO_PLACE));
+        for (uint32_t i = 0; i < RING_SLOTS; i++) {
+            check_next(&q, i % 2 ? MOST - i : i % 100, i);
+        }
+    }
+    CHECK_EQ(0, runs_in_use(q.arena));
+    end_queue(&q);
+}
+
+static void
+message_received_alone_has_zeros_behind_it(void)
+{
+    struct queue q = queue_with_annex(0, 0);
+    const uint32_t sizes[] = {1148, 0, 1148, 1, 124, 125, 1000, 7};
+
+    for (uint32_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        CHECK_EQ(1, put(&q, sizes[i], 77, MPSHM_NO_PLACE));
+        CHECK_EQ(sizes[i], mpshm_slot_receive_one(q.batch, 0));
+        CHECK_EQ(0, memcmp(q.batch->tiny, q.batch->data, sizes[i]));
+        for (uint32_t at = sizes[i]; at < sizeof q.batch->tiny; at++) {
+            CHECK_EQ(0, q.batch->tiny[at]);
+        }
+    }
+    end_queue(&q);
+}
+
+static void
+queue_bounded_by_bytes_counts_what_an_annex_would_hold(void)
+{
+    struct queue q = queue_with_annex(0, 2000);
+
+    CHECK_EQ(1, put(&q, 1000, 1, MPSHM_TAKE_PLACE));
+    CHECK_EQ(1, runs_in_use(q.arena));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1000, 2, MPSHM_TAKE_PLACE));
+    check_next(&q, 1000, 1);
+    end_queue(&q);
+}
+
+static void
+forged_length_past_the_annex_costs_only_its_own_message(void)
+{
+    struct queue q = queue_with_annex(0, 0);
+    const uint32_t lengths[] = {1149, 4096, INT32_MAX};
+
+    for (uint32_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        char frame[RING_FRAME_BYTES] = {0};
+        uint32_t length = htonl(lengths[i]);
+
+        memcpy(frame, &length, sizeof length);
+        put_raw(q.arena, frame);
+        CHECK_EQ(1, put(&q, 1148, 5, MPSHM_NO_PLACE));
+        CHECK_EQ(MPSHM_E_LENGTH, mpshm_slot_receive_one(q.batch, 0));
+        check_next(&q, 1148, 5);
+    }
     end_queue(&q);
 }
 
@@ -926,7 +1011,7 @@ each_of_many_blocked_threads_gets_one(void)
     pthread_t threads[THREADS];
 
     open_shared();
-    hammered = queue_of(roomy(), 0, 0, 0);
+    hammered = queue_with_annex(0, 0);
     for (int i = 0; i < THREADS; i++) {
         CHECK_EQ(0, pthread_create(&threads[i], NULL, block_for_one, NULL));
     }
@@ -942,6 +1027,10 @@ each_of_many_blocked_threads_gets_one(void)
 
 static const struct test tests[] = {
     TEST(every_small_size_round_trips),
+    TEST(message_that_goes_on_in_the_annex_needs_no_run),
+    TEST(message_received_alone_has_zeros_behind_it),
+    TEST(queue_bounded_by_bytes_counts_what_an_annex_would_hold),
+    TEST(forged_length_past_the_annex_costs_only_its_own_message),
     TEST(tiny_chunks_carry_small_messages_too),
     TEST(many_of_mixed_sizes_arrive_in_order),
     TEST(more_than_fit_at_once_are_put_in_part),
