@@ -45,6 +45,15 @@ class Getting:
         self._source: QueueEnd | None = self._reader if isinstance(self._reader, QueueEnd) else None
         self._arena: Any = None if self._end is None else self._end.arena
         self._ahead: collections.deque[Any] = collections.deque()
+        self._use_idle()
+
+    def _use_idle(self) -> None:
+        """Have get() take what comes next from the ring itself, as long as it may."""
+        source = self._source
+        # source.idle, while the queue is open and nothing has been left aside that comes first.
+        self._idle: list[slot.Batch] | None = None if source is None else source.idle
+        if self._ahead or self._closed:
+            self._idle = None
 
     def _next_ahead(self) -> Any:
         """What get_many has taken off the ring and could not give out; None if there is nothing."""
@@ -52,6 +61,9 @@ class Getting:
             return self._ahead.popleft()
         except IndexError:
             return None
+        finally:
+            if not self._ahead:
+                self._use_idle()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take an object off the queue; its large arrays are private, writable views.
@@ -59,18 +71,15 @@ class Getting:
         Waits for one, unless told not to, and raises queue.Empty when none comes in `timeout`
         seconds.
         """
-        if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
-        source = self._source
-        if source is None or self._ahead or not block or timeout is not None:
+        idle = self._idle
+        if idle is None or not block or timeout is not None:
             return self._get_in_time(block, timeout)
         # What source.receive and queue_end.load do, with no call that can be spared.
-        idle = source.idle
         while True:
             try:
                 batch = idle.pop()
             except IndexError:
-                batch = source.new_batch()
+                batch = self._source.new_batch()  # type: ignore[union-attr]
             n = _receive_one(batch.c, -1)
             if 0 <= n <= TINY_BYTES:
                 try:
@@ -86,6 +95,7 @@ class Getting:
                     del message  # a traceback keeps this frame; it must not keep the runs
 
     def _get_in_time(self, block: bool, timeout: float | None) -> Any:
+        self._check_open()
         if self._ahead and (received := self._next_ahead()) is not None:
             return _load_aside(received)
         source = self._source
@@ -174,9 +184,11 @@ class Getting:
         forking.register(self)  # a child has no part in it
         self._ahead.extendleft(reversed([*first]))
         self._ahead.extend(last)
+        self._use_idle()
 
     def _reset_in_child(self) -> None:
         self._ahead.clear()
+        self._use_idle()
 
     def _get_one_by_one(self, most: int, timeout: float | None) -> list[Any]:
         objects = [self.get(True, timeout)]

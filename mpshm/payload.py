@@ -256,7 +256,7 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     pickler raises, and keeps nothing then.  Out of shared memory gives a plain message.
     """
     kind = type(obj)
-    if kind in SCALARS or (kind in STRINGS and len(obj) < INLINE_MAX):  # type: ignore[arg-type]
+    if (kind in STRINGS and len(obj) < INLINE_MAX) or kind in SCALARS:  # type: ignore[arg-type]
         stream = _dumps(obj, 5)
         if len(stream) <= INLINE_MAX:
             return stream

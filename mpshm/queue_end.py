@@ -45,7 +45,8 @@ class QueueEnd(connection.Connection):
     new_batch: Callable[[], slot.Batch]
     """What slot.putter, slot.receiver and slot.Batch made, while this end is open."""
     idle: list[slot.Batch]
-    """Batches that no thread uses, for who does what `receive` does by himself."""
+    """Batches that no thread uses, for who does what `receive` does by himself.  Always the same
+    list, and empty in a new child and once closed."""
     direct: Any = None
     """What slot.put_one needs, while it can be put to."""
 
@@ -58,7 +59,7 @@ class QueueEnd(connection.Connection):
 
     def _reset_in_child(self) -> None:
         self._reader = wire.PlainReader()  # of no use here: a slot is never read in part
-        self.idle = []
+        self._empty_idle()
         if self._arena is None:
             self.put_now = self.receive = self.new_batch = self._unusable
         else:
@@ -69,9 +70,16 @@ class QueueEnd(connection.Connection):
             self.new_batch = functools.partial(slot.Batch, self._c_end)
             self.direct = self._c_end.c if self._writable else None
 
+    def _empty_idle(self) -> None:
+        try:
+            self.idle.clear()
+        except AttributeError:
+            self.idle = []
+
     def _close(self, _close: Any = os.close) -> None:
         self.put_now = self.receive = self.new_batch = self._unusable
-        self.direct, self.idle = None, []
+        self.direct = None
+        self._empty_idle()
         end, self._c_end = self._c_end, None  # which keeps the arena
         if end is not None:
             end.close()
@@ -109,10 +117,12 @@ class QueueEnd(connection.Connection):
     def send(self, obj: object) -> None:
         """Send a picklable object, waiting while the ring is full."""
         kind = type(obj)
-        if kind in SCALARS or (kind in STRINGS and len(obj) < INLINE_MAX):  # type: ignore[arg-type]
+        if (kind in STRINGS and len(obj) < INLINE_MAX) or kind in SCALARS:  # type: ignore[arg-type]
             # As below, but with no call that can be spared.
             direct, stream = self.direct, _dumps(obj, 5)
-            if direct is not None and _put_one(direct, stream, len(stream), NO_PLACE) > 0:
+            if direct is not None and len(stream) <= INLINE_MAX:
+                if _put_one(direct, stream, len(stream), NO_PLACE) < 0:
+                    self._transmit(stream)
                 return
         message = _dump(obj, self._arena, self._handle)
         # If it does not go out at once, then once more with patience.

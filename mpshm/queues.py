@@ -137,7 +137,7 @@ class Queue(Getting, _StockQueue):
         """
         kind, direct = type(obj), self._feeding.direct
         if direct is not None and (
-            kind in SCALARS or (kind in STRINGS and len(obj) < INLINE_MAX)  # as payload.dump asks
+            (kind in STRINGS and len(obj) < INLINE_MAX) or kind in SCALARS  # as payload.dump asks
         ):
             # What is below for these, with no call that can be spared.
             stream = _dumps(obj, 5)
@@ -362,6 +362,7 @@ class Queue(Getting, _StockQueue):
     def close(self) -> None:
         super().close()
         self._feeding.close()
+        self._idle = None
         if self._end is not None and self._thread is None and self._end.has_sent:
             # What stock's feeder does when it is told to end, which it starts with the first put.
             self._reader.close()

@@ -237,8 +237,10 @@ class Batch:
     def __init__(self, end: End) -> None:
         self._end = end
         self.c = ffi.gc(lib.mpshm_batch_new(end.c, config.spin_us()), lib.mpshm_batch_free)
-        self.data = self.c.data
-        self.tiny = ffi.buffer(self.c.tiny)
+        self._look_at(self.c.data)
+
+    def _look_at(self, data: Any) -> None:
+        self.data, self.tiny = data, ffi.buffer(data, TINY_BYTES)
 
     def receive_some(self, most: int, timeout_ms: int) -> list[Message | Exception]:
         """Up to `most` messages that are there, one after the other; none when none came in time.
@@ -251,7 +253,8 @@ class Batch:
             if n in (_NOTHING_NOW, -errno.EINTR):
                 return []
             raise _failure(n, c)
-        self.data = c.data
+        if c.data != self.data:
+            self._look_at(c.data)  # it had to grow
         data = _unpack(c.data, c.data_used)
         messages: list[Any] = []
         at = 0
@@ -269,7 +272,8 @@ class Batch:
     def with_runs(self, i: int) -> tuple[Any, list[memoryview]]:
         """The i-th message received, each of its runs with a holder of its own."""
         c, message = self.c, self.c.messages[i]
-        self.data = c.data
+        if c.data != self.data:
+            self._look_at(c.data)  # it had to grow
         numbers = range(message.first_run, message.first_run + message.runs)
         views = take_runs(lib.mpshm_batch_take, c, numbers)
         stream = ffi.buffer(c.data + message.at, message.size)[:]

@@ -230,7 +230,6 @@ typedef struct {
     uint32_t count;
     mpshm_message messages[32];
     uint32_t sizes[32];     /* of small messages, whole; of others UINT32_MAX */
-    char tiny[1152];        /* one received alone that is no longer, and zeros behind it */
     mpshm_waiter waiter;
 } mpshm_batch;
 
@@ -283,8 +282,8 @@ void mpshm_batch_free(mpshm_batch *batch);
 /* Receive up to `most` messages, waiting for the first: timeout_ms 0 not at all, -1 as long as one sleep
    lasts.  How many, their runs leased; -EAGAIN or -EINTR when there is none. */
 int mpshm_slot_receive(mpshm_batch *batch, uint32_t most, int timeout_ms);
-/* Receive one.  The size of a small message, which lies whole at the beginning of data, and in `tiny`
-   if that holds it; or MPSHM_DESCRIPTORS for one with runs; or its error. */
+/* Receive one.  The size of a small message, which lies whole at the beginning of data, and zeros up to
+   MPSHM_TINY_BYTES behind it; or MPSHM_DESCRIPTORS for one with runs; or its error. */
 int mpshm_slot_receive_one(mpshm_batch *batch, int timeout_ms);
 void mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to);
 /* Give back what was not taken. */

@@ -66,6 +66,9 @@ words_of(mpshm_arena *arena, uint64_t first)
 static void
 store_words(_Atomic uint64_t *to, const char *from, uint32_t count)
 {
+#ifndef __clang__ /* which does it by itself */
+#pragma GCC unroll 8
+#endif
     for (uint32_t i = 0; i < count; i++) {
         uint64_t word;
 

@@ -24,7 +24,7 @@
 #define LENGTH_BYTES 4
 #define SIGN UINT32_C(0x80000000)
 _Static_assert(MPSHM_SLOT_BYTES == RING_DATA_BYTES, "a slot is what the ring holds");
-_Static_assert(sizeof ((mpshm_batch *) 0)->tiny == MPSHM_TINY_BYTES, "as it says");
+_Static_assert(MPSHM_TINY_BYTES <= SMALL_RUN_BYTES, "there is room for the zeros");
 
 int
 mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable)
@@ -644,8 +644,7 @@ mpshm_slot_receive_one(mpshm_batch *batch, int timeout_ms)
     uint32_t size = batch->sizes[0];
 
     if (size <= MPSHM_TINY_BYTES) {
-        memcpy(batch->tiny, batch->data, size);
-        memset(batch->tiny + size, 0, MPSHM_TINY_BYTES - size);
+        memset(batch->data + size, 0, MPSHM_TINY_BYTES - size);
     }
     return size == UINT32_MAX ? MPSHM_DESCRIPTORS : (int) size;
 }

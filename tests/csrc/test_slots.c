@@ -160,9 +160,8 @@ message_received_alone_has_zeros_behind_it(void)
     for (uint32_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         CHECK_EQ(1, put(&q, sizes[i], 77, MPSHM_NO_PLACE));
         CHECK_EQ(sizes[i], mpshm_slot_receive_one(q.batch, 0));
-        CHECK_EQ(0, memcmp(q.batch->tiny, q.batch->data, sizes[i]));
-        for (uint32_t at = sizes[i]; at < sizeof q.batch->tiny; at++) {
-            CHECK_EQ(0, q.batch->tiny[at]);
+        for (uint32_t at = sizes[i]; at < MPSHM_TINY_BYTES; at++) {
+            CHECK_EQ(0, q.batch->data[at]);
         }
     }
     end_queue(&q);
