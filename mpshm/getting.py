@@ -163,7 +163,8 @@ class Getting:
         before = len(objects)
         try:
             # What has been loaded before one fails is in the list.
-            objects.extend(map(_load_any, some))
+            plain = {*map(type, some)} == {bytes}
+            objects.extend(map(_loads if plain else _load_any, some))
         except BaseException as error:
             rest = some[len(objects) - before :]
             some.clear()  # a traceback keeps these frames; they must not keep the runs
