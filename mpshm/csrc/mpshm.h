@@ -217,7 +217,7 @@ typedef struct {
     int64_t guard_ns;        /* until when it said that it is the guard, or 0 */
     int64_t seen_ns;         /* when it last counted what went through the ring, */
     uint64_t seen_head, taken; /* how far that was, and what it has taken since */
-    _Bool flood, shared;     /* it was a flood, and others took of it */
+    _Bool shared;            /* it was a flood, and others took of it */
 } mpshm_waiter;
 
 /* Messages received and not taken over yet: their bytes, and their leased runs. */

@@ -206,7 +206,7 @@ waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count)
     }
 }
 
-/* Is it a flood, and are there others who take from it? */
+/* Is there a flood, which others take from as well? */
 static void
 count_traffic(mpshm_waiter *waiter, struct ring *ring)
 {
@@ -214,8 +214,8 @@ count_traffic(mpshm_waiter *waiter, struct ring *ring)
     uint64_t head = atomic_load(&ring->head), moved = head - waiter->seen_head;
 
     if (moved >= FLOOD_MESSAGES || took >= FLOOD_MESSAGES * FLOOD_NS) {
-        waiter->flood = moved >= FLOOD_MESSAGES && took <= (int64_t) moved * FLOOD_NS;
-        waiter->shared = waiter->flood && moved - waiter->taken >= FLOOD_MESSAGES / 2;
+        waiter->shared = moved >= FLOOD_MESSAGES && took <= (int64_t) moved * FLOOD_NS
+                         && moved - waiter->taken >= FLOOD_MESSAGES / 2;
         waiter->seen_ns = now;
         waiter->seen_head = head;
         waiter->taken = 0;
@@ -233,7 +233,9 @@ waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
     if (!waiter->looks && is_ahead(&ring->looking_until, now_ns())) {
         return -EAGAIN; /* one who looks is enough */
     }
-    int64_t until = spin_begin(&waiter->spin, waiter->flood);
+    /* To sleep would be to be woken at once.  Not so in a flood of our own: there it may be that both
+       share a busy CPU, and who yields it there is late. */
+    int64_t until = spin_begin(&waiter->spin, waiter->shared);
 
     if (until == 0) {
         return -EAGAIN;
