@@ -18,8 +18,8 @@ FIRST_PAUSE, LAST_PAUSE = 0.0005, 0.02
 """Seconds between two looks at what no descriptor tells."""
 
 
-async def readable(fd: int) -> None:
-    """Return when `fd` may have something to read, for one task at a time."""
+async def readable(fd: int, timeout: float) -> None:
+    """Return when `fd` may have something to read, for one task at a time, or the time is over."""
     loop = asyncio.get_running_loop()
     lines = _waiting.setdefault(loop, {})
     waiters = lines.setdefault(fd, collections.deque())
@@ -28,7 +28,7 @@ async def readable(fd: int) -> None:
     if len(waiters) == 1:
         loop.add_reader(fd, _wake_first, waiters)
     try:
-        await mine
+        await asyncio.wait((mine,), timeout=timeout)
     finally:
         waiters.remove(mine)
         if not waiters:

@@ -50,10 +50,10 @@ class Getting:
     def _use_idle(self) -> None:
         """Have get() take what comes next from the ring itself, as long as it may."""
         source = self._source
-        # source.idle, while the queue is open and nothing has been left aside that comes first.
-        self._idle: list[slot.Batch] | None = None if source is None else source.idle
-        if self._ahead or self._closed:
-            self._idle = None
+        barred = source is None or self._ahead or self._closed
+        self._idle: list[slot.Batch] | None = None if barred else source.idle  # type: ignore[union-attr]
+        if self._ahead:
+            self._idle = None  # left aside meanwhile, by another thread
 
     def _next_ahead(self) -> Any:
         """What get_many has taken off the ring and could not give out; None if there is nothing."""
@@ -84,11 +84,16 @@ class Getting:
             if 0 <= n <= TINY_BYTES:
                 try:
                     return _loads(batch.tiny)
+                except pickle.UnpicklingError:
+                    return _loads(batch.tiny[:n])  # which fails as it would have with stock
                 finally:
                     idle.append(batch)
             message = slot.received(batch, n)
+            # None: for a signal, whose handler has run, or for what another thread has done.
+            if message is None and self._idle is not idle:
+                return self._get_in_time(block, timeout)
             idle.append(batch)
-            if message is not None:  # else a signal: its handler has run
+            if message is not None:
                 try:
                     return queue_end.load(message)
                 finally:
@@ -96,15 +101,22 @@ class Getting:
 
     def _get_in_time(self, block: bool, timeout: float | None) -> Any:
         self._check_open()
-        if self._ahead and (received := self._next_ahead()) is not None:
-            return _load_aside(received)
         source = self._source
-        if source is None:
+        if source is None and not self._ahead:
             return self._get_by_lock(block, timeout)
         timeout = timeout if block else 0
         deadline = None if timeout is None else time.monotonic() + timeout
         wait_ms = 0
-        while (message := source.receive(wait_ms)) is None:
+        while True:
+            if self._ahead and (received := self._next_ahead()) is not None:
+                try:
+                    return _load_aside(received)
+                finally:
+                    del received  # as above
+            if source is None:
+                return self._get_by_lock(block, timeout)
+            if (message := source.receive(wait_ms)) is not None:
+                break
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise Empty
@@ -150,6 +162,8 @@ class Getting:
                 break
             else:
                 left = None if deadline is None else deadline - time.monotonic()
+                if self._ahead:
+                    return self._get_one_by_one(most, left)
                 if left is not None and left <= 0:
                     raise Empty
                 wait_ms = -1 if left is None else slot.milliseconds(left, LOOK_MS)
@@ -167,13 +181,16 @@ class Getting:
             objects.extend(map(_loads if plain else _load_any, some))
         except BaseException as error:
             rest = some[len(objects) - before :]
-            some.clear()  # a traceback keeps these frames; they must not keep the runs
+            some.clear()
             if not isinstance(error, Exception):
                 self._leave_aside([*map(_Got, objects), *rest])
+                objects.clear()
+                rest.clear()  # a traceback keeps these frames; they must not keep the runs
                 raise
             del rest[0]
             if not objects:
                 self._leave_aside(rest)
+                rest.clear()
                 raise
             # The next to ask gets the error, as it would have from get().
             self._leave_aside([error.with_traceback(None), *rest])
@@ -183,9 +200,12 @@ class Getting:
     def _leave_aside(self, last: Iterable[Any], first: Iterable[Any] = ()) -> None:
         """Keep messages, objects or errors for those who ask next."""
         forking.register(self)  # a child has no part in it
+        self._idle = None  # first: an interruption must not leave get() blind to it
         self._ahead.extendleft(reversed([*first]))
         self._ahead.extend(last)
         self._use_idle()
+        if self._source is not None:
+            self._source.call()  # other threads may wait for a message from the ring
 
     def _reset_in_child(self) -> None:
         self._ahead.clear()
@@ -227,7 +247,8 @@ class Getting:
             try:
                 return self.get(False)
             except Empty:
-                await aio.readable(self._reader.fileno())
+                # For a while: what another task's get_many leaves aside no descriptor tells.
+                await aio.readable(self._reader.fileno(), LOOK_MS / 1000)
 
 
 # Looked up once, for every message needs them.
@@ -240,7 +261,7 @@ def _load_any(received: Any) -> Any:
     try:
         return _load_aside(received)
     finally:
-        del received  # as in get()
+        del received
 
 
 def _load_aside(received: Any) -> Any:
@@ -250,4 +271,9 @@ def _load_aside(received: Any) -> Any:
             raise received
         finally:
             del received  # a cycle with the traceback would keep what the message held
-    return received.obj if isinstance(received, _Got) else queue_end.load(received)
+    if isinstance(received, _Got):
+        return received.obj
+    try:
+        return queue_end.load(received)
+    finally:
+        del received  # as in get()

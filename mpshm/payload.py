@@ -239,14 +239,17 @@ _dumps, _modules = pickle.dumps, sys.modules
 
 
 def are_small(objects: Iterable[object]) -> TypeGuard[Sequence[object]]:
-    """Whether these are a list of bytes and strings, or of scalars, that pickle.dumps does for.
+    """Whether these are a tuple of bytes and strings, or of scalars, that pickle.dumps does for.
 
     Few of them, if any, have pickles longer than INLINE_MAX.
     """
-    if type(objects) not in (list, tuple) or not objects:
+    if type(objects) is not tuple or not objects:
         return False
-    kinds = {*map(type, objects)}
-    return kinds <= SCALARS or (kinds <= STRINGS and max(map(len, objects)) < INLINE_MAX)  # type: ignore[arg-type]
+    try:
+        kinds = {*map(type, objects)}
+    except TypeError:  # a class without a hash
+        return False
+    return kinds <= SCALARS or (kinds <= STRINGS and max(map(len, objects)) < INLINE_MAX)
 
 
 def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:

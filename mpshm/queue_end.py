@@ -22,7 +22,7 @@ from .arena import CORE_MISSING, NO_WAIT, Arena, NoRoomNow, OutOfSharedMemory, P
 from .config import INLINE_MAX
 from .counters import Counters, Reason, be_ready_to_show
 from .errors import PlainRoadError
-from .payload import SCALARS, STRINGS, Message, Received
+from .payload import Message, Received
 from .slot import HAS_PLACE, NO_PLACE, TAKE_PLACE
 
 if TYPE_CHECKING:
@@ -117,7 +117,12 @@ class QueueEnd(connection.Connection):
     def send(self, obj: object) -> None:
         """Send a picklable object, waiting while the ring is full."""
         kind = type(obj)
-        if (kind in STRINGS and len(obj) < INLINE_MAX) or kind in SCALARS:  # type: ignore[arg-type]
+        if (
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX)  # type: ignore[arg-type]
+            or kind is int
+            or kind is float
+            or obj is None
+        ):
             # As below, but with no call that can be spared.
             direct, stream = self.direct, _dumps(obj, 5)
             if direct is not None and len(stream) <= INLINE_MAX:
@@ -281,8 +286,14 @@ class QueueEnd(connection.Connection):
         except IndexError:
             batch = self.new_batch()
         messages = batch.receive_some(most, timeout_ms)
-        self.idle.append(batch)
+        if self._c_end is not None:
+            self.idle.append(batch)
         return messages
+
+    def call(self) -> None:
+        """Have all who wait for a message look at what has changed."""
+        if self._c_end is not None:
+            self._c_end.call()
 
     def _poll(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -26,7 +26,7 @@ from .arena import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .config import INLINE_MAX
 from .feeder import Feeder, Feeding, Pickled
 from .getting import Getting
-from .payload import SCALARS, STRINGS, Message
+from .payload import Message
 from .places import NO_LOCK, Places, wait_for_place
 from .queue_end import LOOK_MS, QueueEnd
 from .slot import AT_ONCE, NO_PLACE, TAKE_PLACE, TOO_LONG
@@ -136,8 +136,12 @@ class Queue(Getting, _StockQueue):
         Waits only where the queue is bounded, and raises queue.Full as stock does.
         """
         kind, direct = type(obj), self._feeding.direct
+        # What payload.dump asks; a class need not have a hash.
         if direct is not None and (
-            (kind in STRINGS and len(obj) < INLINE_MAX) or kind in SCALARS  # as payload.dump asks
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX)
+            or kind is int
+            or kind is float
+            or obj is None
         ):
             # What is below for these, with no call that can be spared.
             stream = _dumps(obj, 5)
@@ -168,7 +172,13 @@ class Queue(Getting, _StockQueue):
             return
         if type(message) is not bytes:
             self._offer(end, obj, message, block, timeout)
-        elif (code := end.put_now(message, len(message), TAKE_PLACE)) < 0:
+            return
+        try:
+            code = end.put_now(message, len(message), TAKE_PLACE)
+        except OSError as error:  # it is closed
+            self._refuse(error, obj)
+            return
+        if code < 0:
             self._offer(end, obj, message, block, timeout, slot.refused(code))
 
     def _dump_later(self, end: QueueEnd, obj: Any, block: bool, timeout: float | None) -> None:
@@ -268,14 +278,17 @@ class Queue(Getting, _StockQueue):
         Waits for places as put does, and reports what cannot be pickled as put does.
         """
         self._check_open()
+        objects = snapshot(objects)
         if self._end is None or not payload.are_small(objects):
             return self._put_each(objects)
+        count = 0
         for some, streams in pickled_some(objects):
             if streams is None:
                 self._put_each(some)
             else:
                 self._flush(_Waiting(streams, list(some)))
-        return len(objects)
+            count += len(some)
+        return count
 
     def _put_each(self, objects: Iterable[Any]) -> int:
         end, arena, feeding = self._end, self._arena, self._feeding
@@ -406,6 +419,11 @@ _dumps, _dump, _put_one = pickle.dumps, payload.dump, slot.put_one
 _NOT_NOW = (NoRoomNow, OutOfSharedMemory, slot.QueueFull)
 
 
+def snapshot(objects: Iterable[Any]) -> Iterable[Any]:
+    """A list as it is now: another thread may change it while its objects wait for room."""
+    return tuple(objects) if type(objects) is list else objects
+
+
 def pickled_some(objects: Sequence[Any]) -> Iterator[tuple[Sequence[Any], list[bytes] | None]]:
     """As many as go out at once, and what they pickle to; None if one is too long to go like that.
 
@@ -505,15 +523,17 @@ class SimpleQueue(Getting, _StockSimpleQueue):
 
     def put_many(self, objects: Iterable[Any]) -> int:
         """Put all of them, small ones some at a time: one wake-up for many.  How many it were."""
-        end = self._end
+        end, objects = self._end, snapshot(objects)
         if end is None or not payload.are_small(objects):
             return self._put_each(objects)
+        count = 0
         for some, streams in pickled_some(objects):
             if streams is None:
                 self._put_each(some)
             else:
                 end.send_some(streams, NO_PLACE)
-        return len(objects)
+            count += len(some)
+        return count
 
     def _put_each(self, objects: Iterable[Any]) -> int:
         end = self._end

@@ -61,7 +61,11 @@ def refused(code: int) -> Exception:
         return QueueFull()
     if code in (-errno.ENOSPC, -errno.ENOMEM):
         return OutOfSharedMemory(os.strerror(-code))
-    return failure(code, "")
+    return _failed(code)
+
+
+def _failed(code: int) -> Exception:
+    return OSError("handle is closed") if code == -errno.EBADF else failure(code, "")
 
 
 _COUNTED = (
@@ -125,6 +129,10 @@ class End:
         False when the time is over, or earlier: who waits on calls again.
         """
         return bool(lib.mpshm_slot_poll(self.c, timeout_ms))
+
+    def call(self) -> None:
+        """Have all who wait in `receive` look, and give up."""
+        lib.mpshm_slot_call(self.c)
 
     def watch(self) -> None:
         """From now on the descriptor is readable while poll() is true."""
@@ -282,7 +290,9 @@ class Batch:
 
 def _failure(code: int, c: Any) -> Exception:
     """The exception for the core's answer to a receive."""
-    return EOFError() if code == _END else failure_to_read(code, c.messages[0].bad)
+    if code in (_END, -errno.EBADF):
+        return EOFError() if code == _END else _failed(code)
+    return failure_to_read(code, c.messages[0].bad)
 
 
 def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
@@ -300,7 +310,8 @@ def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
         except IndexError:
             batch = Batch(end)
         message = received(batch, receive_one(batch.c, timeout_ms))
-        idle.append(batch)
+        if end.c.fd >= 0:  # else it would keep the arena of a closed end
+            idle.append(batch)
         return message
 
     return receive

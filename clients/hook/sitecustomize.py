@@ -73,35 +73,25 @@ def watch_ours(module):
 
 def watch_slots(module):
     """Queues call the core with as little as possible in between."""
-    putter, receiver, send = module.putter, module.receiver, module.send
+    put_one, receive_one, send = module.put_one, module.receive_one, module.send
 
-    def counting_putter(end):
-        put = putter(end)
+    def _put_one(*args):
+        result = put_one(*args)
+        if result > 0:
+            Row.count(OURS_PLAIN)
+        return result
 
-        def _put(message, size, place):
-            result = put(message, size, place)
-            if result > 0:
-                Row.count(OURS_PLAIN)
-            return result
-
-        return _put
-
-    def counting_receiver(end):
-        receive = receiver(end)
-
-        def _receive(timeout_ms):
-            message = receive(timeout_ms)
-            if message is not None:
-                Row.count(OURS_RECEIVED)
-            return message
-
-        return _receive
+    def _receive_one(*args):
+        n = receive_one(*args)
+        if n >= 0:
+            Row.count(OURS_RECEIVED)
+        return n
 
     def _send(*args):
         send(*args)
         Row.count(OURS_SHM)
 
-    module.putter, module.receiver, module.send = counting_putter, counting_receiver, _send
+    module.put_one, module.receive_one, module.send = _put_one, _receive_one, _send
 
 
 WATCHED = {

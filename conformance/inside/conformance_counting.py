@@ -83,30 +83,20 @@ def _wrap(cls):
 
 def _wrap_slots(slot):
     """The same for queues, whose ends call the core with as little as possible in between."""
-    in_slot = 124
-    putter, receiver, send, put_some = slot.putter, slot.receiver, slot.send, slot.put_some
+    in_slot, with_runs = 1148, 65536  # csrc/layout.h, csrc/mpshm.h
+    put_one, receive_one, send, put_some = slot.put_one, slot.receive_one, slot.send, slot.put_some
 
-    def counting_putter(end):
-        put = putter(end)
+    def counted_put_one(end, message, size, place):
+        result = put_one(end, message, size, place)
+        if result > 0:
+            _count(SENT, size > in_slot)
+        return result
 
-        def counted_put(message, size, place):
-            result = put(message, size, place)
-            if result > 0:
-                _count(SENT, size > in_slot)
-            return result
-
-        return counted_put
-
-    def counting_receiver(end):
-        receive = receiver(end)
-
-        def counted_receive(timeout_ms):
-            message = receive(timeout_ms)
-            if message is not None:
-                _count(RECEIVED, type(message) is tuple or len(message) > in_slot)
-            return message
-
-        return counted_receive
+    def counted_receive_one(batch, timeout_ms):
+        n = receive_one(batch, timeout_ms)
+        if 0 <= n <= with_runs:
+            _count(RECEIVED, n > in_slot)
+        return n
 
     def counted_send(*args):
         send(*args)
@@ -118,7 +108,7 @@ def _wrap_slots(slot):
             _count(SENT, len(message) > in_slot)
         return n
 
-    slot.putter, slot.receiver = counting_putter, counting_receiver
+    slot.put_one, slot.receive_one = counted_put_one, counted_receive_one
     slot.send, slot.put_some = counted_send, counted_put_some
 
 
@@ -126,11 +116,14 @@ def _small_by_descriptor(module):
     if os.environ.get("CONFORMANCE_BY_DESCRIPTOR"):
         # The suites' messages are small: this sends all but the smallest by descriptor.
         module.payload.INLINE_MAX, module.payload.VIEW_MIN = 0, 1
+        module.INLINE_MAX = 0  # of those who ask before they call payload
 
 
 _WATCHED = {
     "mpshm.connection": lambda module: (_wrap(module.Connection), _small_by_descriptor(module)),
     "mpshm.slot": _wrap_slots,
+    "mpshm.queue_end": _small_by_descriptor,
+    "mpshm.queues": _small_by_descriptor,
 }
 
 

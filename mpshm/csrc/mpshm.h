@@ -292,6 +292,8 @@ void mpshm_batch_discard(mpshm_batch *batch);
 /* Wait until a message is there or nobody is left to send: 1; or 0 when the time is over, or
    earlier: who waits on comes again, and looks for signals meanwhile. */
 int mpshm_slot_poll(const mpshm_end *end, int timeout_ms);
+/* Have all who wait for a message look for themselves, and return. */
+void mpshm_slot_call(const mpshm_end *end);
 /* From now on the pipe is readable whenever mpshm_slot_poll would give 1. */
 void mpshm_slot_watch(const mpshm_end *end);
 

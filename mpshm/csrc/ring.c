@@ -108,9 +108,11 @@ copy_out(mpshm_arena *arena, char *to, uint64_t position)
 {
     uint64_t at = position % RING_SLOTS;
     _Atomic uint64_t *data = arena->ring->slots[at].data;
-    uint32_t n = words_of(arena, atomic_load_explicit(data, memory_order_relaxed));
+    uint64_t first = atomic_load_explicit(data, memory_order_relaxed);
+    uint32_t n = words_of(arena, first);
 
-    load_words(to, data, n < SLOT_WORDS ? n : SLOT_WORDS);
+    memcpy(to, &first, 8); /* and not read again: it says how much is copied */
+    load_words(to + 8, data + 1, (n < SLOT_WORDS ? n : SLOT_WORDS) - 1);
     if (n > SLOT_WORDS) {
         load_words(to + RING_DATA_BYTES, arena->annex[at].data, n - SLOT_WORDS);
     }

@@ -590,6 +590,12 @@ mpshm_slot_poll(const mpshm_end *end, int timeout_ms)
 }
 
 void
+mpshm_slot_call(const mpshm_end *end)
+{
+    waiters_call(end->arena, INT_MAX);
+}
+
+void
 mpshm_slot_watch(const mpshm_end *end)
 {
     pthread_mutex_lock(&mpshm_process.lock);
@@ -610,7 +616,8 @@ mpshm_slot_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     mpshm_waiter *waiter = &batch->waiter;
 
     waiter_is_back(waiter);
-    int result = receive_now(batch, most);
+    /* Who has just closed it is to get nothing more. */
+    int result = batch->end->fd < 0 ? -EBADF : receive_now(batch, most);
 
     if (result == -EAGAIN && timeout_ms != 0) {
         result = waiter_look(waiter, arena);

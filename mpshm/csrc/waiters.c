@@ -6,14 +6,15 @@
    One receiver at most looks again and again before it sleeps, for others would only take the CPU from
    the senders.  When messages come so fast that each would wake a sleeper to find that another was
    quicker, those at work are left to it: who is always back soon promises so (`looking_until`), and
-   one of those who sleep, the guard, looks every millisecond whether that was kept.
+   one of those who sleep, the guard, looks every millisecond, and takes what it finds.
 
    Invariants:
    G4  Whoever may sleep says so (`sleepers`, `crowd`) before it looks a last time, and looks again
        after a while: only a kill at the wrong moment costs that while.
-   G6  A promise counts only if there is a guard after it was given, and a guard resigns only when
-       after that there is no promise.  Who finds neither at a message that it puts or leaves behind
-       wakes a sleeper. */
+   G6  A promise counts only while there is a guard, and a guard that goes calls another if after that
+       there is a promise or a message.  Who finds no guard, at a message that it puts or leaves behind,
+       wakes a sleeper, unless somebody is awake and looks.
+   G7  Whoever no longer says that it looks, looks once more, or has that done. */
 #include "internal.h"
 
 #include <errno.h>
@@ -47,6 +48,8 @@
 #define FLOOD_NS 10000
 /* The last senders are woken when so few slots are claimed. */
 #define ALMOST_EMPTY 8
+/* In `looking_until`, the lowest bit: nobody looks, it is a promise. */
+#define PROMISE INT64_C(1)
 
 static bool
 anybody_sleeps(struct ring *ring)
@@ -103,9 +106,16 @@ waiters_call(mpshm_arena *arena, int most)
 static bool
 is_ahead(_Atomic int64_t *until, int64_t now)
 {
-    int64_t left = atomic_load_explicit(until, memory_order_relaxed) - now;
+    int64_t at = atomic_load_explicit(until, memory_order_relaxed);
 
-    return left > 0 && left < MOST_NS;
+    return at > now && (uint64_t) at - (uint64_t) now < MOST_NS;
+}
+
+/* Not of one who is awake and looks. */
+static bool
+is_promise(struct ring *ring)
+{
+    return (atomic_load_explicit(&ring->looking_until, memory_order_relaxed) & PROMISE) != 0;
 }
 
 /* Slots claimed and not taken, as far as the hints say. */
@@ -129,7 +139,7 @@ waiters_rouse(mpshm_arena *arena, int count)
 
     if (is_ahead(&ring->looking_until, now)) {
         if (!is_ahead(&ring->guard_until, now)) {
-            count--; /* who looks needs no waking */
+            count -= !is_promise(ring); /* who looks needs no waking */
         } else if (backlog_of(ring) <= QUICK_FINDS) {
             return; /* G6 */
         }
@@ -183,19 +193,19 @@ waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count)
 
     waiter->taken += count;
     waiter->look_ms = LOOK_FIRST_MS;
-    if (!anybody_sleeps(ring)) {
-        if (waiter->looks) {
-            look_until(waiter, ring, 0);
-        }
-        return;
-    }
-    int64_t now = waiter->left_ns = now_ns(), away_ns = waiter->spin.ns;
-    bool promises = waiter->quick >= QUICK_TIMES && is_ahead(&ring->guard_until, now);
+    bool promises = false;
 
-    /* Not anew for each message: the senders read this word for each of theirs. */
-    if (promises && !is_ahead(&ring->looking_until, now + away_ns / 2)) {
-        look_until(waiter, ring, now + away_ns);
-        promises = is_ahead(&ring->guard_until, now); /* G6 */
+    if (anybody_sleeps(ring)) {
+        int64_t now = waiter->left_ns = now_ns(), away_ns = waiter->spin.ns;
+
+        promises = waiter->quick >= QUICK_TIMES && is_ahead(&ring->guard_until, now);
+        /* Not anew for each message: the senders read this word for each of theirs. */
+        if (promises && !(is_promise(ring) && is_ahead(&ring->looking_until, now + away_ns / 2))) {
+            look_until(waiter, ring, (now + away_ns) | PROMISE);
+            promises = is_ahead(&ring->guard_until, now); /* G6 */
+        }
+    } else if (!waiter->looks) {
+        return;
     }
     if (!promises && waiter->looks) {
         look_until(waiter, ring, 0);
@@ -214,8 +224,8 @@ count_traffic(mpshm_waiter *waiter, struct ring *ring)
     uint64_t head = atomic_load(&ring->head), moved = head - waiter->seen_head;
 
     if (moved >= FLOOD_MESSAGES || took >= FLOOD_MESSAGES * FLOOD_NS) {
-        waiter->shared = moved >= FLOOD_MESSAGES && took <= (int64_t) moved * FLOOD_NS
-                         && moved - waiter->taken >= FLOOD_MESSAGES / 2;
+        waiter->shared = moved >= FLOOD_MESSAGES && (uint64_t) took / FLOOD_NS <= moved
+                         && moved >= waiter->taken + FLOOD_MESSAGES / 2;
         waiter->seen_ns = now;
         waiter->seen_head = head;
         waiter->taken = 0;
@@ -240,7 +250,7 @@ waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
     if (until == 0) {
         return -EAGAIN;
     }
-    look_until(waiter, ring, until);
+    look_until(waiter, ring, until & ~PROMISE);
     bool paid = ring_is_ready(arena);
 
     while (!paid && spin_goes_on(until)) {
@@ -270,6 +280,7 @@ stand_guard(mpshm_waiter *waiter, struct ring *ring)
         int64_t next = needed ? now + GUARD_NS : 0;
 
         if (atomic_compare_exchange_strong(&ring->guard_until, &until, next)) {
+            atomic_thread_fence(memory_order_seq_cst); /* G6 */
             waiter->guard_ns = next;
             if (needed) {
                 return true;
@@ -279,19 +290,27 @@ stand_guard(mpshm_waiter *waiter, struct ring *ring)
     return false;
 }
 
-/* This receiver goes away, with a message or for good: another is to guard, if somebody counts on
-   it. */
+/* This receiver goes away, with a message or for good: another is to guard if somebody counts on it, or
+   to take what was put while this one was said to look.  G6, G7 */
 void
 waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena)
 {
     struct ring *ring = arena->ring;
 
-    if (waiter->guard_ns != 0
-        && atomic_compare_exchange_strong(&ring->guard_until, &waiter->guard_ns, 0)
-        && is_ahead(&ring->looking_until, now_ns())) {
-        waiters_call(arena, 1);
-    }
+    bool guarded = waiter->guard_ns != 0
+                   && atomic_compare_exchange_strong(&ring->guard_until, &waiter->guard_ns, 0);
+    bool looked = waiter->looks && !is_promise(ring);
+
     waiter->guard_ns = 0;
+    if (looked) {
+        look_until(waiter, ring, 0);
+    }
+    if (guarded || looked) {
+        atomic_thread_fence(memory_order_seq_cst); /* G6 */
+        if ((guarded && is_ahead(&ring->looking_until, now_ns())) || ring_is_ready(arena)) {
+            waiters_call(arena, 1);
+        }
+    }
 }
 
 /* Nobody is left to send: all are to see it, and nobody else tells them. */
@@ -323,17 +342,17 @@ watch_ms(struct ring *ring, int look_ms, uint64_t *mine)
     return LOOK_FAR_MS;
 }
 
-/* Sleep until the bell rings, or most_ms or the time (-1: any) are over: whether it rang. */
-static bool
-sleep_a_while(mpshm_arena *arena, int timeout_ms, int look_ms, int most_ms)
+/* Sleep until the bell rings, or the time (-1: any) is over, or it is time to look: for the guard soon,
+   for the lookout after look_ms. */
+static void
+sleep_a_while(mpshm_arena *arena, int timeout_ms, bool guards, int look_ms)
 {
     struct ring *ring = arena->ring;
-    uint64_t mine;
-    int ms = watch_ms(ring, look_ms, &mine);
+    uint64_t mine = 0;
+    int ms = guards ? GUARD_MS : watch_ms(ring, look_ms, &mine);
     uint32_t bell = atomic_load(&ring->bell);
     uint32_t epoch = count_sleeper(ring);
 
-    ms = ms < most_ms ? ms : most_ms;
     atomic_thread_fence(memory_order_seq_cst); /* G4 */
     if (!ring_is_ready(arena)) {
         futex_wait(&ring->bell, bell, timeout_ms < 0 || timeout_ms > ms ? ms : timeout_ms);
@@ -342,7 +361,6 @@ sleep_a_while(mpshm_arena *arena, int timeout_ms, int look_ms, int most_ms)
     if (mine != 0) { /* whoever comes next, perhaps we, is the lookout */
         atomic_compare_exchange_strong(&ring->look_until, &mine, 0);
     }
-    return atomic_load(&ring->bell) != bell;
 }
 
 /* Sleep until there is a message or the end of file, or the time (-1: any) is over, or it is time to
@@ -359,12 +377,9 @@ waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms)
         return true;
     }
     bool guards = stand_guard(waiter, ring);
-    bool called = sleep_a_while(arena, timeout_ms, waiter->look_ms, guards ? GUARD_MS : INT_MAX);
 
-    /* The guard leaves messages to who is at work, unless more are to be. */
-    bool leaves = guards && !called && is_ahead(&ring->looking_until, now_ns());
-
-    if (!leaves && ring_is_ready(arena)) {
+    sleep_a_while(arena, timeout_ms, guards, waiter->look_ms);
+    if (ring_is_ready(arena)) {
         return true;
     }
     if (!guards) {
@@ -381,7 +396,7 @@ waiters_poll(mpshm_arena *arena, int fd, int timeout_ms)
         return true;
     }
     if (timeout_ms != 0) {
-        (void) sleep_a_while(arena, timeout_ms, LOOK_POLL_MS, INT_MAX);
+        sleep_a_while(arena, timeout_ms, false, LOOK_POLL_MS);
     }
     return ring_is_ready(arena);
 }
@@ -397,11 +412,12 @@ waiters_let_in(mpshm_arena *arena)
 {
     struct ring *ring = arena->ring;
     uint32_t mark = atomic_load(&ring->crowd);
+    int64_t backlog = backlog_of(ring);
 
-    if (mark == 0 || backlog_of(ring) > (int64_t) mark) {
+    if (mark == 0 || backlog > (int64_t) mark) {
         return;
     }
-    bool all = mark <= ALMOST_EMPTY;
+    bool all = mark <= ALMOST_EMPTY || backlog <= ALMOST_EMPTY;
 
     if (atomic_compare_exchange_strong(&ring->crowd, &mark, all ? 0 : mark / 2)) {
         atomic_fetch_add(&ring->room, 1);
