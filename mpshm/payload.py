@@ -237,11 +237,16 @@ STRINGS = frozenset((bytes, str))
 
 _dumps, _modules = pickle.dumps, sys.modules
 
+STRING_MAX = INLINE_MAX // 4 - 64
+"""Characters of a string whose pickle is not longer than INLINE_MAX, whatever they are."""
+
+INT_MAX = 1 << 63
+
 
 def are_small(objects: Iterable[object]) -> TypeGuard[Sequence[object]]:
     """Whether these are a tuple of bytes and strings, or of scalars, that pickle.dumps does for.
 
-    Few of them, if any, have pickles longer than INLINE_MAX.
+    None of them has a pickle longer than INLINE_MAX.
     """
     if type(objects) is not tuple or not objects:
         return False
@@ -249,7 +254,11 @@ def are_small(objects: Iterable[object]) -> TypeGuard[Sequence[object]]:
         kinds = {*map(type, objects)}
     except TypeError:  # a class without a hash
         return False
-    return kinds <= SCALARS or (kinds <= STRINGS and max(map(len, objects)) < INLINE_MAX)
+    if kinds <= STRINGS:
+        return max(map(len, objects)) < STRING_MAX
+    if int in kinds:  # of any size; bool is none, and None cannot be compared
+        return kinds == {int} and -INT_MAX < min(objects) <= max(objects) < INT_MAX
+    return kinds <= SCALARS
 
 
 def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:

@@ -281,14 +281,9 @@ class Queue(Getting, _StockQueue):
         objects = snapshot(objects)
         if self._end is None or not payload.are_small(objects):
             return self._put_each(objects)
-        count = 0
         for some, streams in pickled_some(objects):
-            if streams is None:
-                self._put_each(some)
-            else:
-                self._flush(_Waiting(streams, list(some)))
-            count += len(some)
-        return count
+            self._flush(_Waiting(streams, some))
+        return len(objects)
 
     def _put_each(self, objects: Iterable[Any]) -> int:
         end, arena, feeding = self._end, self._arena, self._feeding
@@ -424,15 +419,11 @@ def snapshot(objects: Iterable[Any]) -> Iterable[Any]:
     return tuple(objects) if type(objects) is list else objects
 
 
-def pickled_some(objects: Sequence[Any]) -> Iterator[tuple[Sequence[Any], list[bytes] | None]]:
-    """As many as go out at once, and what they pickle to; None if one is too long to go like that.
-
-    They are what payload.are_small() says.
-    """
+def pickled_some(objects: Sequence[Any]) -> Iterator[tuple[list[Any], list[bytes]]]:
+    """As many as go out at once, which are what payload.are_small() says, and their pickles."""
     for at in range(0, len(objects), AT_ONCE):
-        some = objects[at : at + AT_ONCE]
-        streams = [_dumps(obj, 5) for obj in some]
-        yield some, streams if max(map(len, streams)) <= INLINE_MAX else None
+        some = [*objects[at : at + AT_ONCE]]
+        yield some, [_dumps(obj, 5) for obj in some]
 
 
 def flushing(objects: Iterable[Any], flush: Callable[[], None]) -> Iterable[Any]:
@@ -526,14 +517,9 @@ class SimpleQueue(Getting, _StockSimpleQueue):
         end, objects = self._end, snapshot(objects)
         if end is None or not payload.are_small(objects):
             return self._put_each(objects)
-        count = 0
-        for some, streams in pickled_some(objects):
-            if streams is None:
-                self._put_each(some)
-            else:
-                end.send_some(streams, NO_PLACE)
-            count += len(some)
-        return count
+        for _, streams in pickled_some(objects):
+            end.send_some(streams, NO_PLACE)
+        return len(objects)
 
     def _put_each(self, objects: Iterable[Any]) -> int:
         end = self._end

@@ -8,7 +8,7 @@
 #define MPSHM_ABI 4
 #define MPSHM_FRAME_BYTES 4096
 #define MPSHM_SLOT_BYTES 128
-#define MPSHM_SLOTS_AT_ONCE 32
+#define MPSHM_SLOTS_AT_ONCE 128
 #define MPSHM_TINY_BYTES 1152
 #define MPSHM_READER_BYTES 32772
 #define MPSHM_DESCRIPTORS 65536
@@ -228,8 +228,8 @@ typedef struct {
     mpshm_held *runs;
     uint32_t runs_used, runs_room;
     uint32_t count;
-    mpshm_message messages[32];
-    uint32_t sizes[32];     /* of small messages, whole; of others UINT32_MAX */
+    mpshm_message messages[128];
+    uint32_t sizes[128];    /* of small messages, whole; of others UINT32_MAX */
     mpshm_waiter waiter;
 } mpshm_batch;
 

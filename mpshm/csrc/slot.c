@@ -22,6 +22,8 @@
 /* How long a receiver waits, awake, for a message that is being written and that its pipe shows. */
 #define DUE_NS INT64_C(20000000)
 #define LENGTH_BYTES 4
+/* Frames on their way between a message and the ring: as many as stay in the first cache. */
+#define FEW 8
 #define SIGN UINT32_C(0x80000000)
 _Static_assert(MPSHM_SLOT_BYTES == RING_DATA_BYTES, "a slot is what the ring holds");
 _Static_assert(MPSHM_TINY_BYTES <= SMALL_RUN_BYTES, "there is room for the zeros");
@@ -208,19 +210,16 @@ count_received(mpshm_counts *to, uint64_t size, bool in_slot)
 }
 
 static int
-put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count, int place,
-    bool keeps)
+put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count, int place,
+        bool keeps)
 {
     mpshm_arena *arena = end->arena;
-    char frames[MPSHM_SLOTS_AT_ONCE * RING_FRAME_BYTES];
-    mpshm_run runs[MPSHM_SLOTS_AT_ONCE];
-    uint64_t bytes[MPSHM_SLOTS_AT_ONCE];
+    char frames[FEW * RING_FRAME_BYTES];
+    mpshm_run runs[FEW];
+    uint64_t bytes[FEW];
     uint32_t n = 0;
     int error = 0, done = 0;
 
-    if (count > MPSHM_SLOTS_AT_ONCE) {
-        count = MPSHM_SLOTS_AT_ONCE;
-    }
     arena_lock(arena);
     while (n < count) {
         bytes[n] = MPSHM_SLOT_BYTES;
@@ -256,13 +255,26 @@ int
 mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
                int place)
 {
-    return put(end, data, sizes, count, place, false);
+    uint32_t all = 0, few;
+    int done;
+
+    if (count > MPSHM_SLOTS_AT_ONCE) {
+        count = MPSHM_SLOTS_AT_ONCE;
+    }
+    do {
+        few = count - all < FEW ? count - all : FEW;
+        done = put_few(end, data, sizes + all, few, place, false);
+        for (int i = 0; i < done; i++) {
+            data += sizes[all++];
+        }
+    } while (done == (int) few && all < count);
+    return all > 0 ? (int) all : done;
 }
 
 int
 mpshm_slot_put_one(const mpshm_end *end, const char *data, uint32_t size, int place)
 {
-    return put(end, data, &size, 1, place, true);
+    return put_few(end, data, &size, 1, place, true);
 }
 
 int
@@ -504,7 +516,7 @@ open_slots(mpshm_batch *batch, const unsigned char *frames, uint32_t count)
             count_received(batch->end->counts, size, (frame[0] & 0x80) == 0);
         }
     }
-    places_leave(arena, batch->count, bytes + arena->lease_bytes - chunk_bytes);
+    places_leave(arena, count, bytes + arena->lease_bytes - chunk_bytes);
 }
 
 /* What the ring has: how many, 0 if none. */
@@ -512,15 +524,18 @@ static uint32_t
 take(mpshm_batch *batch, uint32_t most)
 {
     mpshm_arena *arena = batch->end->arena;
-    char frames[MPSHM_SLOTS_AT_ONCE * RING_FRAME_BYTES];
+    char frames[FEW * RING_FRAME_BYTES];
+    uint32_t n = 0, few;
 
     arena_lock(arena);
-    uint32_t n = ring_take(arena, frames, most);
-
+    do {
+        few = ring_take(arena, frames, most - n < FEW ? most - n : FEW);
+        open_slots(batch, (unsigned char *) frames, few);
+        n += few;
+    } while (few == FEW && n < most);
     if (n > 0) {
         waiter_took(&batch->waiter, arena, n);
         ring_was_taken(arena, batch->end->fd);
-        open_slots(batch, (unsigned char *) frames, n);
     }
     arena_unlock(arena);
     return n;

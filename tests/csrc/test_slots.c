@@ -252,7 +252,7 @@ more_than_fit_at_once_are_put_in_part(void)
     CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_put(END(q.arena, q.writer), data, sizes,
                                                  MPSHM_SLOTS_AT_ONCE + 1, MPSHM_NO_PLACE));
     CHECK_EQ(0, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 0, MPSHM_NO_PLACE));
-    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_receive(q.batch, 99, 0));
+    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_receive(q.batch, 9999, 0));
     for (uint32_t i = 0; i < MPSHM_SLOTS_AT_ONCE; i++) {
         CHECK_EQ(i, q.batch->data[q.batch->messages[i].at]);
     }
