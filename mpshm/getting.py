@@ -102,17 +102,12 @@ class Getting:
     def _get_in_time(self, block: bool, timeout: float | None) -> Any:
         self._check_open()
         source = self._source
-        if source is None and not self._ahead:
-            return self._get_by_lock(block, timeout)
-        timeout = timeout if block else 0
-        deadline = None if timeout is None else time.monotonic() + timeout
+        most = timeout if block else 0
+        deadline = None if most is None else time.monotonic() + most
         wait_ms = 0
         while True:
-            if self._ahead and (received := self._next_ahead()) is not None:
-                try:
-                    return _load_aside(received)
-                finally:
-                    del received  # as above
+            if self._ahead and (message := self._next_ahead()) is not None:
+                break
             if source is None:
                 return self._get_by_lock(block, timeout)
             if (message := source.receive(wait_ms)) is not None:
@@ -122,7 +117,7 @@ class Getting:
                 raise Empty
             wait_ms = -1 if left is None else slot.milliseconds(left, LOOK_MS)
         try:
-            return queue_end.load(message)
+            return _load(message)
         finally:
             del message  # as above
 
@@ -178,7 +173,7 @@ class Getting:
         try:
             # What has been loaded before one fails is in the list.
             plain = {*map(type, some)} == {bytes}
-            objects.extend(map(_loads if plain else _load_any, some))
+            objects.extend(map(_loads if plain else _load, some))
         except BaseException as error:
             rest = some[len(objects) - before :]
             some.clear()
@@ -255,17 +250,8 @@ class Getting:
 _loads, _receive_one = pickle.loads, slot.receive_one
 
 
-def _load_any(received: Any) -> Any:
-    if type(received) is bytes:
-        return _loads(received)
-    try:
-        return _load_aside(received)
-    finally:
-        del received
-
-
-def _load_aside(received: Any) -> Any:
-    """The object of a message that was left aside; or its error is raised."""
+def _load(received: Any) -> Any:
+    """The object of a message, or of one left aside; or its error is raised."""
     if isinstance(received, Exception):
         try:
             raise received

@@ -401,19 +401,25 @@ def test_object_whose_class_cannot_be_hashed_is_reported(module: ModuleType) -> 
         finish(q)
 
 
+def putting_many_into_a_full_queue(q: Any, objects: list[Any], said: list[Any]) -> threading.Thread:
+    """A thread that waits for room in put_many; what that gives or raises goes to `said`."""
+    producer = threading.Thread(target=lambda: said.extend(failures(lambda: q.put_many(objects))))
+    producer.start()
+    deadline = time.monotonic() + WAIT_S
+    # A SimpleQueue has no bound but its ring.
+    has_room = (lambda: not q.full()) if hasattr(q, "full") else (lambda: q._writer.has_room(0))
+    while time.monotonic() < deadline and has_room():
+        time.sleep(0.001)
+    return producer
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_list_that_shrinks_meanwhile_ends_put_many(kind: str) -> None:
     """The producer waits for room, with its list half put, while another thread empties that."""
     q = getattr(mpshm, kind)(*([4] if kind != "SimpleQueue" else []))
     objects = [*range(2 * RING_SLOTS)]
     said: list[Any] = []
-    producer = threading.Thread(target=lambda: said.extend(failures(lambda: q.put_many(objects))))
-    producer.start()
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline and (
-        q._writer.has_room(0) if kind == "SimpleQueue" else not q.full()
-    ):
-        time.sleep(0.001)
+    producer = putting_many_into_a_full_queue(q, objects, said)
     objects.clear()
     got: list[int] = []
     while producer.is_alive() or not q.empty():
@@ -432,13 +438,7 @@ def test_list_that_gets_another_kind_meanwhile_is_put_as_it_is(kind: str) -> Non
     count = 2 * RING_SLOTS
     objects: list[Any] = [*range(count)]
     said: list[Any] = []
-    producer = threading.Thread(target=lambda: said.extend(failures(lambda: q.put_many(objects))))
-    producer.start()
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline and (
-        q._writer.has_room(0) if kind == "SimpleQueue" else not q.full()
-    ):
-        time.sleep(0.001)
+    producer = putting_many_into_a_full_queue(q, objects, said)
     lock = objects[-1] = threading.Lock()
     got: list[Any] = []
     while producer.is_alive() or not q.empty():

@@ -164,6 +164,13 @@ int64_t spin_begin(mpshm_spin *spin, bool worth);
 bool spin_goes_on(int64_t until);
 void spin_end(mpshm_spin *spin, int64_t until, bool paid);
 
+/* The longest frame that the ring holds, of a message with no run; any other is of MPSHM_SLOT_BYTES. */
+static inline uint32_t
+ring_frame_bytes(const mpshm_arena *arena)
+{
+    return arena->annex != NULL ? RING_FRAME_BYTES : RING_DATA_BYTES;
+}
+
 /* ring.c.  Under the process's lock: ring_mirror, ring_was_taken, ring_watch; under arena_lock:
    ring_put, ring_take, ring_reap. */
 uint32_t ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count);

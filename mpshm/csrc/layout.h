@@ -1,7 +1,8 @@
 /* What lies in shared memory, byte by byte.  Both sides include this and nothing else describes it.
    Any change here bumps MPSHM_ABI.
 
-   The file:     | arena header, peer table, ring, annex | segment 0 | segment 1 | ...  `stride` apart, sparse
+   The file:     | arena header, peer table, ring, annex | segment 0 | segment 1 | ...
+                 `stride` apart, sparse
    A segment:    | free map | run table | (to alignment) data chunks |
 
    A hole reads as zero, and zero means "lent": a segment whose maker died before it set the free
@@ -120,14 +121,14 @@ struct ring {
     uint64_t unused_2[7];
     _Atomic uint32_t sleepers; /* receivers that may sleep: epoch 16 | count 16 */
     _Atomic uint32_t bell;     /* the futex they sleep on: counts the times somebody woke them */
-    _Atomic uint32_t crowd;    /* senders may sleep: one is woken when so few slots are claimed; 0: none */
+    _Atomic uint32_t crowd;    /* senders may sleep: one is woken when so few slots are claimed; or 0 */
     _Atomic uint32_t room;     /* and their futex */
     _Atomic uint32_t watched;  /* somebody waits for the pipe: it is to be readable with the ring */
     uint32_t unused_3;
     _Atomic uint64_t look_until; /* when the lookout among them looks again, in ms of the clock */
     _Atomic int64_t looking_until; /* when a receiver gives up that is awake and looks, or has promised
                                       to be back, in ns; 0: none */
-    _Atomic int64_t guard_until;   /* when one that sleeps looks at the latest, while another does; 0: none */
+    _Atomic int64_t guard_until;   /* when one that sleeps will look, if another does not; 0: none */
     uint64_t unused_4[2];
     struct ring_slot slots[RING_SLOTS];
 };

@@ -184,7 +184,8 @@ void mpshm_discard(mpshm_reader *reader);
 mpshm_held *mpshm_held_new(void);
 void mpshm_held_free(mpshm_held *held);
 
-/* Queues: frames of MPSHM_SLOT_BYTES, or of a message with no run a little more, in a ring, many senders, many receivers, no lock. */
+/* Queues: frames in a ring, of MPSHM_SLOT_BYTES, or somewhat more for a message with no run; many
+   senders, many receivers, no lock. */
 typedef struct {
     uint64_t at, size;      /* in data: a small message whole, else the stream that no run holds */
     uint32_t first_run, stream_runs, runs;

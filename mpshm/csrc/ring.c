@@ -27,8 +27,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -53,7 +51,7 @@ lap_of(uint64_t position)
 static uint32_t
 words_of(mpshm_arena *arena, uint64_t first)
 {
-    uint32_t most = arena->annex != NULL ? RING_FRAME_BYTES : RING_DATA_BYTES;
+    uint32_t most = ring_frame_bytes(arena);
     uint32_t length;
 
     memcpy(&length, &first, sizeof length);

@@ -94,13 +94,14 @@ mpshm_slot_wait_room(const mpshm_end *end, int timeout_ms)
     return waiters_room(end->arena, end->fd, timeout_ms);
 }
 
-/* A longer message needs a run.  One queue bounded by bytes counts those. */
+/* A longer message needs a run.  No annex is used where the file system may run full, for it is not
+   reserved, nor in a queue bounded by bytes, which counts chunks. */
 static uint64_t
 inline_bytes(const mpshm_arena *arena)
 {
-    bool longer = arena->annex != NULL && !arena->bounded && arena->header->bytes_limit == 0;
+    bool slot_only = arena->bounded || arena->header->bytes_limit != 0;
 
-    return (longer ? RING_FRAME_BYTES : MPSHM_SLOT_BYTES) - LENGTH_BYTES;
+    return (slot_only ? MPSHM_SLOT_BYTES : ring_frame_bytes(arena)) - LENGTH_BYTES;
 }
 
 /* One message of at most SMALL_RUN_BYTES as a frame, its bytes in a run if need be; under arena_lock.
@@ -113,7 +114,9 @@ fill_slot(mpshm_arena *arena, char *slot, const char *data, uint64_t size, mpshm
 
     run->capacity = 0;
     if (size <= inline_bytes(arena)) {
-        memset(slot + (LENGTH_BYTES + size) / 8 * 8, 0, (LENGTH_BYTES + size) % 8 ? 8 : 0); /* its last word */
+        if ((LENGTH_BYTES + size) % 8 != 0) { /* the ring copies words: what fills the last one */
+            memset(slot + (LENGTH_BYTES + size) / 8 * 8, 0, 8);
+        }
         memcpy(slot, &word, LENGTH_BYTES);
         memcpy(slot + LENGTH_BYTES, data, size);
         return 0;
@@ -457,8 +460,7 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     memset(message, 0, sizeof *message);
     memcpy(&word, slot, LENGTH_BYTES);
     word = ntohl(word);
-    if ((word & ~SIGN) > (word < SIGN && arena->annex != NULL ? RING_FRAME_BYTES : MPSHM_SLOT_BYTES)
-                             - LENGTH_BYTES) {
+    if ((word & ~SIGN) > (word < SIGN ? ring_frame_bytes(arena) : MPSHM_SLOT_BYTES) - LENGTH_BYTES) {
         return MPSHM_E_LENGTH;
     }
     if (word < SIGN) {

@@ -25,8 +25,8 @@ spin_init(mpshm_spin *spin, uint32_t spin_us)
                           .probe = SPIN_PROBE};
 }
 
-/* Until when to look again; 0: not at all.  worth: the caller knows that it will pay.  Who did so in vain gives its caller time to see signals,
-   and when that comes again, it is to block. */
+/* Until when to look again; 0: not at all.  worth: the caller knows that it will pay.  Who did so in
+   vain gives its caller time to see signals, and when that comes again, it is to block. */
 int64_t
 spin_begin(mpshm_spin *spin, bool worth)
 {

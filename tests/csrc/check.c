@@ -338,6 +338,67 @@ receive_patiently(mpshm_batch *batch)
     return n;
 }
 
+uint32_t
+sleepers(struct ring *ring)
+{
+    return atomic_load(&ring->sleepers) & 0xffff; /* above is the epoch */
+}
+
+void
+wait_sleepers(struct ring *ring, uint32_t count)
+{
+    while (sleepers(ring) != count) {
+        sched_yield();
+    }
+}
+
+int
+sleeper(struct ring *ring, int to_parent[2])
+{
+    uint32_t before = sleepers(ring);
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        uint32_t bell = atomic_load(&ring->bell);
+
+        atomic_fetch_add(&ring->sleepers, 1);
+        futex_wait(&ring->bell, bell, LONG_MS);
+        atomic_fetch_sub(&ring->sleepers, 1);
+        go(to_parent);
+        _exit(0);
+    }
+    while (sleepers(ring) == before) {
+        sched_yield();
+    }
+    wait_asleep(pid);
+    return pid;
+}
+
+int
+waiting_sender(mpshm_arena *arena, int writer, int to_parent[2])
+{
+    mpshm_end end = {arena, NULL, writer, false};
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        CHECK_EQ(0, mpshm_slot_wait_room(&end, LONG_MS));
+        go(to_parent);
+        _exit(0);
+    }
+    while (atomic_load(&arena->ring->crowd) == 0) {
+        sched_yield();
+    }
+    wait_asleep(pid);
+    return pid;
+}
+
+void
+kill_child(int pid)
+{
+    CHECK_EQ(0, kill(pid, SIGKILL));
+    wait_killed(pid);
+}
+
 void
 make_pipe(int ends[2])
 {

@@ -83,7 +83,9 @@ int fork_hooked(void);
 void wait_child(int pid);
 void die(void); /* by SIGKILL */
 void wait_killed(int pid);
+void kill_child(int pid);
 void wait_asleep(int pid);
+#define LONG_MS 25000 /* longer than any test: who sleeps so long is woken */
 /* Turns between two processes, over a pipe. */
 void go(int turn[2]);
 void await(int turn[2]);
@@ -96,6 +98,13 @@ mpshm_batch *batch_of(mpshm_arena *arena, mpshm_counts *counts, int fd, uint32_t
 void free_batch(mpshm_batch *batch);
 /* The next message, as the package waits for it: who was not served comes again. */
 int receive_patiently(mpshm_batch *batch);
+/* Of a ring: how many are counted as asleep, and a wait until there are so many. */
+uint32_t sleepers(struct ring *ring);
+void wait_sleepers(struct ring *ring, uint32_t count);
+/* Children that are asleep and tell `to_parent` when they are woken: one as a receiver is, that does not
+   look by itself, and one that waits for room. */
+int sleeper(struct ring *ring, int to_parent[2]);
+int waiting_sender(mpshm_arena *arena, int writer, int to_parent[2]);
 /* A queue's pipe. */
 void make_pipe(int ends[2]);
 /* Slots as they are, past all who look at what they hold: to forge one, to take one unopened. */

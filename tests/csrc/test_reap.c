@@ -396,8 +396,7 @@ stopped_peer_in_the_middle_of_a_step_defers_the_rest_only(void)
     CHECK_EQ(0, kill(pid, SIGSTOP));
     CHECK_EQ(pid, waitpid(pid, NULL, WUNTRACED));
     check_only_the_deads_own_goes_back();
-    CHECK_EQ(0, kill(pid, SIGKILL));
-    wait_killed(pid);
+    kill_child(pid);
     end_queue();
 }
 
@@ -416,9 +415,7 @@ blocked_reader(void)
         exit(0);
     }
     await(to_parent);
-    while ((atomic_load(&arena->ring->sleepers) & 0xffff) == 0) { /* above is the epoch */
-        sched_yield();
-    }
+    wait_sleepers(arena->ring, 1);
     wait_asleep(pid);
     return pid;
 }
@@ -542,8 +539,7 @@ killed_childs_share_goes_back(void)
         pause();
     }
     await(to_parent);
-    CHECK_EQ(0, kill(pid, SIGKILL));
-    wait_killed(pid);
+    kill_child(pid);
     mpshm_reap(arena);
     CHECK(is_filled(data, 50000, 1)); /* ours still */
     CHECK_EQ(1, gauges(arena).runs_leased);
@@ -800,8 +796,7 @@ reapers_killed_at_any_time_leave_nothing(void)
         }
         await(to_parent);
         usleep((useconds_t) (i * 37));
-        CHECK_EQ(0, kill(pid, SIGKILL));
-        wait_killed(pid);
+        kill_child(pid);
     }
     end_queue();
 }
@@ -848,8 +843,7 @@ crew_killed_at_random_leaves_nothing(void)
         }
         for (uint32_t i = 0; i < CREW; i++) {
             usleep(3000 + (round * CREW + i) * 211 % 5000);
-            CHECK_EQ(0, kill(pids[i], SIGKILL));
-            wait_killed(pids[i]);
+            kill_child(pids[i]);
             mpshm_reap(arena);
         }
         for (int n; (n = mpshm_slot_receive(batch, 32, 0)) != -EAGAIN;) {
@@ -916,8 +910,7 @@ visitors_message_is_not_taken_for_an_orphan(void)
         CHECK(is_filled(batch->data, 5000, 3));
     }
     wait_child(visitor);
-    CHECK_EQ(0, kill(reaper, SIGKILL));
-    wait_killed(reaper);
+    kill_child(reaper);
     end_queue();
 }
 

@@ -17,7 +17,6 @@
 #include <unistd.h>
 
 #define FULL ((uint32_t) RING_SLOTS)
-#define LONG_MS 25000 /* longer than any test: who sleeps so long is woken */
 #define AT_ONCE MPSHM_SLOTS_AT_ONCE
 
 static mpshm_arena *arena;
@@ -510,41 +509,6 @@ stray_writes_hold_nobody_up(void)
 
 /* Sleep and wake-ups. */
 
-#define COUNT_MASK UINT32_C(0xffff) /* of `sleepers`: above is the epoch */
-
-static uint32_t
-sleepers(void)
-{
-    return atomic_load(&ring->sleepers) & COUNT_MASK;
-}
-
-static void
-wait_sleepers(uint32_t count)
-{
-    while (sleepers() != count) {
-        sched_yield();
-    }
-}
-
-/* A child that sleeps as a receiver does, but does not look by itself. */
-static int
-sleeper(void)
-{
-    int pid = fork_hooked();
-
-    if (pid == 0) {
-        uint32_t bell = atomic_load(&ring->bell);
-
-        atomic_fetch_add(&ring->sleepers, 1);
-        futex_wait(&ring->bell, bell, LONG_MS);
-        atomic_fetch_sub(&ring->sleepers, 1);
-        go(to_parent);
-        _exit(0);
-    }
-    wait_asleep(pid);
-    return pid;
-}
-
 static void
 one_message_wakes_one_sleeper(void)
 {
@@ -554,15 +518,15 @@ one_message_wakes_one_sleeper(void)
 
     open_ring();
     for (uint32_t i = 0; i < SLEEPERS; i++) {
-        pids[i] = sleeper();
-        wait_sleepers(i + 1);
+        pids[i] = sleeper(ring, to_parent);
+        wait_sleepers(ring, i + 1);
         wait_asleep(pids[i]);
     }
     woken = (struct pollfd) {.fd = to_parent[0], .events = POLLIN};
     check_put(1, 0, 1);
     await(to_parent);
     CHECK_EQ(0, poll(&woken, 1, 50));
-    wait_sleepers(SLEEPERS - 1);
+    wait_sleepers(ring, SLEEPERS - 1);
     CHECK_EQ(2, put_notes(1, 1, 2));
     await(to_parent);
     await(to_parent);
@@ -572,7 +536,7 @@ one_message_wakes_one_sleeper(void)
     for (int i = 0; i < SLEEPERS; i++) {
         wait_child(pids[i]);
     }
-    CHECK_EQ(0, sleepers());
+    CHECK_EQ(0, sleepers(ring));
     check_taken(1, 0, 4);
     end_ring();
 }
@@ -601,13 +565,13 @@ blocked_receivers_get_one_each(void)
         for (int i = 0; i < RECEIVERS; i++) {
             pids[i] = blocked_receiver(MPSHM_SLOT_BYTES - 4);
         }
-        wait_sleepers(RECEIVERS);
+        wait_sleepers(ring, RECEIVERS);
         check_put(1, 0, RECEIVERS);
         for (int i = 0; i < RECEIVERS; i++) {
             wait_child(pids[i]);
         }
         check_nothing_there();
-        CHECK_EQ(0, sleepers());
+        CHECK_EQ(0, sleepers(ring));
     }
     end_ring();
 }
@@ -627,11 +591,11 @@ poller_does_not_keep_a_receivers_wake_up(void)
             }
             _exit(0);
         }
-        wait_sleepers(1);
+        wait_sleepers(ring, 1);
         wait_asleep(poller);
         int receiver = blocked_receiver(MPSHM_SLOT_BYTES - 4);
 
-        wait_sleepers(2);
+        wait_sleepers(ring, 2);
         wait_asleep(receiver);
         int64_t since = now_ns();
 
@@ -653,26 +617,25 @@ killed_sleepers_are_forgotten(void)
 {
     open_ring();
     for (int i = 0; i < 3; i++) {
-        int pid = sleeper();
+        int pid = sleeper(ring, to_parent);
 
-        wait_sleepers((uint32_t) i + 1);
-        CHECK_EQ(0, kill(pid, SIGKILL));
-        wait_killed(pid);
+        wait_sleepers(ring, (uint32_t) i + 1);
+        kill_child(pid);
     }
     for (uint32_t i = 0; i < 256; i++) {
-        CHECK_EQ(3, sleepers());
+        CHECK_EQ(3, sleepers(ring));
         CHECK_EQ(1, put_notes(1, i, 1));
         check_taken(1, i, 1);
     }
-    CHECK_EQ(0, sleepers());
+    CHECK_EQ(0, sleepers(ring));
     uint32_t bell = atomic_load(&ring->bell);
 
     check_put(1, 0, 1);
     CHECK_EQ(bell, atomic_load(&ring->bell));
     check_taken(1, 0, 1);
-    int pid = sleeper();
+    int pid = sleeper(ring, to_parent);
 
-    wait_sleepers(1);
+    wait_sleepers(ring, 1);
     check_put(1, 0, 1);
     wait_child(pid);
     check_taken(1, 0, 1);
@@ -688,14 +651,7 @@ sender_that_waits_for_room_is_woken(void)
     open_ring();
     check_put(1, 0, FULL);
     for (int i = 0; i < SENDERS; i++) {
-        pids[i] = fork_hooked();
-        if (pids[i] == 0) {
-            _exit(-mpshm_slot_wait_room(END(arena, ends[1]), LONG_MS));
-        }
-        while (atomic_load(&ring->crowd) == 0) {
-            sched_yield();
-        }
-        wait_asleep(pids[i]);
+        pids[i] = waiting_sender(arena, ends[1], to_parent);
     }
     check_taken(1, 0, FULL);
     for (int i = 0; i < SENDERS; i++) {
@@ -730,7 +686,7 @@ end_of_file_is_seen_by_all_who_sleep(void)
     for (int i = 0; i < RECEIVERS; i++) {
         pids[i] = blocked_receiver(MPSHM_E_END);
     }
-    wait_sleepers(RECEIVERS);
+    wait_sleepers(ring, RECEIVERS);
     usleep(150000); /* they have looked, and sleep again */
     close(ends[1]);
     int64_t since = now_ns();
@@ -1153,8 +1109,7 @@ kill_hammer(void)
         usleep((useconds_t) (seed >> 8) % 3000);
         uint32_t role = (uint32_t) (seed >> 32) % CREW;
 
-        CHECK_EQ(0, kill(pids[role], SIGKILL));
-        wait_killed(pids[role]);
+        kill_child(pids[role]);
         pids[role] = crew_member(role);
         if (kills % 32 == 31) {
             mpshm_reap(arena);
@@ -1166,8 +1121,7 @@ kill_hammer(void)
         usleep(1000);
     }
     for (int i = 0; i < CREW; i++) {
-        CHECK_EQ(0, kill(pids[i], SIGKILL));
-        wait_killed(pids[i]);
+        kill_child(pids[i]);
     }
     mpshm_reap(arena);
     for (int n; (n = mpshm_slot_receive(batch, AT_ONCE, 0)) != -EAGAIN;) {

@@ -72,7 +72,6 @@ hook(const volatile void *at)
 
 #define FULL ((uint32_t) RING_SLOTS)
 #define AT_ONCE MPSHM_SLOTS_AT_ONCE
-#define LONG_MS 25000 /* longer than any test: who sleeps so long is woken */
 #define AHEAD_NS INT64_C(900000000) /* nearly the most that counts as a time ahead */
 #define SLOW_US 900000u
 #define CREDIT 16 /* for many tries */
@@ -231,37 +230,6 @@ nap(mpshm_waiter *waiter)
     return waiter_sleep(waiter, arena, ends[0], 1);
 }
 
-static void
-wait_sleepers(uint32_t count)
-{
-    while ((atomic_load(&ring->sleepers) & 0xffff) != count) {
-        sched_yield();
-    }
-}
-
-/* A child that sleeps as a receiver does, but does not look by itself. */
-static int
-sleeper(void)
-{
-    uint32_t before = atomic_load(&ring->sleepers);
-    int pid = fork_hooked();
-
-    if (pid == 0) {
-        uint32_t value = bell();
-
-        atomic_fetch_add(&ring->sleepers, 1);
-        futex_wait(&ring->bell, value, LONG_MS);
-        atomic_fetch_sub(&ring->sleepers, 1);
-        go(to_parent);
-        _exit(0);
-    }
-    while (atomic_load(&ring->sleepers) == before) {
-        sched_yield();
-    }
-    wait_asleep(pid);
-    return pid;
-}
-
 static int
 woken_within(int ms, int at_most)
 {
@@ -275,11 +243,13 @@ woken_within(int ms, int at_most)
     return count;
 }
 
+/* It does, and is the guard. */
 static void
-kill_child(int pid)
+nap_on_guard(mpshm_waiter *waiter)
 {
-    CHECK_EQ(0, kill(pid, SIGKILL));
-    wait_killed(pid);
+    CHECK_EQ(false, nap(waiter));
+    CHECK_EQ(waiter->guard_ns, atomic_load(&ring->guard_until));
+    CHECK(waiter->guard_ns != 0);
 }
 
 /* A child that receives one message, with a batch that does not look again. */
@@ -391,7 +361,7 @@ three_messages_wake_two_while_one_looks(void)
 
     open_ring();
     for (int i = 0; i < 3; i++) {
-        pids[i] = sleeper();
+        pids[i] = sleeper(ring, to_parent);
     }
     another_looks(true);
     CHECK_EQ(3, mpshm_slot_put(END(arena, ends[1]), "abc", sizes, 3, MPSHM_NO_PLACE));
@@ -635,9 +605,7 @@ guard_resigns_when_nobody_looks(void)
 
     open_ring();
     another_looks(true);
-    CHECK_EQ(false, nap(&waiter));
-    CHECK_EQ(waiter.guard_ns, atomic_load(&ring->guard_until));
-    CHECK(waiter.guard_ns != 0);
+    nap_on_guard(&waiter);
     another_looks(false);
     CHECK_EQ(false, nap(&waiter));
     CHECK_EQ(0, waiter.guard_ns);
@@ -652,9 +620,7 @@ one_in_a_shared_flood_guards_with_nobody_looking_yet(void)
 
     open_ring();
     waiter.shared = true;
-    CHECK_EQ(false, nap(&waiter));
-    CHECK_EQ(waiter.guard_ns, atomic_load(&ring->guard_until));
-    CHECK(waiter.guard_ns != 0);
+    nap_on_guard(&waiter);
     waiter.shared = false;
     CHECK_EQ(false, nap(&waiter));
     CHECK_EQ(0, atomic_load(&ring->guard_until));
@@ -717,7 +683,7 @@ guard_that_leaves_is_succeeded(void)
     int first = guard(), second;
 
     second = blocked_receiver();
-    wait_sleepers(2);
+    wait_sleepers(ring, 2);
     int64_t was = atomic_load(&ring->guard_until);
 
     another_looks(true);
@@ -812,7 +778,7 @@ killed_guard_costs_a_while(void)
     open_ring();
     int first = guard(), second = blocked_receiver();
 
-    wait_sleepers(2);
+    wait_sleepers(ring, 2);
     kill_child(first);
     another_looks(true);
     put(1);
@@ -827,7 +793,7 @@ killed_looker_costs_a_while(void)
     open_ring();
     int sleeping = blocked_receiver();
 
-    wait_sleepers(1);
+    wait_sleepers(ring, 1);
     int pid = fork_hooked();
 
     if (pid == 0) {
@@ -918,23 +884,6 @@ senders_are_let_in_at_each_mark(void)
     end_ring();
 }
 
-static int
-waiting_sender(void)
-{
-    int pid = fork_hooked();
-
-    if (pid == 0) {
-        CHECK_EQ(0, mpshm_slot_wait_room(END(arena, ends[1]), LONG_MS));
-        go(to_parent);
-        _exit(0);
-    }
-    while (atomic_load(&ring->crowd) == 0) {
-        sched_yield();
-    }
-    wait_asleep(pid);
-    return pid;
-}
-
 static void
 senders_are_woken_one_by_one_then_all(void)
 {
@@ -944,7 +893,7 @@ senders_are_woken_one_by_one_then_all(void)
     open_ring();
     put(FULL);
     for (int i = 0; i < SENDERS; i++) {
-        pids[i] = waiting_sender();
+        pids[i] = waiting_sender(arena, ends[1], to_parent);
     }
     for (uint32_t left = FULL; left-- > 0;) {
         take_some(1);
@@ -974,7 +923,7 @@ killed_sender_does_not_keep_the_others_out(void)
     open_ring();
     put(FULL);
     for (int i = 0; i < SENDERS; i++) {
-        pids[i] = waiting_sender();
+        pids[i] = waiting_sender(arena, ends[1], to_parent);
     }
     kill_child(pids[0]);
     kill_child(pids[1]);
@@ -992,7 +941,7 @@ sender_alone_is_not_forgotten_while_the_ring_fills_again(void)
 {
     open_ring();
     put(FULL);
-    int pid = waiting_sender();
+    int pid = waiting_sender(arena, ends[1], to_parent);
 
     for (int round = 0; round < 3; round++) { /* others are always quicker */
         take_some(9);
@@ -1086,7 +1035,7 @@ forged_time_does_not_keep_a_message_from_a_sleeper(void)
     for (int i = 0; i < 3; i++) {
         int pid = blocked_receiver();
 
-        wait_sleepers(1);
+        wait_sleepers(ring, 1);
         int64_t for_ever = i == 0 ? INT64_MAX : now_ns() + 3600 * SECOND_NS;
 
         atomic_store(&ring->looking_until, for_ever);
