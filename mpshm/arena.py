@@ -25,11 +25,18 @@ try:
 
     # Looked up once: a cffi library's attribute costs more than a global.
     _receive, _NULL = lib.mpshm_receive, ffi.NULL
-    _DESCRIPTORS, _LONG = lib.MPSHM_DESCRIPTORS, lib.MPSHM_LONG
-    _BODY_MAX = lib.MPSHM_READER_BYTES - 4
+    _DESCRIPTORS, _LONG, _COPIED = lib.MPSHM_DESCRIPTORS, lib.MPSHM_LONG, lib.MPSHM_COPIED
+    _send_copy, _NO_ROOM, _SEND_PLAIN = (
+        lib.mpshm_send_copy,
+        lib.MPSHM_NO_ROOM,
+        lib.MPSHM_SEND_PLAIN,
+    )
     CORE_MISSING = ""
 except ImportError as _error:  # no C compiler, or a platform the core does not know
     CORE_MISSING = str(_error)
+
+_BODY_MAX = config.INLINE_MAX
+"""Bytes of a message that a reader has room for."""
 
 NO_MARK = (1 << 64) - 1
 NO_WAIT = -2
@@ -248,17 +255,37 @@ class Arena:
         held.data, held.size = out[0], size
         return _view(held)
 
-    def wait_room(self, fd: int, size: int) -> None:
-        """Wait until `size` more bytes may be in flight, or nobody drains the pipe."""
-        while not self.wait_room_a_while(fd, size, config.WAIT_SLICE_MS):
+    def wait_room(self, fd: int, size: int, mark: int | None = None) -> None:
+        """Wait until `size` more bytes may be in flight, or nobody drains the pipe.
+
+        mark: bytes in flight at which to wait, instead of `high_water`.
+        """
+        while not self.wait_room_a_while(fd, size, config.WAIT_SLICE_MS, mark):
             pass
 
-    def wait_room_a_while(self, fd: int, size: int, timeout_ms: int) -> bool:
+    def wait_room_a_while(
+        self, fd: int, size: int, timeout_ms: int, mark: int | None = None
+    ) -> bool:
         """The same for so long: whether there is room."""
-        code = lib.mpshm_wait_room(self._c, fd, size, self.high_water, timeout_ms)
+        mark = self.high_water if mark is None else mark
+        code = lib.mpshm_wait_room(self._c, fd, size, mark, timeout_ms)
         if code not in (0, -errno.ETIMEDOUT, -errno.EINTR):
             raise failure(code, "")
         return bool(code == 0)
+
+    def try_send_copy(self, fd: int, data: bytes) -> bool | None:
+        """Send `data`, at most INLINE_MAX bytes, by a run that the receiver copies and frees.
+
+        None: COPY_MARK_BYTES are in flight, which must wait.  False: had better go plain.
+        """
+        while code := _send_copy(self._c, fd, data, len(data), config.COPY_MARK_BYTES):
+            if code == _NO_ROOM:
+                return None
+            if code == _SEND_PLAIN:
+                return False
+            if code != -errno.EINTR:
+                raise failure(code, "")
+        return True
 
     def gauges(self) -> Gauges:
         """What the arena holds now, on loan, in flight and leased, by whatever living process.
@@ -482,10 +509,15 @@ class Reader:
         self._c.have = len(head)
 
     def read(
-        self, fd: int, arena: Arena | None = None, maxsize: int | None = None
+        self,
+        fd: int,
+        arena: Arena | None = None,
+        maxsize: int | None = None,
+        copy_max: int = _BODY_MAX,
     ) -> bytes | tuple[Any, list[memoryview]]:
         """The next message: the bytes of a plain one, else its stream and its buffers, leased.
 
+        copy_max: bytes up to which a stream without buffers is copied out of its run instead.
         Raises EOFError, OSError, TooLong, or ProtocolError naming what is wrong; then no run is
         kept.  Raises ReaderFull when it comes between a frame and its caller, as a signal handler
         does: it must read on with a new Reader.  After NoArena, `reopen` comes next.
@@ -493,7 +525,8 @@ class Reader:
         c = self._c
         body_max = _BODY_MAX if maxsize is None or maxsize > _BODY_MAX else maxsize
         try:
-            while (n := _receive(c, fd, _NULL if arena is None else arena._c, body_max)) <= 0:
+            memory = _NULL if arena is None else arena._c
+            while (n := _receive(c, fd, memory, body_max, copy_max)) <= 0:
                 if n == 0:
                     raise EOFError
                 if n == -errno.EBUSY:
@@ -504,6 +537,10 @@ class Reader:
                 body: bytes = self._bytes[4:n]
                 c.full = 0
                 return body
+            if n > _COPIED:
+                body = self._bytes[4 : n - _COPIED]
+                c.full = 0
+                return body, []
             if n != _LONG:
                 return self._take_over()
         except (ReaderFull, NoArena):

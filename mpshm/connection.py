@@ -1,7 +1,8 @@
 """Connection, Pipe, Listener, Client: frames and roads.  Bears the stock module's name and API.
 
-A message is plain (the stock module's frame, byte for byte) while small; else its frame holds
-descriptors of runs in the channel's arena.  Every plain message is counted with its reason.
+A message is plain (the stock module's frame, byte for byte) while a pipe takes it in one piece;
+else its frame holds descriptors of runs in the channel's arena.  Every plain message is counted
+with its reason.
 """
 
 from __future__ import annotations
@@ -205,6 +206,10 @@ class Connection(stock.Connection):
         counters = self._counters
         if isinstance(message, bytes):
             size = len(message)
+            if size > PLAIN_MAX and self._arena is not None and self._copied(self._arena, message):
+                counters.shm_messages += 1
+                counters.shm_bytes += size
+                return
             data = _length_word(size) + message
             with self._send_lock:
                 written = _write(self._handle, data)
@@ -232,6 +237,15 @@ class Connection(stock.Connection):
                 super()._send_bytes(memoryview(message.stream).cast("B"))  # type: ignore[misc]
             counters.count_plain(reason, size)
 
+    def _copied(self, arena: Arena, message: bytes) -> bool:
+        """Whether a run took the message, after waiting for room; else it must go plain."""
+        while True:
+            with self._send_lock:
+                sent = arena.try_send_copy(self._handle, message)
+            if sent is not None:
+                return sent
+            arena.wait_room(self._handle, len(message), config.COPY_MARK_BYTES)
+
     # Receiving
 
     def recv(self) -> Any:
@@ -240,8 +254,10 @@ class Connection(stock.Connection):
         # The first alone would do; a small message is spared a call.
         return _loads(message) if isinstance(message, bytes) else payload.load(message)
 
-    def _take(self, maxsize: int | None = None) -> bytes | Received:
-        """The next message: bytes if it came plain, else its runs, leased.
+    def _take(
+        self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX
+    ) -> bytes | Received:
+        """The next message: bytes if it came plain or was copied, else its runs, leased.
 
         Unpickling is the caller's, outside any lock.  Raises TooLong for a plain one over maxsize,
         whose body may be left unread, as in stock.
@@ -253,10 +269,10 @@ class Connection(stock.Connection):
             reader = self._reader
             try:
                 try:
-                    message = reader.read(self._handle, self._arena, maxsize)
+                    message = reader.read(self._handle, self._arena, maxsize, copy_max)
                 except ReaderFull:
                     reader = self._reader = Reader()
-                    message = reader.read(self._handle, self._arena, maxsize)
+                    message = reader.read(self._handle, self._arena, maxsize, copy_max)
             except NoArena:
                 message = reader.reopen(self._find_arena)  # type: ignore[union-attr]
         counters = self._counters
@@ -264,7 +280,12 @@ class Connection(stock.Connection):
             counters.received_plain_messages += 1
             counters.received_plain_bytes += len(message)
             return message
-        received = Received(*message)
+        stream, buffers = message
+        if type(stream) is bytes and not buffers:  # copied out of its run
+            counters.received_shm_messages += 1
+            counters.received_shm_bytes += len(stream)
+            return stream
+        received = Received(stream, buffers)
         counters.received_shm_messages += 1
         counters.received_shm_bytes += received.size
         return received
@@ -287,9 +308,9 @@ class Connection(stock.Connection):
         except TooLong:
             self._bad_message_length()  # raises
 
-    def _take_in_band(self, maxsize: int | None = None) -> Any:
+    def _take_in_band(self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX) -> Any:
         """The next message as one bytes-like object; raises TooLong if it is over maxsize."""
-        data = payload.in_band(self._take(maxsize))
+        data = payload.in_band(self._take(maxsize, copy_max))
         if maxsize is not None and len(data) > maxsize:
             raise TooLong
         return data
@@ -322,7 +343,7 @@ class Connection(stock.Connection):
 
     def recv_buf(self) -> Buffer:
         """Receive a message as a Buffer over its run: no copy.  Release it, or use `with`."""
-        data = self._take_in_band()
+        data = self._take_in_band(copy_max=0)
         return Buffer(data if isinstance(data, memoryview) else memoryview(bytearray(data)))
 
     def _poll(self, timeout: float | None) -> bool:
@@ -350,6 +371,7 @@ def process_stats() -> Stats:
 
 # Looked up once, for every small message needs them.
 _write, _length_word, _loads = os.write, wire.plain_header, pickle.loads
+PLAIN_MAX = wire.PLAIN_MAX
 
 
 def _refuse_if_required(reason: Reason) -> None:

@@ -317,7 +317,7 @@ class QueueEnd(connection.Connection):
         self._check_writable()
         self._unusable()
 
-    def _take(self, maxsize: int | None = None) -> bytes | Received:
+    def _take(self, maxsize: int | None = None, copy_max: int = INLINE_MAX) -> bytes | Received:
         if not self._readable:
             self._check_readable()
         while (message := self.receive(-1)) is None:

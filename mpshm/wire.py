@@ -14,6 +14,9 @@ from .errors import ProtocolError, TooLong
 FRAME_MAX = 4096
 """PIPE_BUF: what a pipe takes in one piece or not at all."""
 
+PLAIN_MAX = FRAME_MAX - 4
+"""Bytes of the longest message that a plain frame gives a pipe in one piece."""
+
 FRAME_OVERHEAD, DESCRIPTOR_BYTES = 12, 20
 
 PIECE_MAX = 64 << 10
@@ -64,7 +67,9 @@ class PlainReader:
 
     pending = False
 
-    def read(self, fd: int, arena: object = None, maxsize: int | None = None) -> bytes:
+    def read(
+        self, fd: int, arena: object = None, maxsize: int | None = None, copy_max: int = 0
+    ) -> bytes:
         start = os.read(fd, _LENGTH.size)
         if not start:
             raise EOFError

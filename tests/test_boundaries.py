@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mpshm
-from mpshm import arena, config
+from mpshm import arena, config, wire
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 CHUNK = config.GEOMETRY.chunk_bytes
@@ -86,7 +86,8 @@ EDGES = {
     "two chunks": 2 * CHUNK,
     "stock's header": 16_384,
     "view": config.VIEW_MIN,
-    "inline": config.INLINE_MAX,
+    "plain": wire.PLAIN_MAX,
+    "copied": config.INLINE_MAX,
     "pipe": 65_536,
     "pickle's frame": (64 << 10) - 11,
     "huge page": 2 << 20,
@@ -110,12 +111,12 @@ def test_size_at_an_edge(pipe: Ends, noise: np.ndarray, size: int) -> None:
 
     a.send_bytes(data)
     assert np.array_equal(data, np.frombuffer(b.recv_bytes(), "u1"))
-    by_descriptor += size > config.INLINE_MAX
+    by_descriptor += size > wire.PLAIN_MAX
     assert by_descriptor == a.stats().shm_messages
 
     a.send(data)
     assert np.array_equal(data, b.recv())
-    by_descriptor += size >= config.VIEW_MIN
+    by_descriptor += size > wire.PLAIN_MAX - 50  # the rest of the pickle
     assert by_descriptor == a.stats().shm_messages
 
     if size > 0:
@@ -134,19 +135,22 @@ def test_size_at_an_edge(pipe: Ends, noise: np.ndarray, size: int) -> None:
     assert (0, 0) == (a.stats().runs_in_use, a.stats().bytes_in_flight)
 
 
-def test_pickle_around_the_inline_limit(pipe: Ends) -> None:
+@pytest.mark.parametrize("limit", [wire.PLAIN_MAX, config.INLINE_MAX])
+def test_pickle_around_a_limit(pipe: Ends, limit: int) -> None:
     a, b = pipe
     small = 0
-    for size in range(config.INLINE_MAX - 80, config.INLINE_MAX + 20):
+    for size in range(limit - 80, limit + 20):
         sent = b"s" * size
         a.send(sent)
-        small += len(pickle.dumps(sent, 5)) <= config.INLINE_MAX
+        small += len(pickle.dumps(sent, 5)) <= wire.PLAIN_MAX
         assert sent == b.recv()
         a.send([sent[:-3], None])
-        small += len(pickle.dumps([sent[:-3], None], 5)) <= config.INLINE_MAX
+        small += len(pickle.dumps([sent[:-3], None], 5)) <= wire.PLAIN_MAX
         assert [sent[:-3], None] == b.recv()
-    assert 0 < small < 200
-    assert {"small": small} == a.stats().plain_reasons
+    stats = a.stats()
+    assert (small, 200 - small) == (stats.plain_messages, stats.shm_messages)
+    assert (0 < small < 200) == (limit == wire.PLAIN_MAX)
+    assert (0, 0) == (stats.runs_in_use, stats.bytes_in_flight)
 
 
 def test_stream_around_what_a_frame_holds(pipe: Ends) -> None:

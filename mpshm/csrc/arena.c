@@ -376,16 +376,19 @@ arena_reserve(mpshm_arena *arena, uint64_t offset, uint64_t size)
     return 0;
 }
 
-/* Wake the senders that wait for room, if any does.  The fence pairs with the one in
-   mpshm_wait_room: either it sees our lease, or we see its flag. */
+/* Wake the senders that wait for room, if this is the last lease they await.  The fence pairs with the
+   one in mpshm_wait_room: either it sees our lease, or we see its count. */
 void
 arena_notify(mpshm_arena *arena)
 {
     _Atomic uint32_t *wanted = &arena->header->wanted;
 
     atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(wanted, memory_order_relaxed) != 0) {
-        atomic_store(wanted, 0);
+    uint32_t left = atomic_load_explicit(wanted, memory_order_relaxed);
+
+    while (left != 0 && !atomic_compare_exchange_weak(wanted, &left, left - 1)) {
+    }
+    if (left == 1) {
         futex_wake(wanted, INT32_MAX);
     }
 }

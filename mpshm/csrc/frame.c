@@ -372,9 +372,33 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
     return error;
 }
 
-/* Lease every run that the frame just read names, or none. */
+/* The stream that is all a frame names, copied behind a plain frame's head; -EMSGSIZE if there is
+   more, or it is longer than copy_max. */
+static int
+copy_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *head,
+           uint32_t copy_max)
+{
+    const uint32_t room = MPSHM_READER_BYTES - LENGTH_BYTES;
+    uint64_t size;
+
+    if (head->indexed || head->stream_runs != 1 || head->buffer_runs != 0) {
+        return -EMSGSIZE;
+    }
+    int error = frame_copy_one(arena, reader->bytes + head->descriptors,
+                               (char *) reader->bytes + LENGTH_BYTES,
+                               copy_max < room ? copy_max : room, &size, &reader->bad);
+
+    if (error == 0) {
+        reader->stream_runs = 0;
+        reader->stream_at = LENGTH_BYTES;
+        reader->stream_end = LENGTH_BYTES + (uint32_t) size;
+    }
+    return error;
+}
+
+/* Lease every run that the frame just read names, or none; or copy and free its one. */
 int
-frame_open(mpshm_reader *reader, mpshm_arena *arena)
+frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max)
 {
     struct frame_head head;
     int error = arena == NULL ? MPSHM_E_NO_ARENA : frame_head(reader->bytes, &head);
@@ -383,7 +407,10 @@ frame_open(mpshm_reader *reader, mpshm_arena *arena)
         return error;
     }
     arena_lock(arena);
-    error = lease_frame(reader, arena, &head);
+    error = copy_frame(reader, arena, &head, copy_max);
+    if (error == -EMSGSIZE) {
+        error = lease_frame(reader, arena, &head);
+    }
     arena_unlock(arena);
     uint64_t size = 0;
 
@@ -415,7 +442,8 @@ mpshm_reader_free(mpshm_reader *reader)
 }
 
 int
-mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max)
+mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max,
+              uint32_t copy_max)
 {
     if (reader->full) {
         return -EBUSY;
@@ -424,9 +452,13 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
     int n = frame_read(reader, fd, body_max);
 
     if (n >= MPSHM_DESCRIPTORS && n != MPSHM_LONG) {
-        int error = frame_open(reader, arena);
+        int error = frame_open(reader, arena, copy_max);
 
-        n = error != 0 ? error : n;
+        if (error == 0 && reader->count == 0) {
+            n = MPSHM_COPIED + (int) reader->stream_end;
+        } else if (error != 0) {
+            n = error;
+        }
     }
     reader->full = n > 0 || n == MPSHM_E_NO_ARENA;
     return n;
@@ -435,7 +467,7 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
 int
 mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena)
 {
-    int error = frame_open(reader, arena);
+    int error = frame_open(reader, arena, 0);
 
     reader->full = error == 0;
     return error;

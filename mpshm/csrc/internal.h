@@ -99,7 +99,7 @@ void arena_let_go(mpshm_arena *arena);
 void arena_notify(mpshm_arena *arena);
 int arena_reserve(mpshm_arena *arena, uint64_t offset, uint64_t size); /* needs no lock */
 
-/* sender.c.  All but sender_has_room under arena_lock. */
+/* sender.c.  All but the last two under arena_lock. */
 int sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
 int sender_abandon(mpshm_run *run);
 int sender_seal(mpshm_run *run, uint64_t size, uint64_t *bytes);
@@ -107,6 +107,7 @@ void sender_unseal(mpshm_run *run, uint64_t size);
 void sender_trim(mpshm_run *run, uint64_t size);
 void sender_note(mpshm_arena *arena, const mpshm_run *run);
 bool sender_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark);
+uint64_t sender_in_flight(mpshm_arena *arena);
 
 /* parcel.c and frame.c */
 struct part {
@@ -138,7 +139,7 @@ bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_
 uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
                    uint64_t stream_size);
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
-int frame_open(mpshm_reader *reader, mpshm_arena *arena);
+int frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max);
 #define DESCRIPTOR_BYTES 20
 
 /* receiver.c, all under arena_lock. */

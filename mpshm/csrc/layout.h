@@ -52,7 +52,7 @@ struct arena_header {
     uint64_t segment_bytes;
     uint64_t id;
     uint32_t chunk_shift;
-    _Atomic uint32_t wanted; /* a sender waits for room: 1, and the futex it sleeps on */
+    _Atomic uint32_t wanted; /* leases that waiting senders await; the futex they sleep on */
     _Atomic uint64_t segment[SEGMENT_LIMIT];
     _Atomic uint32_t reaper; /* the peer that reaps, 0: none */
     _Atomic uint32_t crowded; /* a process found the peer table full: nobody can tell who is idle */

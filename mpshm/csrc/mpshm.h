@@ -5,7 +5,7 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 4
+#define MPSHM_ABI 5
 #define MPSHM_FRAME_BYTES 4096
 #define MPSHM_SLOT_BYTES 128
 #define MPSHM_SLOTS_AT_ONCE 128
@@ -13,6 +13,7 @@
 #define MPSHM_READER_BYTES 32772
 #define MPSHM_DESCRIPTORS 65536
 #define MPSHM_LONG 131072
+#define MPSHM_COPIED 196608
 
 /* What was wrong with a frame or a descriptor; arena.py turns each into a sentence. */
 enum {
@@ -162,6 +163,12 @@ int mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark);
 /* Seal all runs and write the frame that names them: both or neither.  EINTR and EAGAIN are
    reported as such, and the parcel can be sent again. */
 int mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size);
+#define MPSHM_NO_ROOM 1    /* `mark` bytes are in flight: wait and call again */
+#define MPSHM_SEND_PLAIN 2 /* no chunk is to be had, or so large messages are in flight that a short
+                              one had better not wait for their receiver */
+/* All of that for `size` bytes, short enough for the receiver to copy them out.  0, an error as there,
+   or one of these two; then nothing is kept. */
+int mpshm_send_copy(mpshm_arena *arena, int fd, const char *data, uint64_t size, uint64_t mark);
 
 /* The receiver's verbs. */
 int mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size,
@@ -170,11 +177,14 @@ void mpshm_release(void *data);
 mpshm_reader *mpshm_reader_new(uint32_t spin_us);
 void mpshm_reader_free(mpshm_reader *reader);
 /* Bytes of the whole frame now in `reader`, good until the receiver clears `full`; 0 at end of file.
-   To those of a descriptor frame MPSHM_DESCRIPTORS is added: its runs are leased, all or none.  A
-   plain frame whose body is longer than body_max, or than `reader` holds, gives MPSHM_LONG:
-   body_size is known, the body is the caller's to read.  arena may be NULL: a descriptor frame then
-   gives MPSHM_E_NO_ARENA and stays in `reader`, for mpshm_reopen or mpshm_discard. */
-int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max);
+   To those of a descriptor frame MPSHM_DESCRIPTORS is added: its runs are leased, all or none; or, if
+   all it names is a stream of at most copy_max bytes, and `reader` has room for it, that has been
+   copied there and its run freed: MPSHM_COPIED is added to the bytes of a plain frame of it.  A
+   plain frame whose body is longer than body_max, or than `reader` holds, gives MPSHM_LONG: body_size
+   is known, the body is the caller's to read.  arena may be NULL: a descriptor frame then gives
+   MPSHM_E_NO_ARENA and stays in `reader`, for mpshm_reopen or mpshm_discard. */
+int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max,
+                  uint32_t copy_max);
 /* Lease the runs of the frame that stayed, all or none: 0, or the error and it stays no longer. */
 int mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena);
 /* Move the i-th run to a holder of its own. */

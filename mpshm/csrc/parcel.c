@@ -328,3 +328,24 @@ mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
     }
     return error;
 }
+
+/* A parcel of one run for as long as this call takes. */
+int
+mpshm_send_copy(mpshm_arena *arena, int fd, const char *data, uint64_t size, uint64_t mark)
+{
+    struct part part = {.size = size};
+    mpshm_parcel parcel = {.arena = arena, .parts = &part, .count = 1, .room = 1, .stream_runs = 1};
+    int error = claim(&parcel, size, mark, false, &part.run);
+
+    if (error == -EAGAIN) {
+        return sender_in_flight(arena) > 2 * mark ? MPSHM_SEND_PLAIN : MPSHM_NO_ROOM;
+    }
+    if (error != 0) {
+        return MPSHM_SEND_PLAIN;
+    }
+    memcpy(part.run.data, data, size);
+    arena_keep(arena);
+    error = mpshm_send(&parcel, fd, NULL, 0);
+    mpshm_parcel_clear(&parcel);
+    return error;
+}

@@ -29,6 +29,9 @@
 /* Notes kept before a full list is swept rather than grown. */
 #define SENT_BEFORE_SWEEP 4096
 
+/* Messages so long are sent in a shorter time than a wake-up takes. */
+#define SHORT_BYTES (UINT64_C(128) << 10)
+
 static uint32_t
 chunks_for(const struct segment *seg, uint64_t size)
 {
@@ -341,6 +344,17 @@ sender_note(mpshm_arena *arena, const mpshm_run *run)
     arena->sent_bytes += run->capacity;
 }
 
+/* What was in flight when that was last looked at. */
+uint64_t
+sender_in_flight(mpshm_arena *arena)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    uint64_t bytes = arena->sent_bytes;
+
+    pthread_mutex_unlock(&mpshm_process.lock);
+    return bytes;
+}
+
 /* Nobody is left to make room: the channel holds no frame, or no reader is there to take one. */
 static bool
 nothing_to_wait_for(mpshm_arena *arena, int fd)
@@ -377,6 +391,34 @@ sender_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark)
     return room;
 }
 
+/* How many of the runs in flight, the oldest first, must be leased before `bytes` more may fly.  Short
+   ones wait until half the mark is free: were their sender woken at each lease, it would cost its
+   receiver a wake-up per message. */
+static uint32_t
+leases_to_await(mpshm_arena *arena, uint64_t bytes, uint64_t mark)
+{
+    uint64_t most = bytes <= SHORT_BYTES ? mark / 2 : mark;
+    uint32_t n = 0;
+
+    pthread_mutex_lock(&mpshm_process.lock);
+    sweep(arena);
+    for (uint64_t sent = arena->sent_bytes; sent != 0 && sent + bytes > most; n++) {
+        sent -= arena->sent[n].bytes;
+    }
+    pthread_mutex_unlock(&mpshm_process.lock);
+    return n;
+}
+
+/* Have all who wait woken after `n` leases, or sooner if another sender asked for that. */
+static void
+await_leases(_Atomic uint32_t *wanted, uint32_t n)
+{
+    uint32_t left = atomic_load(wanted);
+
+    while ((left == 0 || left > n) && !atomic_compare_exchange_weak(wanted, &left, n)) {
+    }
+}
+
 int
 mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms)
 {
@@ -384,12 +426,27 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
         return 0;
     }
     _Atomic uint32_t *wanted = &arena->header->wanted;
+    uint32_t left = leases_to_await(arena, bytes, mark);
 
-    atomic_store(wanted, 1);
-    atomic_thread_fence(memory_order_seq_cst); /* pairs with arena_notify */
-    if (sender_has_room(arena, bytes, mark) || nothing_to_wait_for(arena, fd)) {
+    if (left != 0) {
+        await_leases(wanted, left);
+        atomic_thread_fence(memory_order_seq_cst); /* pairs with arena_notify */
+        left = leases_to_await(arena, bytes, mark); /* what was leased before that was not counted */
+    }
+    if (left == 0 || nothing_to_wait_for(arena, fd)) {
         return 0;
     }
-    futex_wait(wanted, 1, timeout_ms);
+    await_leases(wanted, left);
+
+    int64_t until = now_ns() + (int64_t) timeout_ms * 1000000;
+    uint32_t before = 0;
+
+    /* It may count down while we fall asleep; if it stands still, a signal came or the time is over. */
+    for (left = atomic_load(wanted); left != before && left != 0 && timeout_ms > 0;
+         left = atomic_load(wanted)) {
+        futex_wait(wanted, left, timeout_ms);
+        timeout_ms = (int) ((until - now_ns()) / 1000000);
+        before = left;
+    }
     return sender_has_room(arena, bytes, mark) ? 0 : -ETIMEDOUT;
 }

@@ -131,7 +131,7 @@ mpshm_open(mpshm_reader *read, mpshm_arena *arena, mpshm_opened *out)
 
     reader.runs = NULL;
     reader.count = 0;
-    int error = frame_open(&reader, arena);
+    int error = frame_open(&reader, arena, 0);
 
     memcpy(read->bytes, reader.bytes, sizeof read->bytes);
     read->stream_at = reader.stream_at;

@@ -222,8 +222,8 @@ frame_that_came_before_its_arena_stays(void)
         mpshm_run run = claim(arena, 1024);
 
         CHECK_EQ(0, send_run(ends[1], &run, 100));
-        CHECK_EQ(MPSHM_E_NO_ARENA, mpshm_receive(reader, ends[0], NULL, 0));
-        CHECK_EQ(-EBUSY, mpshm_receive(reader, ends[0], arena, 0));
+        CHECK_EQ(MPSHM_E_NO_ARENA, mpshm_receive(reader, ends[0], NULL, 0, 0));
+        CHECK_EQ(-EBUSY, mpshm_receive(reader, ends[0], arena, 0, 0));
         if (found) {
             CHECK_EQ(0, mpshm_reopen(reader, arena));
             mpshm_take(reader, 0, &held);
