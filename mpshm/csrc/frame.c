@@ -133,14 +133,19 @@ static ssize_t
 read_first(mpshm_reader *reader, int fd, uint32_t need)
 {
 #ifdef RWF_NOWAIT
+    if (spin_may_block(&reader->spin)) {
+        return read(fd, reader->bytes, need);
+    }
     struct iovec to = {reader->bytes, need};
     ssize_t n = preadv2(fd, &to, 1, -1, RWF_NOWAIT);
 
     if (n >= 0 || errno != EAGAIN) {
+        reader->spin.busy++;
         return n >= 0 || errno != EOPNOTSUPP ? n : read(fd, reader->bytes, need);
     }
     int64_t until = spin_begin(&reader->spin, false);
 
+    reader->spin.busy = 0;
     while (spin_goes_on(until)) {
         sched_yield();
         n = preadv2(fd, &to, 1, -1, RWF_NOWAIT);

@@ -161,6 +161,7 @@ void futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms);
 int futex_wake(_Atomic uint32_t *word, int most);
 bool has_hung_up(int fd, short which);
 void spin_init(mpshm_spin *spin, uint32_t spin_us);
+bool spin_may_block(mpshm_spin *spin);
 int64_t spin_begin(mpshm_spin *spin, bool worth);
 bool spin_goes_on(int64_t until);
 void spin_end(mpshm_spin *spin, int64_t until, bool paid);

@@ -93,6 +93,7 @@ typedef struct {
     uint32_t credit;
     uint32_t waits, probe;  /* without credit, every so many waits one tries */
     uint32_t spun;          /* just now, in vain */
+    uint32_t busy;          /* looks in a row that found something at once */
 } mpshm_spin;
 
 /* One end's reading: a frame partly read, kept across interruptions so that none is lost or torn,

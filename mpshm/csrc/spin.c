@@ -12,6 +12,7 @@
    woken at once: what comes too late is the dearest failure, and makes the tries ever rarer. */
 #include "internal.h"
 
+#define SPIN_BUSY 16
 #define SPIN_FIRST 6
 #define SPIN_COST 3
 #define SPIN_MOST 16
@@ -23,6 +24,15 @@ spin_init(mpshm_spin *spin, uint32_t spin_us)
 {
     *spin = (mpshm_spin) {.ns = (int64_t) spin_us * 1000, .waits = SPIN_PROBE - SPIN_FIRST,
                           .probe = SPIN_PROBE};
+}
+
+/* Whether a call that may block will do for the next look, as it is cheaper than one that may not
+   (measured for 4 bytes of a pipe: 400 ns for 520): in a flood, where something is there at each look,
+   for all but one in SPIN_BUSY. */
+bool
+spin_may_block(mpshm_spin *spin)
+{
+    return spin->busy >= SPIN_BUSY && ++spin->busy % SPIN_BUSY != 0;
 }
 
 /* Until when to look again; 0: not at all.  worth: the caller knows that it will pay.  Who did so in
