@@ -55,6 +55,7 @@ struct mpshm_arena {
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
     uint32_t sent_count, sent_room;
     uint64_t sent_bytes;
+    uint32_t shorts;        /* short messages for which it made no segment */
     mpshm_arena *next;
 };
 
@@ -99,13 +100,14 @@ void arena_let_go(mpshm_arena *arena);
 void arena_notify(mpshm_arena *arena);
 int arena_reserve(mpshm_arena *arena, uint64_t offset, uint64_t size); /* needs no lock */
 
-/* sender.c.  All but the last two under arena_lock. */
+/* sender.c.  All but the last three under arena_lock. */
 int sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
 int sender_abandon(mpshm_run *run);
 int sender_seal(mpshm_run *run, uint64_t size, uint64_t *bytes);
 void sender_unseal(mpshm_run *run, uint64_t size);
 void sender_trim(mpshm_run *run, uint64_t size);
 void sender_note(mpshm_arena *arena, const mpshm_run *run);
+bool sender_is_settled(mpshm_arena *arena);
 bool sender_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark);
 uint64_t sender_in_flight(mpshm_arena *arena);
 

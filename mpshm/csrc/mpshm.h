@@ -165,8 +165,9 @@ int mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark);
    reported as such, and the parcel can be sent again. */
 int mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size);
 #define MPSHM_NO_ROOM 1    /* `mark` bytes are in flight: wait and call again */
-#define MPSHM_SEND_PLAIN 2 /* no chunk is to be had, or so large messages are in flight that a short
-                              one had better not wait for their receiver */
+#define MPSHM_SEND_PLAIN 2 /* no chunk is to be had; or it is among this sender's first, and no segment
+                              is there for larger ones; or so large messages are in flight that a
+                              short one had better not wait for their receiver */
 /* All of that for `size` bytes, short enough for the receiver to copy them out.  0, an error as there,
    or one of these two; then nothing is kept. */
 int mpshm_send_copy(mpshm_arena *arena, int fd, const char *data, uint64_t size, uint64_t mark);

@@ -335,7 +335,7 @@ mpshm_send_copy(mpshm_arena *arena, int fd, const char *data, uint64_t size, uin
 {
     struct part part = {.size = size};
     mpshm_parcel parcel = {.arena = arena, .parts = &part, .count = 1, .room = 1, .stream_runs = 1};
-    int error = claim(&parcel, size, mark, false, &part.run);
+    int error = sender_is_settled(arena) ? claim(&parcel, size, mark, false, &part.run) : -ENOBUFS;
 
     if (error == -EAGAIN) {
         return sender_in_flight(arena) > 2 * mark ? MPSHM_SEND_PLAIN : MPSHM_NO_ROOM;

@@ -450,6 +450,7 @@ after_fork_in_child(void)
         }
         arena->sent_count = 0;
         arena->sent_bytes = 0;
+        arena->shorts = 0;
         arena->loans = 0;
         if (!child_keeps_views) {
             arena->leases = 0;
