@@ -503,6 +503,10 @@ class Reader:
         """Whether part of a frame has been read."""
         return bool(self._c.have)
 
+    def expect_answer(self) -> None:
+        """Look longer than else for the next message, which may be an answer, before blocking."""
+        self._c.asked = 1
+
     def begin(self, head: bytes) -> None:
         """Go on from a frame's first bytes, which the caller has read."""
         self._bytes[: len(head)] = head

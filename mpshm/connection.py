@@ -61,6 +61,9 @@ class Connection(stock.Connection):
     the ends and the ancestors of this process, and everywhere when a message cannot do without.
     """
 
+    _asked = False
+    """Whether something was sent since the last receive: what comes next may be its answer."""
+
     if TYPE_CHECKING:  # what stock's class has and its stub does not name
         _handle: int
         _readable: bool
@@ -196,6 +199,7 @@ class Connection(stock.Connection):
             raise
 
     def _send_parcel(self, parcel: Parcel, size: int) -> None:
+        self._asked = True
         with self._send_lock:
             parcel.send(b"")
         self._counters.shm_messages += 1
@@ -204,6 +208,7 @@ class Connection(stock.Connection):
     def _transmit(self, message: bytes | Message) -> None:
         """Send what `payload` made: by descriptor, small, or the plain road with its reason."""
         counters = self._counters
+        self._asked = True
         if isinstance(message, bytes):
             size = len(message)
             if size > PLAIN_MAX and self._arena is not None and self._copied(self._arena, message):
@@ -267,6 +272,9 @@ class Connection(stock.Connection):
             self._check_readable()
         with self._recv_lock:
             reader = self._reader
+            if self._asked:
+                self._asked = False
+                reader.expect_answer()
             try:
                 try:
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)

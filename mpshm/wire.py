@@ -67,6 +67,9 @@ class PlainReader:
 
     pending = False
 
+    def expect_answer(self) -> None:
+        """It does not look again before it blocks."""
+
     def read(
         self, fd: int, arena: object = None, maxsize: int | None = None, copy_max: int = 0
     ) -> bytes:

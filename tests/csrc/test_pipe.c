@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Longer than the runner lets a test live: what returns before it did not wait for it. */
@@ -241,6 +242,73 @@ frame_that_came_before_its_arena_stays(void)
 }
 
 /* A message outlives the handle, and the process, that sent it. */
+static void *
+sends_after_its_time(void *which)
+{
+    struct timespec time = {.tv_sec = 1, .tv_nsec = 300000000};
+
+    (void) which;
+    nanosleep(&time, NULL);
+    put_word(1);
+    CHECK_EQ(1, write(ends[1], "a", 1));
+    return NULL;
+}
+
+/* Looks for a second, and for one and a half more if it may be an answer. */
+static void
+answer_is_looked_for_longer(void)
+{
+    mpshm_reader *reader = mpshm_reader_new(1000000);
+    pthread_t sender;
+
+    for (uint32_t asked = 0; asked < 2; asked++) {
+        open_pipe(0);
+        reader->spin.credit = 8;
+        reader->spin.spun = 0;
+        reader->asked = asked;
+        CHECK_EQ(0, pthread_create(&sender, NULL, sends_after_its_time, NULL));
+        if (!asked) {
+            CHECK_EQ(-EINTR, mpshm_receive(reader, ends[0], NULL, 100, 0)); /* has looked in vain */
+        }
+        CHECK_EQ(5, mpshm_receive(reader, ends[0], NULL, 100, 0));
+        CHECK_EQ(asked ? 9 : 5, reader->spin.credit);
+        CHECK_EQ(0, reader->asked); /* it has been answered */
+        reader->full = 0;
+        pthread_join(sender, NULL);
+        close_pipe();
+    }
+    mpshm_reader_free(reader);
+}
+
+/* Where something is there at each look, all but one in sixteen may block; what they miss is nothing. */
+static void
+flood_is_read_by_blocking_reads(void)
+{
+    mpshm_reader *reader = mpshm_reader_new(1000);
+    uint32_t before = 0, looks = 0;
+
+    open_pipe(0);
+    for (int i = 0; i < 1000; i++) {
+        put_word(1);
+        CHECK_EQ(1, write(ends[1], "f", 1));
+        before = reader->spin.busy;
+        CHECK_EQ(5, mpshm_receive(reader, ends[0], NULL, 100, 0));
+        CHECK_EQ('f', reader->bytes[4]);
+        looks += reader->spin.busy == before + 1 && before < 16;
+        reader->full = 0;
+    }
+    CHECK_EQ(16, looks);
+    CHECK(reader->spin.busy >= 1000);
+    reader->spin.busy = 31; /* the next is a look, finds nothing, and the flood is over */
+    reader->spin.credit = 0;
+    reader->spin.spun = 1;
+    CHECK_EQ(0, fcntl(ends[0], F_SETFL, O_NONBLOCK));
+    CHECK_EQ(-EAGAIN, mpshm_receive(reader, ends[0], NULL, 100, 0));
+    CHECK_EQ(0, reader->spin.busy);
+    close_pipe();
+    mpshm_reader_free(reader);
+}
+
 static void
 message_of_a_dead_sender_arrives(void)
 {
@@ -627,6 +695,8 @@ static const struct test tests[] = {
     TEST(end_of_file_between_frames_and_within_one),
     TEST(sent_message_arrives),
     TEST(frame_that_came_before_its_arena_stays),
+    TEST(answer_is_looked_for_longer),
+    TEST(flood_is_read_by_blocking_reads),
     TEST(message_of_a_dead_sender_arrives),
     TEST(send_to_nobody_is_all_or_nothing),
     TEST(send_into_a_full_pipe_is_all_or_nothing),
