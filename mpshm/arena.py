@@ -273,12 +273,12 @@ class Arena:
             raise failure(code, "")
         return bool(code == 0)
 
-    def try_send_copy(self, fd: int, data: bytes) -> bool | None:
+    def try_send_copy(self, fd: int, data: bytes, mark: int) -> bool | None:
         """Send `data`, at most INLINE_MAX bytes, by a run that the receiver copies and frees.
 
-        None: COPY_MARK_BYTES are in flight, which must wait.  False: had better go plain.
+        None: `mark` bytes are in flight, and it must wait.  False: had better go plain.
         """
-        while code := _send_copy(self._c, fd, data, len(data), config.COPY_MARK_BYTES):
+        while code := _send_copy(self._c, fd, data, len(data), mark):
             if code == _NO_ROOM:
                 return None
             if code == _SEND_PLAIN:

@@ -18,8 +18,8 @@ second-level cache (measured for objects of 16 KiB: x1.1 with 24 MiB, x1.2 with 
 
 VIEW_MIN = 24 << 10
 """Bytes from which a buffer gets a run of its own and comes back as a view.  Smaller ones are
-copied with the pickle, so that one of them, kept, does not pin a run (measured for float32: inline
-is better at 16 KiB, x1.8 against x1.2, and worse at 32, x1.4 against x1.6)."""
+copied with the pickle, so that one of them, kept, does not pin a run (measured for float32: a view
+is worse at 16 KiB, x1.2 against x1.8, and better at 32, x1.6 against x1.4)."""
 
 HIGH_WATER_BYTES = 24 << 20
 """In-flight bytes at which a sender waits.  One 16 MiB message in flight and one leased keep the

@@ -7,6 +7,7 @@ with its reason.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import config, forking, payload, search, wire
 from .arena import (
     CORE_MISSING,
+    NO_MARK,
     Arena,
     NoArena,
     OutOfSharedMemory,
@@ -244,12 +246,16 @@ class Connection(stock.Connection):
 
     def _copied(self, arena: Arena, message: bytes) -> bool:
         """Whether a run took the message, after waiting for room; else it must go plain."""
+        mark = config.COPY_MARK_BYTES
         while True:
             with self._send_lock:
-                sent = arena.try_send_copy(self._handle, message)
+                sent = arena.try_send_copy(self._handle, message, mark)
             if sent is not None:
                 return sent
-            arena.wait_room(self._handle, len(message), config.COPY_MARK_BYTES)
+            if not os.get_blocking(self._handle):
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            arena.wait_room(self._handle, len(message), mark)
+            mark = NO_MARK  # also when there was nobody to wait for
 
     # Receiving
 

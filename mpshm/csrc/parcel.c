@@ -338,7 +338,7 @@ mpshm_send_copy(mpshm_arena *arena, int fd, const char *data, uint64_t size, uin
     int error = sender_is_settled(arena) ? claim(&parcel, size, mark, false, &part.run) : -ENOBUFS;
 
     if (error == -EAGAIN) {
-        return sender_in_flight(arena) > 2 * mark ? MPSHM_SEND_PLAIN : MPSHM_NO_ROOM;
+        return sender_in_flight(arena) > mark + mark / 4 ? MPSHM_SEND_PLAIN : MPSHM_NO_ROOM;
     }
     if (error != 0) {
         return MPSHM_SEND_PLAIN;

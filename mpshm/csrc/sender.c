@@ -118,13 +118,14 @@ sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     return 0;
 }
 
-/* Whether a short message, which the pipe could take as well, may have a segment made for it. */
+/* Whether a short message, which the pipe could take as well, may have a segment made for it.  Never
+   where a segment must be reserved whole. */
 bool
 sender_is_settled(mpshm_arena *arena)
 {
     pthread_mutex_lock(&mpshm_process.lock);
     bool settled = is_for(arena->segments[arena->hot], false)
-                   || arena->shorts++ >= SHORTS_BEFORE_SEGMENT;
+                   || (!arena->bounded && arena->shorts++ >= SHORTS_BEFORE_SEGMENT);
 
     pthread_mutex_unlock(&mpshm_process.lock);
     return settled;
@@ -395,6 +396,17 @@ nothing_to_wait_for(mpshm_arena *arena, int fd)
     return unread == 0;
 }
 
+/* What is noted then is in a receiver's hand that will lease it at once, or never: one killed in between
+   must not narrow the mark for good. */
+static void
+forget_sent(mpshm_arena *arena)
+{
+    pthread_mutex_lock(&mpshm_process.lock);
+    arena->sent_count = 0;
+    arena->sent_bytes = 0;
+    pthread_mutex_unlock(&mpshm_process.lock);
+}
+
 bool
 sender_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark)
 {
@@ -441,25 +453,25 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
     if (sender_has_room(arena, bytes, mark)) {
         return 0;
     }
-    _Atomic uint32_t *wanted = &arena->header->wanted;
-    uint32_t left = leases_to_await(arena, bytes, mark);
-
-    if (left != 0) {
-        await_leases(wanted, left);
-        atomic_thread_fence(memory_order_seq_cst); /* pairs with arena_notify */
-        left = leases_to_await(arena, bytes, mark); /* what was leased before that was not counted */
-    }
-    if (left == 0 || nothing_to_wait_for(arena, fd)) {
+    if (nothing_to_wait_for(arena, fd)) {
+        forget_sent(arena);
         return 0;
     }
-    await_leases(wanted, left);
-
+    _Atomic uint32_t *wanted = &arena->header->wanted;
     int64_t until = now_ns() + (int64_t) timeout_ms * 1000000;
-    uint32_t before = 0;
+    uint32_t n, left, before = 0;
 
-    /* It may count down while we fall asleep; if it stands still, a signal came or the time is over. */
-    for (left = atomic_load(wanted); left != before && left != 0 && timeout_ms > 0;
-         left = atomic_load(wanted)) {
+    while ((n = leases_to_await(arena, bytes, mark)) != 0) {
+        await_leases(wanted, n);
+        left = atomic_load(wanted);
+        atomic_thread_fence(memory_order_seq_cst); /* pairs with arena_notify */
+        /* What is leased from here on counts down from `left`; what was before may not have. */
+        if (left == 0 || left > leases_to_await(arena, bytes, mark)) {
+            continue;
+        }
+        if (left == before || timeout_ms <= 0) {
+            break; /* it stands still: a signal came, or the time is over */
+        }
         futex_wait(wanted, left, timeout_ms);
         timeout_ms = (int) ((until - now_ns()) / 1000000);
         before = left;
