@@ -40,8 +40,8 @@ WAIT_SLICE_MS = 50
 
 SPIN_US = 50
 """How long a receiver looks again, yielding its CPU, before it blocks, or 2.5 times as long for an
-answer: a wake-up across CPUs costs 55 to 65 us here.  Adaptive: who waits for a slow peer soon stops
-(csrc/spin.c, frame.c).  0 is never."""
+answer: a wake-up across CPUs costs 55 to 65 us here.  Adaptive: who waits for a slow peer soon
+stops (csrc/spin.c, frame.c).  0 is never."""
 
 
 class Geometry(NamedTuple):
