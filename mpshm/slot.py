@@ -290,8 +290,10 @@ class Batch:
 
 def _failure(code: int, c: Any) -> Exception:
     """The exception for the core's answer to a receive."""
-    if code in (_END, -errno.EBADF):
-        return EOFError() if code == _END else _failed(code)
+    if code == _END:
+        return EOFError()
+    if code == -errno.EBADF:
+        return _failed(code)
     return failure_to_read(code, c.messages[0].bad)
 
 

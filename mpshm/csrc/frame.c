@@ -154,7 +154,6 @@ read_first(mpshm_reader *reader, int fd, uint32_t need)
     if (until != 0 && reader->asked) {
         until += reader->spin.ns * ANSWER_MORE;
     }
-    reader->spin.busy = 0;
     while (spin_goes_on(until)) {
         sched_yield();
         n = preadv2(fd, &to, 1, -1, RWF_NOWAIT);

@@ -40,6 +40,7 @@ spin_may_block(mpshm_spin *spin)
 int64_t
 spin_begin(mpshm_spin *spin, bool worth)
 {
+    spin->busy = 0; /* nothing was there */
     if (spin->spun) {
         spin->spun = 0;
         return 0;

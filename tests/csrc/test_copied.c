@@ -679,20 +679,33 @@ land_what_is_awaited(void)
     take_copies(watched, AWAITED);
 }
 
+/* A wait at the mark, whose awaited leases come in between; it would sleep for ever. */
+static void
+wait_meanwhile(int sleeps)
+{
+    sleeps_left = sleeps;
+    CHECK_EQ(0, mpshm_wait_room(watched, ends[1], TINY_CHUNK, MARK, FOREVER_MS));
+    take_copies(watched, 1);
+    close_pipe();
+    close_clean(watched);
+}
+
+static void
+four_fly(void)
+{
+    watched = arena_of(tiny);
+    open_pipe(0);
+    fly(watched, 4);
+}
+
 /* The kernel answered that messages are unread; then those that mattered were leased.  Their count must
    not begin anew: the sender would sleep, and who should wake it has been. */
 static void
 leases_between_the_last_look_and_the_sleep_are_not_slept_through(void)
 {
-    watched = arena_of(tiny);
-    open_pipe(0);
-    fly(watched, 4);
+    four_fly();
     after_the_look = land_what_is_awaited;
-    sleeps_left = 0;
-    CHECK_EQ(0, mpshm_wait_room(watched, ends[1], TINY_CHUNK, MARK, FOREVER_MS));
-    take_copies(watched, 1);
-    close_pipe();
-    close_clean(watched);
+    wait_meanwhile(0);
 }
 
 static void
@@ -707,15 +720,9 @@ land_and_have_another_wait(void)
 static void
 sleeper_whose_leases_came_does_not_sleep_on_for_another(void)
 {
-    watched = arena_of(tiny);
-    open_pipe(0);
-    fly(watched, 4);
+    four_fly();
     before_the_sleep = land_and_have_another_wait;
-    sleeps_left = 1;
-    CHECK_EQ(0, mpshm_wait_room(watched, ends[1], TINY_CHUNK, MARK, FOREVER_MS));
-    take_copies(watched, 1);
-    close_pipe();
-    close_clean(watched);
+    wait_meanwhile(1);
 }
 
 /* Many at once */
