@@ -85,7 +85,11 @@ class _Sink:
 
     def write(self, data: Any) -> int:
         """The pickler's file."""
-        size = len(data) if type(data) is bytes else memoryview(data).nbytes
+        if type(data) is not bytes:
+            # Bytes in the order in which memory holds them: bytes(data) would turn an array in
+            # Fortran order to C order.
+            data = data.raw() if type(data) is pickle.PickleBuffer else memoryview(data).cast("B")
+        size = len(data)
         before = self.written
         self.written = written = before + size
         if written <= INLINE_MAX or self.arena is None:
@@ -149,7 +153,7 @@ class _Dumper:
         """
         registered, extra = copyreg.dispatch_table, _extra_reducers
         ndarray = getattr(numpy, "ndarray", None)
-        ours = {ndarray: _reduce_array} if ndarray is not None and not CORE_MISSING else {}
+        ours = {} if ndarray is None else {ndarray: _reduce_array}
         self.reducers = {**ours, **registered, **extra}
         self.use_reducers()
         # A module that another thread is importing has no ndarray yet: look again next time.
@@ -380,10 +384,10 @@ def _reduce_array(array: Any) -> Any:
     """Out of band, as numpy's own; but read-only arrays arrive writable, as with stock.
 
     Arrays of objects, empty ones and those of foreign byte order, which stock turns round on
-    arrival, go the way that stock sends them.
+    arrival, go the way that stock sends them.  So do all without the core, which makes aliases.
     """
     dtype, flags = array.dtype, array.flags
-    if dtype.hasobject or array.size == 0 or not dtype.isnative:
+    if CORE_MISSING or dtype.hasobject or array.size == 0 or not dtype.isnative:
         return array.__reduce__()
     if not (flags.c_contiguous or flags.f_contiguous):
         array = array.copy()
