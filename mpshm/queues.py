@@ -300,7 +300,7 @@ class Queue(Getting, _StockQueue):
                 message = _dump(obj, arena, NO_WAIT)
             except NoRoomNow:
                 self._flush(waiting)
-                self._dump_later(end, obj, True, None)
+                self.put(obj)  # which looks whether the flush has left some to the feeder
                 continue
             except Exception as error:
                 self._flush(waiting)
@@ -311,8 +311,16 @@ class Queue(Getting, _StockQueue):
                 originals.append(obj)
                 if len(messages) == AT_ONCE:
                     self._flush(waiting)
+                continue
+            self._flush(waiting)
+            if feeding.now:
+                # The flush may have left some to the feeder: this one stays behind them.
+                try:
+                    self._hand_over(Pickled(obj, message), True, None)
+                except BaseException:
+                    queue_end.drop(message)
+                    raise
             else:
-                self._flush(waiting)
                 self._offer(end, obj, message, True, None)
         self._flush(waiting)
         return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import collections
 import contextlib
 import errno
 import multiprocessing
@@ -108,6 +109,95 @@ def test_put_many_keeps_its_order_when_the_feeder_takes_over(context: Any) -> No
             consumer.start()
         assert 100 == q.put_many((0, n) for n in range(start, start + 100))
     assert "in order" == back.get(timeout=WAIT_S)
+    consumer.join(WAIT_S)
+    finish(q, back)
+
+
+def consume_with_pauses(q: Any, back: Any, count: int) -> None:
+    """Pauses a little longer than a put waits for room, so that the feeder comes and goes."""
+    got = []
+    for n in range(count):
+        if n % 50 == 0:
+            time.sleep(0.0075)
+        got.append(q.get(timeout=WAIT_S)[0])
+    back.put(got)
+
+
+def numbered(count: int) -> list[Any]:
+    """Small messages, and after each three of them one of 64 KiB; each has its number first."""
+    return [(n,) if n % 4 else (n, np.zeros(1 << 13)) for n in range(count)]
+
+
+def put_by_put_many(q: Any, messages: list[Any]) -> None:
+    q.put_many(messages)
+
+
+def put_by_an_iterator(q: Any, messages: list[Any]) -> None:
+    q.put_many(iter(messages))
+
+
+def put_by_turns(q: Any, messages: list[Any]) -> None:
+    for at in range(0, len(messages), 10):
+        q.put_many(messages[at : at + 7])
+        for message in messages[at + 7 : at + 10]:
+            q.put(message)
+
+
+def put_on_a_loop(q: Any, messages: list[Any]) -> None:
+    async def put() -> None:
+        for at in range(0, len(messages), 10):
+            q.put_many(messages[at : at + 7])
+            for message in messages[at + 7 : at + 10]:
+                await q.aput(message)
+
+    asyncio.run(put())
+
+
+def put_in_threads(q: Any, messages: list[Any]) -> None:
+    """Of threads that take turns, each puts what comes after what the last one has put."""
+    turn = threading.Lock()
+    left = collections.deque(messages)
+
+    def put() -> None:
+        while True:
+            with turn:
+                some = [left.popleft() for _ in range(min(20, len(left)))]
+                q.put_many(some[:17])
+                for message in some[17:]:
+                    q.put(message)
+            if not some:
+                return
+
+    crew = [threading.Thread(target=put) for _ in range(3)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+
+
+WAYS_TO_PUT = [put_by_put_many, put_by_an_iterator, put_by_turns, put_on_a_loop, put_in_threads]
+
+
+@pytest.mark.parametrize("put", WAYS_TO_PUT)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mpshm.Queue(),
+        lambda: mpshm.Queue(700),
+        lambda: mpshm.Queue(maxbytes=8 << 20),
+    ],
+    ids=["unbounded", "bounded", "maxbytes"],
+)
+def test_one_producers_order_holds_while_the_consumer_pauses(make: Any, put: Any) -> None:
+    """A large message put by put_many overtook small ones that it had left to the feeder."""
+    q, back = make(), mpshm.Queue()
+    messages = numbered(2000)
+    consumer = mpshm.get_context("fork").Process(
+        target=consume_with_pauses, args=(q, back, len(messages))
+    )
+    consumer.start()
+    put(q, messages)
+    assert list(range(len(messages))) == back.get(timeout=WAIT_S)
     consumer.join(WAIT_S)
     finish(q, back)
 
