@@ -96,6 +96,7 @@ class Queue(Getting, _StockQueue):
         def _finalize_close(buffer: Any, notempty: Any) -> None: ...
 
     _joinable = False
+    _stock_class: Any = stock.Queue
     _strict = False  # where there are locks; elsewhere _sem knows
 
     def __init__(
@@ -105,7 +106,8 @@ class Queue(Getting, _StockQueue):
         if ends is None:
             if maxbytes:
                 raise OSError(errno.ENOSYS, "maxbytes needs shared memory, and there is none")
-            super().__init__(maxsize, ctx=ctx)
+            # Not super(): with further bases that may be a class that wants other arguments.
+            self._stock_class.__init__(self, maxsize, ctx=ctx)
             self._reader, self._writer = connection.adopt(self._reader, self._writer)
             self._strict = strict
             self._reset()
@@ -465,6 +467,7 @@ class JoinableQueue(Queue, _StockJoinableQueue):
     """A Queue with task_done() and join()."""
 
     _joinable = True
+    _stock_class = stock.JoinableQueue
     _cond = _unfinished_tasks = NO_LOCK
 
     def task_done(self) -> None:
@@ -494,7 +497,7 @@ class SimpleQueue(Getting, _StockSimpleQueue):
     def __init__(self, *, ctx: Any) -> None:
         ends = queue_end.pipe(0, 0, False)
         if ends is None:
-            super().__init__(ctx=ctx)
+            stock.SimpleQueue.__init__(self, ctx=ctx)
             self._reader, self._writer = connection.adopt(self._reader, self._writer)
         else:
             self._reader, self._writer = ends

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from queue_parts import finish
 
 import mpshm
 from mpshm import queues
@@ -63,6 +66,92 @@ def test_dead_worker_breaks_the_pool_as_in_stock(context: Any) -> None:
             pool.submit(os._exit, 1).result()
         with pytest.raises(BrokenProcessPool):
             pool.submit(double, 1)
+
+
+PLAIN_EXECUTORS = """
+import concurrent.futures, errno, resource, sys
+
+def double(x):
+    return 2 * x
+
+def lengths(array):
+    return [*array.strides], float(array.sum())
+
+def main():
+    if sys.argv[1] == "EPERM":
+        from sandbox import refuse_memfd_create
+        if not refuse_memfd_create(errno.EPERM):
+            print("no seccomp here")
+            return
+    elif sys.argv[1] == "fsize":
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    import numpy as np
+    import mpshm
+    ours = mpshm.ProcessPoolExecutor
+    for method in ("fork", "spawn", "forkserver"):
+        with ours(2, mp_context=mpshm.get_context(method)) as pool:
+            print(list(pool.map(double, range(4))))
+            sent = np.asfortranarray(np.arange(60000.0).reshape(2, -1))
+            print(pool.submit(lengths, sent).result() == lengths(sent))
+            future = pool.submit(double, sys._getframe())
+            print(type(future.exception()).__name__)
+    mpshm.install()
+    with concurrent.futures.ProcessPoolExecutor(2) as pool:
+        print(list(pool.map(double, range(4))))
+    print(mpshm.Queue()._reader._arena)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("without", ["off", "EPERM", "fsize"])
+def test_executors_work_on_the_plain_road(tmp_path: Path, without: str) -> None:
+    """MPSHM=off, a sandbox without memfd_create and a small `ulimit -f` made them TypeErrors."""
+    script = tmp_path / "executors.py"
+    script.write_text(PLAIN_EXECUTORS)
+    done = subprocess.run(
+        [sys.executable, str(script), without],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={
+            **os.environ,
+            "MPSHM": "off" if without == "off" else "auto",
+            "PYTHONPATH": str(Path(__file__).parent),
+        },
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+    if done.stdout == "no seccomp here\n":
+        pytest.skip(done.stdout)
+    each = ["[0, 2, 4, 6]", "True", "TypeError"]
+    assert [*each * 3, each[0], "None"] == done.stdout.splitlines()
+
+
+def test_a_queue_with_further_bases_is_made_by_stocks_queue(monkeypatch: Any) -> None:
+    """As stock's own Queue it calls no __init__ but its own: the others' arguments are unknown."""
+
+    class Further:
+        def __init__(self) -> None:
+            raise AssertionError("nobody has asked for this")
+
+    class Both(queues.JoinableQueue, Further):
+        pass
+
+    class Simple(queues.SimpleQueue, Further):
+        pass
+
+    monkeypatch.setenv("MPSHM", "off")
+    both = Both(2, ctx=mpshm.get_context())
+    both.put([1])
+    assert [1] == both.get(timeout=30)
+    both.task_done()
+    both.join()
+    simple = Simple(ctx=mpshm.get_context())
+    simple.put([2])
+    assert [2] == simple.get()
+    finish(both, simple)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="max_tasks_per_child is new in 3.11")
