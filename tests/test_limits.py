@@ -5,10 +5,12 @@ Each case runs in a process of its own, for limits and environment are a process
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +109,40 @@ say(error=text, leaked=len(os.listdir("/proc/self/fd")) - len(before))
     (said,) = run(code, mpshm="require")
     assert "MPSHM=require, but no shared memory" in said["error"]
     assert 0 == said["leaked"]
+
+
+DEMANDS_NOEXEC = (
+    f"""
+import errno
+sys.path.append({str(Path(__file__).parent)!r})
+from sandbox import MFD_NOEXEC_SEAL, refuse_memfd_create
+if not refuse_memfd_create(int(sys.argv[1]), unless=MFD_NOEXEC_SEAL):
+    say(skip="no seccomp here")
+    sys.exit()
+try:
+    os.memfd_create("plain")
+except OSError as error:
+    say(refused=error.errno)
+"""
+    + """
+import mpshm, numpy as np
+a, b = mpshm.Pipe()
+say(whole=np.array_equal(through(a, b, np.arange(50000)), np.arange(50000)))
+say(shm=a.stats().shm_messages)
+q = mpshm.Queue()
+q.put(np.arange(50000))
+say(whole=np.array_equal(q.get(), np.arange(50000)), shm=q.stats().shm_messages)
+"""
+)
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM])
+def test_system_that_demands_files_without_execution_gets_them(error: int) -> None:
+    """Linux 6.3 to 6.5 with vm.memfd_noexec=2 answers EACCES to a file without MFD_NOEXEC_SEAL."""
+    said = run(DEMANDS_NOEXEC, error, mpshm="require")
+    if "skip" in said[0]:
+        pytest.skip(said[0]["skip"])
+    assert [{"refused": error}, {"whole": True}, {"shm": 1}, {"whole": True, "shm": 1}] == said
 
 
 def test_limit_on_file_size_set_while_a_channel_is_open() -> None:

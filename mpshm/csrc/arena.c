@@ -21,6 +21,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008u /* Linux 6.3; it allows sealing as well */
+#endif
+
 struct process mpshm_process = {.lock = PTHREAD_MUTEX_INITIALIZER, .generation = 1};
 
 static uint64_t
@@ -75,6 +79,10 @@ open_memory_file(int kind, const char *name, bool *bounded)
     if (kind != MPSHM_FILE_SHM) {
         int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
+        if (fd == -1 && (errno == EACCES || errno == EPERM)) {
+            /* Systems with vm.memfd_noexec=2, and sandboxes, refuse a file that could be executed. */
+            fd = memfd_create(name, MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+        }
         *bounded = false;
         if (fd != -1 || kind == MPSHM_FILE_MEMFD || errno != ENOSYS) {
             return fd;
