@@ -6,6 +6,7 @@ Start methods are the stock module's state and stay there: `multiprocessing.set_
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable, Iterable
@@ -145,6 +146,19 @@ class _Doors(stock.BaseContext):
             return Pool(
                 processes, initializer, initargs, maxtasksperchild, context=self.get_context()
             )
+
+    def freeze_support(self) -> None:
+        """Run the child of a frozen program, if this is one; else return.
+
+        Tools that freeze programs replace `multiprocessing.freeze_support` at start-up, before or
+        after mpshm is imported: what stands there now runs.  Without it a frozen child would run
+        the whole program again, and start children of its own.
+        """
+        theirs = multiprocessing.freeze_support
+        if getattr(theirs, "__self__", None) is _stock_default:
+            super().freeze_support()
+        else:
+            theirs()
 
     def get_context(self, method: str | None = None) -> Any:
         """Our context for a start method; this one for None."""

@@ -152,3 +152,29 @@ def test_unknown_start_method_is_refused_as_in_stock() -> None:
 
 def test_the_core_is_there() -> None:
     assert arena.CORE_MISSING == ""
+
+
+def test_freeze_support_is_what_a_freezer_has_put_in_stocks_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyInstaller replaces it at start-up; ours was stock's still: each child was a new program."""
+    calls: list[str] = []
+    monkeypatch.setattr(multiprocessing, "freeze_support", lambda: calls.append("theirs"))
+    mpshm.freeze_support()
+    mpshm.get_context("spawn").freeze_support()
+    assert ["theirs", "theirs"] == calls
+
+
+def test_freeze_support_is_stocks_where_nobody_has_replaced_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """cx_Freeze replaces the method that stock's contexts have."""
+    assert None is mpshm.freeze_support()  # type: ignore[func-returns-value]
+    calls: list[object] = []
+    monkeypatch.setattr(
+        multiprocessing.context.BaseContext, "freeze_support", lambda self: calls.append(self)
+    )
+    mpshm.freeze_support()
+    context = mpshm.get_context("spawn")
+    context.freeze_support()
+    assert [mpshm.freeze_support.__self__, context] == calls
