@@ -12,6 +12,7 @@ import os
 import pickle
 import pickletools
 import sys
+import types
 from collections.abc import Iterable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeGuard
@@ -45,6 +46,10 @@ class Message:
         self.reason = reason
 
 
+class _AskAsStock(Exception):
+    """An object's own `__reduce_ex__` made something else of protocol 5 than of stock's."""
+
+
 class _Sink:
     """Where a pickler writes to: private memory while the stream is short, else a parcel.
 
@@ -52,6 +57,8 @@ class _Sink:
     """
 
     def __init__(self) -> None:
+        self.ndarray: Any = None
+        """numpy's class, where arrays that stock would send otherwise are looked out for."""
         self.begin(None, -1)
 
     def begin(self, arena: Arena | None, fd: int) -> None:
@@ -69,14 +76,15 @@ class _Sink:
 
     def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         """pickle's buffer_callback: False when the buffer has gone to a run of its own."""
-        if self.arena is None:
-            return True
         try:
             raw = buffer.raw()
         except BufferError:
             return True  # not contiguous: the pickler says so as it does in stock
+        # _reduce_array gives no array's own buffer: an object's own reduction chose this one.
+        if type(raw.obj) is self.ndarray and _is_as_protocol_5_has_it(raw.obj):
+            raise _AskAsStock
         size = raw.nbytes
-        if size < VIEW_MIN:
+        if size < VIEW_MIN or self.arena is None:
             return True
         (self.parcel or self.open_parcel()).put_buffer(raw)
         self.size += size
@@ -138,6 +146,7 @@ class _Dumper:
 
     def use_reducers(self) -> None:
         self.pickler.dispatch_table = self.reducers
+        self.sink.ndarray = _ndarray() if STOCK_PROTOCOL < 5 else None
 
     def tidy(self) -> None:
         """Forget the message's objects."""
@@ -152,7 +161,7 @@ class _Dumper:
         numpy: the module, if the program has imported it.
         """
         registered, extra = copyreg.dispatch_table, _extra_reducers
-        ndarray = getattr(numpy, "ndarray", None)
+        ndarray = _ndarray()
         ours = {} if ndarray is None else {ndarray: _reduce_array}
         self.reducers = {**ours, **registered, **extra}
         self.use_reducers()
@@ -175,6 +184,29 @@ class _Dumper:
             raise
         finally:
             self.tidy()
+
+
+class _StockAskingPickler(pickle.Pickler):
+    """Asks objects for a reduction as stock's pickler does: with stock's protocol."""
+
+    dispatch_table: dict[type, Any]
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, _NAMED) or type(obj) in self.dispatch_table:
+            return NotImplemented
+        return obj.__reduce_ex__(STOCK_PROTOCOL)
+
+
+class _StockAskingDumper(_Dumper):
+    """For messages whose objects answer protocol 5 otherwise: it costs a call for each object."""
+
+    def renew(self) -> None:
+        sink = self.sink
+        self.pickler = _StockAskingPickler(sink, protocol=5, buffer_callback=sink.take_buffer)
+        self.use_reducers()
+
+    def use_reducers(self) -> None:
+        self.pickler.dispatch_table = self.reducers
 
 
 class _ByValueDumper(_Dumper):
@@ -284,6 +316,8 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
         dumper = _Dumper()
     try:
         message = _dump_with(dumper, obj, arena, fd)
+    except _AskAsStock:
+        message = _dump_with(_StockAskingDumper(), obj, arena, fd)
     except (pickle.PicklingError, AttributeError) as error:
         if not (is_refusal(error) and config.by_value()):
             raise
@@ -380,6 +414,29 @@ def _rewritten(stream: bytes, buffers: list[memoryview]) -> bytes:
     return b"".join(out)
 
 
+STOCK_PROTOCOL = pickle.DEFAULT_PROTOCOL
+"""What stock pickles with: 5 from Python 3.14 on, 4 before."""
+
+_NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
+"""What is written by its name, and asked for no reduction."""
+
+
+def _ndarray() -> Any:
+    """numpy's class, if the program has imported it; None while another thread is at it."""
+    return getattr(_modules.get("numpy"), "ndarray", None)
+
+
+def _is_as_protocol_5_has_it(array: Any) -> bool:
+    """Whether numpy's own reductions for protocols 4 and 5 may give two different arrays.
+
+    With 5 an array stays read-only, keeps a foreign byte order, and keeps its axes in the order in
+    which they lie in memory: the buffer is then that of a view with its axes in that order.
+    """
+    if array.ndim > 2 and array.base is not None:
+        return True
+    return not (array.flags.writeable and array.dtype.isnative)
+
+
 def _reduce_array(array: Any) -> Any:
     """Out of band, as numpy's own; but read-only arrays arrive writable, as with stock.
 
@@ -394,7 +451,7 @@ def _reduce_array(array: Any) -> Any:
         flags = array.flags
     simple = dtype.kind in "biufc"
     if simple and flags.writeable:
-        buffer = pickle.PickleBuffer(array)
+        buffer = pickle.PickleBuffer(array.data)
     else:
         # Some dtypes export no buffer, and a read-only one would arrive read-only.
         address = array.__array_interface__["data"][0]

@@ -27,6 +27,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrays import (
+    ARRAYS,
+    HOLDERS,
+    RECORD,
+    Tagged,
+    address,
+    by_stock,
+    described,
+    facts,
+    read_only,
+    same_values,
+)
 
 import mpshm
 from mpshm import config
@@ -76,144 +88,6 @@ def outcome(module: ModuleType, obj: object) -> tuple[Any, ...]:
     return "arrived", type(got), got
 
 
-def address(a: np.ndarray) -> int:
-    return int(a.__array_interface__["data"][0])
-
-
-def facts(a: np.ndarray) -> dict[str, Any]:
-    """All that a program can see of an array, but its values."""
-    flags = ("writeable", "aligned", "c_contiguous", "f_contiguous")
-    return {
-        "type": type(a),
-        "dtype": a.dtype,
-        "char": a.dtype.char,
-        "byteorder": a.dtype.byteorder,
-        "metadata": a.dtype.metadata,
-        "fields": a.dtype.fields,
-        "shape": a.shape,
-        "strides": a.strides,
-        **{name: getattr(a.flags, name) for name in flags},
-    }
-
-
-def read_only(a: np.ndarray) -> np.ndarray:
-    a.flags.writeable = False
-    return a
-
-
-def ints(n: int) -> np.ndarray:
-    return np.arange(n)
-
-
-RECORD = np.dtype([("a", "<i4"), ("b", ">f8"), ("c", "S5"), ("d", "<u2", (2, 3))])
-PADDED = np.dtype([("a", "u1"), ("b", "f8")], align=True)
-NESTED = np.dtype([("outer", [("x", "i2"), ("y", "U3")]), ("z", "M8[us]")])
-OFFSETS = np.dtype({"names": ["p", "q"], "formats": ["i4", "f4"], "offsets": [12, 2]})
-
-Maker = Callable[[int], np.ndarray]
-ARRAYS: dict[str, Maker] = {
-    "bool": lambda n: ints(n) % 3 == 0,
-    "int8": lambda n: ints(n).astype("i1"),
-    "int16": lambda n: ints(n).astype("i2"),
-    "int64": ints,
-    "uint8": lambda n: ints(n).astype("u1"),
-    "uint64": lambda n: ints(n).astype("u8") + np.uint64(1 << 63),
-    "intc": lambda n: ints(n).astype(np.intc),
-    "longlong": lambda n: ints(n).astype(np.longlong),
-    "float16": lambda n: ints(n).astype("f2"),
-    "float32": lambda n: ints(n).astype("f4"),
-    "float64 with nan": lambda n: np.where(ints(n) % 2, np.nan, -0.0),
-    "longdouble": lambda n: ints(n).astype(np.longdouble),
-    "complex64": lambda n: ints(n).astype("c8") * 1j,
-    "complex128": lambda n: ints(n) * (1 + 2j),
-    "clongdouble": lambda n: ints(n).astype(np.clongdouble),
-    "timedelta": lambda n: ints(n).astype("m8[ms]"),
-    "timedelta generic": lambda n: ints(n).astype("m8"),
-    "datetime": lambda n: ints(n).astype("M8[D]"),
-    "datetime 25s": lambda n: ints(n).astype("M8[25s]"),
-    "datetime nat": lambda n: np.full(n, "NaT", "M8[ns]"),
-    "bytes": lambda n: ints(n).astype("S"),
-    "str": lambda n: ints(n).astype("U"),
-    "str wide": lambda n: np.full(n, "\U0001f600é"),
-    "void": lambda n: np.frombuffer(bytes(range(256)) * n, "V7", n),
-    "structured": lambda n: np.frombuffer(bytes(i % 100 for i in range(29)) * n, RECORD),
-    "structured writable": lambda n: np.zeros(n, RECORD),
-    "structured aligned": lambda n: np.ones(n, PADDED),
-    "structured nested": lambda n: np.zeros(n, NESTED),
-    "structured with offsets": lambda n: np.ones(n, OFFSETS),
-    "structured with objects": lambda n: np.array([(i, [i]) for i in range(n)], "i4,O"),
-    "objects": lambda n: np.array([[i] for i in range(n)] + [None], dtype=object),
-    "big-endian int": lambda n: ints(n).astype(">i4"),
-    "big-endian float": lambda n: ints(n).astype(">f8"),
-    "big-endian complex": lambda n: ints(n).astype(">c16"),
-    "big-endian str": lambda n: ints(n).astype(">U8"),
-    "big-endian datetime": lambda n: ints(n).astype(">M8[s]"),
-    "metadata": lambda n: ints(n).astype(np.dtype("i8", metadata={"unit": "m"})),
-    "metadata structured": lambda n: np.zeros(n, np.dtype([("a", "i4")], metadata={"k": 1})),
-    "zero-size item": lambda n: np.zeros(n, "S0"),
-    "2-d": lambda n: ints(4 * n).reshape(4, n),
-    "5-d": lambda n: ints(8 * n).reshape(2, 1, 2, n, 2),
-    "axis of length 1": lambda n: ints(n).reshape(1, n, 1),
-    "Fortran": lambda n: np.asfortranarray(ints(4 * n).reshape(4, n)),
-    "Fortran 3-d": lambda n: np.zeros((3, n, 2), "f4", order="F"),
-    "Fortran structured": lambda n: np.zeros((2, n), RECORD, order="F"),
-    "Fortran read-only": lambda n: read_only(np.zeros((2, n), order="F")),
-    "transposed": lambda n: ints(4 * n).reshape(4, n).T,
-    "axes permuted": lambda n: ints(6 * n).reshape(2, n, 3).transpose(1, 0, 2),
-    "strided": lambda n: ints(3 * n)[::3],
-    "negative stride": lambda n: ints(n)[::-1],
-    "negative strides 2-d": lambda n: ints(4 * n).reshape(4, n)[::-1, ::-2],
-    "strided datetime": lambda n: ints(2 * n).astype("M8[s]")[::2],
-    "columns": lambda n: ints(10 * n).reshape(n, 10)[:, 2:7],
-    "contiguous view": lambda n: ints(3 * n)[n : 2 * n],
-    "rows view": lambda n: ints(10 * n).reshape(10, n)[3:6],
-    "one field": lambda n: np.ones(n, RECORD)["b"],
-    "broadcast": lambda n: np.broadcast_to(np.arange(5), (n, 5)),
-    "read-only": lambda n: read_only(ints(n)),
-    "read-only structured": lambda n: read_only(np.zeros(n, RECORD)),
-    "read-only datetime": lambda n: read_only(ints(n).astype("M8[s]")),
-    "over bytes": lambda n: np.frombuffer(bytes(8 * n), "f8"),
-    "over bytearray": lambda n: np.frombuffer(bytearray(8 * n), "f8"),
-    "misaligned": lambda n: np.frombuffer(bytearray(8 * n + 1), "f8", offset=1),
-    "matrix": lambda n: np.matrix(ints(2 * n).reshape(2, n)),
-    "recarray": lambda n: np.rec.array(np.ones(n, PADDED)),
-    "masked": lambda n: np.ma.masked_equal(ints(n) % 7, 3),
-    "masked hard": lambda n: np.ma.array(ints(n), mask=ints(n) % 2, fill_value=9, hard_mask=True),
-    "subclass": lambda n: Tagged(ints(n), "tag"),
-    "subclass Fortran": lambda n: Tagged(np.zeros((2, n), order="F"), "tag"),
-}
-
-
-class Tagged(np.ndarray):
-    """An array with an attribute that its own reduction carries."""
-
-    tag: str
-
-    def __new__(cls, data: np.ndarray, tag: str) -> Tagged:
-        self = np.asarray(data).view(cls)
-        self.tag = tag
-        return self
-
-    def __array_finalize__(self, obj: Any) -> None:
-        self.tag = getattr(obj, "tag", "none")
-
-    def __reduce__(self) -> Any:
-        make, args, state = super().__reduce__()
-        return make, args, (self.tag, state)
-
-    def __setstate__(self, state: Any) -> None:
-        self.tag, rest = state
-        super().__setstate__(rest)
-
-
-def same_values(a: np.ndarray, b: np.ndarray) -> bool:
-    if a.dtype.hasobject:
-        return bool(a.tolist() == b.tolist())
-    if a.dtype.fields:  # bytes between fields are nobody's
-        return np.array_equal(a, b)
-    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 @pytest.mark.parametrize("name", ARRAYS)
 def test_array_arrives_as_with_stock(name: str) -> None:
@@ -232,6 +106,15 @@ def assert_arrives_as_with_stock(sent: np.ndarray) -> None:
         assert (stock.fill_value, stock.hardmask) == (ours.fill_value, ours.hardmask)
     del ours
     assert same_values(before, sent)
+
+
+@pytest.mark.parametrize("hold", HOLDERS, ids=lambda hold: hold.__name__)
+def test_array_in_an_object_with_a_reduction_arrives_as_with_stock(hold: Any) -> None:
+    """Asked by its object with protocol 5, an array stayed read-only, or big-endian, or turned."""
+    for name in ("int64", "big-endian int", "read-only", "axes permuted", "Fortran", "datetime"):
+        for count in (100, LARGE):
+            sent = hold(ARRAYS[name](count))
+            assert described(by_stock(sent)) == described(through(mpshm, sent)), name
 
 
 SHAPES = [(), (0,), (0, 5), (5, 0), (3, 0, 2), (1,), (1, 1, 1)]
