@@ -499,8 +499,12 @@ class _Greeting(Connection):
         carried: Arena | None = None
         if self._arena is not None and head == _CHALLENGE:
             carried = self._arena
-        elif self._arena is None and self._offered is None and head == _WELCOME:
-            carried = self._offered = new_arena(self._handle)[0]
+        elif self._arena is None and self._messages < _GREETING_MESSAGES // 2 and head == _WELCOME:
+            # Not with the last message: an arena that the peer never sends back is nobody's.
+            self._offered, reason = new_arena(self._handle)
+            carried = self._offered
+            if carried is None:
+                self._no_arena_reason = reason
         if carried is None:
             super().send_bytes(buf, offset, size)
         else:
