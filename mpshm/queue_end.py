@@ -146,7 +146,11 @@ class QueueEnd(connection.Connection):
                 raise slot.refused(code)
             return
         if message.parcel is None:  # there was no room for it when it was pickled
-            message.parcel = _in_runs(self.arena, message.stream)
+            try:
+                message.parcel = _in_runs(self.arena, message.stream)
+            except NoRoomNow:
+                # Not NoRoomNow, after which its place would be taken for kept: it has none yet.
+                raise OutOfSharedMemory("as many bytes are in flight as there may be") from None
         slot.send(message.parcel, self._c_end, message.stream, place)
 
     def dump_soon(self, obj: object, patient: bool) -> bytes | Message:
