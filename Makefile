@@ -20,9 +20,11 @@ SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildc
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
 
-test: lint core-test $(BUILD)/installed
+test: lint core-test $(BUILD)/installed $(BUILD)/debug/installed
 	mkdir -p $(BUILD)/run
 	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
+	cd $(BUILD)/run && MPSHM_DEBUG=1 PYTHONPATH=$(BUILD)/debug \
+	    $(BIN)/python -m pytest -q $(CURDIR)/tests/test_refused_memory.py $(ARGS)
 
 lint: $(BUILD)/test-deps
 	$(BIN)/ruff check .
@@ -85,4 +87,11 @@ $(BUILD)/installed: $(SOURCES) $(BUILD)/test-deps
 	rm -rf $(BUILD)/dist
 	$(BIN)/python -m build -o $(BUILD)/dist . > $(BUILD)/build.log 2>&1 || { cat $(BUILD)/build.log; exit 1; }
 	$(BIN)/pip install -q --force-reinstall $(BUILD)/dist/*.whl
+	touch $@
+
+# Beside it the core with its assertions and with what tests ask of it, from the same sdist.
+$(BUILD)/debug/installed: $(BUILD)/installed
+	rm -rf $(BUILD)/debug
+	MPSHM_DEBUG=1 $(BIN)/pip install -q --no-deps --no-cache-dir --target $(BUILD)/debug \
+	    $(BUILD)/dist/*.tar.gz
 	touch $@

@@ -21,18 +21,23 @@ SOURCES = (
     "reap.c",
     "ring.c",
     "waiters.c",
+    "refuse.c",
 )
 CSRC = Path("mpshm/csrc")
+DEBUG = bool(os.environ.get("MPSHM_DEBUG"))
+"""Build the core with its assertions, and with what tests ask of it."""
+HEADERS = ("mpshm.h", "debug.h") if DEBUG else ("mpshm.h",)
 
 ffibuilder = FFI()
-ffibuilder.cdef((CSRC / "mpshm.h").read_text())
+for header in HEADERS:
+    ffibuilder.cdef((CSRC / header).read_text())
 ffibuilder.set_source(
     "mpshm._native",
-    '#include <stdint.h>\n#include "mpshm.h"\n',
+    "\n".join(["#include <stdint.h>", *[f'#include "{header}"' for header in HEADERS], ""]),
     sources=[str(CSRC / name) for name in SOURCES],
     include_dirs=[str(CSRC)],
-    define_macros=[("MPSHM_DEBUG", "1")] if os.environ.get("MPSHM_DEBUG") else [],
+    define_macros=[("MPSHM_DEBUG", "1")] if DEBUG else [],
     # setuptools passes NDEBUG; the debug build keeps the assertions.
-    undef_macros=["NDEBUG"] if os.environ.get("MPSHM_DEBUG") else [],
+    undef_macros=["NDEBUG"] if DEBUG else [],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-O2"],
 )

@@ -75,6 +75,10 @@ open_shm(void)
 static int
 open_memory_file(int kind, const char *name, bool *bounded)
 {
+    if (memory_is_refused()) {
+        errno = ENOSPC;
+        return -1;
+    }
 #ifdef __linux__
     if (kind != MPSHM_FILE_SHM) {
         int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);

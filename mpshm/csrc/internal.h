@@ -9,6 +9,7 @@
 #include "freemap.h"
 #include "layout.h"
 #include "mpshm.h"
+#include "refuse.h"
 
 struct segment {
     mpshm_arena *arena;

@@ -93,6 +93,9 @@ sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     uint32_t *hot = small ? &arena->hot_small : &arena->hot;
     struct segment *seg = arena->segments[*hot];
 
+    if (memory_is_refused()) {
+        return -ENOSPC;
+    }
     small = small && arena->chunk_shift > SMALL_SHIFT;
     size = size == 0 ? 1 : size;
     if (is_for(seg, small) && try_claim(seg, size, run)) {
@@ -193,7 +196,11 @@ increase(mpshm_run *run, uint64_t size, uint64_t min_size)
     uint32_t end = run->chunk_id + chunks;
     uint64_t room = (uint64_t) (seg->count - end) << seg->shift;
     uint32_t want = chunks_for(seg, size < room ? size : room);
-    uint32_t got = want ? freemap_claim_from(seg->map, seg->count, end, want) : 0;
+    uint32_t got = 0;
+
+    if (want > 0 && !memory_is_refused()) {
+        got = freemap_claim_from(seg->map, seg->count, end, want);
+    }
 
     if (((uint64_t) got << seg->shift) < min_size) {
         freemap_put_back(seg->map, end, got); /* R1 */

@@ -1,0 +1,39 @@
+/* Refuses memory when a test asks for it, so that it sees what is sent then.  Debug build only.
+
+   Knows nothing but a count of requests. */
+#include "refuse.h"
+
+#include <stdint.h>
+
+#ifdef MPSHM_DEBUG
+
+#include <stdatomic.h>
+
+#include "debug.h"
+
+static _Atomic uint64_t requests, first, last;
+
+void
+mpshm_debug_refuse(uint64_t from, uint64_t count)
+{
+    atomic_store(&last, 0);
+    atomic_store(&requests, 0);
+    atomic_store(&first, from);
+    atomic_store(&last, count == 0 ? 0 : from + count - 1);
+}
+
+uint64_t
+mpshm_debug_requests(void)
+{
+    return atomic_load(&requests);
+}
+
+bool
+memory_is_refused(void)
+{
+    uint64_t number = atomic_fetch_add(&requests, 1) + 1;
+
+    return number >= atomic_load(&first) && number <= atomic_load(&last);
+}
+
+#endif
