@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import queues as stock
 from multiprocessing import reduction
 from multiprocessing.util import info, is_exiting
@@ -30,6 +31,17 @@ def get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
     if queue._closed:
         raise ValueError(f"Queue {queue!r} is closed")
     reader = _ours(queue._recv_bytes)
+    take = queue._recv_bytes if reader is None else reader._take
+    return payload.load(_in_turn(queue, take, block, timeout, queue._sem))
+
+
+def _in_turn(
+    queue: Any, take: Callable[[], Any], block: bool, timeout: float | None, places: Any = None
+) -> Any:
+    """What `take()` gives, under the lock of those who get; Empty when nothing comes in time.
+
+    The wait for the lock counts: who has it may be waiting for a message himself.
+    """
     start = time.monotonic()
     if not queue._rlock.acquire(block, timeout):
         raise Empty
@@ -38,11 +50,12 @@ def get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
             raise Empty
         if block and timeout is not None and not queue._poll(timeout - time.monotonic() + start):
             raise Empty
-        received = queue._recv_bytes() if reader is None else reader._take()
-        queue._sem.release()
+        received = take()
+        if places is not None:
+            places.release()
+        return received
     finally:
         queue._rlock.release()
-    return payload.load(received)
 
 
 def feed(
@@ -90,11 +103,9 @@ def feed(
             del obj
 
 
-def simple_get(queue: Any) -> Any:
-    """SimpleQueue.get of a queue whose reader is ours."""
-    with queue._rlock:
-        received = queue._reader._take()
-    return payload.load(received)
+def simple_get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
+    """SimpleQueue.get of a queue whose reader is ours; with the arguments of Queue.get."""
+    return payload.load(_in_turn(queue, queue._reader._take, block, timeout))
 
 
 def simple_put(queue: Any, obj: object) -> None:

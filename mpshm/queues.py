@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
-from queue import Empty, Full
+from queue import Full
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import aio, config, connection, locked, payload, queue_end, slot
@@ -510,11 +510,7 @@ class SimpleQueue(Getting, _StockSimpleQueue):
         self._adopt()
 
     def _get_by_lock(self, block: bool, timeout: float | None) -> Any:
-        if not block and not self._poll():
-            raise Empty
-        if timeout is not None and not self._poll(timeout):
-            raise Empty
-        return locked.simple_get(self)
+        return locked.simple_get(self, block, timeout)
 
     def put(self, obj: Any) -> None:
         """Put an object in the queue, waiting while its ring is full."""
