@@ -7,7 +7,9 @@ received is unpickled after the lock is let go, as in stock.
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from multiprocessing.util import info, is_exiting
 from queue import Empty
 from typing import Any
 
-from . import connection, payload
+from . import aio, connection, payload, wire
 
 
 def _ours(method: Any) -> connection.Connection | None:
@@ -113,3 +115,33 @@ def simple_put(queue: Any, obj: object) -> None:
     message = queue._writer._dump(obj)
     with queue._wlock:
         queue._writer._transmit(message)
+
+
+async def simple_aput(queue: Any, obj: object) -> None:
+    """SimpleQueue.aput of a queue whose writer is ours: other tasks run while it waits.
+
+    What the pipe takes at once or not at all goes when there is room.  A longer message may have to
+    wait half-way, with the lock held: a thread does that, and a cancelled task does not end it.
+    """
+    writer, lock = queue._writer, queue._wlock
+    message = writer._dump(obj)
+
+    def put() -> None:
+        with lock:
+            writer._transmit(message)
+
+    def put_now() -> bool:
+        if not lock.acquire(False):
+            return False
+        try:
+            if not aio.is_writable(writer.fileno()):
+                return False
+            writer._transmit(message)
+            return True
+        finally:
+            lock.release()
+
+    if not isinstance(message, bytes) or wire.HEAD_BYTES + len(message) > select.PIPE_BUF:
+        await asyncio.to_thread(put)
+    elif not put_now():
+        await aio.until(put_now)

@@ -557,7 +557,7 @@ class SimpleQueue(Getting, _StockSimpleQueue):
     async def aput(self, obj: Any) -> None:
         """put() for asyncio."""
         if self._end is None:
-            self.put(obj)
+            await locked.simple_aput(self, obj)
             return
         end, arena = self._end, self._arena
         message: bytes | Message | None = None

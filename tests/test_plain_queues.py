@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
+from typing import Any
 
+import numpy as np
 import pytest
-from queue_parts import KINDS, WAIT_S, finish
+from queue_parts import KINDS, LARGE, WAIT_S, finish
 
 import mpshm
 
@@ -26,4 +29,54 @@ def test_get_does_not_outwait_its_time_behind_one_who_waits(kind: str) -> None:
             with pytest.raises(queue.Empty):
                 q.get(*how)
     assert 1 == q.get(True, WAIT_S)
+    finish(q)
+
+
+@pytest.mark.parametrize("size", [1, 4000, 20_000, 8 * LARGE])
+def test_aput_of_a_simple_queue_lets_the_loop_run_while_the_pipe_is_full(size: int) -> None:
+    """The consumer is a task of the same loop: a put that blocks waits for ever."""
+    q = mpshm.SimpleQueue()
+    sent = [*range(1000), *(np.full(size, n, "u1") for n in range(30))]
+
+    async def put_all() -> None:
+        for obj in sent:
+            await q.aput(obj)
+
+    async def main() -> list[Any]:
+        putting = asyncio.create_task(put_all())
+        got = [await asyncio.wait_for(q.aget(), WAIT_S) for _ in sent]
+        await putting
+        return got
+
+    for expected, got in zip(sent, asyncio.run(main()), strict=True):
+        assert np.array_equal(expected, got)
+    finish(q)
+
+
+def test_cancelled_aput_of_a_small_message_has_not_put() -> None:
+    q = mpshm.SimpleQueue()
+
+    async def main() -> int:
+        count = 0
+        putting = asyncio.create_task(q.aput(count))
+        while putting in (await asyncio.wait([putting], timeout=0.1))[0]:
+            count += 1
+            putting = asyncio.create_task(q.aput(count))
+        putting.cancel()
+        await asyncio.wait([putting])
+        return count
+
+    count = asyncio.run(main())
+    assert count > 1000  # the pipe was full
+    assert list(range(count)) == q.get_many(count)
+    assert q.empty()
+    finish(q)
+
+
+def test_aput_of_a_simple_queue_to_nobody() -> None:
+    q = mpshm.SimpleQueue()
+    q._reader.close()
+    for obj in (1, np.ones(LARGE)):
+        with pytest.raises(BrokenPipeError):
+            asyncio.run(q.aput(obj))
     finish(q)
