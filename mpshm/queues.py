@@ -512,6 +512,12 @@ class SimpleQueue(Getting, _StockSimpleQueue):
     def _get_by_lock(self, block: bool, timeout: float | None) -> Any:
         return locked.simple_get(self, block, timeout)
 
+    def qsize(self) -> int:
+        """Messages in the queue.  Nobody counts them where there is no shared memory."""
+        if self._arena is None:
+            raise NotImplementedError("a SimpleQueue has no size without shared memory")
+        return super().qsize()
+
     def put(self, obj: Any) -> None:
         """Put an object in the queue, waiting while its ring is full."""
         if self._end is None:

@@ -80,3 +80,11 @@ def test_aput_of_a_simple_queue_to_nobody() -> None:
         with pytest.raises(BrokenPipeError):
             asyncio.run(q.aput(obj))
     finish(q)
+
+
+def test_simple_queue_says_that_it_has_no_size() -> None:
+    """Stock's has no qsize; that it has, and where not, was an AttributeError about `super`."""
+    q = mpshm.SimpleQueue()
+    with pytest.raises(NotImplementedError, match="no size without shared memory"):
+        q.qsize()
+    finish(q)
