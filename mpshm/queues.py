@@ -121,6 +121,13 @@ class Queue(Getting, _StockQueue):
         self._reset()
         register_after_fork(self, Queue._after_fork)
 
+    def __getstate__(self) -> Any:
+        return super().__getstate__(), self._strict
+
+    def __setstate__(self, state: Any) -> None:
+        stocks, self._strict = state
+        super().__setstate__(stocks)
+
     def _reset(self, after_fork: bool = False) -> None:
         super()._reset(after_fork)  # type: ignore[misc]
         self._adopt()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 from typing import Any
 
 import numpy as np
@@ -88,3 +89,24 @@ def test_simple_queue_says_that_it_has_no_size() -> None:
     with pytest.raises(NotImplementedError, match="no size without shared memory"):
         q.qsize()
     finish(q)
+
+
+def refusal(q: Any, back: Any) -> None:
+    try:
+        q.put(threading.Lock())
+    except TypeError as error:
+        back.put(str(error))
+    else:
+        back.put("put")
+
+
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
+def test_strict_queue_is_strict_in_other_processes(context: Any, kind: str) -> None:
+    q, back = getattr(context, kind)(3, strict=True), context.Queue()
+    child = context.Process(target=refusal, args=(q, back))
+    child.start()
+    assert "pickle" in back.get(timeout=WAIT_S)
+    child.join(WAIT_S)
+    q.put(1)
+    assert 1 == q.get(timeout=WAIT_S)
+    finish(q, back)
