@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import select
 import weakref
 from collections.abc import Callable
 
@@ -34,6 +35,13 @@ async def readable(fd: int, timeout: float) -> None:
         if not waiters:
             loop.remove_reader(fd)
             lines.pop(fd, None)
+
+
+def is_writable(fd: int) -> bool:
+    """Whether a write of up to select.PIPE_BUF bytes to this pipe would not wait."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -554,8 +554,10 @@ def _greet(end: stock.Connection, family: str) -> Connection:
     """Take over an end that the stock module has connected."""
     if sys.platform == "win32" and not TYPE_CHECKING:
         return end  # there the stock module's ends stay, which are of another kind
-    cls = _Greeting if family == "AF_UNIX" and not CORE_MISSING else Connection
-    return _take_over(cls, end, None, Reason.NOT_LOCAL)
+    is_local = family == "AF_UNIX"
+    is_off = is_local and config.mode() is config.Mode.OFF
+    cls = _Greeting if is_local and not CORE_MISSING else Connection
+    return _take_over(cls, end, None, Reason.OFF if is_off else Reason.NOT_LOCAL)
 
 
 def over(function: Any, **names: Any) -> Any:

@@ -228,7 +228,8 @@ class Getting:
     def qsize(self) -> int:
         """Messages in the queue, wherever they are."""
         if self._arena is None:
-            return super().qsize()  # type: ignore[misc, no-any-return]  # stock's
+            stocks: int = super().qsize()  # type: ignore[misc]
+            return stocks + len(self._ahead)
         if self._writer.closed and self._reader.closed:
             return 0
         return slot.queue_size(self._arena) + len(self._ahead)

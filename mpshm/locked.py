@@ -7,16 +7,19 @@ received is unpickled after the lock is let go, as in stock.
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import select
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import queues as stock
 from multiprocessing import reduction
 from multiprocessing.util import info, is_exiting
 from queue import Empty
 from typing import Any
 
-from . import connection, payload
+from . import aio, connection, payload, wire
 
 
 def _ours(method: Any) -> connection.Connection | None:
@@ -30,6 +33,17 @@ def get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
     if queue._closed:
         raise ValueError(f"Queue {queue!r} is closed")
     reader = _ours(queue._recv_bytes)
+    take = queue._recv_bytes if reader is None else reader._take
+    return payload.load(_in_turn(queue, take, block, timeout, queue._sem))
+
+
+def _in_turn(
+    queue: Any, take: Callable[[], Any], block: bool, timeout: float | None, places: Any = None
+) -> Any:
+    """What `take()` gives, under the lock of those who get; Empty when nothing comes in time.
+
+    The wait for the lock counts: who has it may be waiting for a message himself.
+    """
     start = time.monotonic()
     if not queue._rlock.acquire(block, timeout):
         raise Empty
@@ -38,11 +52,12 @@ def get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
             raise Empty
         if block and timeout is not None and not queue._poll(timeout - time.monotonic() + start):
             raise Empty
-        received = queue._recv_bytes() if reader is None else reader._take()
-        queue._sem.release()
+        received = take()
+        if places is not None:
+            places.release()
+        return received
     finally:
         queue._rlock.release()
-    return payload.load(received)
 
 
 def feed(
@@ -90,11 +105,9 @@ def feed(
             del obj
 
 
-def simple_get(queue: Any) -> Any:
-    """SimpleQueue.get of a queue whose reader is ours."""
-    with queue._rlock:
-        received = queue._reader._take()
-    return payload.load(received)
+def simple_get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
+    """SimpleQueue.get of a queue whose reader is ours; with the arguments of Queue.get."""
+    return payload.load(_in_turn(queue, queue._reader._take, block, timeout))
 
 
 def simple_put(queue: Any, obj: object) -> None:
@@ -102,3 +115,33 @@ def simple_put(queue: Any, obj: object) -> None:
     message = queue._writer._dump(obj)
     with queue._wlock:
         queue._writer._transmit(message)
+
+
+async def simple_aput(queue: Any, obj: object) -> None:
+    """SimpleQueue.aput of a queue whose writer is ours: other tasks run while it waits.
+
+    What the pipe takes at once or not at all goes when there is room.  A longer message may have to
+    wait half-way, with the lock held: a thread does that, and a cancelled task does not end it.
+    """
+    writer, lock = queue._writer, queue._wlock
+    message = writer._dump(obj)
+
+    def put() -> None:
+        with lock:
+            writer._transmit(message)
+
+    def put_now() -> bool:
+        if not lock.acquire(False):
+            return False
+        try:
+            if not aio.is_writable(writer.fileno()):
+                return False
+            writer._transmit(message)
+            return True
+        finally:
+            lock.release()
+
+    if not isinstance(message, bytes) or wire.HEAD_BYTES + len(message) > select.PIPE_BUF:
+        await asyncio.to_thread(put)
+    elif not put_now():
+        await aio.until(put_now)

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
-from queue import Empty, Full
+from queue import Full
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import aio, config, connection, locked, payload, queue_end, slot
@@ -120,6 +120,13 @@ class Queue(Getting, _StockQueue):
         self._ignore_epipe = False
         self._reset()
         register_after_fork(self, Queue._after_fork)
+
+    def __getstate__(self) -> Any:
+        return super().__getstate__(), self._strict
+
+    def __setstate__(self, state: Any) -> None:
+        stocks, self._strict = state
+        super().__setstate__(stocks)
 
     def _reset(self, after_fork: bool = False) -> None:
         super()._reset(after_fork)  # type: ignore[misc]
@@ -510,11 +517,13 @@ class SimpleQueue(Getting, _StockSimpleQueue):
         self._adopt()
 
     def _get_by_lock(self, block: bool, timeout: float | None) -> Any:
-        if not block and not self._poll():
-            raise Empty
-        if timeout is not None and not self._poll(timeout):
-            raise Empty
-        return locked.simple_get(self)
+        return locked.simple_get(self, block, timeout)
+
+    def qsize(self) -> int:
+        """Messages in the queue.  Nobody counts them where there is no shared memory."""
+        if self._arena is None:
+            raise NotImplementedError("a SimpleQueue has no size without shared memory")
+        return super().qsize()
 
     def put(self, obj: Any) -> None:
         """Put an object in the queue, waiting while its ring is full."""
@@ -561,7 +570,7 @@ class SimpleQueue(Getting, _StockSimpleQueue):
     async def aput(self, obj: Any) -> None:
         """put() for asyncio."""
         if self._end is None:
-            self.put(obj)
+            await locked.simple_aput(self, obj)
             return
         end, arena = self._end, self._arena
         message: bytes | Message | None = None

@@ -1,4 +1,8 @@
-"""What every test stands on: the built wheel, no silent plain road, and nothing left behind."""
+"""What every test stands on: the built wheel, no silent plain road, and nothing left behind.
+
+All tests run twice: with MPSHM=require, and with MPSHM=off over the plain road alone.  Those that
+only shared memory can pass carry the mark `shared_memory`, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from by_road import SHARED
 
 import mpshm
 from mpshm import arena
@@ -28,6 +33,9 @@ os.environ.setdefault("MPSHM", "require")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "large: needs many GiB; `make stress-large` runs it")
+    config.addinivalue_line(
+        "markers", "shared_memory(reason): not for MPSHM=off; why it needs shared memory"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -36,6 +44,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("large"):
                 item.add_marker(skip)
+    if not SHARED:
+        for item in items:
+            if needs := item.get_closest_marker("shared_memory"):
+                (reason,) = needs.args
+                item.add_marker(pytest.mark.skip(reason=f"needs shared memory: {reason}"))
 
 
 def open_descriptors() -> dict[int, str]:

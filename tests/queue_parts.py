@@ -7,6 +7,8 @@ import mmap
 import os
 from typing import Any
 
+from by_road import SHARED
+
 KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
 LARGE = 1 << 17  # 1 MiB of float64
 WAIT_S = 30
@@ -20,6 +22,14 @@ def finish(*queues: Any) -> None:
             q.join_thread()
         q._reader.close()
         q._writer.close()
+
+
+def take_many(q: Any, count: int) -> list[Any]:
+    """So many by one get_many; on the plain road by several, for a feeder may be slow."""
+    got: list[Any] = q.get_many(count)
+    while not SHARED and len(got) < count:
+        got += q.get_many(count - len(got), timeout=WAIT_S)
+    return got
 
 
 PEERS_AT = range(4096, 1 << 16, 64)

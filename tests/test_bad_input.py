@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 import mpshm
 from mpshm import arena, config
 
+pytestmark = pytest.mark.shared_memory("no descriptor comes in on the plain road")
+
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LARGE = 100_000
 CHUNK = config.GEOMETRY.chunk_bytes

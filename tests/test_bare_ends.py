@@ -62,6 +62,7 @@ def answer(taking: mpshm.Connection, giving: mpshm.Connection) -> None:
     assert COUNT == got.sum()
 
 
+@pytest.mark.shared_memory("there is no memory to be found")
 @pytest.mark.parametrize("duplex", [True, False])
 def test_third_process_receives_and_sends_by_descriptor(fresh: Any, duplex: bool) -> None:
     if duplex:
@@ -91,6 +92,7 @@ def give(end: mpshm.Connection) -> None:
     end.close()
 
 
+@pytest.mark.shared_memory("there is no memory to be found")
 def test_third_process_that_only_sends_does_so_by_descriptor(fresh: Any) -> None:
     reader, writer = fresh.Pipe(duplex=False)
     process = fresh.Process(target=give, args=(Bare(writer),))
@@ -112,6 +114,7 @@ def make_and_hand_over(line: mpshm.Connection) -> None:
     here.close()
 
 
+@pytest.mark.shared_memory("there is no memory to be found")
 def test_channel_of_a_process_that_is_no_ancestor(context: Any) -> None:
     """It is looked for everywhere once a message needs it."""
     ours, theirs = context.Pipe()
@@ -161,6 +164,7 @@ process.join()
 """
 
 
+@pytest.mark.shared_memory("there is no memory to be found")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_stock_end_built_anew_while_installed(method: str) -> None:
     done = subprocess.run(
@@ -246,6 +250,7 @@ def receive(fd: int, line: mpshm.Connection) -> None:
 FORGED = (0x80000000 | 28).to_bytes(4, "big") + struct.pack("=HHIIIQI", 0, 0, 1, 0, 0, 100, 7)
 
 
+@pytest.mark.shared_memory("there is no memory to be found")
 @pytest.mark.parametrize(
     ("fill", "at_once", "error"),
     [
@@ -295,6 +300,7 @@ def test_nobody_has_it() -> None:
     assert search.find(0, [1 << 22, 1]) is None
 
 
+@pytest.mark.shared_memory("there is no memory to be found")
 def test_frame_waits_for_its_arena_and_is_lost_only_without() -> None:
     """A signal handler that receives while it is looked for goes on with a reader of its own."""
     reader, writer = mpshm.Pipe(duplex=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from by_road import SHARED, carried, sending
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -110,26 +111,22 @@ def test_size_at_an_edge(pipe: Ends, noise: np.ndarray, size: int) -> None:
     data = noise[:size]
     by_descriptor = 0
 
-    a.send_bytes(data)
-    assert np.array_equal(data, np.frombuffer(b.recv_bytes(), "u1"))
+    assert np.array_equal(data, np.frombuffer(carried(a.send_bytes, data, b.recv_bytes), "u1"))
     by_descriptor += size > wire.PLAIN_MAX
-    assert by_descriptor == a.stats().shm_messages
+    assert by_descriptor * SHARED == a.stats().shm_messages
 
-    a.send(data)
-    assert np.array_equal(data, b.recv())
+    assert np.array_equal(data, carried(a.send, data, b.recv))
     by_descriptor += size > wire.PLAIN_MAX - 50  # the rest of the pickle
-    assert by_descriptor == a.stats().shm_messages
+    assert by_descriptor * SHARED == a.stats().shm_messages
 
     if size > 0:
         buf = a.get_buf(size)
         buf.view[:] = data
-        a.send_buf(buf)
-        with b.recv_buf() as got:
+        with carried(a.send_buf, buf, b.recv_buf) as got:
             assert np.array_equal(data, np.frombuffer(got.view, "u1"))
     for kind in (bytes, bytearray):
         sent = kind(data)
-        a.send(sent)
-        got = b.recv()
+        got = carried(a.send, sent, b.recv)
         assert kind is type(got)
         assert sent == got
         del sent, got
@@ -150,11 +147,13 @@ def test_pickle_around_a_limit(pipe: Ends, limit: int) -> None:
         small += len(pickle.dumps([sent[:-3], None], 5)) <= wire.PLAIN_MAX
         assert [sent[:-3], None] == b.recv()
     stats = a.stats()
-    assert (small, 200 - small) == (stats.plain_messages, stats.shm_messages)
+    expected = (small, 200 - small) if SHARED else (200, 0)
+    assert expected == (stats.plain_messages, stats.shm_messages)
     assert (0 < small < 200) == (limit == wire.PLAIN_MAX)
     assert (0, 0) == (stats.runs_in_use, stats.bytes_in_flight)
 
 
+@pytest.mark.shared_memory("a plain frame holds no descriptors")
 def test_stream_around_what_a_frame_holds(pipe: Ends) -> None:
     a, b = pipe
     inside = outside = 0
@@ -178,19 +177,18 @@ def test_every_size_around_the_pickles_own_frames(pipe: Ends) -> None:
     a, b = pipe
     for size in range((64 << 10) - 40, (64 << 10) + 20):
         sent = ["a" * size, "b" * (size - 7), b"c" * size, list(range(size % 13))]
-        a.send(sent)
-        assert sent == b.recv()
+        assert sent == carried(a.send, sent, b.recv)
 
 
 def test_stream_that_grows_by_small_steps(pipe: Ends) -> None:
     a, b = pipe
     for count in (1000, 10_000, 100_000, 700_000):
         sent = [str(i) for i in range(count)]
-        a.send(sent)
-        assert sent == b.recv()
-    assert 1 == a.stats().segments
+        assert sent == carried(a.send, sent, b.recv)
+    assert int(SHARED) == a.stats().segments
 
 
+@pytest.mark.shared_memory("it counts segments")
 def test_message_larger_than_a_segment_then_small_ones_in_it(pipe: Ends) -> None:
     a, b = pipe
     size = config.GEOMETRY.segment_bytes * 2 + 12_345
@@ -209,6 +207,7 @@ def test_message_larger_than_a_segment_then_small_ones_in_it(pipe: Ends) -> None
 # Tiny arenas: chains and growth across many runs
 
 
+@pytest.mark.shared_memory("it needs an arena of its own geometry")
 def test_stream_goes_on_in_a_second_run_when_its_neighbour_is_taken(tiny: Ends) -> None:
     a, b = tiny
     text = [[str(i) for i in range(9000 + n)] for n in range(5)]
@@ -224,6 +223,7 @@ def test_stream_goes_on_in_a_second_run_when_its_neighbour_is_taken(tiny: Ends) 
     assert 5 == a.stats().runs_in_use
 
 
+@pytest.mark.shared_memory("it needs an arena of its own geometry")
 def test_chained_message_as_bytes(tiny: Ends) -> None:
     a, b = tiny
     sent = [[str(i) for i in range(9000)], np.arange(8000), [str(i) for i in range(30_000)]]
@@ -237,6 +237,7 @@ def test_chained_message_as_bytes(tiny: Ends) -> None:
         del got, first, second, third
 
 
+@pytest.mark.shared_memory("it needs an arena of its own geometry")
 def test_stream_grows_across_segments(tiny: Ends) -> None:
     a, b = tiny
     sent = [str(i) for i in range(70_000)]
@@ -247,6 +248,7 @@ def test_stream_grows_across_segments(tiny: Ends) -> None:
     assert 0 == a.stats().runs_in_use
 
 
+@pytest.mark.shared_memory("it needs an arena of its own geometry")
 @pytest.mark.parametrize("by", [-4097, -4096, -1, 0, 1, 4096, 4097])
 def test_sizes_around_a_tiny_segment(tiny: Ends, by: int) -> None:
     a, b = tiny
@@ -327,6 +329,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
     b.close()
 
 
+@pytest.mark.shared_memory("it needs an arena of its own geometry")
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_out_of_shared_memory_goes_plain_and_says_so(
     little: Ends, monkeypatch: pytest.MonkeyPatch, name: str
@@ -348,6 +351,7 @@ def test_out_of_shared_memory_goes_plain_and_says_so(
     assert 1 == a.stats().shm_messages
 
 
+@pytest.mark.shared_memory("it needs an arena of its own geometry")
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_out_of_shared_memory_is_refused_when_required(little: Ends, name: str) -> None:
     a, b = little
@@ -361,6 +365,7 @@ def test_out_of_shared_memory_is_refused_when_required(little: Ends, name: str) 
     assert np.array_equal(np.arange(5000), b.recv())
 
 
+@pytest.mark.shared_memory("it needs an arena of its own geometry")
 def test_send_bytes_out_of_shared_memory(little: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = little
     data = bytes(range(256)) * 8192
@@ -380,6 +385,7 @@ def test_send_bytes_out_of_shared_memory(little: Ends, monkeypatch: pytest.Monke
     assert {"out of shared memory": 2} == a.stats().plain_reasons
 
 
+@pytest.mark.shared_memory("it needs an arena of its own geometry")
 def test_receiver_that_keeps_all_of_a_little_arena(
     little: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +407,7 @@ def test_receiver_that_keeps_all_of_a_little_arena(
         assert number == b.recv()[-1]
 
 
+@pytest.mark.shared_memory("it needs an arena of its own geometry")
 def test_arena_too_small_for_any_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPSHM", "auto")
     a, b = pipe_of(config.Geometry(1, 1 << 18, 4096, 4096), monkeypatch)
@@ -426,19 +433,21 @@ def test_buffer_is_filled_and_arrives(pipe: Ends, size: int) -> None:
         assert not buf.view.readonly
         assert ("B", 1, size) == (buf.view.format, buf.view.itemsize, buf.view.nbytes)
         buf.view[:] = data
-        a.send_buf(buf)
-        if receive == "recv_buf":
-            with b.recv_buf() as got:
-                assert size == len(got)
-                assert data == got.view
-                assert not got.view.readonly
-        elif receive == "recv_bytes":
-            assert data == b.recv_bytes()
-        else:
-            into = bytearray(size)
-            assert size == b.recv_bytes_into(into)
-            assert data == into
-    assert (3, 3 * size) == (a.stats().shm_messages, a.stats().shm_bytes)
+        with sending(a.send_buf, buf):
+            if receive == "recv_buf":
+                with b.recv_buf() as got:
+                    assert size == len(got)
+                    assert data == got.view
+                    assert not got.view.readonly
+            elif receive == "recv_bytes":
+                assert data == b.recv_bytes()
+            else:
+                into = bytearray(size)
+                assert size == b.recv_bytes_into(into)
+                assert data == into
+    stats = a.stats()
+    shared, plain = (stats.shm_messages, stats.shm_bytes), (stats.plain_messages, stats.plain_bytes)
+    assert (3, 3 * size) == (shared if SHARED else plain)
     assert 0 == a.stats().runs_in_use
 
 
@@ -455,10 +464,9 @@ def test_array_made_in_a_buffer(pipe: Ends) -> None:
     a, b = pipe
     buf = a.get_buf(8 * LARGE)
     np.multiply(np.arange(LARGE), 3, out=np.frombuffer(buf.view, "i8"))
-    a.send_buf(buf)
-    with b.recv_buf() as got:
+    with carried(a.send_buf, buf, b.recv_buf) as got:
         numbers = np.frombuffer(got.view, "i8")
-        assert 0 == numbers.__array_interface__["data"][0] % 64
+        assert 0 == numbers.__array_interface__["data"][0] % (64 if SHARED else 8)
         assert np.array_equal(3 * np.arange(LARGE), numbers)
         numbers[:] = 0  # what was received is the receiver's
     del numbers
@@ -470,7 +478,7 @@ def test_part_of_a_buffer_is_sent(pipe: Ends, part: int) -> None:
     buf = a.get_buf(LARGE)
     buf.view[:] = bytes(i % 256 for i in range(LARGE))
     a.send_buf(buf, part)
-    assert (part + CHUNK - 1) // CHUNK * CHUNK == a.stats().bytes_in_flight
+    assert (part + CHUNK - 1) // CHUNK * CHUNK * SHARED == a.stats().bytes_in_flight
     assert bytes(i % 256 for i in range(part)) == b.recv_bytes()
 
 
@@ -522,7 +530,7 @@ def test_buffer_is_the_callers_no_more_once_sent(pipe: Ends) -> None:
     buf.release()
     with buf:
         pass
-    assert 1 == a.stats().runs_in_use
+    assert int(SHARED) == a.stats().runs_in_use
     assert LARGE == len(b.recv_bytes())
 
 
@@ -542,6 +550,7 @@ def test_released_buffer_is_nobodys(pipe: Ends) -> None:
     assert 0 == a.stats().runs_in_use
 
 
+@pytest.mark.shared_memory("private memory is of no channel")
 def test_buffer_of_another_channel_is_refused(pipe: Ends) -> None:
     a, b = pipe
     c, d = mpshm.Pipe()
@@ -566,7 +575,7 @@ def test_received_buffer_can_be_sent_on(pipe: Ends) -> None:
 def test_buffers_dropped_or_left_by_an_error_are_given_back(pipe: Ends) -> None:
     a, _ = pipe
     kept = [a.get_buf(LARGE) for _ in range(20)]
-    assert 20 == a.stats().runs_in_use
+    assert 20 * SHARED == a.stats().runs_in_use
     kept.clear()
     assert 0 == a.stats().runs_in_use
     with pytest.raises(ZeroDivisionError), a.get_buf(LARGE) as buf:
@@ -577,7 +586,7 @@ def test_buffers_dropped_or_left_by_an_error_are_given_back(pipe: Ends) -> None:
     del cycle
     gc.collect()
     assert 0 == a.stats().runs_in_use
-    assert 1 == a.stats().segments
+    assert int(SHARED) == a.stats().segments
 
 
 def test_views_outlive_everything(pipe: Ends) -> None:
@@ -613,7 +622,7 @@ def test_received_memory_stays_while_a_view_lives(pipe: Ends) -> None:
     got = b.recv_buf()
     view = got.view
     got.release()
-    assert 1 == a.stats().runs_in_use
+    assert int(SHARED) == a.stats().runs_in_use
     a.send_bytes(b"w" * LARGE)
     assert b"w" * LARGE == b.recv_bytes()
     assert b"v" * LARGE == view
@@ -628,8 +637,7 @@ def test_recv_buf_of_every_road(pipe: Ends) -> None:
         with b.recv_buf() as got:
             assert sent == got.view
             got.view[:1] = b"!"
-    a.send({"a": np.arange(LARGE)})
-    with b.recv_buf() as got:
+    with carried(a.send, {"a": np.arange(LARGE)}, b.recv_buf) as got:
         assert np.array_equal(np.arange(LARGE), pickle.loads(got.view)["a"])
 
 
@@ -650,6 +658,7 @@ def test_buffer_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 # increase_buf
 
 
+@pytest.mark.shared_memory("private memory does not grow in place")
 def test_buffer_grows_in_place(pipe: Ends) -> None:
     a, b = pipe
     buf = a.get_buf(10)
@@ -668,6 +677,7 @@ def test_buffer_grows_in_place(pipe: Ends) -> None:
     assert 0 == a.stats().runs_in_use
 
 
+@pytest.mark.shared_memory("private memory does not grow in place")
 def test_buffer_grows_no_further_than_its_neighbour(tiniest: Ends) -> None:
     a, b = tiniest
     buf, neighbour = a.get_buf(16), a.get_buf(16)
@@ -690,6 +700,7 @@ def test_buffer_grows_no_further_than_its_neighbour(tiniest: Ends) -> None:
     assert 48 == len(b.recv_bytes())
 
 
+@pytest.mark.shared_memory("private memory does not grow in place")
 def test_increase_that_cannot_reach_its_minimum_keeps_nothing(tiniest: Ends) -> None:
     """From the first chunk on, where the original's roll-back would run below nought."""
     a, _ = tiniest
@@ -705,6 +716,7 @@ def test_increase_that_cannot_reach_its_minimum_keeps_nothing(tiniest: Ends) -> 
     assert 1024 == len(buf)
 
 
+@pytest.mark.shared_memory("private memory does not grow in place")
 def test_increase_to_the_guard_and_not_past_it(tiniest: Ends) -> None:
     a, b = tiniest
     first = a.get_buf(1000)
@@ -725,6 +737,7 @@ def test_increase_to_the_guard_and_not_past_it(tiniest: Ends) -> None:
     assert all(one.is_valid() for one in arena.process_arenas())
 
 
+@pytest.mark.shared_memory("private memory does not grow in place")
 def test_slack_of_the_last_chunk_is_given_first(tiniest: Ends) -> None:
     a, _ = tiniest
     buf, neighbour = a.get_buf(10), a.get_buf(16)
@@ -738,6 +751,7 @@ def test_slack_of_the_last_chunk_is_given_first(tiniest: Ends) -> None:
     assert 17 == len(buf)
 
 
+@pytest.mark.shared_memory("private memory does not grow in place")
 def test_minimum_larger_than_what_is_wanted(tiniest: Ends) -> None:
     """Fewer than the minimum is a failure, or as much is given: never fewer and no error."""
     a, _ = tiniest
@@ -751,6 +765,7 @@ def test_minimum_larger_than_what_is_wanted(tiniest: Ends) -> None:
         assert 16 + gained == len(buf)
 
 
+@pytest.mark.shared_memory("private memory does not grow in place")
 @settings(
     max_examples=150,
     deadline=None,

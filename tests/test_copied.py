@@ -22,6 +22,8 @@ import pytest
 import mpshm
 from mpshm import arena, config, wire
 
+pytestmark = pytest.mark.shared_memory("no message is copied through a run on the plain road")
+
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LEAST, MOST = wire.PLAIN_MAX + 1, config.INLINE_MAX
 SIZE = 10_000  # an ordinary one

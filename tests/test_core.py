@@ -30,6 +30,8 @@ from mpshm.config import GEOMETRY, Geometry
 from mpshm.errors import BufferTooSmall, ProtocolError, TooLong
 from mpshm.wire import Descriptor
 
+pytestmark = pytest.mark.shared_memory("it is about the core's arenas")
+
 CHUNK = 16
 CHUNKS = 64
 SEGMENT = CHUNK * CHUNKS

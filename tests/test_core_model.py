@@ -21,6 +21,8 @@ from mpshm.config import Geometry
 from mpshm.errors import ProtocolError
 from mpshm.wire import Descriptor
 
+pytestmark = pytest.mark.shared_memory("it is a model of an arena")
+
 CHUNK = 16
 CHUNKS = 64
 SEGMENTS = 3

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from by_road import SHARED, carried, sending
 
 import mpshm
 from mpshm import arena, config
@@ -141,14 +142,13 @@ def test_unpicklable_object_raises_as_in_stock_and_leaves_nothing(
 @pytest.mark.parametrize("kind", [Refusal, KeyboardInterrupt, MemoryError, EOFError, OSError])
 def test_object_that_refuses_to_arrive(pipe: Ends, how: str, kind: type[BaseException]) -> None:
     a, b = pipe
-    a.send(surrounded(RefusesToArrive(kind), how))
-    a.send("next")
-    with pytest.raises(kind, match="in __setstate__"):
-        b.recv()
-    assert runs() == 0
-    assert "next" == b.recv()
-    a.send(np.arange(LARGE))
-    assert LARGE == b.recv().size
+    bad = surrounded(RefusesToArrive(kind), how)
+    with sending(lambda: [a.send(bad), a.send("next")]):
+        with pytest.raises(kind, match="in __setstate__"):
+            b.recv()
+        assert runs() == 0
+        assert "next" == b.recv()
+    assert LARGE == carried(a.send, np.arange(LARGE), b.recv).size
 
 
 def test_object_that_refuses_to_arrive_does_so_in_stock(duplex: Any) -> None:
@@ -162,8 +162,7 @@ def test_object_that_refuses_to_arrive_does_so_in_stock(duplex: Any) -> None:
 
 def test_kept_error_keeps_no_run(pipe: Ends) -> None:
     a, b = pipe
-    a.send([np.arange(LARGE), RefusesToArrive()])
-    with pytest.raises(Refusal) as kept:
+    with sending(a.send, [np.arange(LARGE), RefusesToArrive()]), pytest.raises(Refusal) as kept:
         b.recv()
     assert runs() == 0
     assert kept.value.__traceback__ is not None
@@ -200,10 +199,9 @@ def test_many_failures_use_no_memory_up(pipe: Ends) -> None:
     for _ in range(300):
         with pytest.raises(Refusal):
             a.send(bad)
-    assert (0, 1) == (a.stats().runs_in_use, a.stats().segments)
+    assert (0, SHARED) == (a.stats().runs_in_use, a.stats().segments)
     assert 0 == a.stats().shm_messages
-    a.send(bad[:3])
-    assert 3 == len(b.recv())
+    assert 3 == len(carried(a.send, bad[:3], b.recv))
 
 
 # Objects that use the connection themselves
@@ -332,6 +330,7 @@ def test_interrupted_while_the_pipe_is_full(
         assert "next" == b.recv()
 
 
+@pytest.mark.shared_memory("a pipe has no high-water mark, and tears what is interrupted")
 def test_interrupted_at_the_high_water_mark(pipe: Ends, alarm: Any) -> None:
     a, b = pipe
     block = np.ones(2 * MIB)  # 16 MiB
@@ -349,6 +348,7 @@ def test_interrupted_at_the_high_water_mark(pipe: Ends, alarm: Any) -> None:
     assert float(2 * MIB) == b.recv().sum()
 
 
+@pytest.mark.shared_memory("a pipe has no high-water mark, and tears what is interrupted")
 def test_interrupted_amid_a_message_of_many_runs(pipe: Ends, alarm: Any) -> None:
     """Part of the message has its runs already when the rest must wait."""
     a, b = pipe
@@ -362,6 +362,7 @@ def test_interrupted_amid_a_message_of_many_runs(pipe: Ends, alarm: Any) -> None
     assert b"small" == b.recv_bytes()
 
 
+@pytest.mark.shared_memory("a pipe has no high-water mark, and tears what is interrupted")
 def test_interrupted_send_buf_at_the_mark_leaves_the_buffer(pipe: Ends, alarm: Any) -> None:
     a, b = pipe
     a.send(np.ones(2 * MIB))
@@ -475,15 +476,23 @@ def test_signal_handler_that_uses_the_connection_it_interrupted(
     assert (0, "", str(expected)) == (done.returncode, done.stderr, done.stdout.strip())
 
 
-@pytest.mark.parametrize("first", ["small", np.arange(LARGE)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "small",
+        pytest.param(
+            np.arange(LARGE),
+            marks=pytest.mark.shared_memory("a handler reads on amid a large message in a pipe"),
+        ),
+    ],
+    ids=["small", "large"],
+)
 @pytest.mark.parametrize("second", ["second", np.ones(LARGE)], ids=["small", "large"])
 def test_signal_handler_that_receives_just_after_a_frame_came(
     pipe: Ends, monkeypatch: pytest.MonkeyPatch, first: Any, second: Any
 ) -> None:
     """It got the reader's memory and overwrote the message that it had interrupted."""
     a, b = pipe
-    a.send(first)
-    a.send(second)
     receive = arena._receive
     from_handler = []
 
@@ -495,7 +504,8 @@ def test_signal_handler_that_receives_just_after_a_frame_came(
         return n
 
     monkeypatch.setattr(arena, "_receive", receive_with_a_signal)
-    assert np.array_equal(first, b.recv())
+    with sending(lambda: [a.send(first), a.send(second)]):
+        assert np.array_equal(first, b.recv())
     assert np.array_equal(second, from_handler[0])
     del from_handler[0]
     monkeypatch.undo()
@@ -503,6 +513,7 @@ def test_signal_handler_that_receives_just_after_a_frame_came(
     assert "third" == b.recv()
 
 
+@pytest.mark.shared_memory("an interrupted large message in a pipe is torn, as in stock")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["array", "arrays", "text", "bytes"])
 def test_interrupts_at_any_moment_lose_no_run_and_tear_no_message(
@@ -557,6 +568,7 @@ def test_interrupts_at_any_moment_lose_no_run_and_tear_no_message(
 # Back-pressure
 
 
+@pytest.mark.shared_memory("a pipe has no high-water mark but its own size")
 def test_sender_waits_at_the_mark_until_the_receiver_takes(pipe: Ends) -> None:
     a, b = pipe
     a.send(np.full(2 * MIB, 1.0))
@@ -571,6 +583,7 @@ def test_sender_waits_at_the_mark_until_the_receiver_takes(pipe: Ends) -> None:
     assert (1.0, 2.0) == (first[-1], second[-1])
 
 
+@pytest.mark.shared_memory("a pipe has no high-water mark but its own size")
 def test_in_flight_bytes_stay_under_the_mark(pipe: Ends) -> None:
     a, b = pipe
     block = np.ones(MIB // 8)
@@ -586,6 +599,7 @@ def test_in_flight_bytes_stay_under_the_mark(pipe: Ends) -> None:
     assert most <= config.HIGH_WATER_BYTES + MIB
 
 
+@pytest.mark.shared_memory("a pipe has no high-water mark but its own size")
 @pytest.mark.parametrize("count", [1, 3], ids=["array", "arrays"])
 def test_message_larger_than_the_mark_passes_alone(pipe: Ends, count: int) -> None:
     a, b = pipe
@@ -597,6 +611,7 @@ def test_message_larger_than_the_mark_passes_alone(pipe: Ends, count: int) -> No
     assert config.HIGH_WATER_BYTES + 1 == len(b.recv_bytes())
 
 
+@pytest.mark.shared_memory("a pipe has no high-water mark but its own size")
 def test_message_larger_than_the_mark_waits_until_it_is_alone(pipe: Ends) -> None:
     a, b = pipe
     a.send(np.ones(LARGE))
@@ -613,22 +628,21 @@ def test_receiver_that_keeps_everything_blocks_nobody(pipe: Ends) -> None:
     a, b = pipe
     kept = []
     for number in range(40):
-        a.send(np.full(MIB // 2, float(number)))  # 4 MiB; 160 in all
-        kept.append(b.recv())
-    assert 160 * MIB == b.stats().bytes_leased
+        one = np.full(MIB // 2, float(number))  # 4 MiB; 160 in all
+        kept.append(carried(a.send, one, b.recv))
+    assert 160 * MIB * SHARED == b.stats().bytes_leased
     assert [float(n) for n in range(40)] == [one[-1] for one in kept]
     assert [0.0 + n * MIB / 2 for n in range(40)] == [one.sum() for one in kept]
 
 
 def test_blocked_sender_does_not_stop_the_other_way(pipe: Ends) -> None:
     a, b = pipe
-    a.send(np.ones(2 * MIB))
-    thread, done, raised = in_thread(lambda: a.send(np.ones(2 * MIB)))
-    assert not done.wait(0.1)
-    b.send(np.ones(2 * MIB))
-    assert 2 * MIB == a.recv().size
-    b.recv()
-    b.recv()
+    with sending(a.send, np.ones(2 * MIB)):
+        thread, done, raised = in_thread(lambda: a.send(np.ones(2 * MIB)))
+        assert not done.wait(0.1)
+        assert 2 * MIB == carried(b.send, np.ones(2 * MIB), a.recv).size
+        b.recv()
+        b.recv()
     thread.join()
     assert [] == raised
 
@@ -636,7 +650,8 @@ def test_blocked_sender_does_not_stop_the_other_way(pipe: Ends) -> None:
 @pytest.mark.parametrize("both_ways", [True, False])
 def test_receiver_that_goes_away_ends_the_wait(both_ways: bool) -> None:
     b, a = mpshm.Pipe(both_ways)
-    a.send(np.ones(2 * MIB))
+    if SHARED:
+        a.send(np.ones(2 * MIB))
     thread, done, raised = in_thread(lambda: a.send(np.ones(2 * MIB)))
     assert not done.wait(0.1)
     b.close()
@@ -645,7 +660,7 @@ def test_receiver_that_goes_away_ends_the_wait(both_ways: bool) -> None:
     assert [BrokenPipeError] == [type(error) for error in raised]
     raised.clear()
     # The first message went down with the pipe that nobody reads any more.
-    assert 1 == a.stats().runs_in_use
+    assert int(SHARED) == a.stats().runs_in_use
     a.close()
 
 
@@ -661,9 +676,12 @@ def test_receiver_that_is_killed_ends_the_wait(context: Any) -> None:
     process.start()
     reader.close()
     ready.close()
-    writer.send(np.ones(2 * MIB))
-    assert up.recv()
+    if SHARED:
+        writer.send(np.ones(2 * MIB))
+        assert up.recv()
     thread, done, raised = in_thread(lambda: writer.send(np.ones(2 * MIB)))
+    if not SHARED:
+        assert up.recv()
     assert not done.wait(0.1)
     process.kill()
     process.join()
@@ -691,10 +709,11 @@ def test_send_to_nobody_leaves_no_run(simplex: Ends, kind: str) -> None:
                 writer.send([np.ones(LARGE), "x" * LARGE])
             else:
                 writer.send_bytes(bytes(MIB))
-    assert (0, 1) == (writer.stats().runs_in_use, writer.stats().segments)
+    assert (0, SHARED) == (writer.stats().runs_in_use, writer.stats().segments)
     assert 0 == writer.stats().shm_messages
 
 
+@pytest.mark.shared_memory("a pipe that does not block takes part of a large message")
 @pytest.mark.parametrize("size", [None, 5000], ids=["whole", "part"])
 def test_buffer_whose_send_failed_is_still_the_callers(simplex: Ends, size: int | None) -> None:
     reader, writer = simplex

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish
+from by_road import SHARED, sending
+from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, take_many
 
 import mpshm
 from mpshm import queues
@@ -96,8 +97,8 @@ def test_objects_keep_type_and_value(kind: str, put: str) -> None:
     q = getattr(mpshm, kind)()
     for get in GETS.values():
         for name, sent in OBJECTS.items():
-            PUTS[put](q, sent)
-            assert same(sent, get(q)), name
+            with sending(PUTS[put], q, sent):
+                assert same(sent, get(q)), name
     assert q.empty()
     assert 0 == q.stats().runs_in_use
     finish(q)
@@ -124,7 +125,7 @@ def test_short_message_after_a_long_one_has_nothing_of_it() -> None:
         q.put(b"\x2e" * size)
         assert b"\x2e" * size == q.get()
         q.put_many([b"N." * size, size])
-        assert [b"N." * size, size] == q.get_many()
+        assert [b"N." * size, size] == take_many(q, 2)
     finish(q)
 
 
@@ -162,8 +163,10 @@ def test_put_many_of_any_mixture_keeps_order_and_types(name: str, maxsize: int) 
 @pytest.mark.parametrize("name", MIXED)
 def test_put_many_of_any_mixture_into_a_simple_queue(name: str) -> None:
     q, sent = mpshm.SimpleQueue(), MIXED[name]
-    assert len(sent) == q.put_many(sent)
-    got = [q.get() for _ in sent]
+    counts: list[int] = []
+    with sending(lambda: counts.append(q.put_many(sent))):
+        got = [q.get() for _ in sent]
+    assert [len(sent)] == counts
     assert all(map(same, sent, got))
     assert [] == [*q.get_many(0)]
     finish(q)
@@ -249,8 +252,9 @@ def test_order_holds_whatever_way_each_goes(maxsize: int) -> None:
                 assert n == int(got[0] if isinstance(got, list) else got)
 
     assert [*range(450)] == [*put(450)]  # more than the ring has slots
-    assert q._feeding.now
-    assert q._feeding.direct is None
+    if SHARED:
+        assert q._feeding.now
+        assert q._feeding.direct is None
     get(range(450))
     for n in put(500):
         get(range(n, n + 1))
@@ -258,6 +262,7 @@ def test_order_holds_whatever_way_each_goes(maxsize: int) -> None:
     finish(q)
 
 
+@pytest.mark.shared_memory("the fast way is a slot of the ring")
 def test_put_goes_the_fast_way_again_when_the_feeder_is_done() -> None:
     q = mpshm.Queue()
     direct = q._feeding.direct
@@ -322,6 +327,7 @@ KEEPERS: dict[str, tuple[list[Any], list[str]]] = {
 }
 
 
+@pytest.mark.shared_memory("it is about runs that a traceback might keep")
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
 @pytest.mark.parametrize("name", KEEPERS)
 def test_kept_traceback_keeps_no_run(name: str, kind: str) -> None:
@@ -410,7 +416,13 @@ def putting_many_into_a_full_queue(q: Any, objects: list[Any], said: list[Any]) 
     return producer
 
 
-@pytest.mark.parametrize("kind", KINDS)
+FILLED = [
+    *KINDS[:2],
+    pytest.param("SimpleQueue", marks=pytest.mark.shared_memory("it waits for a full ring")),
+]
+
+
+@pytest.mark.parametrize("kind", FILLED)
 def test_list_that_shrinks_meanwhile_ends_put_many(kind: str) -> None:
     """The producer waits for room, with its list half put, while another thread empties that."""
     q = getattr(mpshm, kind)(*([4] if kind != "SimpleQueue" else []))
@@ -419,14 +431,14 @@ def test_list_that_shrinks_meanwhile_ends_put_many(kind: str) -> None:
     producer = putting_many_into_a_full_queue(q, objects, said)
     objects.clear()
     got: list[int] = []
-    while producer.is_alive() or not q.empty():
+    while producer.is_alive() or q.qsize():
         got += failures(lambda: q.get_many(timeout=0.05))[0:1]
     producer.join(WAIT_S)
     finish(q)
     assert [int] == [type(one) for one in said]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FILLED)
 def test_list_that_gets_another_kind_meanwhile_is_put_as_it_is(kind: str) -> None:
     """What cannot be pickled is reported, or for a SimpleQueue raised, and nothing else lost."""
     q = getattr(mpshm, kind)(*([4] if kind != "SimpleQueue" else []))
@@ -438,7 +450,7 @@ def test_list_that_gets_another_kind_meanwhile_is_put_as_it_is(kind: str) -> Non
     producer = putting_many_into_a_full_queue(q, objects, said)
     lock = objects[-1] = threading.Lock()
     got: list[Any] = []
-    while producer.is_alive() or not q.empty():
+    while producer.is_alive() or q.qsize():
         try:
             got += q.get_many(timeout=0.05)
         except queue.Empty:
@@ -545,13 +557,14 @@ def test_closed_queue_gives_and_takes_nothing(kind: str, used: bool, close: Any)
     if used:
         q.put(1)
         q.put_many([2, [3]])
-        assert [1, 2, [3]] == [q.get(), *q.get_many()]
+        assert [1, 2, [3]] == [q.get(), *take_many(q, 2)]
     q.put_many([4, 5])
     close(q)
     wanted: tuple[type[Exception], ...] = (OSError, ValueError)
     gets = (lambda: q.get(), lambda: q.get(timeout=1), lambda: q.get(False), lambda: q.get_many())
     assert all(isinstance(error, wanted) for error in failures(*gets))
-    assert [] == q._reader.idle
+    if SHARED:
+        assert [] == q._reader.idle
     if q._closed or kind == "SimpleQueue":
         puts = (
             lambda: q.put(1),
@@ -560,10 +573,12 @@ def test_closed_queue_gives_and_takes_nothing(kind: str, used: bool, close: Any)
             lambda: q.put_many("ab"),
         )
         assert all(isinstance(error, wanted) for error in failures(*puts))
-    assert q._writer.direct is None or not q._writer.closed
+    if SHARED:
+        assert q._writer.direct is None or not q._writer.closed
     finish(q)
 
 
+@pytest.mark.shared_memory("nobody tells who waits at a pipe that his own end is closed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_get_that_waits_ends_when_another_thread_closes(kind: str) -> None:
     q = getattr(mpshm, kind)()
@@ -610,7 +625,9 @@ def test_queue_closed_while_a_message_is_unpickled_gives_no_more(kind: str, get:
     finally:
         closes.clear()
     after = failures(q.get)
-    idle = len(q._reader.idle)  # the batch in use when it was closed goes with who asks next
+    idle = (
+        len(q._reader.idle) if SHARED else 0
+    )  # the batch in use when it was closed goes with who asks next
     finish(q)
     assert "the last" == first
     assert [OSError] == [type(one) for one in after]
@@ -620,6 +637,7 @@ def test_queue_closed_while_a_message_is_unpickled_gives_no_more(kind: str, get:
 # Forks
 
 
+@pytest.mark.shared_memory("a batch is of a ring")
 @pytest.mark.parametrize("kind", KINDS)
 def test_child_uses_no_batch_of_its_parents(kind: str) -> None:
     """Forked while one thread waits in get and other batches are idle."""
@@ -653,6 +671,7 @@ def after_a_fork(q: Any, back: Any) -> None:
     q.put("from the child")
 
 
+@pytest.mark.shared_memory("the fast way is a slot of the ring")
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
 def test_child_goes_the_fast_way_whatever_its_parent_has_aside(kind: str) -> None:
     context = mpshm.get_context("fork")
@@ -671,6 +690,7 @@ def test_child_goes_the_fast_way_whatever_its_parent_has_aside(kind: str) -> Non
     finish(q, back)
 
 
+@pytest.mark.shared_memory("the fast way is a slot of the ring")
 def test_children_of_a_parent_with_a_feeder_put_at_once() -> None:
     context = mpshm.get_context("fork")
     q, back = context.Queue(), context.SimpleQueue()
@@ -747,6 +767,7 @@ def test_threads_that_get_while_others_leave_aside_lose_and_double_nothing(kind:
     finish(q)
 
 
+@pytest.mark.shared_memory("it looks at an end's batches to see who waits")
 @pytest.mark.parametrize("kind", KINDS)
 def test_thread_that_waits_gets_what_another_leaves_aside(kind: str) -> None:
     """As with stock: whoever waits is given the next message there is."""
@@ -852,6 +873,7 @@ INTERRUPTED: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
 }
 
 
+@pytest.mark.shared_memory("stock's feeder and locks know no interruption in the middle")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_interrupted_put_has_put_once_or_not_and_keeps_no_place(name: str, kind: str) -> None:
@@ -870,6 +892,7 @@ def test_interrupted_put_has_put_once_or_not_and_keeps_no_place(name: str, kind:
     finish(q)
 
 
+@pytest.mark.shared_memory("an interrupted read of a pipe tears its message, as in stock")
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
 def test_interrupted_get_loses_at_most_its_own(kind: str) -> None:
     q = getattr(mpshm, kind)()
@@ -889,6 +912,7 @@ def test_interrupted_get_loses_at_most_its_own(kind: str) -> None:
     finish(q)
 
 
+@pytest.mark.shared_memory("stock's feeder is slow to give the others that are left aside")
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
 def test_interrupted_while_it_leaves_aside_gets_that_first(kind: str) -> None:
     """Wherever Ctrl-C comes, what is aside is before what the ring has."""
@@ -907,6 +931,7 @@ def test_interrupted_while_it_leaves_aside_gets_that_first(kind: str) -> None:
     assert [] == skipped
 
 
+@pytest.mark.shared_memory("a handler hangs at stock's lock that it interrupted, as in stock")
 def test_handler_that_puts_keeps_what_it_interrupts() -> None:
     """A signal may come between any two steps of put."""
     q = mpshm.Queue()
@@ -964,6 +989,7 @@ def test_plain_road_gives_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -
     finish(q)
 
 
+@pytest.mark.shared_memory("the fast way is a slot of the ring")
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
 def test_counters_count_what_goes_the_fast_way(kind: str) -> None:
     q = getattr(mpshm, kind)()

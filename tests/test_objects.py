@@ -39,6 +39,7 @@ from arrays import (
     read_only,
     same_values,
 )
+from by_road import SHARED, carried, sending
 
 import mpshm
 from mpshm import config
@@ -164,11 +165,10 @@ def test_memmap_arrives_as_with_stock(tmp_path: pathlib.Path) -> None:
 )
 def test_large_array_arrives_writable_aligned_and_owning_nothing(name: str, pipe: Ends) -> None:
     a, b = pipe
-    a.send(ARRAYS[name](LARGE))
-    got = b.recv()
+    got = carried(a.send, ARRAYS[name](LARGE), b.recv)
     assert got.flags.writeable
-    assert 0 == address(got) % 64
-    assert 1 == b.stats().runs_in_use
+    assert 0 == address(got) % (64 if SHARED else got.dtype.alignment)
+    assert int(SHARED) == b.stats().runs_in_use
     got[...] = np.zeros((), got.dtype)
     assert got.tobytes() == bytes(got.nbytes) or name == "structured aligned"
 
@@ -179,7 +179,8 @@ def test_only_the_view_of_a_larger_array_travels(pipe: Ends) -> None:
     a.send(whole[1000:6000])
     got = b.recv()
     assert np.array_equal(whole[1000:6000], got)
-    assert 40_000 <= a.stats().shm_bytes < 41_000
+    stats = a.stats()
+    assert 40_000 <= (stats.shm_bytes if SHARED else stats.plain_bytes) < 41_000
     assert 5000 == got.size
     assert got.base is None or getattr(got.base, "nbytes", 40_000) == 40_000
 
@@ -187,20 +188,18 @@ def test_only_the_view_of_a_larger_array_travels(pipe: Ends) -> None:
 def test_what_the_receiver_writes_nobody_else_sees(pipe: Ends) -> None:
     a, b = pipe
     original = np.arange(LARGE)
-    a.send(original)
-    first = b.recv()
+    first = carried(a.send, original, b.recv)
     first[:] = -1
-    a.send(original)
-    second = b.recv()
+    second = carried(a.send, original, b.recv)
     second[:] = -2
-    a.send(original)
-    third = b.recv()
+    third = carried(a.send, original, b.recv)
     assert np.array_equal(np.arange(LARGE), third)
     assert np.array_equal(np.arange(LARGE), original)
     assert (first == -1).all()
     assert (second == -2).all()
 
 
+@pytest.mark.shared_memory("a pipe does not hold the message when send returns")
 def test_what_the_sender_writes_after_send_the_receiver_does_not_see(pipe: Ends) -> None:
     a, b = pipe
     original = np.arange(LARGE)
@@ -211,6 +210,7 @@ def test_what_the_sender_writes_after_send_the_receiver_does_not_see(pipe: Ends)
     assert np.arange(LARGE).tobytes() == b.recv_bytes()
 
 
+@pytest.mark.shared_memory("a message in a pipe has no runs")
 def test_kept_arrays_keep_only_their_own_run(pipe: Ends) -> None:
     a, b = pipe
     page = config.GEOMETRY.chunk_bytes
@@ -233,13 +233,13 @@ def test_kept_arrays_keep_only_their_own_run(pipe: Ends) -> None:
 
 def test_small_arrays_pin_nothing(pipe: Ends) -> None:
     a, b = pipe
-    a.send([np.arange(100), np.arange(LARGE)])
-    small, large = b.recv()
+    small, large = carried(a.send, [np.arange(100), np.arange(LARGE)], b.recv)
     del large
     assert 0 == b.stats().runs_in_use
     assert 4950 == small.sum()
 
 
+@pytest.mark.shared_memory("it counts the runs of a message")
 def test_dict_of_a_thousand_arrays(pipe: Ends) -> None:
     a, b = pipe
     sent = {f"array {i}": np.full(4000, i) for i in range(1000)}
@@ -256,8 +256,8 @@ def test_number_of_arrays_that_a_frame_just_holds_and_does_not(pipe: Ends, extra
     a, b = pipe
     text = "x" * extra
     for count in range(1 if extra else 190, 60 if extra else 210):
-        a.send([text, *(np.full(1 << 15, i % 256, "u1") for i in range(count))])
-        head, *arrays = b.recv()
+        sent = [text, *(np.full(1 << 15, i % 256, "u1") for i in range(count))]
+        head, *arrays = carried(a.send, sent, b.recv)
         assert text == head
         assert [i % 256 for i in range(count)] == [int(x[-1]) for x in arrays]
         del arrays
@@ -551,6 +551,7 @@ def test_objects_that_lend_their_memory(module: ModuleType, size: int) -> None:
     assert [b"a" * size, b"b" * size, b""] == [bytes(one.data) for one in got]
 
 
+@pytest.mark.shared_memory("without it lent memory is copied into the pickle")
 def test_lent_memory_is_not_copied_into_the_stream(pipe: Ends) -> None:
     a, b = pipe
     a.send(Lent(bytearray(1 << 20)))
@@ -689,10 +690,13 @@ def test_no_reference_to_a_large_array_is_kept_either(pipe: Ends) -> None:
     for name in ("int64", "read-only", "structured writable", "strided"):
         sent = ARRAYS[name](LARGE)
         ref = weakref.ref(sent)
-        a.send(sent)
-        del sent
+        with sending(a.send, sent):
+            if SHARED:
+                del sent
+                assert ref() is None
+            b.recv()
+        sent = None
         assert ref() is None
-        b.recv()
 
 
 def test_received_memory_is_not_seen_by_later_messages(pipe: Ends) -> None:
@@ -760,7 +764,7 @@ def test_arrow_arrives_as_with_stock_and_by_descriptor(kind: str, name: str) -> 
         if kind == "Queue":
             queue.join_thread()
     after = mpshm.stats()
-    assert (1, 1) == (
+    assert (SHARED, SHARED) == (
         after.shm_messages - before.shm_messages,
         after.received_shm_messages - before.received_shm_messages,
     )
@@ -772,6 +776,7 @@ def test_arrow_arrives_as_with_stock_and_by_descriptor(kind: str, name: str) -> 
         assert 0 == ours.address % 64 or ours.size < config.VIEW_MIN
 
 
+@pytest.mark.shared_memory("it counts the runs of a message")
 def test_arrow_keeps_its_memory_and_shares_it_with_nobody() -> None:
     sent = arrow("table")
     reader, writer = mpshm.Pipe(duplex=False)

@@ -11,7 +11,8 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import pytest
-from queue_parts import KINDS, WAIT_S, finish, raw_ring
+from by_road import SOON_S
+from queue_parts import KINDS, WAIT_S, finish, raw_ring, take_many
 
 import mpshm
 
@@ -29,13 +30,13 @@ def test_readable_while_there_are_messages(kind: str) -> None:
     for n in range(3):
         q.put(n)
     for n in range(3):
-        assert is_readable(q)
+        assert is_readable(q, SOON_S)
         assert n == q.get()
     assert not is_readable(q)
     q.put_many(range(40))
-    assert is_readable(q)
-    assert list(range(39)) == q.get_many(39)
-    assert is_readable(q)
+    assert is_readable(q, SOON_S)
+    assert list(range(39)) == take_many(q, 39)
+    assert is_readable(q, SOON_S)
     assert [39] == q.get_many()
     assert not is_readable(q)
     finish(q)
@@ -46,7 +47,7 @@ def test_messages_put_before_anybody_asked_are_seen(kind: str) -> None:
     q = getattr(mpshm, kind)()
     q.put_many(range(100))
     for n in range(100):
-        assert is_readable(q)
+        assert is_readable(q, SOON_S)
         assert n == q.get()
     assert not is_readable(q)
     finish(q)
@@ -101,6 +102,7 @@ def test_wait_takes_queues_and_whatever_else() -> None:
     writer.close()
 
 
+@pytest.mark.shared_memory("it looks into the ring in shared memory")
 @pytest.mark.parametrize("kind", KINDS)
 def test_byte_of_a_message_that_a_killed_consumer_took_is_dropped(kind: str) -> None:
     q = getattr(mpshm, kind)()
@@ -150,6 +152,7 @@ def block(q: Any, ready: Any) -> None:
     q.get()
 
 
+@pytest.mark.shared_memory("stock's lock stays with who is killed while he waits")
 def test_sleepers_that_were_killed_keep_nobody_awake(context: Any) -> None:
     """They stay counted as asleep until many a wake-up was in vain."""
     q = context.SimpleQueue()
@@ -169,6 +172,7 @@ def claim_and_die(q: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.shared_memory("it looks into the ring in shared memory")
 @pytest.mark.parametrize("kind", KINDS)
 def test_slot_of_a_producer_killed_while_it_wrote(context: Any, kind: str) -> None:
     """Those behind it are got; a lap later, its place is there again."""
@@ -213,7 +217,7 @@ def test_ready_means_that_a_get_does_not_block(kind: str) -> None:
 def look_as_another_user(q: Any, seen: Any) -> None:
     os.setgid(65534)
     os.setuid(65534)
-    seen.put(is_readable(q))
+    seen.put(is_readable(q, SOON_S))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")

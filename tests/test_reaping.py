@@ -15,6 +15,10 @@ from queue_parts import LARGE, WAIT_S, finish, raw_ring
 
 import mpshm
 
+pytestmark = pytest.mark.shared_memory(
+    "stock's locks and places stay with the killed, and nobody reaps"
+)
+
 
 def kill(process: Any) -> None:
     process.kill()

@@ -21,6 +21,8 @@ import mpshm
 from mpshm import config, managers
 from mpshm.connection import Client, Listener
 
+pytestmark = pytest.mark.shared_memory("the other run goes over every road, this one's among them")
+
 # What is sent
 
 DTYPES: list[Any] = [

@@ -23,11 +23,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, raw_ring
+from by_road import SHARED
+from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, raw_ring, take_many
 
 import mpshm
 from mpshm import slot
 from mpshm.arena import NoRoomNow
+
+BY_BYTES = pytest.mark.shared_memory("maxbytes counts bytes of shared memory")
 
 
 def explode(*_: object) -> None:
@@ -81,6 +84,7 @@ def put_numbers(q: Any, who: int, numbers: range) -> None:
         q.put((who, n))
 
 
+@pytest.mark.shared_memory("our feeder is there for a full ring")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_each_producers_order_holds_across_the_feeder_and_back(context: Any, threads: int) -> None:
     q, back = context.Queue(), context.Queue()
@@ -184,7 +188,7 @@ WAYS_TO_PUT = [put_by_put_many, put_by_an_iterator, put_by_turns, put_on_a_loop,
     [
         lambda: mpshm.Queue(),
         lambda: mpshm.Queue(700),
-        lambda: mpshm.Queue(maxbytes=8 << 20),
+        pytest.param(lambda: mpshm.Queue(maxbytes=8 << 20), marks=BY_BYTES),
     ],
     ids=["unbounded", "bounded", "maxbytes"],
 )
@@ -306,6 +310,7 @@ def test_put_many_waits_for_places(context: Any, maxsize: int) -> None:
     finish(q, back)
 
 
+@BY_BYTES
 def test_maxbytes_bounds_the_memory_and_one_larger_message_passes_alone() -> None:
     q = mpshm.Queue(maxbytes=5 << 19)  # 2.5 MiB
     one = np.ones(LARGE)
@@ -330,6 +335,7 @@ def test_maxbytes_bounds_the_memory_and_one_larger_message_passes_alone() -> Non
     finish(q)
 
 
+@BY_BYTES
 def test_maxbytes_queue_is_full_when_its_pipe_is() -> None:
     """It has no feeder, which would hold objects of unknown size."""
     q = mpshm.Queue(maxbytes=64 << 20)
@@ -346,6 +352,7 @@ def test_maxbytes_queue_is_full_when_its_pipe_is() -> None:
     finish(q)
 
 
+@BY_BYTES
 def test_put_that_waits_for_bytes_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not full, but too full for this one: that is no reason to look all the time."""
     looks = []
@@ -430,6 +437,8 @@ def test_put_many_to_nobody_reports_the_objects_themselves() -> None:
     q._reader.close()
     q.put("one")
     q.put_many(["two", np.ones(LARGE)])
+    if not SHARED:
+        wait_until(lambda: len(reported) == 3)  # by the feeder
     assert [(BrokenPipeError, "one"), (BrokenPipeError, "two")] == reported[:2]
     assert 3 == len(reported)
     finish(q)
@@ -556,6 +565,7 @@ def test_what_get_many_left_aside_is_not_inherited(kind: str) -> None:
 # Forged slots
 
 
+@pytest.mark.shared_memory("it forges slots of the ring")
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_forged_slot_costs_only_itself(kind: str, many: bool) -> None:
@@ -579,6 +589,7 @@ def test_forged_slot_costs_only_itself(kind: str, many: bool) -> None:
     finish(q)
 
 
+@pytest.mark.shared_memory("it forges slots of the ring")
 def test_forged_slot_leaves_a_bounded_queue_usable() -> None:
     q = mpshm.Queue(maxsize=1)
     with raw_ring(q) as ring:
@@ -749,9 +760,11 @@ def test_process_that_puts_and_ends_at_once_has_put(context: Any, kind: str, siz
     q = getattr(context, kind)()
     process = context.Process(target=put_and_return, args=(q, b"x" * size))
     process.start()
+    if SHARED:
+        process.join(WAIT_S)
+    assert b"x" * size == q.get()
     process.join(WAIT_S)
     assert 0 == process.exitcode
-    assert b"x" * size == q.get()
     finish(q)
 
 
@@ -788,7 +801,7 @@ def test_cancel_join_thread_lets_the_process_end(module: Any) -> None:
         while len(got) < 5000:
             got.append(q.get(timeout=0.2))
     assert list(range(len(got))) == got  # the first ones, in order
-    if module is mpshm:
+    if module is mpshm and SHARED:
         assert (0, 0) == (q.qsize(), q.stats().runs_in_use)
     finish(q)
 
@@ -856,6 +869,7 @@ def test_join_waits_for_what_the_feeder_has() -> None:
 # Signals and threads
 
 
+@pytest.mark.shared_memory("a handler hangs at stock's lock that it interrupted, as in stock")
 @pytest.mark.parametrize("kind", KINDS)
 def test_signal_handler_may_use_the_queue_that_it_interrupts(kind: str) -> None:
     q = getattr(mpshm, kind)()
@@ -886,7 +900,7 @@ BLOCKED = {
     "put_many": (lambda context: context.Queue(1), lambda q: q.put_many([1, 2])),
     "put on a full SimpleQueue": (
         lambda context: context.SimpleQueue(),
-        lambda q: [q.put(n) for n in range(1000)],
+        lambda q: [q.put(n) for n in range(1000 if SHARED else 100_000)],
     ),
     "put over maxbytes": (
         lambda context: context.Queue(maxbytes=200),
@@ -896,7 +910,10 @@ BLOCKED = {
 }
 
 
-@pytest.mark.parametrize("name", BLOCKED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=BY_BYTES if "maxbytes" in name else ()) for name in BLOCKED],
+)
 def test_ctrl_c_ends_a_wait(name: str) -> None:
     make, block = BLOCKED[name]
     q = make(mpshm.get_context("fork"))
@@ -1000,7 +1017,8 @@ def strict_in_child(q: Any, back: Any) -> None:
 
 
 def test_what_a_queue_is_goes_with_it(context: Any) -> None:
-    q, back = context.Queue(3, strict=True, maxbytes=10_000), context.Queue()
+    options = {"maxbytes": 10_000} if SHARED else {}
+    q, back = context.Queue(3, strict=True, **options), context.Queue()
     child = context.Process(target=strict_in_child, args=(q, back))
     child.start()
     assert ["raised", 3] == [back.get(timeout=WAIT_S) for _ in range(2)]
@@ -1072,9 +1090,11 @@ def test_received_arrays_are_private_writable_and_outlive_the_queue(many: bool) 
     q = mpshm.Queue()
     sent = np.arange(LARGE)
     q.put_many([sent, sent, sent])
-    got = q.get_many() if many else [q.get() for _ in range(3)]
+    got = [q.get() for _ in range(3)] if not many else q.get_many() if SHARED else take_many(q, 3)
     got[0] += 1
     q.put(np.zeros(LARGE))
+    if not SHARED:
+        q.get()  # or the feeder would wait to put it, and finish() for the feeder
     finish(q)
     del q
     assert np.array_equal(sent + 1, got[0])
@@ -1084,6 +1104,7 @@ def test_received_arrays_are_private_writable_and_outlive_the_queue(many: bool) 
     assert 0 == sent[0]
 
 
+@pytest.mark.shared_memory("a buffer goes past stock's locks")
 def test_buffer_filled_in_place_goes_through_a_queue() -> None:
     q = mpshm.SimpleQueue()
     buf = q._writer.get_buf(LARGE)
@@ -1095,6 +1116,7 @@ def test_buffer_filled_in_place_goes_through_a_queue() -> None:
     finish(q)
 
 
+@pytest.mark.shared_memory("stock's queues do not look again")
 @pytest.mark.parametrize(("text", "ns"), [(None, 50_000), ("0", 0), ("7", 7_000)])
 def test_looking_again_is_a_switch(
     text: str | None, ns: int, monkeypatch: pytest.MonkeyPatch
@@ -1146,6 +1168,7 @@ def test_queues_and_pools_left_to_the_interpreter_leave_no_trace(tmp_path: Path)
     assert (0, b"", b"") == (done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.shared_memory("it fills the ring of a pool's results")
 @pytest.mark.parametrize("installed", [False, True])
 def test_pool_ends_while_its_pipe_of_results_stays_full(
     installed: bool, monkeypatch: pytest.MonkeyPatch
@@ -1237,6 +1260,7 @@ def too_large(errors: Any) -> None:
     finish(q)
 
 
+@pytest.mark.shared_memory("a pipe passes on what no memory file holds")
 def test_message_that_no_memory_can_hold_is_reported_and_stops_nobody() -> None:
     context = mpshm.get_context("fork")
     errors = context.SimpleQueue()

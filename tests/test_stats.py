@@ -7,6 +7,7 @@ import gc
 
 import numpy as np
 import pytest
+from by_road import SHARED, sending
 
 import mpshm
 
@@ -16,10 +17,16 @@ Ends = tuple[mpshm.Connection, mpshm.Connection]
 def test_each_road_is_counted_at_both_ends(pipe: Ends) -> None:
     a, b = pipe
     a.send("small")
-    a.send_bytes(bytes(100_000))
-    assert len(b.recv()) == 5
-    assert len(b.recv_bytes()) == 100_000
+    with sending(a.send_bytes, bytes(100_000)):
+        assert len(b.recv()) == 5
+        assert len(b.recv_bytes()) == 100_000
     sent, got = a.stats(), b.stats()
+    if not SHARED:
+        assert {"small": 1, "off": 1} == sent.plain_reasons
+        assert (2, got.received_plain_bytes) == (sent.plain_messages, sent.plain_bytes)
+        assert (2, 0) == (got.received_plain_messages, got.received_shm_messages)
+        assert (0, 0) == (sent.shm_messages, got.plain_messages)
+        return
     assert (1, 100_000) == (sent.shm_messages, sent.shm_bytes)
     assert {"small": 1} == sent.plain_reasons
     assert (1, got.received_plain_bytes) == (sent.plain_messages, sent.plain_bytes)
@@ -27,6 +34,7 @@ def test_each_road_is_counted_at_both_ends(pipe: Ends) -> None:
     assert (0, 0) == (got.shm_messages, got.plain_messages)
 
 
+@pytest.mark.shared_memory("the gauges are of an arena")
 def test_gauges_follow_a_run_through_its_life(pipe: Ends) -> None:
     a, b = pipe
     array = np.ones(1 << 17)
@@ -47,18 +55,21 @@ def test_gauges_follow_a_run_through_its_life(pipe: Ends) -> None:
 def test_process_total_keeps_what_dead_ends_counted() -> None:
     before = mpshm.stats()
     a, b = mpshm.Pipe()
-    a.send_bytes(bytes(50_000))
-    b.recv_bytes()
+    with sending(a.send_bytes, bytes(50_000)):
+        b.recv_bytes()
     a.send(1)
     a.close()
     b.close()
     del a, b
     gc.collect()
     after = mpshm.stats()
-    assert before.shm_messages + 1 == after.shm_messages
-    assert before.shm_bytes + 50_000 == after.shm_bytes
+    assert before.shm_messages + SHARED == after.shm_messages
+    assert before.shm_bytes + 50_000 * SHARED == after.shm_bytes
     assert before.plain_reasons.get("small", 0) + 1 == after.plain_reasons["small"]
-    assert before.received_shm_messages + 1 == after.received_shm_messages
+    assert before.received_shm_messages + SHARED == after.received_shm_messages
+    if not SHARED:
+        assert before.plain_reasons.get("off", 0) + 1 == after.plain_reasons["off"]
+        assert before.received_plain_bytes + 50_000 == after.received_plain_bytes
 
 
 def test_a_child_counts_from_nought() -> None:
@@ -113,6 +124,7 @@ def test_no_memory_file_goes_plain_with_that_reason(monkeypatch: pytest.MonkeyPa
         raise OSError(errno.EMFILE, "too many open files")
 
     monkeypatch.setattr(arena.Arena, "create", create)
+    monkeypatch.setenv("MPSHM", "require")
     with pytest.raises(mpshm.PlainRoadError, match=r"no shared memory: .*too many open files"):
         mpshm.Pipe()
     monkeypatch.setenv("MPSHM", "auto")
