@@ -8,11 +8,13 @@ its results.  It runs
     install  from a wrapper that calls mpshm.install() first
     import   with `import multiprocessing` in the program replaced by `import mpshm`, for programs
              that hand a context or a pool to their library; the library itself is not swapped
+    off      as run, under MPSHM=off: every message whole through the pipe
 
 first once each with every message counted (hook/), then in interleaved rounds without counting.
 A swapped program must give the stock one's digest, leave no process and nothing in /dev/shm, have
 its messages carried by mpshm in the parent and in its children, and use no more than CPU_LIMIT
-times the CPU time, of all its processes together.
+times the CPU time, of all its processes together.  Under MPSHM=off no message may go through shared
+memory, and no time is measured: that road is there for where ours is closed, not for its speed.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class Way(str, enum.Enum):
     RUN = "run"
     INSTALL = "install"
     IMPORT = "import"
+    OFF = "off"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Counts:
     """Messages, over all processes of a run.  Columns as in hook/sitecustomize.py."""
 
     ours_shm: int = 0
+    ours_slot: int = 0
     ours_plain: int = 0
     ours_received: int = 0
     stock_sent: int = 0
@@ -119,7 +123,7 @@ class Case:
 
 def command(program: Path, way: Way) -> list[str]:
     python = sys.executable
-    if way is Way.RUN:
+    if way in (Way.RUN, Way.OFF):
         return [python, "-m", "mpshm", "run", str(program)]
     if way is Way.INSTALL:
         return [python, str(HERE / "wrapper.py"), str(program)]
@@ -131,13 +135,15 @@ def command(program: Path, way: Way) -> list[str]:
     return [python, str(program)]
 
 
-def environment(counts: Path | None) -> dict[str, str]:
+def environment(way: Way, counts: Path | None) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("MPSHM")}
     env.pop("PYTHONPATH", None)
     # The programs' own work is to be the same each time: one thread a process, one hash seed.
     env.update(
         OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", PYTHONHASHSEED="1", HF_HUB_OFFLINE="1"
     )
+    if way is Way.OFF:
+        env["MPSHM"] = "off"
     if counts is not None:
         env.update(PYTHONPATH=str(HERE / "hook"), MPSHM_CLIENTS_COUNTS=str(counts))
     return env
@@ -236,7 +242,7 @@ def execute(program: Path, way: Way, counts: Path | None = None) -> Outcome:
         main_pid = os.posix_spawn(
             arguments[0],
             arguments,
-            environment(counts),
+            environment(way, counts),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, file.fileno(), 1),
                 (os.POSIX_SPAWN_DUP2, file.fileno(), 2),
@@ -284,12 +290,9 @@ def execute(program: Path, way: Way, counts: Path | None = None) -> Outcome:
 
 
 def read_counts(folder: Path) -> Counts:
-    rows = [struct.unpack("5Q", path.read_bytes()[:40]) for path in folder.iterdir()]
-    shm, plain, received, stock_sent, stock_received = (
-        sum(row[column] for row in rows) for column in range(5)
-    )
-    processes = sum(1 for row in rows if any(row[:3]))
-    return Counts(shm, plain, received, stock_sent, stock_received, processes)
+    rows = [struct.unpack("6Q", path.read_bytes()[:48]) for path in folder.iterdir()]
+    sums = [sum(row[column] for row in rows) for column in range(6)]
+    return Counts(*sums, processes=sum(1 for row in rows if any(row[:4])))
 
 
 def counted(program: Path, way: Way) -> tuple[Outcome, Counts]:
@@ -307,6 +310,8 @@ def unproved(way: Way, counts: Counts) -> list[str]:
         found.append(f"mpshm at work in {counts.processes} processes only")
     if way is not Way.IMPORT and counts.stock_sent:
         found.append(f"{counts.stock_sent} messages went over stock connections")
+    if way is Way.OFF and (shared := counts.ours_shm + counts.ours_slot):
+        found.append(f"{shared} messages went through shared memory")
     return found
 
 
@@ -335,7 +340,7 @@ def try_program(program: Path, ways: Sequence[Way], rounds: int) -> list[Case]:
         say(f" {way.value} {'ok' if not case.problems else '; '.join(case.problems)}")
         if problems:
             say(f"\n{outcome.output[-3000:]}\n")
-    measured = [case for case in cases if not case.problems]
+    measured = [case for case in cases if not case.problems and case.way is not Way.OFF]
     measure(program, stock.digest, measured, rounds)
     slow = [case for case in measured if case.cpu() > CPU_LIMIT]
     if slow:
@@ -374,8 +379,9 @@ def pinned() -> list[str]:
 
 def table(cases: Sequence[Case]) -> list[str]:
     lines = [
-        "| program | way | result | CPU | wall | faults | by descriptor | in pipe | processes |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+        "| program | way | result | CPU | wall | faults "
+        "| by descriptor | in slots | in pipe | processes |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for case in cases:
         if case.way is Way.STOCK and not case.problems:
@@ -383,7 +389,8 @@ def table(cases: Sequence[Case]) -> list[str]:
         counts = case.counts
         lines.append(
             f"| {case.program} | {case.way.value} | {'; '.join(case.problems) or 'same'} | "
-            f"{case.ratios()} | {counts.ours_shm} | {counts.ours_plain} | {counts.processes} |"
+            f"{case.ratios()} | {counts.ours_shm} | {counts.ours_slot} | {counts.ours_plain} | "
+            f"{counts.processes} |"
         )
     return lines
 
@@ -398,12 +405,13 @@ def report(cases: Sequence[Case], rounds: int) -> str:
             "Written by `make clients`; do not edit.  Each program of `clients/programs/` knows",
             "nothing of mpshm.  It ran as it is, and then swapped: under `python -m mpshm run`,",
             "after `mpshm.install()`, and, where the program hands a context or a pool to its",
-            "library, with its `import multiprocessing` changed to `import mpshm`.  `same`: the",
-            "same digest of results, no process and nothing in /dev/shm left, and every message",
-            "counted as carried by mpshm.  CPU (user and system, of all processes), wall time and",
-            f"page faults are swapped / stock, the median of {rounds} interleaved pairs or more;",
-            f"at most x{CPU_LIMIT} CPU is required.  The last columns count messages sent, and the",
-            "processes that took part.",
+            "library, with its `import multiprocessing` changed to `import mpshm`; `off` is `run`",
+            "under `MPSHM=off`.  `same`: the same digest of results, no process and nothing in",
+            "/dev/shm left, and every message counted as carried by mpshm, under `MPSHM=off` none",
+            "of them through shared memory.  CPU (user and system, of all processes), wall time",
+            f"and page faults are swapped / stock, the median of {rounds} interleaved pairs or",
+            f"more; at most x{CPU_LIMIT} CPU is required.  Of `off` no time is measured.  The last",
+            "columns count messages sent, and the processes that took part.",
             "",
             f"{len(good)} of {len(swapped)} are as required.  Python {platform.python_version()}, "
             f"Linux {platform.release().split('-')[0]}, {os.cpu_count()} CPUs.",
@@ -421,7 +429,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("programs", nargs="*", help="names, without .py; default: all")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
     parser.add_argument(
-        "--ways", default="run,install,import", help="which swaps (default %(default)s)"
+        "--ways", default="run,install,import,off", help="which swaps (default %(default)s)"
     )
     parser.add_argument("--report", type=Path, help="write the report here as well")
     options = parser.parse_args(arguments)

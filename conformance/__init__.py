@@ -9,5 +9,6 @@ The floors, top to bottom; imports go down only:
     room         a throwaway virtual environment and the copies of the suites in it
     suites | rewrite | proof      which tests there are | `multiprocessing` -> `mpshm` in sources |
                                   reading what the processes counted
+    modes        stock, or swapped in some way over some road
     inside/      modules that run inside the tested interpreter, installed in the room
 """

@@ -21,13 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from . import compare, measure, room, suites
+from . import compare, measure, modes, room, suites
 from .compare import Verdict
 from .measure import Limits, Measured, Outcome
 from .suites import Suite
 
-MODES = ("stock", "installed", "replaced")
-SWAPPED = MODES[1:]
 PROGRESS_EVERY_S = 30
 RERUN_LIMIT_S = 60
 """A test's limit when it is run again, alone on the machine but for the other jobs."""
@@ -105,8 +103,10 @@ def summary(measured: Measured) -> str:
 def prove(suite: Suite, mode: str, measured: Measured) -> str | None:
     """What is wrong with who did the work, or None."""
     parent, children = measured.proof.parent, measured.proof.children
-    if mode == "stock":
+    if mode == modes.STOCK:
         return "mpshm carried messages in the stock run" if parent or children else None
+    if modes.is_off(mode) and (shared := parent.shared + children.shared):
+        return f"{shared} messages went through shared memory under MPSHM=off"
     if not children:
         return "no child sent or received through mpshm: stock was tested"
     if suite.parent_talks and not parent:
@@ -114,18 +114,16 @@ def prove(suite: Suite, mode: str, measured: Measured) -> str | None:
     return None
 
 
-def run_suite(session: Session, suite: Suite, modes: list[str]) -> dict[str, Any]:
-    """A suite in all modes, compared.  The report, as it goes into the JSON file."""
-    runs = {"stock": session.measure(suite, "stock")}
+def run_suite(session: Session, suite: Suite) -> dict[str, Any]:
+    """A suite in all its modes, compared.  The report, as it goes into the JSON file."""
+    stock = session.measure(suite, modes.STOCK)
     report: dict[str, Any] = {"suite": suite.name, "modes": {}}
-    for mode in ("stock", *modes):
-        if mode != "stock":
-            runs[mode] = session.measure(suite, mode)
-        ours = runs[mode]
-        verdict = Verdict()
-        if mode != "stock":
+    for mode in (modes.STOCK, *suite.modes):
+        ours, verdict = stock, Verdict()
+        if mode != modes.STOCK:
+            ours = session.measure(suite, mode)
             verdict = compare.judge(
-                mode, runs["stock"], ours, lambda m, t, v: session.again(suite, m, t, v)
+                mode, stock, ours, lambda m, t, v: session.again(suite, m, t, v)
             )
         problem = prove(suite, mode, ours)
         report["modes"][mode] = {
@@ -157,11 +155,11 @@ def show(report: dict[str, Any]) -> int:
     say(f"\n{report['suite']}")
     for mode, it in report["modes"].items():
         say(
-            f"  {mode:9} {it['tests']:4} tests {it['passed']:4} passed {it['failed']:3} failed "
+            f"  {mode:13} {it['tests']:4} tests {it['passed']:4} passed {it['failed']:3} failed "
             f"{it['hung_or_died']:2} hung or died {it['skipped']:3} skipped "
             f"{len(it['regressions']):3} regressions {it['duration_s']:6.1f} s"
         )
-        if mode != "stock":
+        if mode != modes.STOCK:
             for who in ("parent", "children"):
                 traffic = it["proof"][who]
                 say(
@@ -207,7 +205,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the part for every change")
     parser.add_argument("--suite", action="append", help="only suites with this in their name")
     parser.add_argument("--test", action="append", help="only tests of this pattern")
-    parser.add_argument("--mode", action="append", choices=SWAPPED, help="default: both")
+    parser.add_argument(
+        "--mode",
+        action="append",
+        choices=(*modes.SWAPPED, *modes.OFF),
+        help="default: all; with --quick all but replaced-off",
+    )
     parser.add_argument(
         "--by-descriptor",
         action="store_true",
@@ -234,15 +237,17 @@ def main() -> int:
         chosen = [s for s in chosen if any(part in s.name for part in args.suite)]
     if args.test:
         chosen = [s._replace(include=tuple(args.test)) for s in chosen]
-    modes = [mode for mode in SWAPPED if mode in (args.mode or SWAPPED)]
+    if args.mode:
+        chosen = [s._replace(modes=tuple(dict.fromkeys(args.mode))) for s in chosen]
     say(f"Python {interpreter.version}, {interpreter.path}")
     for remark in remarks:
         say(f"  {remark}")
-    if "installed" in modes and not interpreter.can_install:
+    installed = any(modes.swap(mode) == "installed" for suite in chosen for mode in suite.modes)
+    if installed and not interpreter.can_install:
         say("  this mpshm has no install()")
         return 1
     for excuse in compare.excuses():
-        say(f"  excused ({excuse.mode}): {excuse.pattern}: {excuse.reason}")
+        say(f"  excused ({excuse.modes}): {excuse.pattern}: {excuse.reason}")
 
     out = args.out or Path(".build/conformance") / interpreter.version
     out = out.absolute()
@@ -254,7 +259,7 @@ def main() -> int:
         say(f"  {place.imports_changed} imports of multiprocessing changed in the copies")
         session = Session(place, out, Limits(args.test_limit, args.suite_limit))
         with ThreadPoolExecutor(args.jobs) as pool:
-            reports = list(pool.map(lambda suite: run_suite(session, suite, modes), chosen))
+            reports = list(pool.map(lambda suite: run_suite(session, suite), chosen))
 
     wrong = sum(show(report) for report in reports)
     results = out / "results.json"

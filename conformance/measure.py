@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import proof
+from . import modes, proof
 from .proof import Proof
 from .room import Room
 from .suites import Suite
@@ -173,7 +173,7 @@ class _Process:
             self._child = subprocess.Popen(
                 [room.python, "-m", "conformance_child", job],
                 cwd=work,
-                env=_environment(mode, room.overlays[mode], self._counts) | variables,
+                env=_environment(mode, room.overlays[modes.swap(mode)], self._counts) | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -263,6 +263,8 @@ def _environment(mode: str, overlay: Path, counts: Path) -> dict[str, str]:
     }
     environment["MPSHM_CONFORMANCE_COUNTS"] = str(counts)
     environment["MPSHM_CONFORMANCE_OVERLAY"] = str(overlay)
-    if mode == "installed":
+    if modes.swap(mode) == "installed":
         environment["MPSHM_INSTALL"] = "1"
+    if modes.is_off(mode):
+        environment["MPSHM"] = "off"
     return environment

@@ -6,16 +6,20 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-_CELLS = struct.Struct("4Q")
+_CELLS = struct.Struct("5Q")
 
 
 class Traffic(NamedTuple):
-    """Messages through mpshm's connections, and how many of them went by descriptor."""
+    """Messages through mpshm's connections, and how many of them went through shared memory.
+
+    in_slot: those sent and received through the ring of a queue; shm: those by descriptor.
+    """
 
     sent: int = 0
     received: int = 0
     sent_shm: int = 0
     received_shm: int = 0
+    in_slot: int = 0
     processes: int = 0
 
     def __bool__(self) -> bool:
@@ -23,6 +27,11 @@ class Traffic(NamedTuple):
 
     def plus(self, other: Traffic) -> Traffic:
         return Traffic(*(mine + others for mine, others in zip(self, other, strict=True)))
+
+    @property
+    def shared(self) -> int:
+        """How many there would not be if everything went whole through the pipe."""
+        return self.sent_shm + self.received_shm + self.in_slot
 
     def __str__(self) -> str:
         return (

@@ -24,7 +24,7 @@ class Room(NamedTuple):
 
     python: Path
     overlays: dict[str, Path]
-    """By mode: directories that come before the interpreter's own `test`."""
+    """By swap: directories that come before the interpreter's own `test`."""
     imports_changed: int
 
 

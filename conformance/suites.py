@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from . import modes
+
 START_METHODS = ("fork", "spawn", "forkserver")
 EVERYTHING = ("*",)
 
@@ -19,6 +21,7 @@ class Suite(NamedTuple):
     include: tuple[str, ...] = EVERYTHING
     parent_talks: bool = True
     """Whether the process of the tests itself sends and receives, and not its children alone."""
+    modes: tuple[str, ...] = (*modes.SWAPPED, *modes.OFF)
 
 
 class Interpreter(NamedTuple):
@@ -147,7 +150,13 @@ _QUICK = {
 }
 """Connections, queues, pools, listeners and managers, which is what mpshm replaces."""
 
+_QUICK_MODES = (*modes.SWAPPED, "installed-off")
+
 
 def quick(suites: list[Suite]) -> list[Suite]:
     """The part that takes a few minutes, its stock run included."""
-    return [suite._replace(include=_QUICK[suite.name]) for suite in suites if suite.name in _QUICK]
+    return [
+        suite._replace(include=_QUICK[suite.name], modes=_QUICK_MODES)
+        for suite in suites
+        if suite.name in _QUICK
+    ]

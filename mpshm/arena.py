@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .figures import Gauges
 
 try:
+    # The core asks for it from C: tools that freeze programs, which read imports, must see it here.
+    import _cffi_backend  # noqa: F401
+
     from ._native import ffi, lib
 
     # Looked up once: a cffi library's attribute costs more than a global.

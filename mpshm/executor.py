@@ -44,4 +44,7 @@ class ProcessPoolExecutor(stock.ProcessPoolExecutor):
         # No worker has been started yet: nobody has seen the queue that stock has made.
         tasks: Any = self._call_queue  # type: ignore[attr-defined]
         tasks.__class__ = CallQueue
+        # That a pipe which nobody reads any more is no error there, stock says when it has made it.
+        ignore_epipe = tasks._ignore_epipe
         queues.Queue.__init__(tasks, tasks._maxsize, ctx=mp_context)
+        tasks._ignore_epipe = ignore_epipe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -67,6 +68,24 @@ def test_dead_worker_breaks_the_pool_as_in_stock(context: Any) -> None:
             pool.submit(os._exit, 1).result()
         with pytest.raises(BrokenProcessPool):
             pool.submit(double, 1)
+
+
+def kill_this_process(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("road", ["auto", "off"])
+def test_workers_killed_while_large_tasks_wait_break_the_pool_as_in_stock(
+    road: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the plain road the task that was in the broken pipe waited for a lock for ever."""
+    monkeypatch.setenv("MPSHM", road)
+    context = mpshm.get_context("fork")
+    with mpshm.ProcessPoolExecutor(2, mp_context=context) as pool:
+        # What keeps the queue's thread from reporting the broken pipe as the task's own error.
+        assert pool._call_queue._ignore_epipe  # type: ignore[attr-defined]
+        with pytest.raises(BrokenProcessPool):
+            list(pool.map(kill_this_process, [bytes(4 << 20)] * 10))
 
 
 PLAIN_EXECUTORS = """

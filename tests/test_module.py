@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import modulefinder
 import multiprocessing
 import re
 import subprocess
@@ -152,6 +153,16 @@ def test_unknown_start_method_is_refused_as_in_stock() -> None:
 
 def test_the_core_is_there() -> None:
     assert arena.CORE_MISSING == ""
+
+
+def test_whoever_reads_the_imports_finds_all_that_a_frozen_program_needs() -> None:
+    """Without cffi's module, which the core asks for from C, a frozen program lost the core."""
+    finder = modulefinder.ModuleFinder([str(PACKAGE.parent)], excludes=["cloudpickle"])
+    finder.import_hook("mpshm")
+    run_by_others = {"__init__", "__main__", "_build_native"}
+    own = {f"mpshm.{path.stem}" for path in PACKAGE.glob("*.py") if path.stem not in run_by_others}
+    # It may lie elsewhere than in the package's folder: then it was looked for.
+    assert own | {"mpshm._native", "_cffi_backend"} <= {*finder.modules, *finder.badmodules}
 
 
 def test_freeze_support_is_what_a_freezer_has_put_in_stocks_place(

@@ -11,7 +11,7 @@ import sys
 import time
 
 FOLDER = os.environ.get("MPSHM_CLIENTS_COUNTS", "")
-OURS_SHM, OURS_PLAIN, OURS_RECEIVED, STOCK_SENT, STOCK_RECEIVED, WIDTH = range(6)
+OURS_SHM, OURS_SLOT, OURS_PLAIN, OURS_RECEIVED, STOCK_SENT, STOCK_RECEIVED, WIDTH = range(7)
 
 
 class Row:
@@ -59,9 +59,9 @@ def watch_ours(module):
     transmit, take = cls._transmit, cls._take
 
     def _transmit(self, message):
-        lent = getattr(message, "parcel", None) is not None
+        before = self._counters.shm_messages
         transmit(self, message)
-        Row.count(OURS_SHM if lent else OURS_PLAIN)
+        Row.count(OURS_SHM if self._counters.shm_messages > before else OURS_PLAIN)
 
     def _take(self, *args):
         message = take(self, *args)
@@ -74,12 +74,19 @@ def watch_ours(module):
 def watch_slots(module):
     """Queues call the core with as little as possible in between."""
     put_one, receive_one, send = module.put_one, module.receive_one, module.send
+    put_some = module.put_some
 
     def _put_one(*args):
         result = put_one(*args)
         if result > 0:
-            Row.count(OURS_PLAIN)
+            Row.count(OURS_SLOT)
         return result
+
+    def _put_some(*args):
+        n = put_some(*args)
+        for _ in range(n):
+            Row.count(OURS_SLOT)
+        return n
 
     def _receive_one(*args):
         n = receive_one(*args)
@@ -92,6 +99,7 @@ def watch_slots(module):
         Row.count(OURS_SHM)
 
     module.put_one, module.receive_one, module.send = _put_one, _receive_one, _send
+    module.put_some = _put_some
 
 
 WATCHED = {

@@ -9,7 +9,7 @@ import os
 import sys
 from importlib.machinery import PathFinder
 
-SENT, RECEIVED, SENT_SHM, RECEIVED_SHM = range(4)
+SENT, RECEIVED, SENT_SHM, RECEIVED_SHM, IN_SLOT, CELLS = range(6)
 
 _directory = os.environ.get("MPSHM_CONFORMANCE_COUNTS", "")
 _cells = None
@@ -27,25 +27,30 @@ def _count(kind, by_descriptor):
         _cells[kind + 2] += 1
 
 
+def _count_slot(kind, by_descriptor):
+    _count(kind, by_descriptor)
+    _cells[IN_SLOT] += 1
+
+
 def _map(pid):
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
-    array = ctypes.c_uint64 * 4
+    array = ctypes.c_uint64 * CELLS
     try:
         # O_EXCL: a pid may come round again, in another directory's run or in this one.
         fd = _create(pid)
     except OSError:
-        return [0] * 4  # out of descriptors, which some tests want: these are not counted
+        return [0] * CELLS  # out of descriptors, which some tests want: these are not counted
     try:
         os.ftruncate(fd, ctypes.sizeof(array))
         address = libc.mmap(None, ctypes.sizeof(array), 3, 1, fd, 0)  # READ | WRITE, SHARED
     finally:
         os.close(fd)
     if address in (None, ctypes.c_void_p(-1).value):
-        return [0] * 4
+        return [0] * CELLS
     return array.from_address(address)
 
 
@@ -63,9 +68,11 @@ def _wrap(cls):
     """Count the calls through which every message of a Connection passes."""
     transmit, send_run, take = cls._transmit, cls._send_run, cls._take
 
+    # The road is what the end's own counters say: a message of bytes may be copied into a run.
     def counted_transmit(self, message):
+        before = self._counters.shm_messages
         result = transmit(self, message)
-        _count(SENT, getattr(message, "parcel", None) is not None)
+        _count(SENT, self._counters.shm_messages > before)
         return result
 
     def counted_send_run(self, *args):
@@ -74,8 +81,9 @@ def _wrap(cls):
         return result
 
     def counted_take(self, *args):
+        before = self._counters.received_shm_messages
         message = take(self, *args)
-        _count(RECEIVED, not isinstance(message, bytes))
+        _count(RECEIVED, self._counters.received_shm_messages > before)
         return message
 
     cls._transmit, cls._send_run, cls._take = counted_transmit, counted_send_run, counted_take
@@ -89,23 +97,23 @@ def _wrap_slots(slot):
     def counted_put_one(end, message, size, place):
         result = put_one(end, message, size, place)
         if result > 0:
-            _count(SENT, size > in_slot)
+            _count_slot(SENT, size > in_slot)
         return result
 
     def counted_receive_one(batch, timeout_ms):
         n = receive_one(batch, timeout_ms)
         if 0 <= n <= with_runs:
-            _count(RECEIVED, n > in_slot)
+            _count_slot(RECEIVED, n > in_slot)
         return n
 
     def counted_send(*args):
         send(*args)
-        _count(SENT, True)
+        _count_slot(SENT, True)
 
     def counted_put_some(end, messages, place):
         n = put_some(end, messages, place)
         for message in messages[:n]:
-            _count(SENT, len(message) > in_slot)
+            _count_slot(SENT, len(message) > in_slot)
         return n
 
     slot.put_one, slot.receive_one = counted_put_one, counted_receive_one
