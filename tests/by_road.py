@@ -20,6 +20,7 @@ def sending(send: Callable[..., Any], *args: Any) -> Iterator[None]:
     """Send what a pipe does not hold: on the plain road that waits until somebody reads."""
     if SHARED:
         send(*args)
+        del send, args  # of which the sender keeps nothing
         yield
         return
     raised: list[BaseException] = []

@@ -32,6 +32,11 @@ def take_many(q: Any, count: int) -> list[Any]:
     return got
 
 
+def take_all(q: Any, count: int) -> list[Any]:
+    """The same with get_many(), when so many are there."""
+    return q.get_many() if SHARED else take_many(q, count)
+
+
 PEERS_AT = range(4096, 1 << 16, 64)
 RING_AT, RING_SLOTS, SLOTS_AT, SLOT_STRIDE = 1 << 16, 512, 192, 192  # csrc/layout.h
 

@@ -85,7 +85,7 @@ def test_cancelled_agets_lose_nothing(kind: str) -> None:
                 task.cancel()
             await asyncio.wait(tasks)
             got += [task.result() for task in tasks if not task.cancelled()]
-        while not q.empty():
+        while not q.empty() or (not SHARED and len(got) < 100):  # a feeder may have the last
             got.append(await q.aget())
         return got
 

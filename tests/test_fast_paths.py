@@ -175,7 +175,7 @@ def test_put_many_of_any_mixture_into_a_simple_queue(name: str) -> None:
 def echo(q: Any, back: Any, count: int) -> None:
     for _ in range(count):
         back.put(q.get())
-    back.put_many(q.get_many(2))
+    back.put_many(take_many(q, 2))
 
 
 def test_objects_go_to_children_and_back(context: Any) -> None:
