@@ -13,7 +13,7 @@ BUILD := $(CURDIR)/.build
 VENV := $(BUILD)/venv
 BIN := $(VENV)/bin
 CLIENTS := $(BUILD)/clients-venv
-SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/csrc/*)
+SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/_*/*.py mpshm/csrc/*)
 
 .PHONY: demo test lint core-test bench stress stress-large clients conformance conformance-quick clean
 

@@ -21,7 +21,7 @@ class _AfterImport:
 
             def execute_and_install(module):
                 execute(module)
-                from mpshm.installation import at_start
+                from mpshm._install import at_start
 
                 at_start()
 
@@ -31,7 +31,7 @@ class _AfterImport:
 
 def begin():
     if "multiprocessing" in sys.modules:
-        from mpshm.installation import at_start
+        from mpshm._install import at_start
 
         at_start()
     else:

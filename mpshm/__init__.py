@@ -3,21 +3,18 @@
 `import mpshm as mp` offers every public name of `multiprocessing`.  Objects are pickled into
 shared memory, and the pipe carries descriptors of where they lie.
 
-The floors, top to bottom; imports go down only:
+The layers, top to bottom; imports go down only:
 
-    installation           ours in stock's place, in this process and its descendants
-    executor               ProcessPoolExecutor
-    context, pool, managers   stock-shaped doors: contexts, processes, Pool, managers
-    queues                 Queue, JoinableQueue, SimpleQueue
-    feeder | getting | places | locked   the thread for what must wait | get, one or many | bounds
-                           | queues that keep stock's locks
-    queue_end              QueueEnd: a Connection of slots, for many at each end
-    connection             Connection, Pipe, Listener, Client: knows frames and roads
-    payload | forking | search   dump and load (knows pickle, no pipes) | what fork does to
-                           transports | finds the arena of an end that came here alone
-    buffer | slot          Buffer: one message's memory in a user's hands | a queue's messages
-    arena                  Arena, Run, Parcel, Reader: with slot the only importer of the core
-    wire, counters, figures, config, errors, aio, _native   pure functions, constants, the core
+    __main__, _install           the command line | ours in stock's place
+    executor, pool, managers,
+    context, queues, connection  public modules, thin: stock's names and shapes
+    _queue                       putting, getting and feeding; queues' ends and bounds
+    _channel                     ends of pipes and sockets, payload, handshake, fork
+    _memory                      arenas, runs, parcels, the ring: the only importer of the core
+    counters, config, errors     pure functions, and constants with their reasons
+    csrc/                        C moves bits, maps memory, copies and frames; no Python objects
+
+CONTRIBUTING.md says which module to open for which change.
 """
 
 import importlib as _importlib
@@ -25,12 +22,12 @@ import multiprocessing as _stock
 from multiprocessing import *  # noqa: F403  (for type checkers; replaced below)
 from typing import Any as _Any
 
-from .buffer import Buffer
+from ._channel.totals import process_stats as stats
+from ._install import install, uninstall
+from ._memory.buffer import Buffer
 from .connection import Connection
-from .connection import process_stats as stats
 from .context import default_context as _default
 from .errors import BufferTooSmall, PlainRoadError, ProtocolError
-from .installation import install, uninstall
 
 __all__ = [
     "Buffer",
@@ -48,7 +45,7 @@ __all__ += _stock.__all__
 
 globals().update((name, getattr(_default, name)) for name in _stock.__all__)
 
-_LAZY = {"ProcessPoolExecutor": "executor", "Stats": "figures"}
+_LAZY = {"ProcessPoolExecutor": "executor", "Stats": "_stats"}
 _MODULES = frozenset(("executor", "managers", "pool", "queues"))
 
 

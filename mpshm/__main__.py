@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import arena
-from .installation import VARIABLE
+from ._install import VARIABLE
+from ._memory.core import CORE_MISSING
 
 USAGE = """usage: python -m mpshm run script.py [argument ...]
        python -m mpshm run -m module [argument ...]
@@ -40,8 +40,8 @@ def obstacle() -> str:
     """Why a program cannot be run over our transport here; empty if it can."""
     if sys.platform == "win32":
         return "not supported on Windows; run the program without it"
-    if arena.CORE_MISSING:
-        return f"the compiled core is missing ({arena.CORE_MISSING}); reinstall with a C compiler"
+    if CORE_MISSING:
+        return f"the compiled core is missing ({CORE_MISSING}); reinstall with a C compiler"
     folders = [*site.getsitepackages(), site.getusersitepackages()]
     if sys.flags.no_site or not any(Path(folder, "mpshm.pth").exists() for folder in folders):
         return (

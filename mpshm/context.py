@@ -14,7 +14,9 @@ from multiprocessing import context as stock
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from . import arena, config, connection, payload
+from . import config, connection
+from ._channel import payload
+from ._memory import arena
 
 if TYPE_CHECKING:
     from .managers import SyncManager

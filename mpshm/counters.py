@@ -7,12 +7,12 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .figures import Gauges, Stats
+    from ._stats import Gauges, Stats
 
 
 def be_ready_to_show() -> None:
     """Before a channel is made: when descriptors run out, nothing more can be imported."""
-    from . import figures  # noqa: F401
+    from . import _stats  # noqa: F401
 
 
 class Reason(str, enum.Enum):
@@ -55,7 +55,7 @@ class Counters:
         self.plain_bytes += size_bytes
 
     def show(self, gauges: Gauges) -> Stats:
-        from .figures import Stats
+        from ._stats import Stats
 
         reasons = {reason.value: n for reason, n in self.plain_reasons.items()}
         if self.small_messages:

@@ -16,9 +16,10 @@ from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from . import config
-from .arena import NoRoomNow
-from .queue_end import QueueEnd
-from .slot import NO_PLACE
+from ._memory.core import NoRoomNow
+from ._memory.ring import NO_PLACE
+from ._queue.putting import try_put
+from ._queue.queue_end import QueueEnd
 
 __all__ = ["Pool", "ThreadPool"]
 
@@ -70,7 +71,7 @@ class _Sentinel:
         message = pickle.dumps(obj)
         while self._thread.is_alive():
             try:
-                return self._end.offer(message, NO_PLACE)
+                return try_put(self._end, message, NO_PLACE)
             except NoRoomNow as full:
                 self._end.wait_room(full, config.WAIT_SLICE_MS)
 

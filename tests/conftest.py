@@ -21,7 +21,7 @@ import pytest
 from by_road import SHARED
 
 import mpshm
-from mpshm import arena
+from mpshm._memory import arena, lease
 
 TREE = Path(__file__).parent.parent
 
@@ -79,7 +79,7 @@ def helpers_of_stock() -> None:
 def holdings() -> tuple[int, int, dict[int, str], set[int]]:
     """What a test must leave as it was: runs in use, leases, descriptors, children."""
     in_use = sum(one.gauges().runs_in_use for one in arena.process_arenas())
-    return in_use, arena.lease_count(), open_descriptors(), children()
+    return in_use, lease.lease_count(), open_descriptors(), children()
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import mpshm
-from mpshm import arena, config
+from mpshm import config
+from mpshm._memory import arena
 
 pytestmark = pytest.mark.shared_memory("no descriptor comes in on the plain road")
 

@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 
 import mpshm
-from mpshm import arena, search
+from mpshm._channel import search
+from mpshm._memory import core
+from mpshm._memory import reader as reader_module
 
 COUNT = 1 << 17  # a MiB of float64
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -305,15 +307,15 @@ def test_frame_waits_for_its_arena_and_is_lost_only_without() -> None:
     """A signal handler that receives while it is looked for goes on with a reader of its own."""
     reader, writer = mpshm.Pipe(duplex=False)
     with reader, writer:
-        mine = arena.Reader()
+        mine = reader_module.Reader()
         for find in (lambda: writer._arena, lambda: None):
             writer.send(np.ones(COUNT))
-            with pytest.raises(arena.NoArena):
+            with pytest.raises(core.NoArena):
                 mine.read(reader.fileno())
-            with pytest.raises(arena.ReaderFull):
+            with pytest.raises(core.ReaderFull):
                 mine.read(reader.fileno())
             if find() is None:
-                with pytest.raises(arena.NoArena):
+                with pytest.raises(core.NoArena):
                     mine.reopen(find)
             else:
                 _, (view,) = mine.reopen(find)

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mpshm
-from mpshm import arena, config, wire
+from mpshm import config
+from mpshm._memory import arena, plain_frame
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 CHUNK = config.GEOMETRY.chunk_bytes
@@ -87,7 +88,7 @@ EDGES = {
     "two chunks": 2 * CHUNK,
     "stock's header": 16_384,
     "view": config.VIEW_MIN,
-    "plain": wire.PLAIN_MAX,
+    "plain": plain_frame.PLAIN_MAX,
     "copied": config.INLINE_MAX,
     "pipe": 65_536,
     "pickle's frame": (64 << 10) - 11,
@@ -112,11 +113,11 @@ def test_size_at_an_edge(pipe: Ends, noise: np.ndarray, size: int) -> None:
     by_descriptor = 0
 
     assert np.array_equal(data, np.frombuffer(carried(a.send_bytes, data, b.recv_bytes), "u1"))
-    by_descriptor += size > wire.PLAIN_MAX
+    by_descriptor += size > plain_frame.PLAIN_MAX
     assert by_descriptor * SHARED == a.stats().shm_messages
 
     assert np.array_equal(data, carried(a.send, data, b.recv))
-    by_descriptor += size > wire.PLAIN_MAX - 50  # the rest of the pickle
+    by_descriptor += size > plain_frame.PLAIN_MAX - 50  # the rest of the pickle
     assert by_descriptor * SHARED == a.stats().shm_messages
 
     if size > 0:
@@ -133,7 +134,7 @@ def test_size_at_an_edge(pipe: Ends, noise: np.ndarray, size: int) -> None:
     assert (0, 0) == (a.stats().runs_in_use, a.stats().bytes_in_flight)
 
 
-@pytest.mark.parametrize("limit", [wire.PLAIN_MAX, config.INLINE_MAX])
+@pytest.mark.parametrize("limit", [plain_frame.PLAIN_MAX, config.INLINE_MAX])
 def test_pickle_around_a_limit(pipe: Ends, limit: int) -> None:
     a, b = pipe
     a.get_buf(1).release()
@@ -141,15 +142,15 @@ def test_pickle_around_a_limit(pipe: Ends, limit: int) -> None:
     for size in range(limit - 80, limit + 20):
         sent = b"s" * size
         a.send(sent)
-        small += len(pickle.dumps(sent, 5)) <= wire.PLAIN_MAX
+        small += len(pickle.dumps(sent, 5)) <= plain_frame.PLAIN_MAX
         assert sent == b.recv()
         a.send([sent[:-3], None])
-        small += len(pickle.dumps([sent[:-3], None], 5)) <= wire.PLAIN_MAX
+        small += len(pickle.dumps([sent[:-3], None], 5)) <= plain_frame.PLAIN_MAX
         assert [sent[:-3], None] == b.recv()
     stats = a.stats()
     expected = (small, 200 - small) if SHARED else (200, 0)
     assert expected == (stats.plain_messages, stats.shm_messages)
-    assert (0 < small < 200) == (limit == wire.PLAIN_MAX)
+    assert (0 < small < 200) == (limit == plain_frame.PLAIN_MAX)
     assert (0, 0) == (stats.runs_in_use, stats.bytes_in_flight)
 
 

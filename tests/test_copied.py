@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 
 import mpshm
-from mpshm import arena, config, wire
+from mpshm import config
+from mpshm._memory import arena, core, plain_frame
+from mpshm._memory import reader as reader_module
 
 pytestmark = pytest.mark.shared_memory("no message is copied through a run on the plain road")
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
-LEAST, MOST = wire.PLAIN_MAX + 1, config.INLINE_MAX
+LEAST, MOST = plain_frame.PLAIN_MAX + 1, config.INLINE_MAX
 SIZE = 10_000  # an ordinary one
 FRAME = 32  # bytes of its frame
 MARK = config.COPY_MARK_BYTES
@@ -340,15 +342,15 @@ def test_frame_cut_short_is_torn_and_its_run_is_not_copied(simplex: Ends, cut: i
         reader.recv_bytes()
     assert 1 == reader.stats().runs_in_use  # in flight for ever; the guard must not see it
     (line,) = [one for one in arena.process_arenas() if one.gauges().runs_in_use]
-    line.lease(wire.Descriptor(*struct.unpack("=IIQI", frame[12:]))).release()
+    line.lease(core.Descriptor(*struct.unpack("=IIQI", frame[12:]))).release()
 
 
 def test_message_that_came_before_its_arena_is_whole(simplex: Ends) -> None:
     reader, writer = simplex
-    mine = arena.Reader()
+    mine = reader_module.Reader()
     for _ in range(2):
         writer.send_bytes(data_of(1))
-        with pytest.raises(arena.NoArena):
+        with pytest.raises(core.NoArena):
             mine.read(reader.fileno())
         stream, buffers = mine.reopen(lambda: writer._arena)
         assert (data_of(1), []) == (bytes(stream), buffers)
@@ -642,7 +644,7 @@ def test_signal_handler_that_receives_just_after_a_message_was_copied(
     a, b = pipe
     a.send_bytes(data_of(1))
     a.send_bytes(other)
-    core = arena._receive
+    core = reader_module._receive
     from_handler: list[bytes] = []
 
     def receive_with_a_signal(*args: Any) -> Any:
@@ -652,7 +654,7 @@ def test_signal_handler_that_receives_just_after_a_message_was_copied(
             from_handler[0] = b.recv_bytes()
         return n
 
-    monkeypatch.setattr(arena, "_receive", receive_with_a_signal)
+    monkeypatch.setattr(reader_module, "_receive", receive_with_a_signal)
     assert data_of(1) == b.recv_bytes()
     assert [other] == from_handler
     monkeypatch.undo()

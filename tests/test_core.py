@@ -22,13 +22,16 @@ from typing import Any
 
 import pytest
 
-from mpshm import arena as arena_module
-from mpshm import config, wire
-from mpshm.arena import Arena, OutOfSharedMemory, Parcel, Reader, Run
-from mpshm.buffer import Buffer
+from mpshm import config
+from mpshm._memory import arena as arena_module
+from mpshm._memory import core, lease, plain_frame
+from mpshm._memory.arena import Arena, Run
+from mpshm._memory.buffer import Buffer
+from mpshm._memory.core import Descriptor, OutOfSharedMemory
+from mpshm._memory.parcel import Parcel
+from mpshm._memory.reader import Reader
 from mpshm.config import GEOMETRY, Geometry
 from mpshm.errors import BufferTooSmall, ProtocolError, TooLong
-from mpshm.wire import Descriptor
 
 pytestmark = pytest.mark.shared_memory("it is about the core's arenas")
 
@@ -46,7 +49,7 @@ HANG_S = 15
 class Channel:
     """An arena with a pipe to go with it."""
 
-    def __init__(self, geometry: Geometry, kind: int = arena_module.FILE_AUTO) -> None:
+    def __init__(self, geometry: Geometry, kind: int = core.FILE_AUTO) -> None:
         self.reader, self.writer = os.pipe()
         self.arena = Arena.create(geometry, kind)
 
@@ -186,10 +189,10 @@ def test_gauges_follow_a_run_through_its_life(channel: Channel) -> None:
     assert (32, 0, 1) == in_use(arena)
     view = channel.get()
     assert (0, 32, 1) == in_use(arena)
-    assert arena_module.lease_count() == 1
+    assert lease.lease_count() == 1
     del view
     assert (0, 0, 0) == in_use(arena)
-    assert arena_module.lease_count() == 0
+    assert lease.lease_count() == 0
     assert arena.gauges().segments == 1
     assert arena.gauges().bytes_resident > 0
 
@@ -302,10 +305,11 @@ def test_failed_lease_leaves_the_core_usable() -> None:
     # Was: the error path released NULL, which found an empty place in the table of leases.
     code = f"""
 import os
-from mpshm.arena import Arena, Parcel
+from mpshm._memory.arena import Arena
+from mpshm._memory.parcel import Parcel
 from mpshm.config import Geometry
 from mpshm.errors import ProtocolError
-from mpshm.wire import Descriptor
+from mpshm._memory.core import Descriptor
 arena = Arena.create(Geometry{tuple(TINY)})
 reader, writer = os.pipe()
 parcel = Parcel.begin(arena, writer)
@@ -515,7 +519,7 @@ def test_reader_at_the_end_of_the_stream(channel: Channel) -> None:
 
 
 def test_reader_refuses_an_overlong_descriptor_frame(channel: Channel) -> None:
-    os.write(channel.writer, (0x80000000 | wire.FRAME_MAX).to_bytes(4, "big"))
+    os.write(channel.writer, (0x80000000 | plain_frame.FRAME_MAX).to_bytes(4, "big"))
     with pytest.raises(ProtocolError, match="longer than a frame may be"):
         Reader().read(channel.reader)
 
@@ -524,14 +528,14 @@ def test_reader_refuses_an_overlong_descriptor_frame(channel: Channel) -> None:
 def test_reader_reads_a_plain_message_and_no_further(channel: Channel, size: int) -> None:
     body = os.urandom(size)
     for _ in range(2):
-        os.write(channel.writer, wire.plain_header(size) + body + b"next")
+        os.write(channel.writer, plain_frame.plain_header(size) + body + b"next")
         assert body == Reader().read(channel.reader)
         assert os.read(channel.reader, 100) == b"next"
 
 
-@pytest.mark.parametrize("size", [11, wire.FRAME_MAX, 0x7FFFFFFF, 0x80000000, 1 << 60])
+@pytest.mark.parametrize("size", [11, plain_frame.FRAME_MAX, 0x7FFFFFFF, 0x80000000, 1 << 60])
 def test_reader_refuses_what_is_longer_than_allowed(channel: Channel, size: int) -> None:
-    os.write(channel.writer, wire.plain_header(size) + b"b" * min(size, 100))
+    os.write(channel.writer, plain_frame.plain_header(size) + b"b" * min(size, 100))
     with pytest.raises(TooLong):
         Reader().read(channel.reader, maxsize=10)
 
@@ -569,7 +573,7 @@ def test_attaching_a_damaged_arena_names_what_is_wrong(
 
 
 def test_forced_shm_file_works() -> None:
-    channel = Channel(TINY, arena_module.FILE_SHM)
+    channel = Channel(TINY, core.FILE_SHM)
     channel.put(b"by name, for a moment")
     assert bytes(channel.get()) == b"by name, for a moment"
     assert "(deleted)" in os.readlink(f"/proc/self/fd/{channel.arena.fileno()}")
@@ -849,7 +853,8 @@ def test_run_and_arena_in_one_garbage_cycle_do_not_crash() -> None:
     # Was: the collector finalised the arena's handle first, and the run then used it.
     code = f"""
 import gc
-from mpshm.arena import Arena, Parcel
+from mpshm._memory.arena import Arena
+from mpshm._memory.parcel import Parcel
 from mpshm.config import Geometry
 for _ in range(10):
     arena = Arena.create(Geometry{tuple(TINY)})
@@ -867,9 +872,10 @@ print("alive")
 def test_exit_with_everything_still_held_is_quiet() -> None:
     code = f"""
 import os
-from mpshm.arena import Arena, Parcel
+from mpshm._memory.arena import Arena
+from mpshm._memory.parcel import Parcel
 from mpshm.config import Geometry
-from mpshm.wire import Descriptor
+from mpshm._memory.core import Descriptor
 arena = Arena.create(Geometry{tuple(TINY)})
 reader, writer = os.pipe()
 sent, unsent = Parcel.begin(arena, writer), Parcel.begin(arena, writer)

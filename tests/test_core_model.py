@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mpshm.arena import Arena, OutOfSharedMemory, Parcel, Run, lease_count
+from mpshm._memory.arena import Arena, Run
+from mpshm._memory.core import Descriptor, OutOfSharedMemory
+from mpshm._memory.lease import lease_count
+from mpshm._memory.parcel import Parcel
 from mpshm.config import Geometry
 from mpshm.errors import ProtocolError
-from mpshm.wire import Descriptor
 
 pytestmark = pytest.mark.shared_memory("it is a model of an arena")
 

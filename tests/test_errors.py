@@ -22,7 +22,9 @@ import pytest
 from by_road import SHARED, carried, sending
 
 import mpshm
-from mpshm import arena, config
+from mpshm import config
+from mpshm._memory import arena
+from mpshm._memory import reader as reader_module
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LARGE = 40_000
@@ -493,7 +495,7 @@ def test_signal_handler_that_receives_just_after_a_frame_came(
 ) -> None:
     """It got the reader's memory and overwrote the message that it had interrupted."""
     a, b = pipe
-    receive = arena._receive
+    receive = reader_module._receive
     from_handler = []
 
     def receive_with_a_signal(*args: Any) -> Any:
@@ -503,7 +505,7 @@ def test_signal_handler_that_receives_just_after_a_frame_came(
             from_handler[0] = b.recv()
         return n
 
-    monkeypatch.setattr(arena, "_receive", receive_with_a_signal)
+    monkeypatch.setattr(reader_module, "_receive", receive_with_a_signal)
     with sending(lambda: [a.send(first), a.send(second)]):
         assert np.array_equal(first, b.recv())
     assert np.array_equal(second, from_handler[0])

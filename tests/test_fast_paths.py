@@ -107,7 +107,7 @@ def test_objects_keep_type_and_value(kind: str, put: str) -> None:
 @pytest.mark.parametrize("get", GETS)
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
 def test_every_length_at_a_boundary(kind: str, get: str) -> None:
-    """The slot's end, the annex's, the zeros' behind it, and the longest that is copied."""
+    """The slot's end, the overflow's, the zeros' behind it, and the longest that is copied."""
     q = getattr(mpshm, kind)()
     for boundary in (124, 1148, 1152, INLINE):
         for size in range(boundary - 30, boundary + 8):

@@ -361,8 +361,8 @@ say(shm=a.stats().shm_messages)
 NO_CORE = """
 sys.modules["mpshm._native"] = None
 import mpshm, numpy as np
-from mpshm import arena
-assert arena.CORE_MISSING
+from mpshm._memory import core
+assert core.CORE_MISSING
 """
 
 SENT_WITHOUT_CORE = """

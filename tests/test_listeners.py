@@ -20,6 +20,7 @@ from by_road import SHARED, carried
 import mpshm
 from mpshm import connection as ours
 from mpshm import managers
+from mpshm._channel import handshake
 
 KEY = b"a key"
 COUNT = 50_000
@@ -164,7 +165,7 @@ def test_file_that_is_no_sealed_arena_is_not_used(make: Callable[[], int]) -> No
     fd = make()
     send_file(a, fd)
     os.close(fd)
-    end = ours._greet(stock.Connection(b.detach()), "AF_UNIX")
+    end = handshake._greet(stock.Connection(b.detach()), "AF_UNIX")
     with end:
         assert b"#WELCOME#" == end.recv_bytes()
         assert end._arena is None

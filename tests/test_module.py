@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import modulefinder
 import multiprocessing
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,67 +13,115 @@ from types import ModuleType
 import pytest
 
 import mpshm
-from mpshm import arena
+from mpshm._memory import core
 
 PACKAGE = Path(mpshm.__file__).parent
 
-# Top to bottom; a module may import those below it at any time, and those beside it when called.
-FLOORS = (
-    ("__init__", "__main__"),
-    ("installation", "executor"),
+# Top to bottom.  A module may import those below it, and those beside it when called.
+LAYERS = (
+    ("__main__",),
+    ("__init__",),
+    ("_install",),
+    ("executor",),
     ("context", "pool", "managers"),
-    ("queues",),
-    ("feeder", "getting", "locked", "places"),
-    ("queue_end",),
+    ("queues",),  # _pool, which dispatches tasks, will stand beside _queue; _tools beside _install
     ("connection",),
-    ("payload", "forking", "search"),
-    ("buffer", "slot"),
-    ("arena",),
-    ("wire", "counters", "figures", "config", "errors", "aio", "_native"),
+    ("_queue.feeder", "_queue.getting", "_queue.stock_locks"),
+    ("_queue.queue_end",),
+    ("_queue.simple_putting",),
+    ("_queue.putting_many",),
+    ("_queue.putting",),
+    ("_queue.bounds", "_queue.aio"),
+    ("_channel.handshake",),
+    ("_channel.pipe_end",),
+    ("_channel.payload", "_channel.forking", "_channel.search", "_channel.totals"),
+    ("_memory.ring", "_memory.reader", "_memory.places", "_memory.buffer"),
+    ("_memory.parcel",),
+    ("_memory.arena",),
+    ("_memory.lease", "_memory.plain_frame"),
+    ("_memory.core",),
+    ("counters", "_stats", "config", "errors", "_native"),
 )
-FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
-PURE = {"wire", "counters", "figures", "config", "aio"}
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+DRAWINGS = {"_channel.__init__", "_memory.__init__", "_queue.__init__"}
+MUTUAL = {"context", "pool", "managers"}  # as in stock: contexts make pools, and pools ask for one
+
+
+def source_of(module: str) -> str:
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
+
+
+def modules() -> set[str]:
+    found = {str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py")}
+    return {name.replace("/", ".") for name in found} - {"_build_native"}
 
 
 def imports_of(module: str) -> list[tuple[str, bool]]:
-    """Our modules that one imports, and whether it does so at its own import."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    top = {
+    """Our modules that one imports in whatever way, and whether it does so at its own import."""
+    tree = ast.parse(source_of(module))
+    package = ["mpshm", *module.split(".")][:-1]
+    at_import = {
         id(node)
         for statement in tree.body
-        if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef) and not for_types(statement)
         for node in ast.walk(statement)
     }
+    types_only = {id(node) for one in ast.walk(tree) if for_types(one) for node in ast.walk(one)}
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            found += [(name, id(node) in top) for name in names]
+        if id(node) in types_only:
+            continue
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            whole = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{whole}.{alias.name}" for alias in node.names] + [whole]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            raise AssertionError(f"{module} hides an import: {ast.unparse(node)}")
+        known = [name.removeprefix("mpshm.") for name in names if name.startswith("mpshm.")]
+        found += [(name, id(node) in at_import) for name in known if name in LAYER_OF]
     return found
 
 
-@pytest.mark.parametrize("module", [name for name in FLOOR_OF if name != "_native"])
+def for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+LOOKS_NAMES_UP = {"__init__"}  # for names that are asked for from outside, when they are
+
+
+@pytest.mark.parametrize("module", [name for name in LAYER_OF if name != "_native"])
 def test_imports_go_down_only(module: str) -> None:
+    if module in LOOKS_NAMES_UP:
+        return
     for name, at_import in imports_of(module):
-        if FLOOR_OF[name] == FLOOR_OF[module]:
-            assert name == "errors" or not at_import or type_checking_only(module, name), name
+        beside = LAYER_OF[name] == LAYER_OF[module]
+        if beside and {name, module} <= MUTUAL:
+            assert not at_import, f"{module} imports {name} at its own import"
         else:
-            assert FLOOR_OF[name] > FLOOR_OF[module], f"{module} imports {name}"
+            assert not beside or {name, module} <= {"counters", "_stats"}, name
+            assert LAYER_OF[name] >= LAYER_OF[module], f"{module} imports {name}, which is above it"
 
 
-def type_checking_only(module: str, name: str) -> bool:
-    text = (PACKAGE / f"{module}.py").read_text()
-    return bool(re.search(rf"if TYPE_CHECKING:\n(    .*\n)*    from \.{name} import", text))
+def test_only_one_module_imports_the_core() -> None:
+    users = [m for m in LAYER_OF if m != "_native" and "_native" in dict(imports_of_any(m))]
+    assert ["_memory.core"] == users
 
 
-def test_only_arena_and_slot_import_the_core() -> None:
-    users = [m for m in FLOOR_OF if m != "_native" and ("_native", True) in imports_of(m)]
-    assert users == ["slot", "arena"]
+def imports_of_any(module: str) -> list[tuple[str, bool]]:
+    return [] if module in LOOKS_NAMES_UP else imports_of(module)
 
 
-def test_every_module_stands_on_a_floor() -> None:
-    found = {path.stem for path in PACKAGE.glob("*.py")} - {"_build_native"}
-    assert found == set(FLOOR_OF) - {"_native"}
+def test_every_module_stands_in_a_layer() -> None:
+    assert modules() == (set(LAYER_OF) | DRAWINGS) - {"_native"}
+
+
+def test_modules_are_short() -> None:
+    lines = {name: source_of(name).count("\n") for name in modules()}
+    assert {} == {name: n for name, n in lines.items() if n > 450}
+    assert lines["queues"] < 300
 
 
 def test_names_are_stocks_and_ours() -> None:
@@ -152,7 +199,7 @@ def test_unknown_start_method_is_refused_as_in_stock() -> None:
 
 
 def test_the_core_is_there() -> None:
-    assert arena.CORE_MISSING == ""
+    assert core.CORE_MISSING == ""
 
 
 def test_whoever_reads_the_imports_finds_all_that_a_frozen_program_needs() -> None:

@@ -15,7 +15,7 @@ import pytest
 from by_road import SHARED, carried
 
 import mpshm
-from mpshm import arena
+from mpshm._memory import arena
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 COUNT = 1 << 17  # a MiB of float64

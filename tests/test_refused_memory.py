@@ -18,10 +18,10 @@ from arrays import ByArray, ByParts, by_stock, described
 from queue_parts import finish
 
 import mpshm
-from mpshm import arena
+from mpshm._memory import core
 from mpshm.connection import Client, Listener
 
-if not arena.CORE_MISSING:
+if not core.CORE_MISSING:
     from mpshm._native import lib
 
 if not hasattr(lib, "mpshm_debug_refuse"):

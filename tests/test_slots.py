@@ -27,8 +27,9 @@ from by_road import SHARED
 from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, raw_ring, take_all, take_many
 
 import mpshm
-from mpshm import slot
-from mpshm.arena import NoRoomNow
+from mpshm._memory import places, ring
+from mpshm._memory.core import NoRoomNow
+from mpshm._queue.putting import try_put
 
 BY_BYTES = pytest.mark.shared_memory("maxbytes counts bytes of shared memory")
 
@@ -356,13 +357,13 @@ def test_maxbytes_queue_is_full_when_its_pipe_is() -> None:
 def test_put_that_waits_for_bytes_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not full, but too full for this one: that is no reason to look all the time."""
     looks = []
-    wait_place = slot.wait_place
+    wait_place = places.wait_place
 
     def count(*args: Any) -> None:
         looks.append(1)
         wait_place(*args)
 
-    monkeypatch.setattr(slot, "wait_place", count)
+    monkeypatch.setattr(places, "wait_place", count)
     q = mpshm.Queue(maxbytes=3 << 19)  # 1.5 MiB
     q.put(np.ones(LARGE))
     with pytest.raises(queue.Full):
@@ -916,7 +917,7 @@ BLOCKED = {
     "name",
     [pytest.param(name, marks=BY_BYTES if "maxbytes" in name else ()) for name in BLOCKED],
 )
-def test_ctrl_c_ends_a_wait(name: str) -> None:
+def test_ctrl_ring_ends_a_wait(name: str) -> None:
     make, block = BLOCKED[name]
     q = make(mpshm.get_context("fork"))
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
@@ -1126,7 +1127,7 @@ def test_looking_again_is_a_switch(
     if text is not None:
         monkeypatch.setenv("MPSHM_SPIN_US", text)
     q = mpshm.SimpleQueue()
-    assert ns == slot.Batch(q._reader._c_end).c.waiter.spin.ns
+    assert ns == ring.Batch(q._reader._ring_end).c.waiter.spin.ns
     finish(q)
 
 
@@ -1186,7 +1187,7 @@ def test_pool_ends_while_its_pipe_of_results_stays_full(
         def fill() -> None:
             while not full.is_set() or pool._result_handler.is_alive():
                 try:
-                    pool._outqueue._writer.offer(result_of_no_job, slot.NO_PLACE)
+                    try_put(pool._outqueue._writer, result_of_no_job, ring.NO_PLACE)
                 except NoRoomNow:
                     full.set()
 

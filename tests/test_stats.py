@@ -90,11 +90,11 @@ def test_stats_are_frozen_and_each_field_is_explained() -> None:
     import ast
     import inspect
 
-    from mpshm import figures
+    from mpshm import _stats
 
     with pytest.raises(dataclasses.FrozenInstanceError):
         mpshm.stats().shm_messages = 1  # type: ignore[misc]
-    body = ast.parse(inspect.getsource(figures.Stats)).body[0].body[1:]  # type: ignore[attr-defined]
+    body = ast.parse(inspect.getsource(_stats.Stats)).body[0].body[1:]  # type: ignore[attr-defined]
     fields, docs = body[::2], body[1::2]
     assert len(dataclasses.fields(mpshm.Stats)) == len(fields)
     assert all(isinstance(node, ast.AnnAssign) for node in fields)
@@ -118,7 +118,7 @@ def test_off_goes_plain_with_that_reason(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_memory_file_goes_plain_with_that_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from mpshm import arena
+    from mpshm._memory import arena
 
     def create(*args: object, **named: object) -> arena.Arena:
         raise OSError(errno.EMFILE, "too many open files")

@@ -17,7 +17,8 @@ import pytest
 from by_road import SHARED, carried, sending
 
 import mpshm
-from mpshm import arena, config
+from mpshm import config
+from mpshm._memory import arena, lease
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LARGE = 40_000
@@ -200,17 +201,17 @@ def test_views_live_on_after_close() -> None:
         assert (one == number).all()
         one[:] = -number
     assert np.array_equal(np.arange(LARGE), other)
-    assert 6 * SHARED == arena.lease_count()
+    assert 6 * SHARED == lease.lease_count()
     last = got.pop(3)
     got.clear()
     del one, other
-    assert int(SHARED) == arena.lease_count()
+    assert int(SHARED) == lease.lease_count()
     assert (last == -3).all()
     holder = [last]
     del last
     with Threads(holder.clear):  # any thread may be the last to look
         pass
-    assert 0 == arena.lease_count()
+    assert 0 == lease.lease_count()
 
 
 @pytest.mark.shared_memory("the plain road has no memory file")

@@ -8,7 +8,7 @@ from typing import Any
 
 import mpshm
 from bench.adapters.stock import Stock
-from mpshm.arena import CORE_MISSING
+from mpshm._memory.core import CORE_MISSING
 
 # Without its core everything would take the plain road: figures of something nobody installs.
 if CORE_MISSING:

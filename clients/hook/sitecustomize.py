@@ -71,7 +71,7 @@ def watch_ours(module):
     cls._transmit, cls._take = _transmit, _take
 
 
-def watch_slots(module):
+def watch_ring(module):
     """Queues call the core with as little as possible in between."""
     put_one, receive_one, send = module.put_one, module.receive_one, module.send
     put_some = module.put_some
@@ -104,8 +104,8 @@ def watch_slots(module):
 
 WATCHED = {
     "multiprocessing.connection": watch_stock,
-    "mpshm.connection": watch_ours,
-    "mpshm.slot": watch_slots,
+    "mpshm._channel.pipe_end": watch_ours,
+    "mpshm._memory.ring": watch_ring,
 }
 
 

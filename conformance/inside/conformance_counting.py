@@ -89,10 +89,10 @@ def _wrap(cls):
     cls._transmit, cls._send_run, cls._take = counted_transmit, counted_send_run, counted_take
 
 
-def _wrap_slots(slot):
+def _wrap_ring(ring):
     """The same for queues, whose ends call the core with as little as possible in between."""
     in_slot, with_runs = 1148, 65536  # csrc/layout.h, csrc/mpshm.h
-    put_one, receive_one, send, put_some = slot.put_one, slot.receive_one, slot.send, slot.put_some
+    put_one, receive_one, send, put_some = ring.put_one, ring.receive_one, ring.send, ring.put_some
 
     def counted_put_one(end, message, size, place):
         result = put_one(end, message, size, place)
@@ -116,8 +116,8 @@ def _wrap_slots(slot):
             _count_slot(SENT, len(message) > in_slot)
         return n
 
-    slot.put_one, slot.receive_one = counted_put_one, counted_receive_one
-    slot.send, slot.put_some = counted_send, counted_put_some
+    ring.put_one, ring.receive_one = counted_put_one, counted_receive_one
+    ring.send, ring.put_some = counted_send, counted_put_some
 
 
 def _small_by_descriptor(module):
@@ -128,10 +128,13 @@ def _small_by_descriptor(module):
 
 
 _WATCHED = {
-    "mpshm.connection": lambda module: (_wrap(module.Connection), _small_by_descriptor(module)),
-    "mpshm.slot": _wrap_slots,
-    "mpshm.queue_end": _small_by_descriptor,
-    "mpshm.queues": _small_by_descriptor,
+    "mpshm._channel.pipe_end": lambda module: (
+        _wrap(module.Connection),
+        _small_by_descriptor(module),
+    ),
+    "mpshm._memory.ring": _wrap_ring,
+    "mpshm._queue.putting": _small_by_descriptor,
+    "mpshm._queue.simple_putting": _small_by_descriptor,
 }
 
 

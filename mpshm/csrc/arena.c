@@ -184,13 +184,13 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, m
     return error;
 }
 
-/* Of the mapping that begins with the header: with the ring and its annex, where the stride has room
+/* Of the mapping that begins with the header: with the ring and its overflow, where the stride has room
    for them. */
 static uint64_t
 head_bytes(uint64_t stride)
 {
-    if (stride >= ANNEX_END) {
-        return ANNEX_END;
+    if (stride >= OVERFLOW_END) {
+        return OVERFLOW_END;
     }
     return stride >= RING_OFFSET + RING_BYTES ? RING_OFFSET + RING_BYTES : HEADER_BYTES;
 }
@@ -278,7 +278,7 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
     arena->header = mapped;
     arena->peers = (struct peer *) ((char *) mapped + PEERS_OFFSET);
     arena->ring = ring_fits(header.stride) ? (struct ring *) ((char *) mapped + RING_OFFSET) : NULL;
-    arena->annex = header.stride >= ANNEX_END ? (struct annex *) ((char *) mapped + ANNEX_OFFSET) : NULL;
+    arena->overflow = header.stride >= OVERFLOW_END ? (struct overflow *) ((char *) mapped + OVERFLOW_OFFSET) : NULL;
     arena->slot_bytes = header.slot_bytes;
     arena->id = header.id;
     arena->stride = header.stride;

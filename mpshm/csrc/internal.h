@@ -37,7 +37,7 @@ struct mpshm_arena {
     uint64_t stride;        /* checked copies of the header's: a stray write must not move us */
     uint64_t segment_bytes;
     uint32_t segment_limit, chunk_shift;
-    struct annex *annex;    /* NULL: the stride has no room for it */
+    struct overflow *overflow;    /* NULL: the stride has no room for it */
     bool bounded;           /* the file system may run full under us: reserve before touching */
     struct arena_header *header;
     struct peer *peers;
@@ -173,7 +173,7 @@ void spin_end(mpshm_spin *spin, int64_t until, bool paid);
 static inline uint32_t
 ring_frame_bytes(const mpshm_arena *arena)
 {
-    return arena->annex != NULL ? RING_FRAME_BYTES : RING_DATA_BYTES;
+    return arena->overflow != NULL ? RING_FRAME_BYTES : RING_DATA_BYTES;
 }
 
 /* ring.c.  Under the process's lock: ring_mirror, ring_was_taken, ring_watch; under arena_lock:

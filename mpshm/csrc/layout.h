@@ -1,7 +1,7 @@
 /* What lies in shared memory, byte by byte.  Both sides include this and nothing else describes it.
    Any change here bumps MPSHM_ABI.
 
-   The file:     | arena header, peer table, ring, annex | segment 0 | segment 1 | ...
+   The file:     | arena header, peer table, ring, overflow | segment 0 | segment 1 | ...
                  `stride` apart, sparse
    A segment:    | free map | run table | (to alignment) data chunks |
 
@@ -69,7 +69,7 @@ struct arena_header {
     uint32_t joinable;
     _Atomic uint32_t visits; /* peers that came and peers that went */
     _Atomic uint32_t shares; /* forks may have given leases more than one holder */
-    _Atomic uint32_t heated; /* memory was lent for what died since the arena was last cooled */
+    _Atomic uint32_t trim_pending; /* memory was lent for what died since the arena was last cooled */
 };
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");
 _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");
@@ -105,10 +105,10 @@ _Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
    slot p % RING_SLOTS in lap p / RING_SLOTS.  What different processes write lies in lines apart. */
 #define RING_SLOTS UINT64_C(512)
 #define RING_DATA_BYTES 128
-/* A longer frame goes on in the annex, where each slot has a place of its own: apart, so that short
+/* A longer frame goes on in the overflow, where each slot has a place of its own: apart, so that short
    ones, which are the rule, lie close together and make less memory resident. */
-#define ANNEX_BYTES 1024
-#define RING_FRAME_BYTES (RING_DATA_BYTES + ANNEX_BYTES)
+#define OVERFLOW_BYTES 1024
+#define RING_FRAME_BYTES (RING_DATA_BYTES + OVERFLOW_BYTES)
 struct ring_slot {
     _Atomic uint64_t word; /* lap 48 | owner 14 | state 2 */
     _Atomic uint64_t data[RING_DATA_BYTES / 8];
@@ -125,20 +125,20 @@ struct ring {
     _Atomic uint32_t room;     /* and their futex */
     _Atomic uint32_t watched;  /* somebody waits for the pipe: it is to be readable with the ring */
     uint32_t unused_3;
-    _Atomic uint64_t look_until; /* when the lookout among them looks again, in ms of the clock */
-    _Atomic int64_t looking_until; /* when a receiver gives up that is awake and looks, or has promised
+    _Atomic uint64_t watchdog_at_ms; /* when the lookout among them looks again, in ms of the clock */
+    _Atomic int64_t spin_until_ns; /* when a receiver gives up that is awake and looks, or has promised
                                       to be back, in ns; 0: none */
-    _Atomic int64_t guard_until;   /* when one that sleeps will look, if another does not; 0: none */
+    _Atomic int64_t backup_at_ns;   /* when one that sleeps will look, if another does not; 0: none */
     uint64_t unused_4[2];
     struct ring_slot slots[RING_SLOTS];
 };
-struct annex {
-    _Atomic uint64_t data[ANNEX_BYTES / 8];
+struct overflow {
+    _Atomic uint64_t data[OVERFLOW_BYTES / 8];
 };
 #define RING_OFFSET HEADER_BYTES
 #define RING_BYTES sizeof(struct ring)
-#define ANNEX_OFFSET (RING_OFFSET + RING_BYTES)
-#define ANNEX_END (ANNEX_OFFSET + RING_SLOTS * ANNEX_BYTES)
+#define OVERFLOW_OFFSET (RING_OFFSET + RING_BYTES)
+#define OVERFLOW_END (OVERFLOW_OFFSET + RING_SLOTS * OVERFLOW_BYTES)
 _Static_assert(sizeof(struct ring_slot) == 192, "layout");
 _Static_assert(offsetof(struct ring, slots) == 192, "layout");
 

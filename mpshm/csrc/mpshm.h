@@ -36,6 +36,7 @@ enum {
     MPSHM_E_NO_ARENA = -10017,
     MPSHM_E_FULL = -10018,
     MPSHM_E_END = -10019,
+    MPSHM_E_CLOSED = -10020,
 };
 
 /* How an arena's memory file is made. */
@@ -249,29 +250,29 @@ typedef struct {
 
 /* How a message finds its place in a bounded or joinable queue. */
 #define MPSHM_NO_PLACE 0     /* it needs none */
-#define MPSHM_TAKE_PLACE 1   /* mpshm_slot_put_one and _send keep it when the ring is full, unless the
+#define MPSHM_TAKE_PLACE 1   /* mpshm_queue_put_one and _send keep it when the ring is full, unless the
                                 queue is bounded by bytes */
 #define MPSHM_HAS_PLACE 2    /* kept from before */
 
 /* Make a new arena a queue's, before anybody else has it.  0 is any number. */
 int mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable);
-uint32_t mpshm_slot_bytes(mpshm_arena *arena);
-uint64_t mpshm_queue_bytes(mpshm_arena *arena);
+uint32_t mpshm_queue_frame_bytes(mpshm_arena *arena);
+uint64_t mpshm_queue_bytes_limit(mpshm_arena *arena);
 /* While this process has it open. */
 void mpshm_end_open(const mpshm_end *end);
-void mpshm_end_close(const mpshm_end *end);
+void mpshm_end_stop_receiving(const mpshm_end *end);
 /* Its descriptor has been closed, and it is no longer used: receivers look whether it was the last to
    send by. */
-void mpshm_end_closed(const mpshm_end *end);
+void mpshm_end_release(const mpshm_end *end);
 /* Put a message in the queue and never wait.  -EAGAIN: its ring is full; MPSHM_E_FULL: the queue is;
    -EPIPE: nobody is left to receive. */
-int mpshm_slot_send(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
+int mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
                     int place);
 /* The same for up to MPSHM_SLOTS_AT_ONCE small ones, one behind the other in data: how many it
    were. */
-int mpshm_slot_put(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
+int mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
                    int place);
-int mpshm_slot_put_one(const mpshm_end *end, const char *data, uint32_t size, int place);
+int mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, int place);
 /* A place for a message that is put later, by MPSHM_HAS_PLACE, or MPSHM_E_FULL; back with one whose
    message will not come. */
 int mpshm_place_take(mpshm_arena *arena);
@@ -281,7 +282,7 @@ void mpshm_place_give(mpshm_arena *arena);
 uint32_t mpshm_places_used(mpshm_arena *arena);
 void mpshm_place_wait(mpshm_arena *arena, uint32_t used, int timeout_ms);
 /* Wait until the ring takes a slot: 0, -EAGAIN, or -EPIPE when nobody is left to receive. */
-int mpshm_slot_wait_room(const mpshm_end *end, int timeout_ms);
+int mpshm_queue_wait_room(const mpshm_end *end, int timeout_ms);
 /* Messages in the queue: in the ring, and those with a place that are not there yet. */
 int64_t mpshm_queue_size(mpshm_arena *arena);
 /* Whether it has no place. */
@@ -295,21 +296,21 @@ mpshm_batch *mpshm_batch_new(const mpshm_end *end, uint32_t spin_us);
 void mpshm_batch_free(mpshm_batch *batch);
 /* Receive up to `most` messages, waiting for the first: timeout_ms 0 not at all, -1 as long as one sleep
    lasts.  How many, their runs leased; -EAGAIN or -EINTR when there is none. */
-int mpshm_slot_receive(mpshm_batch *batch, uint32_t most, int timeout_ms);
+int mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms);
 /* Receive one.  The size of a small message, which lies whole at the beginning of data, and zeros up to
    MPSHM_TINY_BYTES behind it; or MPSHM_DESCRIPTORS for one with runs; or its error. */
-int mpshm_slot_receive_one(mpshm_batch *batch, int timeout_ms);
+int mpshm_queue_receive_one(mpshm_batch *batch, int timeout_ms);
 void mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to);
 /* Give back what was not taken. */
 void mpshm_batch_discard(mpshm_batch *batch);
 
 /* Wait until a message is there or nobody is left to send: 1; or 0 when the time is over, or
    earlier: who waits on comes again, and looks for signals meanwhile. */
-int mpshm_slot_poll(const mpshm_end *end, int timeout_ms);
+int mpshm_queue_poll(const mpshm_end *end, int timeout_ms);
 /* Have all who wait for a message look for themselves, and return. */
-void mpshm_slot_call(const mpshm_end *end);
-/* From now on the pipe is readable whenever mpshm_slot_poll would give 1. */
-void mpshm_slot_watch(const mpshm_end *end);
+void mpshm_queue_call(const mpshm_end *end);
+/* From now on the pipe is readable whenever mpshm_queue_poll would give 1. */
+void mpshm_queue_watch(const mpshm_end *end);
 
 /* Take back what dead processes held. */
 void mpshm_reap(mpshm_arena *arena);

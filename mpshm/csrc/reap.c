@@ -235,8 +235,8 @@ reap_at_rest(mpshm_arena *arena)
             if (header->bytes_limit != 0 && lost_bytes != 0) {
                 atomic_fetch_sub(&header->bytes_used, (uint64_t) lost_bytes);
             }
-            if (search.in_use == 0 && atomic_load(&header->heated)) {
-                atomic_store(&header->heated, 0);
+            if (search.in_use == 0 && atomic_load(&header->trim_pending)) {
+                atomic_store(&header->trim_pending, 0);
                 cool(arena);
             }
         }
@@ -373,7 +373,7 @@ reap(mpshm_arena *arena, bool may_rest)
         bool any = reap_dead(arena);
 
         if (any) {
-            atomic_store(&arena->header->heated, 1);
+            atomic_store(&arena->header->trim_pending, 1);
         }
         reap_shared(arena);
         if (may_rest && arena->slot_bytes != 0) {

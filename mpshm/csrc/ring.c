@@ -46,7 +46,7 @@ lap_of(uint64_t position)
     return position / RING_SLOTS;
 }
 
-/* Words of a slot, and behind them of its annex, that its frame fills: it begins with its length, and a
+/* Words of a slot, and behind them of its overflow, that its frame fills: it begins with its length, and a
    sign. */
 static uint32_t
 words_of(mpshm_arena *arena, uint64_t first)
@@ -97,7 +97,7 @@ copy_in(mpshm_arena *arena, uint64_t position, const char *from)
 
     store_words(arena->ring->slots[at].data, from, n < SLOT_WORDS ? n : SLOT_WORDS);
     if (n > SLOT_WORDS) {
-        store_words(arena->annex[at].data, from + RING_DATA_BYTES, n - SLOT_WORDS);
+        store_words(arena->overflow[at].data, from + RING_DATA_BYTES, n - SLOT_WORDS);
     }
 }
 
@@ -112,7 +112,7 @@ copy_out(mpshm_arena *arena, char *to, uint64_t position)
     memcpy(to, &first, 8); /* and not read again: it says how much is copied */
     load_words(to + 8, data + 1, (n < SLOT_WORDS ? n : SLOT_WORDS) - 1);
     if (n > SLOT_WORDS) {
-        load_words(to + RING_DATA_BYTES, arena->annex[at].data, n - SLOT_WORDS);
+        load_words(to + RING_DATA_BYTES, arena->overflow[at].data, n - SLOT_WORDS);
     }
 }
 

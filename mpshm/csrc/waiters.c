@@ -5,7 +5,7 @@
 
    One receiver at most looks again and again before it sleeps, for others would only take the CPU from
    the senders.  When messages come so fast that each would wake a sleeper to find that another was
-   quicker, those at work are left to it: who is always back soon promises so (`looking_until`), and
+   quicker, those at work are left to it: who is always back soon promises so (`spin_until_ns`), and
    one of those who sleep, the guard, looks every millisecond, and takes what it finds.
 
    Invariants:
@@ -48,7 +48,7 @@
 #define FLOOD_NS 10000
 /* The last senders are woken when so few slots are claimed. */
 #define ALMOST_EMPTY 8
-/* In `looking_until`, the lowest bit: nobody looks, it is a promise. */
+/* In `spin_until_ns`, the lowest bit: nobody looks, it is a promise. */
 #define PROMISE INT64_C(1)
 
 static bool
@@ -115,7 +115,7 @@ is_ahead(_Atomic int64_t *until, int64_t now)
 static bool
 is_promise(struct ring *ring)
 {
-    return (atomic_load_explicit(&ring->looking_until, memory_order_relaxed) & PROMISE) != 0;
+    return (atomic_load_explicit(&ring->spin_until_ns, memory_order_relaxed) & PROMISE) != 0;
 }
 
 /* Slots claimed and not taken, as far as the hints say. */
@@ -137,8 +137,8 @@ waiters_rouse(mpshm_arena *arena, int count)
     }
     int64_t now = now_ns();
 
-    if (is_ahead(&ring->looking_until, now)) {
-        if (!is_ahead(&ring->guard_until, now)) {
+    if (is_ahead(&ring->spin_until_ns, now)) {
+        if (!is_ahead(&ring->backup_at_ns, now)) {
             count -= !is_promise(ring); /* who looks needs no waking */
         } else if (backlog_of(ring) <= QUICK_FINDS) {
             return; /* G6 */
@@ -166,10 +166,10 @@ waiter_init(mpshm_waiter *waiter, uint32_t spin_us)
 
 /* Say until when this receiver looks. */
 static void
-look_until(mpshm_waiter *waiter, struct ring *ring, int64_t until)
+watchdog_at_ms(mpshm_waiter *waiter, struct ring *ring, int64_t until)
 {
     waiter->looks = until != 0;
-    atomic_store(&ring->looking_until, until);
+    atomic_store(&ring->spin_until_ns, until);
     atomic_thread_fence(memory_order_seq_cst);
 }
 
@@ -198,17 +198,17 @@ waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count)
     if (anybody_sleeps(ring)) {
         int64_t now = waiter->left_ns = now_ns(), away_ns = waiter->spin.ns;
 
-        promises = waiter->quick >= QUICK_TIMES && is_ahead(&ring->guard_until, now);
+        promises = waiter->quick >= QUICK_TIMES && is_ahead(&ring->backup_at_ns, now);
         /* Not anew for each message: the senders read this word for each of theirs. */
-        if (promises && !(is_promise(ring) && is_ahead(&ring->looking_until, now + away_ns / 2))) {
-            look_until(waiter, ring, (now + away_ns) | PROMISE);
-            promises = is_ahead(&ring->guard_until, now); /* G6 */
+        if (promises && !(is_promise(ring) && is_ahead(&ring->spin_until_ns, now + away_ns / 2))) {
+            watchdog_at_ms(waiter, ring, (now + away_ns) | PROMISE);
+            promises = is_ahead(&ring->backup_at_ns, now); /* G6 */
         }
     } else if (!waiter->looks) {
         return;
     }
     if (!promises && waiter->looks) {
-        look_until(waiter, ring, 0);
+        watchdog_at_ms(waiter, ring, 0);
     }
     /* What was put while it looked woke nobody, and it may be away for long. */
     if (ring_is_ready(arena)) {
@@ -240,7 +240,7 @@ waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
     struct ring *ring = arena->ring;
 
     count_traffic(waiter, ring);
-    if (!waiter->looks && is_ahead(&ring->looking_until, now_ns())) {
+    if (!waiter->looks && is_ahead(&ring->spin_until_ns, now_ns())) {
         return -EAGAIN; /* one who looks is enough */
     }
     /* To sleep would be to be woken at once.  Not so in a flood of our own: there it may be that both
@@ -250,7 +250,7 @@ waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
     if (until == 0) {
         return -EAGAIN;
     }
-    look_until(waiter, ring, until & ~PROMISE);
+    watchdog_at_ms(waiter, ring, until & ~PROMISE);
     bool paid = ring_is_ready(arena);
 
     while (!paid && spin_goes_on(until)) {
@@ -268,18 +268,18 @@ static bool
 stand_guard(mpshm_waiter *waiter, struct ring *ring)
 {
     for (uint32_t tries = 0; tries < RING_SLOTS; tries++) {
-        int64_t now = now_ns(), until = atomic_load(&ring->guard_until);
-        bool needed = waiter->shared || is_ahead(&ring->looking_until, now);
+        int64_t now = now_ns(), until = atomic_load(&ring->backup_at_ns);
+        bool needed = waiter->shared || is_ahead(&ring->spin_until_ns, now);
 
         if (until == 0 || until != waiter->guard_ns) {
             waiter->guard_ns = 0;
-            if (!needed || is_ahead(&ring->guard_until, now)) {
+            if (!needed || is_ahead(&ring->backup_at_ns, now)) {
                 return false;
             }
         }
         int64_t next = needed ? now + GUARD_NS : 0;
 
-        if (atomic_compare_exchange_strong(&ring->guard_until, &until, next)) {
+        if (atomic_compare_exchange_strong(&ring->backup_at_ns, &until, next)) {
             atomic_thread_fence(memory_order_seq_cst); /* G6 */
             waiter->guard_ns = next;
             if (needed) {
@@ -298,16 +298,16 @@ waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena)
     struct ring *ring = arena->ring;
 
     bool guarded = waiter->guard_ns != 0
-                   && atomic_compare_exchange_strong(&ring->guard_until, &waiter->guard_ns, 0);
+                   && atomic_compare_exchange_strong(&ring->backup_at_ns, &waiter->guard_ns, 0);
     bool looked = waiter->looks && !is_promise(ring);
 
     waiter->guard_ns = 0;
     if (looked) {
-        look_until(waiter, ring, 0);
+        watchdog_at_ms(waiter, ring, 0);
     }
     if (guarded || looked) {
         atomic_thread_fence(memory_order_seq_cst); /* G6 */
-        if ((guarded && is_ahead(&ring->looking_until, now_ns())) || ring_is_ready(arena)) {
+        if ((guarded && is_ahead(&ring->spin_until_ns, now_ns())) || ring_is_ready(arena)) {
             waiters_call(arena, 1);
         }
     }
@@ -331,11 +331,11 @@ is_at_end(mpshm_arena *arena, int fd)
 static int
 watch_ms(struct ring *ring, int look_ms, uint64_t *mine)
 {
-    uint64_t now = (uint64_t) (now_ns() / 1000000), until = atomic_load(&ring->look_until);
+    uint64_t now = (uint64_t) (now_ns() / 1000000), until = atomic_load(&ring->watchdog_at_ms);
     bool watched = now < until && until < now + 2 * LOOK_FAR_MS;
 
     *mine = now + (uint64_t) look_ms + LOOK_GRACE_MS;
-    if (!watched && atomic_compare_exchange_strong(&ring->look_until, &until, *mine)) {
+    if (!watched && atomic_compare_exchange_strong(&ring->watchdog_at_ms, &until, *mine)) {
         return look_ms;
     }
     *mine = 0;
@@ -359,7 +359,7 @@ sleep_a_while(mpshm_arena *arena, int timeout_ms, bool guards, int look_ms)
     }
     uncount_sleeper(ring, epoch);
     if (mine != 0) { /* whoever comes next, perhaps we, is the lookout */
-        atomic_compare_exchange_strong(&ring->look_until, &mine, 0);
+        atomic_compare_exchange_strong(&ring->watchdog_at_ms, &mine, 0);
     }
 }
 
@@ -371,7 +371,7 @@ waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms)
     struct ring *ring = arena->ring;
 
     if (waiter->looks) {
-        look_until(waiter, ring, 0);
+        watchdog_at_ms(waiter, ring, 0);
     }
     if (ring_is_ready(arena) || is_at_end(arena, fd)) {
         return true;

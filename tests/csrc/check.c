@@ -333,7 +333,7 @@ receive_patiently(mpshm_batch *batch)
 {
     int n;
 
-    while ((n = mpshm_slot_receive_one(batch, -1)) == -EAGAIN || n == -EINTR) {
+    while ((n = mpshm_queue_receive_one(batch, -1)) == -EAGAIN || n == -EINTR) {
     }
     return n;
 }
@@ -381,7 +381,7 @@ waiting_sender(mpshm_arena *arena, int writer, int to_parent[2])
     int pid = fork_hooked();
 
     if (pid == 0) {
-        CHECK_EQ(0, mpshm_slot_wait_room(&end, LONG_MS));
+        CHECK_EQ(0, mpshm_queue_wait_room(&end, LONG_MS));
         go(to_parent);
         _exit(0);
     }

@@ -29,7 +29,7 @@ static void
 open_queue(uint32_t places, uint64_t bytes, int joinable)
 {
     arena = arena_of(roomy());
-    arena->annex = NULL; /* what is longer than a slot needs a run */
+    arena->overflow = NULL; /* what is longer than a slot needs a run */
     CHECK_EQ(0, mpshm_make_queue(arena, places, bytes, joinable));
     make_pipe(ends);
     batch = batch_of(arena, &counts, ends[0], 0);
@@ -64,13 +64,13 @@ put(uint32_t size, unsigned seed, int place)
     static char data[SMALL_RUN_BYTES];
 
     fill(data, size, seed);
-    return mpshm_slot_put_one(END(arena, ends[1]), data, size, place);
+    return mpshm_queue_put_one(END(arena, ends[1]), data, size, place);
 }
 
 static int
 get(void)
 {
-    return mpshm_slot_receive_one(batch, 0);
+    return mpshm_queue_receive_one(batch, 0);
 }
 
 static void
@@ -816,7 +816,7 @@ live_busily(uint32_t number)
 
         /* Full as well: a slot that a dead peer was writing holds its lap up until it is reaped. */
         CHECK(error == 1 || error == MPSHM_E_FULL || error == -EAGAIN);
-        error = mpshm_slot_receive(mine, 1 + i % 3, number % 3 ? 0 : 1);
+        error = mpshm_queue_receive(mine, 1 + i % 3, number % 3 ? 0 : 1);
         CHECK(error > 0 || error == -EAGAIN);
         for (int j = 0; j < error; j++) {
             CHECK_EQ(0, mine->messages[j].error);
@@ -846,7 +846,7 @@ crew_killed_at_random_leaves_nothing(void)
             kill_child(pids[i]);
             mpshm_reap(arena);
         }
-        for (int n; (n = mpshm_slot_receive(batch, 32, 0)) != -EAGAIN;) {
+        for (int n; (n = mpshm_queue_receive(batch, 32, 0)) != -EAGAIN;) {
             CHECK(n > 0);
             for (int i = 0; i < n; i++) {
                 CHECK_EQ(0, batch->messages[i].error);
@@ -884,7 +884,7 @@ visitors_message_is_not_taken_for_an_orphan(void)
             char data[5000];
 
             fill(data, sizeof data, 3);
-            while (mpshm_slot_put_one(END(again, ends[1]), data, sizeof data, MPSHM_NO_PLACE)
+            while (mpshm_queue_put_one(END(again, ends[1]), data, sizeof data, MPSHM_NO_PLACE)
                    == -EAGAIN) {
                 sched_yield();
             }

@@ -315,13 +315,13 @@ living_senders_slot_holds_the_ring_up_after_a_lap_and_no_longer(void)
         }
         check_nothing_there();
         CHECK_EQ(0, put_notes(1, 0, 1));
-        CHECK_EQ(-EAGAIN, mpshm_slot_wait_room(END(arena, ends[1]), 1));
+        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), 1));
         mpshm_reap(arena);
-        CHECK_EQ(-EAGAIN, mpshm_slot_wait_room(END(arena, ends[1]), 0)); /* it lives */
+        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), 0)); /* it lives */
         finish_put(at, 2, round);
         CHECK_EQ(1, ring_unread(arena));
         check_taken(2, round, 1);
-        CHECK_EQ(0, mpshm_slot_wait_room(END(arena, ends[1]), 0));
+        CHECK_EQ(0, mpshm_queue_wait_room(END(arena, ends[1]), 0));
     }
     end_ring();
 }
@@ -334,7 +334,7 @@ rescue(enum rescue how)
     if (how == BY_REAP) {
         mpshm_reap(arena);
     } else {
-        int error = mpshm_slot_wait_room(END(arena, ends[1]), 1);
+        int error = mpshm_queue_wait_room(END(arena, ends[1]), 1);
 
         CHECK(error == 0 || error == -EAGAIN);
     }
@@ -419,12 +419,12 @@ message_behind_a_reaped_head_is_not_taken_for_lost(void)
     }
     mpshm_reap(arena);
     fill(data, sizeof data, 3);
-    CHECK_EQ(1, mpshm_slot_put_one(END(arena, ends[1]), data, sizeof data, MPSHM_NO_PLACE));
+    CHECK_EQ(1, mpshm_queue_put_one(END(arena, ends[1]), data, sizeof data, MPSHM_NO_PLACE));
     CHECK_EQ(1, runs_in_use(arena));
     mpshm_reap(arena);
     CHECK_EQ(1, runs_in_use(arena));
     CHECK_EQ(1, mpshm_queue_size(arena));
-    CHECK_EQ(sizeof data, mpshm_slot_receive_one(batch, 0));
+    CHECK_EQ(sizeof data, mpshm_queue_receive_one(batch, 0));
     CHECK(is_filled(batch->data, sizeof data, 3));
     end_ring();
 }
@@ -502,8 +502,8 @@ stray_writes_hold_nobody_up(void)
         CHECK(ring_unread(arena) <= FULL);
         (void) ring_is_ready(arena);
         mpshm_reap(arena);
-        (void) mpshm_slot_wait_room(END(arena, ends[1]), 1);
-        (void) mpshm_slot_poll(batch->end, 1);
+        (void) mpshm_queue_wait_room(END(arena, ends[1]), 1);
+        (void) mpshm_queue_poll(batch->end, 1);
     }
 }
 
@@ -587,7 +587,7 @@ poller_does_not_keep_a_receivers_wake_up(void)
         int poller = fork_hooked();
 
         if (poller == 0) {
-            while (!mpshm_slot_poll(batch->end, -1)) {
+            while (!mpshm_queue_poll(batch->end, -1)) {
             }
             _exit(0);
         }
@@ -668,10 +668,10 @@ sender_that_waits_for_room_sees_that_nobody_receives(void)
     check_put(1, 0, FULL);
     int reader = ends[0];
 
-    CHECK_EQ(-EAGAIN, mpshm_slot_wait_room(END(arena, ends[1]), 1));
+    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), 1));
     close(reader);
-    CHECK_EQ(-EPIPE, mpshm_slot_wait_room(END(arena, ends[1]), LONG_MS));
-    CHECK_EQ(-EPIPE, mpshm_slot_put_one(END(arena, ends[1]), "x", 1, MPSHM_NO_PLACE));
+    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(arena, ends[1]), LONG_MS));
+    CHECK_EQ(-EPIPE, mpshm_queue_put_one(END(arena, ends[1]), "x", 1, MPSHM_NO_PLACE));
     check_taken(1, 0, FULL);
     end_ring();
 }
@@ -695,7 +695,7 @@ end_of_file_is_seen_by_all_who_sleep(void)
         wait_child(pids[i]);
     }
     CHECK(now_ns() - since < INT64_C(2000000000));
-    CHECK_EQ(1, mpshm_slot_poll(batch->end, -1));
+    CHECK_EQ(1, mpshm_queue_poll(batch->end, -1));
     end_ring();
 }
 
@@ -706,13 +706,13 @@ all_messages_come_before_the_end(void)
     check_put(1, 0, 70);
     close(ends[1]);
     for (int left = 70; left > 0;) {
-        int n = mpshm_slot_receive(batch, AT_ONCE, -1);
+        int n = mpshm_queue_receive(batch, AT_ONCE, -1);
 
         CHECK(n > 0);
         left -= n;
     }
-    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive(batch, 1, 0));
-    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive(batch, 1, -1));
+    CHECK_EQ(MPSHM_E_END, mpshm_queue_receive(batch, 1, 0));
+    CHECK_EQ(MPSHM_E_END, mpshm_queue_receive(batch, 1, -1));
     end_ring();
 }
 
@@ -731,7 +731,7 @@ static void
 check_received(int count)
 {
     for (int i = 0; i < count; i++) {
-        CHECK_EQ(1, mpshm_slot_receive(batch, 1, 0));
+        CHECK_EQ(1, mpshm_queue_receive(batch, 1, 0));
     }
 }
 
@@ -742,7 +742,7 @@ watched_pipe_is_readable_while_there_are_messages(void)
     check_put(1, 0, 2);
     CHECK_EQ(0, bytes_in_pipe()); /* nobody asked for it */
     check_received(2);
-    mpshm_slot_watch(batch->end);
+    mpshm_queue_watch(batch->end);
     CHECK_EQ(0, bytes_in_pipe());
     for (uint32_t i = 0; i < 2 * FULL; i += 3) {
         check_put(1, i, 1);
@@ -751,11 +751,11 @@ watched_pipe_is_readable_while_there_are_messages(void)
         CHECK_EQ(1, bytes_in_pipe());
         check_received(1);
         CHECK_EQ(1, bytes_in_pipe());
-        mpshm_slot_watch(batch->end); /* again: nothing */
+        mpshm_queue_watch(batch->end); /* again: nothing */
         CHECK_EQ(1, bytes_in_pipe());
-        CHECK_EQ(2, mpshm_slot_receive(batch, 9, 0));
+        CHECK_EQ(2, mpshm_queue_receive(batch, 9, 0));
         CHECK_EQ(0, bytes_in_pipe());
-        CHECK_EQ(-EAGAIN, mpshm_slot_receive(batch, 9, 0));
+        CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 9, 0));
     }
     check_put(1, 0, FULL);
     CHECK_EQ(1, bytes_in_pipe());
@@ -774,7 +774,7 @@ watching_shows_what_is_there_already(void)
 
         if (pid == 0) { /* in a process that has no end to write to */
             close(ends[1]);
-            mpshm_slot_watch(batch->end);
+            mpshm_queue_watch(batch->end);
             _exit(0);
         }
         wait_child(pid);
@@ -792,10 +792,10 @@ static void
 stale_byte_is_dropped(void)
 {
     open_ring();
-    mpshm_slot_watch(batch->end);
+    mpshm_queue_watch(batch->end);
     for (int i = 0; i < 3; i++) {
         CHECK_EQ(1, write(ends[1], "x", 1)); /* of who was killed before it put, or once it took */
-        CHECK_EQ(-EAGAIN, mpshm_slot_receive(batch, 9, 0));
+        CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 9, 0));
         CHECK_EQ(0, bytes_in_pipe());
         CHECK_EQ(2, write(ends[1], "xx", 2));
         check_put(1, 0, 3);
@@ -811,13 +811,13 @@ static void
 look_at_a_slow_sender_does_not_hide_its_message(void)
 {
     open_ring();
-    mpshm_slot_watch(batch->end);
+    mpshm_queue_watch(batch->end);
     uint64_t at = begin_put();
 
     CHECK_EQ(1, write(ends[1], "x", 1));
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive(batch, 9, 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 9, 0));
     finish_put(at, 1, 0);
-    mpshm_slot_watch(batch->end); /* for finish_put writes none */
+    mpshm_queue_watch(batch->end); /* for finish_put writes none */
     CHECK_EQ(1, bytes_in_pipe());
     check_received(1);
     CHECK_EQ(0, bytes_in_pipe());
@@ -831,10 +831,10 @@ late_receiver_does_not_hide_the_next_message(void)
     struct note note;
 
     open_ring();
-    mpshm_slot_watch(batch->end);
+    mpshm_queue_watch(batch->end);
     check_put(1, 0, 1);
     CHECK_EQ(1, take_notes(&note, 1));
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive(batch, 1, 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 1, 0));
     check_put(1, 1, 1);
     ring_was_taken(arena, ends[0]);
     CHECK(bytes_in_pipe() > 0);
@@ -849,10 +849,10 @@ watching_again_shows_a_message_without_a_byte(void)
     char byte;
 
     open_ring();
-    mpshm_slot_watch(batch->end);
+    mpshm_queue_watch(batch->end);
     check_put(1, 0, 2);
     CHECK_EQ(1, read(ends[0], &byte, 1));
-    mpshm_slot_watch(batch->end);
+    mpshm_queue_watch(batch->end);
     CHECK(bytes_in_pipe() > 0);
     check_received(2);
     end_ring();
@@ -947,7 +947,7 @@ take_in_thread(void *number)
             note_taken(&notes[i], last);
         }
         if (n == 0) {
-            (void) mpshm_slot_poll(batch->end, 1);
+            (void) mpshm_queue_poll(batch->end, 1);
         }
     }
     return NULL;
@@ -977,9 +977,9 @@ put_note(uint32_t sender, uint32_t seq)
     struct note note = note_of(sender, seq);
     int n;
 
-    while ((n = mpshm_slot_put_one(END(arena, ends[1]), (char *) &note + 4, sizeof note - 4,
+    while ((n = mpshm_queue_put_one(END(arena, ends[1]), (char *) &note + 4, sizeof note - 4,
                                    MPSHM_NO_PLACE)) == -EAGAIN) {
-        CHECK(mpshm_slot_wait_room(END(arena, ends[1]), 20) != -EPIPE);
+        CHECK(mpshm_queue_wait_room(END(arena, ends[1]), 20) != -EPIPE);
     }
     return n;
 }
@@ -987,7 +987,7 @@ put_note(uint32_t sender, uint32_t seq)
 static void
 receive_notes(uint32_t *last, uint32_t most, int timeout_ms)
 {
-    int n = mpshm_slot_receive(batch, most, timeout_ms);
+    int n = mpshm_queue_receive(batch, most, timeout_ms);
 
     CHECK(n > 0 || n == -EAGAIN);
     for (int i = 0; i < n; i++) {
@@ -1048,7 +1048,7 @@ processes_lose_nothing_where_the_pipe_is_watched(void)
 {
     open_ring();
     open_shared();
-    mpshm_slot_watch(batch->end);
+    mpshm_queue_watch(batch->end);
     hammer_by_processes();
 }
 
@@ -1077,7 +1077,7 @@ live_until_killed(uint32_t role)
 
             seq += n;
             if (n == 0) {
-                CHECK(mpshm_slot_wait_room(END(arena, ends[1]), 20) != -EPIPE);
+                CHECK(mpshm_queue_wait_room(END(arena, ends[1]), 20) != -EPIPE);
             }
         }
     }
@@ -1124,7 +1124,7 @@ kill_hammer(void)
         kill_child(pids[i]);
     }
     mpshm_reap(arena);
-    for (int n; (n = mpshm_slot_receive(batch, AT_ONCE, 0)) != -EAGAIN;) {
+    for (int n; (n = mpshm_queue_receive(batch, AT_ONCE, 0)) != -EAGAIN;) {
         CHECK(n > 0);
     }
     mpshm_reap(arena);
@@ -1145,7 +1145,7 @@ crew_killed_at_random_leaves_a_whole_ring_and_pipe(void)
 {
     open_ring();
     open_shared();
-    mpshm_slot_watch(batch->end);
+    mpshm_queue_watch(batch->end);
     kill_hammer();
 }
 

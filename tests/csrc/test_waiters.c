@@ -33,7 +33,7 @@ hook(const volatile void *at)
 {
     void (*what)(void) = before_looking_word;
 
-    if (what != NULL && at == (const volatile void *) &ring->looking_until) {
+    if (what != NULL && at == (const volatile void *) &ring->spin_until_ns) {
         before_looking_word = NULL;
         what();
     }
@@ -116,7 +116,7 @@ static void
 put(uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
-        CHECK_EQ(1, mpshm_slot_put_one(END(arena, ends[1]), "message", 7, MPSHM_NO_PLACE));
+        CHECK_EQ(1, mpshm_queue_put_one(END(arena, ends[1]), "message", 7, MPSHM_NO_PLACE));
     }
 }
 
@@ -162,20 +162,20 @@ others_sleep(uint32_t count)
 static void
 another_looks(bool does)
 {
-    atomic_store(&ring->looking_until, does ? (now_ns() + AHEAD_NS) & ~INT64_C(1) : 0);
+    atomic_store(&ring->spin_until_ns, does ? (now_ns() + AHEAD_NS) & ~INT64_C(1) : 0);
 }
 
 static void
 another_guards(bool does)
 {
-    atomic_store(&ring->guard_until, does ? now_ns() + AHEAD_NS : 0);
+    atomic_store(&ring->backup_at_ns, does ? now_ns() + AHEAD_NS : 0);
 }
 
 /* Somebody else is the lookout for so long: nobody takes a message because it looked by chance. */
 static void
 nobody_looks_out(void)
 {
-    atomic_store(&ring->look_until, (uint64_t) (now_ns() / 1000000) + 5500);
+    atomic_store(&ring->watchdog_at_ms, (uint64_t) (now_ns() / 1000000) + 5500);
 }
 
 static bool
@@ -248,7 +248,7 @@ static void
 nap_on_guard(mpshm_waiter *waiter)
 {
     CHECK_EQ(false, nap(waiter));
-    CHECK_EQ(waiter->guard_ns, atomic_load(&ring->guard_until));
+    CHECK_EQ(waiter->guard_ns, atomic_load(&ring->backup_at_ns));
     CHECK(waiter->guard_ns != 0);
 }
 
@@ -270,10 +270,10 @@ blocked_receiver(void)
 static int
 guard(void)
 {
-    atomic_store(&ring->looking_until, now_ns() + AHEAD_NS);
+    atomic_store(&ring->spin_until_ns, now_ns() + AHEAD_NS);
     int pid = blocked_receiver();
 
-    while (!is_ahead_now(&ring->guard_until)) {
+    while (!is_ahead_now(&ring->backup_at_ns)) {
         another_looks(true);
         nobody_looks_out();
         sched_yield();
@@ -290,21 +290,21 @@ one_receiver_looks_at_a_time(void)
 
     open_ring();
     another_looks(true);
-    int64_t until = atomic_load(&ring->looking_until);
+    int64_t until = atomic_load(&ring->spin_until_ns);
 
     CHECK_EQ(-EAGAIN, waiter_look(&first, arena));
     CHECK_EQ(false, first.looks);
     CHECK_EQ(0, first.spin.spun); /* it did not even begin */
-    CHECK_EQ(until, atomic_load(&ring->looking_until));
+    CHECK_EQ(until, atomic_load(&ring->spin_until_ns));
     another_looks(false);
     put(1);
     CHECK_EQ(1, waiter_look(&first, arena));
     CHECK_EQ(true, first.looks);
-    CHECK(is_ahead_now(&ring->looking_until));
+    CHECK(is_ahead_now(&ring->spin_until_ns));
     CHECK_EQ(-EAGAIN, waiter_look(&second, arena));
     CHECK_EQ(1, waiter_look(&first, arena)); /* it itself may */
     leave_with_one(&first);
-    CHECK_EQ(0, atomic_load(&ring->looking_until));
+    CHECK_EQ(0, atomic_load(&ring->spin_until_ns));
     CHECK_EQ(false, first.looks);
     put(1);
     CHECK_EQ(1, waiter_look(&second, arena));
@@ -326,7 +326,7 @@ one_who_looked_in_vain_sleeps_and_says_so(void)
     another_looks(true); /* what is there is what it said: it may not yet be over */
     CHECK_EQ(false, nap(&waiter));
     CHECK_EQ(false, waiter.looks);
-    CHECK_EQ(0, atomic_load(&ring->looking_until));
+    CHECK_EQ(0, atomic_load(&ring->spin_until_ns));
     CHECK_EQ(0, atomic_load(&ring->sleepers));
     end_ring();
 }
@@ -343,7 +343,7 @@ message_wakes_nobody_while_one_looks(void)
     another_looks(false);
     put(1);
     CHECK_EQ(true, was_rung());
-    atomic_store(&ring->looking_until, now_ns() - 1); /* it gave up, or was killed */
+    atomic_store(&ring->spin_until_ns, now_ns() - 1); /* it gave up, or was killed */
     put(1);
     CHECK_EQ(true, was_rung());
     others_sleep(0);
@@ -364,7 +364,7 @@ three_messages_wake_two_while_one_looks(void)
         pids[i] = sleeper(ring, to_parent);
     }
     another_looks(true);
-    CHECK_EQ(3, mpshm_slot_put(END(arena, ends[1]), "abc", sizes, 3, MPSHM_NO_PLACE));
+    CHECK_EQ(3, mpshm_queue_put_some(END(arena, ends[1]), "abc", sizes, 3, MPSHM_NO_PLACE));
     CHECK_EQ(2, woken_within(LONG_MS, 2));
     CHECK_EQ(0, woken_within(50, 1));
     waiters_call(arena, INT_MAX);
@@ -435,7 +435,7 @@ quick_receiver_promises_with_a_guard_only(void)
         leave_with_one(&waiter);
         bool promised = guarded && is_quick && slept;
 
-        CHECK_EQ(promised, is_ahead_now(&ring->looking_until));
+        CHECK_EQ(promised, is_ahead_now(&ring->spin_until_ns));
         CHECK_EQ(promised, waiter.looks);
         CHECK_EQ(slept, waiter.left_ns != 0);
         others_sleep(0);
@@ -453,13 +453,13 @@ promise_is_not_given_anew_for_each_message(void)
     another_guards(true);
     put(3);
     leave_with_one(&waiter);
-    int64_t until = atomic_load(&ring->looking_until);
+    int64_t until = atomic_load(&ring->spin_until_ns);
 
     leave_with_one(&waiter);
-    CHECK_EQ(until, atomic_load(&ring->looking_until));
-    atomic_store(&ring->looking_until, now_ns() + 1000000);
+    CHECK_EQ(until, atomic_load(&ring->spin_until_ns));
+    atomic_store(&ring->spin_until_ns, now_ns() + 1000000);
     leave_with_one(&waiter);
-    CHECK(atomic_load(&ring->looking_until) > now_ns() + 2000000);
+    CHECK(atomic_load(&ring->spin_until_ns) > now_ns() + 2000000);
     others_sleep(0);
     end_ring();
 }
@@ -474,11 +474,11 @@ promise_ends_with_the_guard(void)
     another_guards(true);
     put(3);
     leave_with_one(&waiter);
-    CHECK(is_ahead_now(&ring->looking_until));
+    CHECK(is_ahead_now(&ring->spin_until_ns));
     (void) was_rung();
     another_guards(false);
     leave_with_one(&waiter);
-    CHECK_EQ(0, atomic_load(&ring->looking_until));
+    CHECK_EQ(0, atomic_load(&ring->spin_until_ns));
     CHECK_EQ(true, was_rung()); /* for the third */
     leave_with_one(&waiter);
     CHECK_EQ(false, was_rung());
@@ -510,7 +510,7 @@ promise_crossed_by_the_guards_resignation_is_none(void)
     set_waiter_took(&waiter, arena, 1);
     arena_unlock(arena);
     CHECK(before_looking_word == NULL); /* it was about to promise */
-    CHECK_EQ(0, atomic_load(&ring->looking_until));
+    CHECK_EQ(0, atomic_load(&ring->spin_until_ns));
     CHECK_EQ(true, was_rung());
     take_all();
     others_sleep(0);
@@ -527,12 +527,12 @@ back_and_with_nothing_to_do_it_takes_its_promise_back(void)
     another_guards(true);
     put(1);
     leave_with_one(&waiter);
-    CHECK(is_ahead_now(&ring->looking_until));
+    CHECK(is_ahead_now(&ring->spin_until_ns));
     waiter.spin.credit = 0;
     waiter.spin.waits = 0;
     CHECK_EQ(-EAGAIN, waiter_look(&waiter, arena));
     CHECK_EQ(false, nap(&waiter));
-    CHECK_EQ(0, atomic_load(&ring->looking_until));
+    CHECK_EQ(0, atomic_load(&ring->spin_until_ns));
     others_sleep(0);
     end_ring();
 }
@@ -581,20 +581,20 @@ one_sleeper_stands_guard_while_another_looks(void)
 
     open_ring();
     CHECK_EQ(false, nap(&first));
-    CHECK_EQ(0, atomic_load(&ring->guard_until)); /* for whom? */
+    CHECK_EQ(0, atomic_load(&ring->backup_at_ns)); /* for whom? */
     another_looks(true);
     CHECK_EQ(false, waiter_sleep(&first, arena, ends[0], -1)); /* not for long */
     CHECK(first.guard_ns != 0);
-    CHECK_EQ(first.guard_ns, atomic_load(&ring->guard_until));
+    CHECK_EQ(first.guard_ns, atomic_load(&ring->backup_at_ns));
     another_guards(true);
-    first.guard_ns = atomic_load(&ring->guard_until); /* for a test is slow */
+    first.guard_ns = atomic_load(&ring->backup_at_ns); /* for a test is slow */
     nobody_looks_out();
     CHECK_EQ(false, nap(&second));
     CHECK_EQ(0, second.guard_ns);
-    CHECK_EQ(first.guard_ns, atomic_load(&ring->guard_until));
+    CHECK_EQ(first.guard_ns, atomic_load(&ring->backup_at_ns));
     CHECK_EQ(false, nap(&first)); /* it goes on */
     CHECK(first.guard_ns != 0);
-    CHECK_EQ(first.guard_ns, atomic_load(&ring->guard_until));
+    CHECK_EQ(first.guard_ns, atomic_load(&ring->backup_at_ns));
     end_ring();
 }
 
@@ -609,7 +609,7 @@ guard_resigns_when_nobody_looks(void)
     another_looks(false);
     CHECK_EQ(false, nap(&waiter));
     CHECK_EQ(0, waiter.guard_ns);
-    CHECK_EQ(0, atomic_load(&ring->guard_until));
+    CHECK_EQ(0, atomic_load(&ring->backup_at_ns));
     end_ring();
 }
 
@@ -623,7 +623,7 @@ one_in_a_shared_flood_guards_with_nobody_looking_yet(void)
     nap_on_guard(&waiter);
     waiter.shared = false;
     CHECK_EQ(false, nap(&waiter));
-    CHECK_EQ(0, atomic_load(&ring->guard_until));
+    CHECK_EQ(0, atomic_load(&ring->backup_at_ns));
     end_ring();
 }
 
@@ -636,18 +636,18 @@ late_guard_is_replaced_and_does_not_end_the_new_ones(void)
     another_looks(true);
     CHECK_EQ(false, nap(&late));
     late.guard_ns = now_ns() - 1;
-    atomic_store(&ring->guard_until, late.guard_ns); /* it was stopped meanwhile */
+    atomic_store(&ring->backup_at_ns, late.guard_ns); /* it was stopped meanwhile */
     CHECK_EQ(false, nap(&next));
     CHECK(next.guard_ns != 0);
     another_guards(true);
-    next.guard_ns = atomic_load(&ring->guard_until);
+    next.guard_ns = atomic_load(&ring->backup_at_ns);
     waiter_goes(&late, arena);
     CHECK_EQ(0, late.guard_ns);
-    CHECK_EQ(next.guard_ns, atomic_load(&ring->guard_until));
+    CHECK_EQ(next.guard_ns, atomic_load(&ring->backup_at_ns));
     late.guard_ns = 7;
     CHECK_EQ(false, nap(&late));
     CHECK_EQ(0, late.guard_ns);
-    CHECK_EQ(next.guard_ns, atomic_load(&ring->guard_until));
+    CHECK_EQ(next.guard_ns, atomic_load(&ring->backup_at_ns));
     end_ring();
 }
 
@@ -662,14 +662,14 @@ guard_that_leaves_calls_another_to_guard(void)
     others_sleep(1);
     (void) was_rung();
     waiter_goes(&waiter, arena);
-    CHECK_EQ(0, atomic_load(&ring->guard_until));
+    CHECK_EQ(0, atomic_load(&ring->backup_at_ns));
     CHECK_EQ(true, was_rung());
     waiter_goes(&waiter, arena); /* once */
     CHECK_EQ(false, was_rung());
     CHECK_EQ(false, nap(&waiter));
     another_looks(false);
     waiter_goes(&waiter, arena);
-    CHECK_EQ(0, atomic_load(&ring->guard_until));
+    CHECK_EQ(0, atomic_load(&ring->backup_at_ns));
     CHECK_EQ(false, was_rung()); /* nobody counts on it, and nothing is left behind */
     others_sleep(0);
     end_ring();
@@ -684,7 +684,7 @@ guard_that_leaves_is_succeeded(void)
 
     second = blocked_receiver();
     wait_sleepers(ring, 2);
-    int64_t was = atomic_load(&ring->guard_until);
+    int64_t was = atomic_load(&ring->backup_at_ns);
 
     another_looks(true);
     nobody_looks_out();
@@ -703,7 +703,7 @@ guard_that_leaves_is_succeeded(void)
         nobody_looks_out();
         CHECK(now_ns() - since < GUARDED_NS);
         sched_yield();
-    } while (!is_ahead_now(&ring->guard_until) || atomic_load(&ring->guard_until) <= was);
+    } while (!is_ahead_now(&ring->backup_at_ns) || atomic_load(&ring->backup_at_ns) <= was);
     another_looks(false);
     put(1);
     wait_child(gone == first ? second : first);
@@ -721,7 +721,7 @@ guard_takes_what_was_left_behind(void)
     /* A promise that will not be kept; the guard may be late for a while where others are busy. */
     do {
         another_looks(true);
-    } while (!is_ahead_now(&ring->guard_until));
+    } while (!is_ahead_now(&ring->backup_at_ns));
     int64_t since = now_ns();
 
     put(1);
@@ -751,9 +751,9 @@ promiser_that_is_stopped_costs_a_while(void)
            The message is put and taken in one go, lest the guard have it. */
         while (!promised) {
             arena_lock(arena);
-            atomic_store(&ring->looking_until, now_ns() + 1000000);
+            atomic_store(&ring->spin_until_ns, now_ns() + 1000000);
             promiser.looks = true;
-            if (is_ahead_now(&ring->guard_until)) {
+            if (is_ahead_now(&ring->backup_at_ns)) {
                 promiser.spin.ns = killed ? 50000 : 30000000;
                 waiter_took(&promiser, arena, 1);
                 promised = promiser.looks;
@@ -800,10 +800,10 @@ killed_looker_costs_a_while(void)
         mpshm_batch *its = batch_of(arena, &counts, ends[0], SLOW_US);
 
         its->waiter.spin.credit = CREDIT;
-        (void) mpshm_slot_receive(its, 1, -1);
+        (void) mpshm_queue_receive(its, 1, -1);
         pause();
     }
-    while (!is_ahead_now(&ring->looking_until)) {
+    while (!is_ahead_now(&ring->spin_until_ns)) {
         sched_yield();
     }
     kill_child(pid);
@@ -821,15 +821,15 @@ timed_receiver_that_gives_up_is_no_guard(void)
     open_ring();
     another_looks(true);
     for (int i = 0; i < 3; i++) {
-        CHECK_EQ(-EAGAIN, mpshm_slot_receive(batch, 1, 1));
+        CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 1, 1));
         CHECK_EQ(0, batch->waiter.guard_ns);
-        CHECK_EQ(0, atomic_load(&ring->guard_until));
+        CHECK_EQ(0, atomic_load(&ring->backup_at_ns));
     }
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive(batch, 1, -1)); /* one that comes again */
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 1, -1)); /* one that comes again */
     CHECK(batch->waiter.guard_ns != 0);
-    CHECK_EQ(batch->waiter.guard_ns, atomic_load(&ring->guard_until));
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive(batch, 1, 0));
-    CHECK_EQ(0, atomic_load(&ring->guard_until));
+    CHECK_EQ(batch->waiter.guard_ns, atomic_load(&ring->backup_at_ns));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 1, 0));
+    CHECK_EQ(0, atomic_load(&ring->backup_at_ns));
     end_ring();
 }
 
@@ -846,7 +846,7 @@ receivers_with_and_without_a_time_get_one_each(void)
             mpshm_batch *its = batch_of(arena, &counts, ends[0], i % 3 ? 50 : 0);
             int n;
 
-            while ((n = mpshm_slot_receive_one(its, i % 2 ? -1 : 3)) == -EAGAIN || n == -EINTR) {
+            while ((n = mpshm_queue_receive_one(its, i % 2 ? -1 : 3)) == -EAGAIN || n == -EINTR) {
             }
             _exit(n != 7);
         }
@@ -963,9 +963,9 @@ look_at_garbage(void)
 
     waiter.spin.ns = 1000000;
     put(2);
-    (void) mpshm_slot_receive(batch, 1, 0);
-    (void) mpshm_slot_receive(batch, 1, 1);
-    (void) mpshm_slot_receive(batch, 9, 1);
+    (void) mpshm_queue_receive(batch, 1, 0);
+    (void) mpshm_queue_receive(batch, 1, 1);
+    (void) mpshm_queue_receive(batch, 9, 1);
     (void) waiter_look(&waiter, arena);
     (void) nap(&waiter);
     put(2);
@@ -973,11 +973,11 @@ look_at_garbage(void)
     waiter_took(&waiter, arena, 1);
     arena_unlock(arena);
     waiter_goes(&waiter, arena);
-    waiter.guard_ns = atomic_load(&ring->guard_until);
+    waiter.guard_ns = atomic_load(&ring->backup_at_ns);
     (void) nap(&waiter);
     waiter_goes(&waiter, arena);
-    (void) mpshm_slot_poll(batch->end, 1);
-    (void) mpshm_slot_wait_room(END(arena, ends[1]), 1);
+    (void) mpshm_queue_poll(batch->end, 1);
+    (void) mpshm_queue_wait_room(END(arena, ends[1]), 1);
     take_all();
 }
 
@@ -991,10 +991,10 @@ forged_times_hold_nobody_up(void)
                              now + 2 * SECOND_NS, -1};
         int64_t value = garbage[round / 3];
 
-        atomic_store(round % 3 == 0 ? &ring->looking_until : &ring->guard_until, value);
+        atomic_store(round % 3 == 0 ? &ring->spin_until_ns : &ring->backup_at_ns, value);
         if (round % 3 == 2) {
-            atomic_store(&ring->looking_until, value);
-            atomic_store(&ring->look_until, (uint64_t) value);
+            atomic_store(&ring->spin_until_ns, value);
+            atomic_store(&ring->watchdog_at_ms, (uint64_t) value);
         }
         others_sleep(1 + (uint32_t) round * 0x1357);
         look_at_garbage();
@@ -1019,9 +1019,9 @@ forged_counts_hold_nobody_up(void)
         put(FULL);
         take_all();
         put(FULL);
-        CHECK_EQ(-EAGAIN, mpshm_slot_wait_room(END(arena, ends[1]), 1));
+        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), 1));
         take_all();
-        CHECK_EQ(0, mpshm_slot_wait_room(END(arena, ends[1]), 1));
+        CHECK_EQ(0, mpshm_queue_wait_room(END(arena, ends[1]), 1));
     }
     end_ring();
 }
@@ -1038,8 +1038,8 @@ forged_time_does_not_keep_a_message_from_a_sleeper(void)
         wait_sleepers(ring, 1);
         int64_t for_ever = i == 0 ? INT64_MAX : now_ns() + 3600 * SECOND_NS;
 
-        atomic_store(&ring->looking_until, for_ever);
-        atomic_store(&ring->guard_until, i == 2 ? 0 : for_ever);
+        atomic_store(&ring->spin_until_ns, for_ever);
+        atomic_store(&ring->backup_at_ns, i == 2 ? 0 : for_ever);
         put(1);
         CHECK_EQ(1, woken_within(LONG_MS, 1));
         wait_child(pid);
@@ -1060,7 +1060,7 @@ guard_that_leaves_messages_behind_calls_another(void)
     another_looks(true);
     CHECK_EQ(false, nap(&waiter));
     another_guards(true);
-    waiter.guard_ns = atomic_load(&ring->guard_until);
+    waiter.guard_ns = atomic_load(&ring->backup_at_ns);
     others_sleep(2);
     (void) was_rung();
     put(2);
@@ -1068,7 +1068,7 @@ guard_that_leaves_messages_behind_calls_another(void)
     CHECK_EQ(false, was_rung());
     another_looks(false);
     waiter_goes(&waiter, arena);
-    CHECK_EQ(0, atomic_load(&ring->guard_until));
+    CHECK_EQ(0, atomic_load(&ring->backup_at_ns));
     CHECK_EQ(true, was_rung());
     take_all();
     others_sleep(0);
@@ -1088,7 +1088,7 @@ message_put_while_the_guard_leaves_wakes_another(void)
     leave_with_one(&waiter);
     another_looks(true);
     another_guards(true);
-    waiter.guard_ns = atomic_load(&ring->guard_until);
+    waiter.guard_ns = atomic_load(&ring->backup_at_ns);
     others_sleep(1);
     (void) was_rung();
     put(1);
@@ -1110,7 +1110,7 @@ receiver_that_gives_up_looks_no_longer(void)
     put(1);
     CHECK_EQ(1, waiter_look(&batch->waiter, arena));
     take_some(1);
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive(batch, 1, 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 1, 0));
     others_sleep(1);
     (void) was_rung();
     put(1);
@@ -1134,7 +1134,7 @@ receiver_that_gives_up_leaves_what_is_there_to_a_sleeper(void)
     (void) was_rung();
     put(1);
     CHECK_EQ(false, was_rung());
-    waiter_goes(&waiter, arena); /* as mpshm_slot_receive has it go, when it was too slow once more */
+    waiter_goes(&waiter, arena); /* as mpshm_queue_receive has it go, when it was too slow once more */
     CHECK_EQ(true, was_rung());
     take_all();
     others_sleep(0);
@@ -1151,7 +1151,7 @@ promise_without_a_guard_counts_for_nothing(void)
     another_guards(true);
     put(1);
     leave_with_one(&waiter);
-    CHECK(is_ahead_now(&ring->looking_until));
+    CHECK(is_ahead_now(&ring->spin_until_ns));
     another_guards(false); /* it left, and called another, who left as well */
     (void) was_rung();
     put(1);
@@ -1213,7 +1213,7 @@ extreme_words_are_no_overflow(void)
 {
     open_ring();
     for (int i = 0; i < 3; i++) {
-        atomic_store(i == 0 ? &ring->looking_until : &ring->guard_until, INT64_MIN);
+        atomic_store(i == 0 ? &ring->spin_until_ns : &ring->backup_at_ns, INT64_MIN);
         others_sleep(1);
         look_at_garbage();
         if (i == 2) {
@@ -1251,13 +1251,13 @@ static void
 open_hammer(void)
 {
     open_ring_of(roomy());
-    CHECK(arena->annex != NULL);
+    CHECK(arena->overflow != NULL);
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(shared != MAP_FAILED);
 }
 
-/* Mostly short, now and then at the edges of what a slot holds, and its annex. */
+/* Mostly short, now and then at the edges of what a slot holds, and its overflow. */
 static uint32_t
 size_of_note(uint32_t seq)
 {
@@ -1276,8 +1276,8 @@ put_note(uint32_t sender, uint32_t seq)
 
     fill(data, size, sender * 31 + seq);
     memcpy(data, names, sizeof names);
-    while ((n = mpshm_slot_put_one(END(arena, ends[1]), data, size, MPSHM_NO_PLACE)) == -EAGAIN) {
-        n = mpshm_slot_wait_room(END(arena, ends[1]), 20);
+    while ((n = mpshm_queue_put_one(END(arena, ends[1]), data, size, MPSHM_NO_PLACE)) == -EAGAIN) {
+        n = mpshm_queue_wait_room(END(arena, ends[1]), 20);
         CHECK(n == 0 || n == -EAGAIN);
     }
     CHECK_EQ(1, n);
@@ -1315,7 +1315,7 @@ receive_all(uint32_t number, bool singly)
 
     close(ends[1]);
     for (uint32_t i = 0;; i++) {
-        n = mpshm_slot_receive(its, most, number % 4 == 2 ? (int) (i % 4) : -1);
+        n = mpshm_queue_receive(its, most, number % 4 == 2 ? (int) (i % 4) : -1);
         if (n == MPSHM_E_END) {
             _exit(0);
         }

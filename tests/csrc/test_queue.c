@@ -36,7 +36,7 @@ queue_of(mpshm_geometry geometry, uint32_t places, uint64_t bytes, int joinable)
     int ends[2];
 
     make_pipe(ends);
-    q.arena->annex = NULL; /* as where the stride has no room for it: what is longer than a slot needs a run */
+    q.arena->overflow = NULL; /* as where the stride has no room for it: what is longer than a slot needs a run */
     q.batch = batch_of(q.arena, &counts, ends[0], 0);
     CHECK_EQ(0, mpshm_make_queue(q.arena, places, bytes, joinable));
     q.reader = ends[0];
@@ -44,13 +44,13 @@ queue_of(mpshm_geometry geometry, uint32_t places, uint64_t bytes, int joinable)
     return q;
 }
 
-/* One whose messages may go on in the annex. */
+/* One whose messages may go on in the overflow. */
 static struct queue
-queue_with_annex(uint32_t places, uint64_t bytes)
+queue_with_overflow(uint32_t places, uint64_t bytes)
 {
     struct queue q = queue_of(roomy(), places, bytes, 0);
 
-    q.arena->annex = (struct annex *) ((char *) q.arena->header + ANNEX_OFFSET);
+    q.arena->overflow = (struct overflow *) ((char *) q.arena->header + OVERFLOW_OFFSET);
     return q;
 }
 
@@ -72,13 +72,13 @@ put(struct queue *q, uint32_t size, unsigned seed, int place)
     static char data[SMALL_RUN_BYTES + 1];
 
     fill(data, size, seed);
-    return mpshm_slot_put_one(END(q->arena, q->writer), data, size, place);
+    return mpshm_queue_put_one(END(q->arena, q->writer), data, size, place);
 }
 
 static void
 check_next(struct queue *q, uint32_t size, unsigned seed)
 {
-    CHECK_EQ(size, mpshm_slot_receive_one(q->batch, 0));
+    CHECK_EQ(size, mpshm_queue_receive_one(q->batch, 0));
     CHECK(is_filled(q->batch->data, size, seed));
 }
 
@@ -105,7 +105,7 @@ send_parcel(struct queue *q, mpshm_parcel *parcel, uint64_t stream_size, int pla
     static char stream[SMALL_RUN_BYTES];
 
     fill(stream, stream_size, 99);
-    return mpshm_slot_send(parcel, END(parcel->arena, q->writer), stream, stream_size, place);
+    return mpshm_queue_put_parcel(parcel, END(parcel->arena, q->writer), stream, stream_size, place);
 }
 
 static void
@@ -121,17 +121,17 @@ every_small_size_round_trips(void)
         CHECK_EQ(0, runs_in_use(q.arena));
     }
     CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, MPSHM_NO_PLACE));
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive_one(q.batch, 0));
     end_queue(&q);
 }
 
 static void
-message_that_goes_on_in_the_annex_needs_no_run(void)
+message_that_goes_on_in_the_overflow_needs_no_run(void)
 {
     enum { MOST = RING_FRAME_BYTES - 4 };
-    struct queue q = queue_with_annex(0, 0);
+    struct queue q = queue_with_overflow(0, 0);
 
-    CHECK(q.arena->annex != NULL);
+    CHECK(q.arena->overflow != NULL);
     for (uint32_t size = 0; size <= MOST + 9; size++) {
         CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
         CHECK_EQ(size > MOST, runs_in_use(q.arena));
@@ -154,12 +154,12 @@ message_that_goes_on_in_the_annex_needs_no_run(void)
 static void
 message_received_alone_has_zeros_behind_it(void)
 {
-    struct queue q = queue_with_annex(0, 0);
+    struct queue q = queue_with_overflow(0, 0);
     const uint32_t sizes[] = {1148, 0, 1148, 1, 124, 125, 1000, 7};
 
     for (uint32_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         CHECK_EQ(1, put(&q, sizes[i], 77, MPSHM_NO_PLACE));
-        CHECK_EQ(sizes[i], mpshm_slot_receive_one(q.batch, 0));
+        CHECK_EQ(sizes[i], mpshm_queue_receive_one(q.batch, 0));
         for (uint32_t at = sizes[i]; at < MPSHM_TINY_BYTES; at++) {
             CHECK_EQ(0, q.batch->data[at]);
         }
@@ -168,9 +168,9 @@ message_received_alone_has_zeros_behind_it(void)
 }
 
 static void
-queue_bounded_by_bytes_counts_what_an_annex_would_hold(void)
+queue_bounded_by_bytes_counts_what_an_overflow_would_hold(void)
 {
-    struct queue q = queue_with_annex(0, 2000);
+    struct queue q = queue_with_overflow(0, 2000);
 
     CHECK_EQ(1, put(&q, 1000, 1, MPSHM_TAKE_PLACE));
     CHECK_EQ(1, runs_in_use(q.arena));
@@ -180,9 +180,9 @@ queue_bounded_by_bytes_counts_what_an_annex_would_hold(void)
 }
 
 static void
-forged_length_past_the_annex_costs_only_its_own_message(void)
+forged_length_past_the_overflow_costs_only_its_own_message(void)
 {
-    struct queue q = queue_with_annex(0, 0);
+    struct queue q = queue_with_overflow(0, 0);
     const uint32_t lengths[] = {1149, 4096, INT32_MAX};
 
     for (uint32_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
@@ -192,7 +192,7 @@ forged_length_past_the_annex_costs_only_its_own_message(void)
         memcpy(frame, &length, sizeof length);
         put_raw(q.arena, frame);
         CHECK_EQ(1, put(&q, 1148, 5, MPSHM_NO_PLACE));
-        CHECK_EQ(MPSHM_E_LENGTH, mpshm_slot_receive_one(q.batch, 0));
+        CHECK_EQ(MPSHM_E_LENGTH, mpshm_queue_receive_one(q.batch, 0));
         check_next(&q, 1148, 5);
     }
     end_queue(&q);
@@ -222,14 +222,14 @@ many_of_mixed_sizes_arrive_in_order(void)
     for (uint32_t i = 0; i < MIXED; at += mixed[i++]) {
         fill(at, mixed[i], i);
     }
-    CHECK_EQ(MIXED, mpshm_slot_put(END(q.arena, q.writer), data, mixed, MIXED, MPSHM_NO_PLACE));
+    CHECK_EQ(MIXED, mpshm_queue_put_some(END(q.arena, q.writer), data, mixed, MIXED, MPSHM_NO_PLACE));
     CHECK_EQ(MIXED, mpshm_queue_size(q.arena));
-    CHECK_EQ(5, mpshm_slot_receive(q.batch, 5, 0));
+    CHECK_EQ(5, mpshm_queue_receive(q.batch, 5, 0));
     for (uint32_t i = 0; i < 5; i++) {
         CHECK_EQ(mixed[i], q.batch->sizes[i]);
         CHECK(is_filled(q.batch->data + q.batch->messages[i].at, mixed[i], i));
     }
-    CHECK_EQ(MIXED - 5, mpshm_slot_receive(q.batch, 1000, -1));
+    CHECK_EQ(MIXED - 5, mpshm_queue_receive(q.batch, 1000, -1));
     for (uint32_t i = 5; i < MIXED; i++) {
         CHECK_EQ(mixed[i], q.batch->sizes[i - 5]);
         CHECK(is_filled(q.batch->data + q.batch->messages[i - 5].at, mixed[i], i));
@@ -249,10 +249,10 @@ more_than_fit_at_once_are_put_in_part(void)
         sizes[i] = 1;
         data[i] = (char) i;
     }
-    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_put(END(q.arena, q.writer), data, sizes,
+    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes,
                                                  MPSHM_SLOTS_AT_ONCE + 1, MPSHM_NO_PLACE));
-    CHECK_EQ(0, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 0, MPSHM_NO_PLACE));
-    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_slot_receive(q.batch, 9999, 0));
+    CHECK_EQ(0, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_queue_receive(q.batch, 9999, 0));
     for (uint32_t i = 0; i < MPSHM_SLOTS_AT_ONCE; i++) {
         CHECK_EQ(i, q.batch->data[q.batch->messages[i].at]);
     }
@@ -266,9 +266,9 @@ too_large_one_in_the_middle_ends_the_batch_before_it(void)
     uint32_t sizes[] = {1, 1, SMALL_RUN_BYTES + 1, 1};
     char *data = calloc(1, SMALL_RUN_BYTES + 4);
 
-    CHECK_EQ(2, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 4, MPSHM_NO_PLACE));
-    CHECK_EQ(-EMSGSIZE, mpshm_slot_put(END(q.arena, q.writer), data, sizes + 2, 2, MPSHM_NO_PLACE));
-    CHECK_EQ(2, mpshm_slot_receive(q.batch, 9, 0));
+    CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 4, MPSHM_NO_PLACE));
+    CHECK_EQ(-EMSGSIZE, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes + 2, 2, MPSHM_NO_PLACE));
+    CHECK_EQ(2, mpshm_queue_receive(q.batch, 9, 0));
     free(data);
     end_queue(&q);
 }
@@ -290,7 +290,7 @@ parcels_of_any_number_of_buffers_round_trip(void)
 
             CHECK_EQ(0, send_parcel(&q, parcel, streams[s], MPSHM_NO_PLACE));
             mpshm_parcel_free(parcel);
-            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, 0));
+            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_queue_receive_one(q.batch, 0));
             mpshm_message *message = &q.batch->messages[0];
 
             CHECK_EQ(count, message->runs);
@@ -324,9 +324,9 @@ long_stream_in_runs_arrives_as_runs(void)
     fill(data, size, 1);
     CHECK_EQ(0, mpshm_put_stream(parcel, data, size, 0, UINT64_MAX));
     CHECK_EQ(0, mpshm_settle(parcel, 0, UINT64_MAX));
-    CHECK_EQ(0, mpshm_slot_send(parcel, END(parcel->arena, q.writer), NULL, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(0, mpshm_queue_put_parcel(parcel, END(parcel->arena, q.writer), NULL, 0, MPSHM_NO_PLACE));
     mpshm_parcel_free(parcel);
-    CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, -1));
+    CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_queue_receive_one(q.batch, -1));
     CHECK_EQ(2, q.batch->messages[0].runs);
     CHECK_EQ(1, q.batch->messages[0].stream_runs);
     CHECK(is_filled(q.batch->runs[0].data, size, 1));
@@ -344,9 +344,9 @@ message_not_taken_goes_back_with_the_next_receive(void)
 
     CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
     mpshm_parcel_free(parcel);
-    CHECK_EQ(1, mpshm_slot_receive(q.batch, 9, 0));
+    CHECK_EQ(1, mpshm_queue_receive(q.batch, 9, 0));
     CHECK_EQ(1, gauges(q.arena).runs_leased);
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive(q.batch, 9, 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive(q.batch, 9, 0));
     CHECK_EQ(0, gauges(q.arena).runs_leased);
     end_queue(&q);
 }
@@ -368,10 +368,10 @@ static void
 drain(struct queue *q, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
-        CHECK_EQ(1, mpshm_slot_receive(q->batch, 1, 0));
+        CHECK_EQ(1, mpshm_queue_receive(q->batch, 1, 0));
         CHECK_EQ(0, q->batch->messages[0].error);
     }
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive(q->batch, 1, 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive(q->batch, 1, 0));
 }
 
 static void
@@ -386,13 +386,13 @@ full_ring_keeps_no_run(void)
 
     CHECK_EQ(RING_SLOTS, count);
     CHECK_EQ(-EAGAIN, put(&q, 5000, 1, MPSHM_NO_PLACE));
-    CHECK_EQ(-EAGAIN, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 3, MPSHM_NO_PLACE));
+    CHECK_EQ(-EAGAIN, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, MPSHM_NO_PLACE));
     CHECK_EQ(1, runs_in_use(q.arena));
     CHECK_EQ(-EAGAIN, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
     CHECK_EQ(1, gauges(q.arena).runs_loaned);
-    CHECK_EQ(-EAGAIN, mpshm_slot_wait_room(END(q.arena, q.writer), 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), 0));
     drain(&q, count);
-    CHECK_EQ(0, mpshm_slot_wait_room(END(q.arena, q.writer), 0));
+    CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), 0));
     CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE)); /* it was still whole */
     mpshm_parcel_free(parcel);
     drain(&q, 1);
@@ -444,7 +444,7 @@ place_is_given_back_when_nobody_reads(void)
     CHECK_EQ(-EPIPE, put(&q, 200, 0, MPSHM_TAKE_PLACE));
     CHECK_EQ(0, atomic_load(&q.arena->header->places_used));
     CHECK_EQ(0, atomic_load(&q.arena->header->unfinished));
-    CHECK_EQ(-EPIPE, mpshm_slot_wait_room(END(q.arena, q.writer), 0));
+    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(q.arena, q.writer), 0));
     end_queue(&q);
 }
 
@@ -456,7 +456,7 @@ bounded_queue_is_full_at_its_limit_exactly(void)
     char data[1000] = {0};
 
     CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(2, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 5, MPSHM_TAKE_PLACE));
+    CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 5, MPSHM_TAKE_PLACE));
     CHECK_EQ(2, runs_in_use(q.arena));
     CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, MPSHM_TAKE_PLACE));
     CHECK_EQ(MPSHM_E_FULL, mpshm_place_take(q.arena));
@@ -467,7 +467,7 @@ bounded_queue_is_full_at_its_limit_exactly(void)
     CHECK_EQ(0, mpshm_queue_full(q.arena));
     mpshm_place_wait(q.arena, 3, 25000); /* they are fewer already */
     CHECK_EQ(0, mpshm_place_take(q.arena));
-    CHECK_EQ(2, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 5, MPSHM_TAKE_PLACE));
+    CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 5, MPSHM_TAKE_PLACE));
     mpshm_place_give(q.arena);
     CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
     drain(&q, 3);
@@ -556,7 +556,7 @@ static mpshm_descriptor
 check_forged(struct queue *q, int error)
 {
     CHECK_EQ(1, put(q, 300, 5, MPSHM_NO_PLACE));
-    CHECK_EQ(error, mpshm_slot_receive_one(q->batch, 0));
+    CHECK_EQ(error, mpshm_queue_receive_one(q->batch, 0));
     mpshm_descriptor bad = q->batch->messages[0].bad;
 
     check_next(q, 300, 5);
@@ -625,7 +625,7 @@ forge_field(struct queue *q, int at, uint32_t add)
     memcpy(slot + at, &field, 4);
     put_raw(q->arena, slot);
     CHECK_EQ(1, put(q, 5, 5, MPSHM_NO_PLACE));
-    CHECK(mpshm_slot_receive_one(q->batch, 0) < 0);
+    CHECK(mpshm_queue_receive_one(q->batch, 0) < 0);
     field -= add;
     memcpy(slot + at, &field, 4);
     check_next(q, 5, 5);
@@ -648,7 +648,7 @@ descriptor_changed_by_one_is_refused_and_the_run_unharmed(void)
             CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
             mpshm_parcel_free(parcel);
             forge_field(&q, at, 1);
-            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_slot_receive_one(q.batch, 0));
+            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_queue_receive_one(q.batch, 0));
             CHECK_EQ(count, q.batch->messages[0].runs);
             CHECK(is_filled(q.batch->runs[0].data, 5000, 0));
         }
@@ -667,8 +667,8 @@ repeated_slot_is_stale(void)
     put_raw(q.arena, slot);
     put_raw(q.arena, slot);
     check_next(&q, 300, 7);
-    CHECK_EQ(MPSHM_E_STALE, mpshm_slot_receive_one(q.batch, 0));
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, 0));
+    CHECK_EQ(MPSHM_E_STALE, mpshm_queue_receive_one(q.batch, 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive_one(q.batch, 0));
     end_queue(&q);
 }
 
@@ -687,7 +687,7 @@ index_with_a_stale_descriptor_gives_the_others_back(void)
         mpshm_parcel_free(parcel);
         index[victim * 20 + 16]++; /* its tag */
         CHECK_EQ(1, put(&q, 5, 5, MPSHM_NO_PLACE));
-        CHECK_EQ(MPSHM_E_STALE, mpshm_slot_receive_one(q.batch, 0));
+        CHECK_EQ(MPSHM_E_STALE, mpshm_queue_receive_one(q.batch, 0));
         check_next(&q, 5, 5);
         CHECK_EQ(1, gauges(q.arena).runs_in_flight); /* the one that nobody names any more */
         mpshm_reap(q.arena);
@@ -709,7 +709,7 @@ index_too_short_for_its_count_is_refused(void)
     take_raw(q.arena, slot);
     memset(slot + 8, 0xff, 4); /* buffer runs */
     put_raw(q.arena, slot);
-    CHECK_EQ(MPSHM_E_INDEX, mpshm_slot_receive_one(q.batch, 0));
+    CHECK_EQ(MPSHM_E_INDEX, mpshm_queue_receive_one(q.batch, 0));
     CHECK_EQ(7, gauges(q.arena).runs_in_flight);
     mpshm_reap(q.arena);
     end_queue(&q);
@@ -727,7 +727,7 @@ forged_slot_among_many_stands_in_its_place(void)
     CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
     mpshm_parcel_free(parcel);
     CHECK_EQ(1, put(&q, 500, 2, MPSHM_NO_PLACE));
-    CHECK_EQ(4, mpshm_slot_receive(q.batch, 9, 0));
+    CHECK_EQ(4, mpshm_queue_receive(q.batch, 9, 0));
     CHECK_EQ(5, q.batch->sizes[0]);
     CHECK_EQ(MPSHM_E_LENGTH, q.batch->messages[1].error);
     CHECK_EQ(1, q.batch->messages[2].runs);
@@ -740,11 +740,11 @@ end_is_said_however_one_waits(void)
 {
     struct queue q = queue_of(roomy(), 0, 0, 0);
 
-    CHECK_EQ(-EAGAIN, mpshm_slot_receive_one(q.batch, 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive_one(q.batch, 0));
     close(q.writer);
-    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive_one(q.batch, 0));
-    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive_one(q.batch, -1));
-    CHECK_EQ(MPSHM_E_END, mpshm_slot_receive_one(q.batch, 10));
+    CHECK_EQ(MPSHM_E_END, mpshm_queue_receive_one(q.batch, 0));
+    CHECK_EQ(MPSHM_E_END, mpshm_queue_receive_one(q.batch, -1));
+    CHECK_EQ(MPSHM_E_END, mpshm_queue_receive_one(q.batch, 10));
     q.writer = dup(q.reader);
     end_queue(&q);
 }
@@ -756,7 +756,7 @@ forged_slots_do_not_disturb_a_bounded_queue(void)
     struct queue q = queue_of(roomy(), 2, 100000, 0);
 
     forge(&q, 125, 0, 0, 0, NULL);
-    CHECK_EQ(MPSHM_E_LENGTH, mpshm_slot_receive_one(q.batch, 0));
+    CHECK_EQ(MPSHM_E_LENGTH, mpshm_queue_receive_one(q.batch, 0));
     CHECK_EQ(0, mpshm_queue_full(q.arena));
     CHECK_EQ(1, put(&q, 200, 0, MPSHM_TAKE_PLACE));
     CHECK_EQ(1, put(&q, 200, 0, MPSHM_TAKE_PLACE));
@@ -777,7 +777,7 @@ joinable_counts_put_and_done(void)
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
     CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(3, mpshm_slot_put(END(q.arena, q.writer), data, sizes, 3, MPSHM_TAKE_PLACE));
+    CHECK_EQ(3, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, MPSHM_TAKE_PLACE));
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1));
     drain(&q, 4);
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1)); /* taken, but not done */
@@ -875,7 +875,7 @@ put_rounds(mpshm_arena *arena, int writer, unsigned seed)
 
         memcpy(data, &value, 8);
         memset(data + 8, (char) i, size - 8);
-        while ((n = mpshm_slot_put_one(END(arena, writer), data, size, MPSHM_TAKE_PLACE)) < 0) {
+        while ((n = mpshm_queue_put_one(END(arena, writer), data, size, MPSHM_TAKE_PLACE)) < 0) {
             CHECK_EQ(MPSHM_E_FULL, n);
             mpshm_place_wait(arena, PLACES, 20);
         }
@@ -892,7 +892,7 @@ get_rounds(mpshm_arena *arena, int reader, uint32_t most)
 
     while (!atomic_load(&shared->stop)) {
         CHECK((int64_t) atomic_load(&arena->header->places_used) <= PLACES);
-        int n = mpshm_slot_receive(batch, most, 20);
+        int n = mpshm_queue_receive(batch, most, 20);
 
         CHECK(n > 0 || n == -EAGAIN || n == -EINTR);
         for (int i = 0; i < n; i++) {
@@ -1010,7 +1010,7 @@ each_of_many_blocked_threads_gets_one(void)
     pthread_t threads[THREADS];
 
     open_shared();
-    hammered = queue_with_annex(0, 0);
+    hammered = queue_with_overflow(0, 0);
     for (int i = 0; i < THREADS; i++) {
         CHECK_EQ(0, pthread_create(&threads[i], NULL, block_for_one, NULL));
     }
@@ -1026,10 +1026,10 @@ each_of_many_blocked_threads_gets_one(void)
 
 static const struct test tests[] = {
     TEST(every_small_size_round_trips),
-    TEST(message_that_goes_on_in_the_annex_needs_no_run),
+    TEST(message_that_goes_on_in_the_overflow_needs_no_run),
     TEST(message_received_alone_has_zeros_behind_it),
-    TEST(queue_bounded_by_bytes_counts_what_an_annex_would_hold),
-    TEST(forged_length_past_the_annex_costs_only_its_own_message),
+    TEST(queue_bounded_by_bytes_counts_what_an_overflow_would_hold),
+    TEST(forged_length_past_the_overflow_costs_only_its_own_message),
     TEST(tiny_chunks_carry_small_messages_too),
     TEST(many_of_mixed_sizes_arrive_in_order),
     TEST(more_than_fit_at_once_are_put_in_part),

@@ -19,13 +19,16 @@ from multiprocessing.util import info, is_exiting
 from queue import Empty
 from typing import Any
 
-from . import aio, connection, payload, wire
+from .._channel import payload
+from .._channel.pipe_end import Connection
+from .._memory import plain_frame
+from . import aio
 
 
-def _ours(method: Any) -> connection.Connection | None:
+def _ours(method: Any) -> Connection | None:
     """The Connection whose bound method a queue keeps, if it is one of ours."""
     owner = getattr(method, "__self__", None)
-    return owner if isinstance(owner, connection.Connection) else None
+    return owner if isinstance(owner, Connection) else None
 
 
 def get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
@@ -141,7 +144,7 @@ async def simple_aput(queue: Any, obj: object) -> None:
         finally:
             lock.release()
 
-    if not isinstance(message, bytes) or wire.HEAD_BYTES + len(message) > select.PIPE_BUF:
+    if not isinstance(message, bytes) or plain_frame.HEAD_BYTES + len(message) > select.PIPE_BUF:
         await asyncio.to_thread(put)
     elif not put_now():
         await aio.until(put_now)

@@ -10,8 +10,9 @@ import socket
 import stat
 from collections.abc import Iterable, Iterator
 
-from .arena import CORE_MISSING, Arena
-from .errors import ProtocolError
+from .._memory.arena import Arena
+from .._memory.core import CORE_MISSING
+from ..errors import ProtocolError
 
 _START, _END = "/memfd:mpshm-", " (deleted)"
 

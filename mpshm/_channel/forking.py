@@ -6,7 +6,9 @@ import os
 import weakref
 from typing import Protocol
 
-from . import arena, buffer, counters
+from .. import counters
+from .._memory import arena, buffer
+from .._memory.core import CORE_MISSING
 
 
 class ForkAware(Protocol):
@@ -29,12 +31,12 @@ def _in_child() -> None:
     for ref in _aware.valuerefs():
         if (obj := ref()) is not None:
             obj._reset_in_child()
-    if not arena.CORE_MISSING:
+    if not CORE_MISSING:
         arena.fork_over()  # last, for it may raise
 
 
 if hasattr(os, "register_at_fork"):
-    if arena.CORE_MISSING:
+    if CORE_MISSING:
         os.register_at_fork(after_in_child=_in_child)
     else:
         os.register_at_fork(

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
 
-from .errors import ProtocolError, TooLong
+from ..errors import ProtocolError, TooLong
 
 FRAME_MAX = 4096
 """PIPE_BUF: what a pipe takes in one piece or not at all."""
 
 PLAIN_MAX = FRAME_MAX - 4
 """Bytes of the longest message that a plain frame gives a pipe in one piece."""
-
-FRAME_OVERHEAD, DESCRIPTOR_BYTES = 12, 20
 
 PIECE_MAX = 64 << 10
 """Bytes asked of a pipe in one read: as many as it holds by default."""
@@ -28,23 +25,9 @@ _LONG = struct.Struct("!iQ")
 _LONG_SIZE = struct.Struct("!Q")
 
 
-class Descriptor(NamedTuple):
-    """Names a sealed run: where it is, its size in bytes, and the tag of this use of it."""
-
-    mmap_id: int
-    chunk_id: int
-    size: int
-    tag: int
-
-
 def plain_header(size: int) -> bytes:
     """The stock module's length word for a message of `size` bytes."""
     return _LENGTH.pack(size) if size <= 0x7FFFFFFF else _LONG.pack(-1, size)
-
-
-def fits(descriptors: int, stream_bytes: int) -> bool:
-    """Whether a frame holds so many descriptors and so much stream, as csrc/frame.c has it."""
-    return FRAME_OVERHEAD + descriptors * DESCRIPTOR_BYTES + stream_bytes <= FRAME_MAX
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -63,7 +46,7 @@ def read_exactly(fd: int, size: int) -> bytes:
 
 
 class PlainReader:
-    """`arena.Reader` for a process without the core: it reads plain messages."""
+    """`reader.Reader` for a process without the core: it reads plain messages."""
 
     pending = False
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 class Stats:
     """What this process sent and received, and what the shared memory holds now."""
 
+    __module__ = "mpshm"  # where users find it
+
     shm_messages: int
     """Messages sent by descriptor."""
     shm_bytes: int

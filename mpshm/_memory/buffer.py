@@ -5,8 +5,9 @@ from __future__ import annotations
 import weakref
 from types import TracebackType
 
-from .arena import FOREIGN, SPENT, Run
-from .errors import BufferTooSmall
+from ..errors import BufferTooSmall
+from .arena import Run
+from .core import FOREIGN, SPENT
 
 
 class Buffer:
@@ -16,6 +17,8 @@ class Buffer:
     it is the receiver's, until `release` (or the end of a `with`).  `view` is its memory.  Arrays
     made over `view` must not be written to after a send.
     """
+
+    __module__ = "mpshm"  # where users find it
 
     __slots__ = ("__weakref__", "_gone", "_run", "_view")
 

@@ -11,13 +11,14 @@ from multiprocessing import queues as stock
 from multiprocessing.util import info, is_exiting
 from typing import Any
 
-from . import payload, slot
-from .arena import NO_WAIT, NoRoomNow
-from .payload import Message
+from .._channel import payload
+from .._memory import places, ring
+from .._memory.core import NO_WAIT, NoRoomNow
+from .putting import Pickled, put_some_within, put_within
 from .queue_end import QueueEnd
 
 
-class Feeding:
+class FeederState:
     """Whether a feeder thread has messages that must go first.
 
     direct: where a message is put at once; None while that is so, when there is no shared memory,
@@ -39,13 +40,6 @@ class Feeding:
         self._open = self.direct = None
 
 
-class Pickled:
-    """In the feeder's buffer, an object that `put` has pickled already."""
-
-    def __init__(self, obj: Any, message: bytes | Message) -> None:
-        self.obj, self.message = obj, message
-
-
 class Feeder:
     """The feeder thread's work: puts what had to wait, in order, until told to end.
 
@@ -57,13 +51,13 @@ class Feeder:
         buffer: Any,
         notempty: threading.Condition,
         end: QueueEnd,
-        feeding: Feeding,
+        state: FeederState,
         close_reader: Any,
         close_writer: Any,
         ignore_epipe: bool,
         on_error: Any,
     ) -> None:
-        self._buffer, self._notempty, self._end, self._feeding = buffer, notempty, end, feeding
+        self._buffer, self._notempty, self._end, self._state = buffer, notempty, end, state
         self._close_reader, self._close_writer = close_reader, close_writer
         self._ignore_epipe, self._on_error = ignore_epipe, on_error
         self._arena = end.arena
@@ -74,7 +68,7 @@ class Feeder:
         while True:
             with notempty:
                 if not buffer:
-                    self._feeding.end()
+                    self._state.end()
                     notempty.wait()
             while buffer:
                 obj = buffer.popleft()
@@ -103,10 +97,10 @@ class Feeder:
                     message = self._end._dump(obj)
             if isinstance(message, bytes):
                 self._waiting.append((obj, message))
-                return len(self._waiting) < slot.AT_ONCE or self._flush()
+                return len(self._waiting) < ring.AT_ONCE or self._flush()
             if not self._flush():
                 return False
-            self._end.send_placed(message, slot.HAS_PLACE)
+            put_within(self._end, message, ring.HAS_PLACE)
         except Exception as error:
             return self._failed(error, obj)
         return True
@@ -115,7 +109,7 @@ class Feeder:
         waiting, self._waiting = self._waiting, []
         messages = [message for _, message in waiting]
         try:
-            self._end.send_some(messages, slot.HAS_PLACE)
+            put_some_within(self._end, messages, ring.HAS_PLACE)
         except Exception as error:
             unsent = waiting[len(waiting) - len(messages) :]
             return all(self._failed(error, obj) for obj, _ in unsent)
@@ -129,6 +123,6 @@ class Feeder:
             info("error in queue thread: %s", error)
             return False
         # The object counts as taken out of the queue.
-        slot.give_place(self._arena)
+        places.give_place(self._arena)
         self._on_error(error, obj.obj if isinstance(obj, Pickled) else obj)
         return True

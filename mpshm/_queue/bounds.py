@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from queue import Full
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import config, slot
-from .queue_end import QueueEnd
+from .. import config
+from .._memory import places
+from .._memory.core import QueueFull
+
+if TYPE_CHECKING:
+    from .queue_end import QueueEnd
 
 
 class _NoLock:
@@ -42,32 +46,37 @@ class Places:
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take a place for a message that somebody else will put."""
         try:
-            wait_for_place(self._end, block, timeout)
+            wait_for_place(self._end, deadline_of(block, timeout))
         except Full:
             return False
         return True
 
     def release(self) -> None:
         """Give such a place back."""
-        slot.give_place(self._end.arena)
+        places.give_place(self._end.arena)
 
     def _is_zero(self) -> bool:
-        return slot.queue_full(self._end.arena)
+        return places.queue_full(self._end.arena)
 
 
-def wait_for_place(end: QueueEnd, block: bool, timeout: float | None) -> None:
-    """Take a place for a message that is put later.  Raises Full."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+def deadline_of(block: bool, timeout: float | None) -> float | None:
+    """When a put has waited for long enough, by time.monotonic(); None: never."""
+    if not block:
+        return 0.0
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def wait_for_place(end: QueueEnd, deadline: float | None) -> None:
+    """Take a place for a message that is put later.  Raises queue.Full at the deadline."""
     arena = end.arena
     while True:
-        used = slot.places_used(arena)
+        used = places.places_used(arena)
         try:
-            slot.take_place(arena)
+            places.take_place(arena)
             return
-        except slot.QueueFull:
+        except QueueFull:
             left = None if deadline is None else deadline - time.monotonic()
-            if not block or (left is not None and left <= 0):
-                if slot.queue_full(arena):
-                    raise Full from None
-            else:
-                slot.wait_place(arena, used, slot.milliseconds(left, config.WAIT_SLICE_MS))
+            if left is None or left > 0:
+                places.wait_place(arena, used, places.milliseconds(left, config.WAIT_SLICE_MS))
+            elif places.queue_full(arena):
+                raise Full from None

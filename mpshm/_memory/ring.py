@@ -1,6 +1,6 @@
-"""Slots: a queue's messages in and out of its ring.  Knows bytes, runs and places; knows no pickle.
+"""The ring: a queue's messages in and out of it.  Knows bytes and runs; knows no pickle.
 
-With arena.py the only importer of the compiled core (csrc/slot.c has the slots themselves).
+csrc/ring.c has the slots themselves.
 """
 
 from __future__ import annotations
@@ -8,64 +8,34 @@ from __future__ import annotations
 import array
 import errno
 import functools
-import os
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from . import config
-from .arena import (
-    CORE_MISSING,
-    Arena,
-    NoRoomNow,
-    OutOfSharedMemory,
-    Parcel,
-    failure,
-    failure_to_read,
-    message_of,
-    take_runs,
-)
-from .counters import EndCounters
+from .. import config
+from ..counters import EndCounters
+from .arena import Arena
+from .core import CORE_MISSING, failure, ffi, lib, refused
+from .lease import message_of, take_runs
+from .parcel import Parcel
 
 if not CORE_MISSING:
-    from ._native import ffi, lib
-
     # Looked up once: a cffi library's attribute costs more than a global.
-    put_one, receive_one, _unpack = lib.mpshm_slot_put_one, lib.mpshm_slot_receive_one, ffi.unpack
+    put_one, receive_one, _unpack = (
+        lib.mpshm_queue_put_one,
+        lib.mpshm_queue_receive_one,
+        ffi.unpack,
+    )
     _NOTHING_NOW, _WITH_RUNS = -errno.EAGAIN, lib.MPSHM_DESCRIPTORS
-    _FULL, _END = lib.MPSHM_E_FULL, lib.MPSHM_E_END
     TOO_LONG, TINY_BYTES = -errno.EMSGSIZE, int(lib.MPSHM_TINY_BYTES)
+    NO_ROOM_NOW = -errno.EAGAIN
     AT_ONCE, NO_PLACE = int(lib.MPSHM_SLOTS_AT_ONCE), int(lib.MPSHM_NO_PLACE)
     TAKE_PLACE, HAS_PLACE = int(lib.MPSHM_TAKE_PLACE), int(lib.MPSHM_HAS_PLACE)
-    _end_close, _end_closed = lib.mpshm_end_close, lib.mpshm_end_closed
+    _stop_receiving, _release = lib.mpshm_end_stop_receiving, lib.mpshm_end_release
 else:  # and no queue asks for them
-    AT_ONCE = NO_PLACE = TAKE_PLACE = HAS_PLACE = TOO_LONG = TINY_BYTES = 0
+    AT_ONCE = NO_PLACE = TAKE_PLACE = HAS_PLACE = TOO_LONG = NO_ROOM_NOW = TINY_BYTES = 0
     put_one = receive_one = None
-    _end_close = _end_closed = None
-
-
-def milliseconds(left: float | None, most: int) -> int:
-    """How long to wait now, with `left` seconds to go in all."""
-    return most if left is None else min(most, max(1, int(left * 1000)))
-
-
-class QueueFull(Exception):
-    """A bounded queue has no place."""
-
-
-def refused(code: int) -> Exception:
-    """Why a message did not go out."""
-    if code == -errno.EAGAIN:
-        return NoRoomNow()
-    if code == _FULL:
-        return QueueFull()
-    if code in (-errno.ENOSPC, -errno.ENOMEM):
-        return OutOfSharedMemory(os.strerror(-code))
-    return _failed(code)
-
-
-def _failed(code: int) -> Exception:
-    return OSError("handle is closed") if code == -errno.EBADF else failure(code, "")
+    _stop_receiving = _release = None
 
 
 _COUNTED = (
@@ -80,7 +50,7 @@ _COUNTED = (
 )
 
 
-class SlotCounters(EndCounters):
+class QueueCounters(EndCounters):
     """What one end counted, counted by the core: half as dear as Python's own sums."""
 
     def __init__(self) -> None:
@@ -89,67 +59,68 @@ class SlotCounters(EndCounters):
 
 
 def _counted(name: str) -> property:
-    def read(self: SlotCounters) -> int:
+    def read(self: QueueCounters) -> int:
         return int(getattr(self.c, name))
 
-    def write(self: SlotCounters, value: int) -> None:
+    def write(self: QueueCounters, value: int) -> None:
         setattr(self.c, name, value)
 
     return property(read, write)
 
 
 for _name in _COUNTED:
-    setattr(SlotCounters, _name, _counted(_name))
+    setattr(QueueCounters, _name, _counted(_name))
 
 
 class End:
     """One end of a queue, open, as the core knows it.  fd: its end of the queue's pipe."""
 
-    __slots__ = ("c",)
+    __slots__ = ("arena", "c")
 
-    def __init__(self, arena: Arena, counters: SlotCounters, fd: int, receives: bool) -> None:
+    def __init__(self, arena: Arena, counters: QueueCounters, fd: int, receives: bool) -> None:
+        self.arena = arena
         self.c = ffi.new("mpshm_end *", (arena._c, counters.c, fd, receives))
         _kept[self.c] = arena, counters
         lib.mpshm_end_open(self.c)
 
     # Default arguments: at interpreter exit this module may be gone before an end.
 
-    def close(self, _close: Any = _end_close) -> None:
-        """Before its descriptor is closed: no thread is to use that any more."""
+    def stop_receiving(self, _stop_receiving: Any = _stop_receiving) -> None:
+        """Call before close(fd).  From now on no thread of this process uses the descriptor."""
         self.c.fd = -1
-        _close(self.c)
+        _stop_receiving(self.c)
 
-    def closed(self, _closed: Any = _end_closed) -> None:
-        """After it: receivers look whether this was the last end to send by."""
-        _closed(self.c)
+    def release(self, _release: Any = _release) -> None:
+        """Call after close(fd).  If this was a sending end, receivers check for end of file."""
+        _release(self.c)
 
     def poll(self, timeout_ms: int) -> bool:
         """Wait until there is a message, or nobody to send one.
 
         False when the time is over, or earlier: who waits on calls again.
         """
-        return bool(lib.mpshm_slot_poll(self.c, timeout_ms))
+        return bool(lib.mpshm_queue_poll(self.c, timeout_ms))
 
     def call(self) -> None:
         """Have all who wait in `receive` look, and give up."""
-        lib.mpshm_slot_call(self.c)
+        lib.mpshm_queue_call(self.c)
 
     def watch(self) -> None:
         """From now on the descriptor is readable while poll() is true."""
-        lib.mpshm_slot_watch(self.c)
+        lib.mpshm_queue_watch(self.c)
 
     def wait_room(self, timeout_ms: int) -> bool:
         """Wait until the ring has room; False when the time is over, or earlier.
 
         Raises BrokenPipeError when nobody is left to receive.
         """
-        code = lib.mpshm_slot_wait_room(self.c, timeout_ms)
+        code = lib.mpshm_queue_wait_room(self.c, timeout_ms)
         if code not in (0, -errno.EAGAIN):
-            raise failure(code, "")
+            raise failure(code)
         return bool(code == 0)
 
 
-_kept: weakref.WeakKeyDictionary[Any, tuple[Arena, SlotCounters]] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[Any, tuple[Arena, QueueCounters]] = weakref.WeakKeyDictionary()
 """What an end's struct points to, for whoever still holds that."""
 
 
@@ -171,7 +142,7 @@ def put_some(end: End, messages: list[bytes], place: int) -> int:
     """
     sizes = array.array("I", map(len, messages))
     data, c_sizes = b"".join(messages), ffi.from_buffer("uint32_t[]", sizes)
-    n = lib.mpshm_slot_put(end.c, data, c_sizes, len(sizes), place)
+    n = lib.mpshm_queue_put_some(end.c, data, c_sizes, len(sizes), place)
     if n < 0:
         raise refused(n)
     return int(n)
@@ -179,55 +150,8 @@ def put_some(end: End, messages: list[bytes], place: int) -> int:
 
 def send(parcel: Parcel, end: End, stream: bytes, place: int) -> None:
     """The same for a message in runs, which stay the parcel's if it does not go out."""
-    if code := parcel.send_slot(end.c, stream, place):
+    if code := parcel.send_to_ring(end.c, stream, place):
         raise refused(code)
-
-
-def reap(arena: Arena) -> None:
-    """Take back what dead processes held."""
-    lib.mpshm_reap(arena._c)
-
-
-def take_place(arena: Arena) -> None:
-    """A place for a message that is put later with HAS_PLACE.  Raises QueueFull."""
-    if lib.mpshm_place_take(arena._c):
-        raise QueueFull
-
-
-def give_place(arena: Arena) -> None:
-    """Give back a place whose message will not come."""
-    lib.mpshm_place_give(arena._c)
-
-
-def places_used(arena: Arena) -> int:
-    """How many places are used; for `wait_place`, before one is asked for."""
-    return int(lib.mpshm_places_used(arena._c))
-
-
-def wait_place(arena: Arena, used: int, timeout_ms: int) -> None:
-    """Wait until there are no longer so many places used, or the time is over."""
-    lib.mpshm_place_wait(arena._c, used, timeout_ms)
-
-
-def queue_size(arena: Arena) -> int:
-    """Messages in the queue, those in their producers' hands among them."""
-    return int(lib.mpshm_queue_size(arena._c))
-
-
-def queue_full(arena: Arena) -> bool:
-    """Whether the queue has no place."""
-    return bool(lib.mpshm_queue_full(arena._c))
-
-
-def task_done(arena: Arena) -> None:
-    """One message more is done with.  Raises ValueError when there was none."""
-    if lib.mpshm_task_done(arena._c) < 0:
-        raise ValueError("task_done() called too many times")
-
-
-def wait_done(arena: Arena, timeout_ms: int) -> bool:
-    """Wait until all messages are done with; False when the time is over."""
-    return bool(lib.mpshm_wait_done(arena._c, timeout_ms) == 0)
 
 
 Message = bytes | tuple[Any, list[memoryview]]
@@ -256,11 +180,11 @@ class Batch:
         In the place of a message that cannot be had stands its exception.
         """
         c = self.c
-        n = lib.mpshm_slot_receive(c, most, timeout_ms)
+        n = lib.mpshm_queue_receive(c, most, timeout_ms)
         if n < 0:
             if n in (_NOTHING_NOW, -errno.EINTR):
                 return []
-            raise _failure(n, c)
+            raise failure(n, bad=c.messages[0].bad)
         if c.data != self.data:
             self._look_at(c.data)  # it had to grow
         data = _unpack(c.data, c.data_used)
@@ -271,7 +195,7 @@ class Batch:
                 messages.append(data[at : at + size])
                 at += size
             elif c.messages[i].error:
-                messages.append(failure_to_read(c.messages[i].error, c.messages[i].bad))
+                messages.append(failure(c.messages[i].error, bad=c.messages[i].bad))
             else:
                 messages.append(self.with_runs(i))
                 at += c.messages[i].size
@@ -286,15 +210,6 @@ class Batch:
         views = take_runs(lib.mpshm_batch_take, c, numbers)
         stream = ffi.buffer(c.data + message.at, message.size)[:]
         return message_of(views, message.stream_runs, stream)
-
-
-def _failure(code: int, c: Any) -> Exception:
-    """The exception for the core's answer to a receive."""
-    if code == _END:
-        return EOFError()
-    if code == -errno.EBADF:
-        return _failed(code)
-    return failure_to_read(code, c.messages[0].bad)
 
 
 def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
@@ -327,5 +242,5 @@ def received(batch: Batch, n: int) -> Message | None:
     if n == _WITH_RUNS:
         return batch.with_runs(0)
     if n not in (_NOTHING_NOW, -errno.EINTR):
-        raise _failure(n, batch.c)
+        raise failure(n, bad=batch.c.messages[0].bad)
     return None

@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from . import aio, forking, queue_end, slot
+from .._channel import forking, totals
+from .._memory import places, ring
+from .._memory.ring import TINY_BYTES
+from . import aio, queue_end
 from .queue_end import LOOK_MS, QueueEnd
-from .slot import TINY_BYTES
 
 if TYPE_CHECKING:
-    from .figures import Stats
+    from .._stats import Stats
 
 MANY = 4096
 """Messages that get_many takes at most when it is not told how many."""
@@ -51,7 +53,7 @@ class Getting:
         """Have get() take what comes next from the ring itself, as long as it may."""
         source = self._source
         barred = source is None or self._ahead or self._closed
-        self._idle: list[slot.Batch] | None = None if barred else source.idle  # type: ignore[union-attr]
+        self._idle: list[ring.Batch] | None = None if barred else source.idle  # type: ignore[union-attr]
         if self._ahead:
             self._idle = None  # left aside meanwhile, by another thread
 
@@ -88,7 +90,7 @@ class Getting:
                     return _loads(batch.tiny[:n])  # which fails as it would have with stock
                 finally:
                     idle.append(batch)
-            message = slot.received(batch, n)
+            message = ring.received(batch, n)
             # None: for a signal, whose handler has run, or for what another thread has done.
             if message is None and self._idle is not idle:
                 return self._get_in_time(block, timeout)
@@ -115,7 +117,7 @@ class Getting:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise Empty
-            wait_ms = -1 if left is None else slot.milliseconds(left, LOOK_MS)
+            wait_ms = -1 if left is None else places.milliseconds(left, LOOK_MS)
         try:
             return _load(message)
         finally:
@@ -137,7 +139,7 @@ class Getting:
         objects: list[Any] = []
         wait_ms = 0
         while len(objects) < most:
-            wanted = min(most - len(objects), slot.AT_ONCE)
+            wanted = min(most - len(objects), ring.AT_ONCE)
             try:
                 some = source.receive_some(wanted, wait_ms)
             except Exception as error:
@@ -161,7 +163,7 @@ class Getting:
                     return self._get_one_by_one(most, left)
                 if left is not None and left <= 0:
                     raise Empty
-                wait_ms = -1 if left is None else slot.milliseconds(left, LOOK_MS)
+                wait_ms = -1 if left is None else places.milliseconds(left, LOOK_MS)
         return objects
 
     def _check_open(self) -> None:
@@ -223,7 +225,7 @@ class Getting:
 
     def stats(self) -> Stats:
         """What this process put and got, and what the queue's memory holds now."""
-        return queue_end.stats_of(self._reader, self._writer)
+        return totals.stats_of(self._reader, self._writer)
 
     def qsize(self) -> int:
         """Messages in the queue, wherever they are."""
@@ -232,7 +234,7 @@ class Getting:
             return stocks + len(self._ahead)
         if self._writer.closed and self._reader.closed:
             return 0
-        return slot.queue_size(self._arena) + len(self._ahead)
+        return places.queue_size(self._arena) + len(self._ahead)
 
     def empty(self) -> bool:
         return not self._ahead and not self._poll()
@@ -248,7 +250,7 @@ class Getting:
 
 
 # Looked up once, for every message needs them.
-_loads, _receive_one = pickle.loads, slot.receive_one
+_loads, _receive_one = pickle.loads, ring.receive_one
 
 
 def _load(received: Any) -> Any:

@@ -13,15 +13,17 @@ import pickle
 import pickletools
 import sys
 import types
-from collections.abc import Iterable, Sequence
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, TypeGuard
+from typing import Any
 
-from . import config
-from .arena import CORE_MISSING, Arena, OutOfSharedMemory, Parcel, writable_alias
-from .config import INLINE_MAX, VIEW_MIN
-from .counters import Reason
-from .errors import ProtocolError
+from .. import config
+from .._memory.arena import Arena
+from .._memory.core import CORE_MISSING, OutOfSharedMemory
+from .._memory.lease import writable_alias
+from .._memory.parcel import Parcel
+from ..config import INLINE_MAX, VIEW_MIN
+from ..counters import Reason
+from ..errors import ProtocolError
 
 PICKLER_KEEP = 32 << 10
 """Bytes of memo table with which a pickler is still kept.  It never shrinks, and clearing one that
@@ -64,7 +66,6 @@ class _Sink:
     def begin(self, arena: Arena | None, fd: int) -> None:
         self.arena, self.fd = arena, fd
         self.parcel: Parcel | None = None
-        self.buffers = 0  # in runs of their own
         self.inline: list[bytes] = []
         self.written = 0  # bytes of stream
         self.size = 0  # bytes of buffers
@@ -88,7 +89,6 @@ class _Sink:
             return True
         (self.parcel or self.open_parcel()).put_buffer(raw)
         self.size += size
-        self.buffers += 1
         return False
 
     def write(self, data: Any) -> int:
@@ -118,7 +118,7 @@ class _Sink:
             return inline.pop()
         stream = b"".join(inline)
         if parcel is not None:
-            parcel.settle(stream, self.buffers)
+            parcel.settle(stream)
         message = Message(stream, self.written + self.size, parcel)
         self.begin(None, -1)
         return message
@@ -273,29 +273,6 @@ STRINGS = frozenset((bytes, str))
 
 _dumps, _modules = pickle.dumps, sys.modules
 
-STRING_MAX = INLINE_MAX // 4 - 64
-"""Characters of a string whose pickle is not longer than INLINE_MAX, whatever they are."""
-
-INT_MAX = 1 << 63
-
-
-def are_small(objects: Iterable[object]) -> TypeGuard[Sequence[object]]:
-    """Whether these are a tuple of bytes and strings, or of scalars, that pickle.dumps does for.
-
-    None of them has a pickle longer than INLINE_MAX.
-    """
-    if type(objects) is not tuple or not objects:
-        return False
-    try:
-        kinds = {*map(type, objects)}
-    except TypeError:  # a class without a hash
-        return False
-    if kinds <= STRINGS:
-        return max(map(len, objects)) < STRING_MAX
-    if int in kinds:  # of any size; bool is none, and None cannot be compared
-        return kinds == {int} and -INT_MAX < min(objects) <= max(objects) < INT_MAX
-    return kinds <= SCALARS
-
 
 def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     """Pickle `obj`, into the arena where it is large; waits at the high-water mark as `fd` drains.
@@ -346,13 +323,10 @@ def dump_bytes(data: memoryview, arena: Arena | None, fd: int) -> bytes | Messag
         return b"" + data  # refuses what is not contiguous in stock's own words; bytes() would not
     if arena is None:
         return Message(data, size)
-    parcel = Parcel.begin(arena, fd)
     try:
-        parcel.put_stream(data)
-        parcel.settle(b"", 0)
+        return Message(b"", size, Parcel.of_stream(arena, fd, data))
     except OutOfSharedMemory:
         return Message(data, size, reason=Reason.OUT_OF_SHARED_MEMORY)
-    return Message(b"", size, parcel)
 
 
 class Received:

@@ -21,7 +21,9 @@ from multiprocessing import context as stock_context
 from multiprocessing import process as stock_process
 from typing import Any, NamedTuple
 
-from . import arena, connection, context
+from . import connection, context
+from ._channel import handshake
+from ._memory.core import CORE_MISSING
 
 __all__ = ["VARIABLE", "install", "uninstall"]
 
@@ -65,9 +67,9 @@ def install() -> None:
         return
     if sys.platform == "win32":
         raise RuntimeError("mpshm cannot be installed on Windows; multiprocessing stays as it is")
-    if arena.CORE_MISSING:
+    if CORE_MISSING:
         raise RuntimeError(
-            f"mpshm cannot be installed without its compiled core ({arena.CORE_MISSING}); "
+            f"mpshm cannot be installed without its compiled core ({CORE_MISSING}); "
             "multiprocessing stays as it is"
         )
     from multiprocessing import pool as stock_pool
@@ -75,22 +77,23 @@ def install() -> None:
     from multiprocessing import resource_sharer as sharer
     from multiprocessing import spawn as stock_spawn
 
-    from . import locked, pool, queues
+    from . import pool, queues
+    from ._queue import stock_locks
 
     _become(stock_connection.Connection, connection.Connection)
     for name in ("Queue", "JoinableQueue", "SimpleQueue"):
         _become(getattr(stock_queues, name), getattr(queues, name))
     _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
-    _patch(stock_connection, "SocketClient", connection.connect)
+    _patch(stock_connection, "SocketClient", handshake.connect)
     _patch(stock_connection.SocketListener, "accept", _accepting(sharer))  # type: ignore[attr-defined]
     _patch(sharer._ResourceSharer, "get_connection", _asking_sharer())  # type: ignore[attr-defined]
-    _patch(stock_queues.Queue, "get", locked.get)
-    _patch(stock_queues.Queue, "_feed", staticmethod(locked.feed))
+    _patch(stock_queues.Queue, "get", stock_locks.get)
+    _patch(stock_queues.Queue, "_feed", staticmethod(stock_locks.feed))
     _patch(stock_pool.Pool, "_help_stuff_finish", staticmethod(pool.help_stuff_finish))
     _patch(stock_pool.Pool, "_terminate_pool", classmethod(pool.terminate_pool))
     simple = stock_queues.SimpleQueue
-    _patch(simple, "get", _if_ours("_reader", locked.simple_get, simple.get))
-    _patch(simple, "put", _if_ours("_writer", locked.simple_put, simple.put))
+    _patch(simple, "get", _if_ours("_reader", stock_locks.simple_get, simple.get))
+    _patch(simple, "put", _if_ours("_writer", stock_locks.simple_put, simple.put))
     _patch(stock_process.BaseProcess, "_bootstrap", _releasing(stock_process.BaseProcess))
     for name in ("SpawnProcess", "ForkServerProcess"):
         fresh: Any = getattr(stock_context, name)
@@ -176,15 +179,15 @@ def _accepting(sharer: Any) -> Callable[..., Any]:
     def accept(self: Any) -> Any:
         for_sharer = sharer._resource_sharer._listener
         if for_sharer is not None and self is for_sharer._listener:
-            return connection.accept(self, shares=False)
-        return connection.accept(self)
+            return handshake.accept(self, shares=False)
+        return handshake.accept(self)
 
     return accept
 
 
 def _asking_sharer() -> Any:
-    connect = functools.partial(connection.connect, shares=False)
-    client = connection.over(stock_connection.Client, SocketClient=connect)
+    connect = functools.partial(handshake.connect, shares=False)
+    client = handshake.over(stock_connection.Client, SocketClient=connect)
 
     def get_connection(ident: tuple[Any, int]) -> Any:
         address, key = ident

@@ -1,0 +1,170 @@
+"""Listener and Client: two processes of one machine share memory once each knows the other.
+
+The arena is handed over while they authenticate each other, as ancillary data beside the stock
+module's own messages: a stock peer reads the same bytes as ever and never sees it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import types
+from collections.abc import Callable
+from multiprocessing import connection as stock
+from typing import TYPE_CHECKING, Any
+
+from .. import config
+from .._memory import plain_frame
+from .._memory.arena import Arena
+from .._memory.core import CORE_MISSING
+from .._memory.reader import Reader
+from ..counters import Reason
+from .pipe_end import Connection, new_arena, take_over
+
+_WELCOME, _CHALLENGE = b"#WELCOME#", b"#CHALLENGE#"
+
+
+_GREETING_MESSAGES = 6
+"""Challenge, response and welcome, both ways: after these no arena comes any more."""
+
+
+class _Greeting(Connection):
+    """An AF_UNIX end that is yet to be authenticated; an ordinary Connection afterwards.
+
+    Whoever welcomes first sends its new arena's descriptor along.  The other sends it back with its
+    own challenge: then both know that the other has it, and may send descriptors of its runs.
+    """
+
+    _messages = 0
+    _offered: Arena | None = None
+
+    def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
+        whole = memoryview(buf)
+        entire = whole.ndim == 1 and offset == 0 and size is None
+        head = bytes(whole[: len(_CHALLENGE)]) if entire else b""
+        carried: Arena | None = None
+        if self._arena is not None and head == _CHALLENGE:
+            carried = self._arena
+        elif self._arena is None and self._messages < _GREETING_MESSAGES // 2 and head == _WELCOME:
+            # Not with the last message: an arena that the peer never sends back is nobody's.
+            self._offered, reason = new_arena(self._handle)
+            carried = self._offered
+            if carried is None:
+                self._no_arena_reason = reason
+        if carried is None:
+            super().send_bytes(buf, offset, size)
+        else:
+            data = plain_frame.plain_header(whole.nbytes) + whole
+            with self._line() as line:
+                sent = socket.send_fds(line, [data], [carried.fileno()])
+            if sent < len(data):
+                self._send(data[sent:])
+            self._counters.small_messages += 1
+            self._counters.plain_bytes += whole.nbytes
+        self._count_message()
+
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        if isinstance(self._reader, Reader) and not self._reader.pending:
+            with self._line() as line:
+                head, fds, _, _ = socket.recv_fds(line, plain_frame.HEAD_BYTES, 1)
+            self._reader.begin(head)
+            for fd in fds:
+                self._take_descriptor(fd)
+            if not head:
+                raise EOFError
+        data = super().recv_bytes(maxlength)
+        self._count_message()
+        return data
+
+    def _line(self) -> socket.socket:
+        line = socket.socket(fileno=os.dup(self.fileno()))
+        line.setblocking(True)  # whatever socket.setdefaulttimeout() says
+        return line
+
+    def _take_descriptor(self, fd: int) -> None:
+        try:
+            theirs = Arena.attach(fd, sealed=True)
+        except OSError:
+            return  # nothing that we could share: the plain road, which is counted
+        if self._offered in (None, theirs) and config.mode() is not config.Mode.OFF:
+            self._use(theirs)
+
+    def _count_message(self) -> None:
+        self._messages += 1
+        if self._messages == _GREETING_MESSAGES:
+            self._offered = None
+            self.__class__ = Connection  # type: ignore[assignment]
+
+
+def _greet(end: stock.Connection, family: str) -> Connection:
+    """Take over an end that the stock module has connected."""
+    if sys.platform == "win32" and not TYPE_CHECKING:
+        return end  # there the stock module's ends stay, which are of another kind
+    is_local = family == "AF_UNIX"
+    is_off = is_local and config.mode() is config.Mode.OFF
+    cls = _Greeting if is_local and not CORE_MISSING else Connection
+    return take_over(cls, end, None, Reason.OFF if is_off else Reason.NOT_LOCAL)
+
+
+def over(function: Any, **names: Any) -> Any:
+    """Stock's own code, which differs between versions, among other names."""
+    return types.FunctionType(
+        function.__code__, {**vars(stock), **names}, function.__name__, function.__defaults__
+    )
+
+
+class _Raw(stock.Connection):
+    """A stock end, also while mpshm is installed: it has no arena that could be looked for."""
+
+
+_raw: Any = stock.Connection if sys.platform == "win32" else _Raw
+
+
+_stock_accept = over(stock.SocketListener.accept, Connection=_raw)  # type: ignore[attr-defined]
+_stock_connect = over(stock.SocketClient, Connection=_raw)  # type: ignore[attr-defined]
+
+
+def accept(listener: Any, shares: bool = True) -> Connection:
+    """SocketListener.accept, which a Listener calls before it authenticates its peer.
+
+    shares: whether local peers are to share memory.
+    """
+    return _greet(_stock_accept(listener), listener._family if shares else "")
+
+
+def connect(address: Any, shares: bool = True) -> Connection:
+    """SocketClient, which Client calls before it authenticates itself."""
+    family = stock.address_type(address) if shares else ""  # type: ignore[attr-defined]
+    return _greet(_stock_connect(address), family)
+
+
+class _SocketListener(stock.SocketListener):  # type: ignore[name-defined, misc]
+    def accept(self) -> Connection:
+        return accept(self)
+
+
+class Listener(stock.Listener):
+    """A stock Listener whose local peers share memory with it once they are authenticated."""
+
+    __module__ = "mpshm.connection"  # where users find it
+
+    if TYPE_CHECKING:
+        _listener: Any
+
+    def __init__(
+        self,
+        address: Any = None,
+        family: str | None = None,
+        backlog: int = 1,
+        authkey: bytes | None = None,
+    ) -> None:
+        super().__init__(address, family, backlog, authkey)
+        if isinstance(self._listener, stock.SocketListener):  # type: ignore[attr-defined]
+            self._listener.__class__ = _SocketListener
+
+
+Client: Callable[..., Connection] = over(stock.Client, SocketClient=connect)
+Client.__doc__ = (
+    "A connection to the Listener at an address, sharing memory with it if it is local and ours."
+)

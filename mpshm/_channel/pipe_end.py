@@ -1,0 +1,449 @@
+"""Connection: one end of a pipe or socket.  Knows frames and roads.
+
+A message is plain (the stock module's frame, byte for byte) while a pipe takes it in one piece;
+else its frame holds descriptors of runs in the channel's arena.  Every plain message is counted
+with its reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import socket
+import threading
+import weakref
+from multiprocessing import connection as stock
+from multiprocessing import reduction
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .. import config
+from .._memory import plain_frame
+from .._memory.arena import Arena, Run
+from .._memory.buffer import Buffer
+from .._memory.core import CORE_MISSING, NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
+from .._memory.parcel import Parcel
+from .._memory.reader import Reader
+from ..counters import EndCounters, Reason, be_ready_to_show
+from ..errors import BufferTooShort, PlainRoadError, TooLong
+from . import forking, payload, search, totals
+from .payload import Message, Received
+
+if TYPE_CHECKING:
+    from .._stats import Stats
+
+
+class Connection(stock.Connection):
+    """An end of a channel: a stock Connection whose large messages go through shared memory.
+
+    arena: the channel's shared memory, or None for a channel that has none, for `reason`.
+    With neither, as libraries build an end anew from its bare descriptor, it is looked for: among
+    the ends and the ancestors of this process, and everywhere when a message cannot do without.
+    """
+
+    __module__ = "mpshm.connection"  # where users find it
+
+    _asked = False
+    """Whether something was sent since the last receive: what comes next may be its answer."""
+
+    @staticmethod
+    def queue_end_class() -> type[Connection]:
+        """QueueEnd.  That is above this module, so mpshm/connection.py replaces this."""
+        raise NotImplementedError
+
+    if TYPE_CHECKING:  # what stock's class has and its stub does not name
+        _handle: int
+        _readable: bool
+        _writable: bool
+
+        def _check_closed(self) -> None: ...
+        def _check_readable(self) -> None: ...
+        def _check_writable(self) -> None: ...
+        def _bad_message_length(self) -> NoReturn: ...
+        def _send(self, buf: Any) -> None: ...
+
+    def __init__(
+        self,
+        handle: int,
+        readable: bool = True,
+        writable: bool = True,
+        *,
+        arena: Arena | None = None,
+        reason: Reason | None = None,
+    ) -> None:
+        super().__init__(handle, readable, writable)
+        self._arena: Arena | None = None
+        self._no_arena_reason = reason
+        self._counters = self._new_counters()
+        self._reset_in_child()
+        forking.register(self)
+        if arena is None and reason is None:
+            arena = _known(handle) or search.find(handle, search.ancestors())
+        self._use(arena)
+
+    def _new_counters(self) -> EndCounters:
+        return EndCounters()
+
+    def _use(self, arena: Arena | None) -> None:
+        """Have this end's messages go through `arena` from now on."""
+        self._arena = arena
+        if arena is not None:
+            _open_ends[_pipe_of(self._handle)] = self
+            if arena.is_queue and type(self) is Connection:
+                # Made from the bare descriptor of a queue's pipe.
+                self.__class__ = self.queue_end_class()
+                self._counters = self._new_counters()
+                self._reset_in_child()
+
+    def _reset_in_child(self) -> None:
+        # Reentrant: a signal handler may use the connection that it interrupted.
+        self._send_lock = threading.RLock()
+        self._recv_lock = threading.RLock()
+        self._reader: Reader | plain_frame.PlainReader = (
+            plain_frame.PlainReader() if CORE_MISSING else Reader()
+        )
+
+    def __reduce__(self) -> Any:
+        self._check_closed()
+        handle = reduction.DupFd(self._handle)
+        return rebuild, (
+            handle,
+            self._arena,
+            self._readable,
+            self._writable,
+            self._no_arena_reason,
+        )
+
+    def _close(self, _close: Any = os.close) -> None:
+        # A default argument, as in stock: at interpreter exit this module may be gone before us.
+        self._arena = None
+        _close(self._handle)
+
+    # Sending
+
+    def send(self, obj: object) -> None:
+        """Send a picklable object."""
+        self._transmit(self._dump(obj))
+
+    def _dump(self, obj: object) -> bytes | Message:
+        if self._handle is None or not self._writable:
+            self._check_closed()
+            self._check_writable()
+        return payload.dump(obj, self._arena, self._handle)
+
+    def _send_bytes(self, buf: Any) -> None:
+        self._transmit(payload.dump_bytes(memoryview(buf), self._arena, self._handle))
+
+    def get_buf(self, size: int) -> Buffer:
+        """A writable buffer of `size` bytes in the arena, to be filled and sent with no copy.
+
+        The caller owns it until `send_buf`; releasing it instead gives it back.  A channel without
+        shared memory, or out of it, gives private memory that `send_buf` takes all the same.
+        """
+        self._check_closed()
+        self._check_writable()
+        if size < 0:
+            raise ValueError("size is negative")
+        if self._arena is not None and size > 0:
+            try:
+                run = self._arena.claim(size)
+                return Buffer(run.view(size), run)
+            except OutOfSharedMemory:
+                _refuse_if_required(Reason.OUT_OF_SHARED_MEMORY)
+        return Buffer(memoryview(bytearray(size)))
+
+    def send_buf(self, buf: Buffer, size: int | None = None) -> None:
+        """Send the first `size` bytes of `buf` (default: all) and hand the buffer over.
+
+        Arrives as `send_bytes` of the same bytes would: by recv_buf, recv_bytes or recv.  The
+        buffer must come from this connection's `get_buf`.  When the send fails it is still yours.
+        """
+        self._check_closed()
+        self._check_writable()
+        count = buf.size if size is None else size
+        if not 0 <= count <= buf.size:
+            raise ValueError(f"size {count} is not within the buffer's {buf.size} bytes")
+        if buf._run is not None and buf._run._arena is not self._arena:
+            raise ValueError("the buffer comes from another channel's get_buf")
+        run, view = buf._hand_over()
+        try:
+            if run is None or count == 0 or self._arena is None:
+                self._transmit(payload.dump_bytes(view[:count], self._arena, self._handle))
+                if run is not None:
+                    run.abandon()
+            else:
+                self._send_run(self._arena, run, count)
+        except BaseException:
+            buf._take_back(run, view)
+            raise
+
+    def _send_run(self, arena: Arena, run: Run, size: int) -> None:
+        arena.wait_room(self._handle, size)
+        parcel = Parcel.begin(arena, self._handle)
+        try:
+            parcel.put_run(run, size)
+            self._send_parcel(parcel, size)
+        except BaseException:
+            parcel.return_run()
+            raise
+
+    def _send_parcel(self, parcel: Parcel, size: int) -> None:
+        self._asked = True
+        with self._send_lock:
+            parcel.send(b"")
+        self._counters.shm_messages += 1
+        self._counters.shm_bytes += size
+
+    def _transmit(self, message: bytes | Message) -> None:
+        """Send what `payload` made: by descriptor, small, or the plain road with its reason."""
+        counters = self._counters
+        self._asked = True
+        if isinstance(message, bytes):
+            size = len(message)
+            if size > PLAIN_MAX and self._arena is not None and self._copied(self._arena, message):
+                counters.shm_messages += 1
+                counters.shm_bytes += size
+                return
+            data = _length_word(size) + message
+            with self._send_lock:
+                written = _write(self._handle, data)
+                if written < len(data):
+                    self._send(data[written:])
+            counters.small_messages += 1
+            counters.plain_bytes += size
+            return
+        size = message.size
+        if message.parcel is not None:
+            try:
+                with self._send_lock:
+                    message.parcel.send(message.stream)
+            except BaseException:
+                message.parcel.clear()  # now, not when the traceback dies
+                raise
+            counters.shm_messages += 1
+            counters.shm_bytes += size
+        else:
+            reason = message.reason
+            if self._arena is None:
+                reason = self._no_arena_reason or Reason.NOT_LOCAL
+            _refuse_if_required(reason)
+            with self._send_lock:
+                super()._send_bytes(memoryview(message.stream).cast("B"))  # type: ignore[misc]
+            counters.count_plain(reason, size)
+
+    def _copied(self, arena: Arena, message: bytes) -> bool:
+        """Whether a run took the message, after waiting for room; else it must go plain."""
+        mark = config.COPY_MARK_BYTES
+        while True:
+            with self._send_lock:
+                sent = arena.try_send_copy(self._handle, message, mark)
+            if sent is not None:
+                return sent
+            if not os.get_blocking(self._handle):
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            arena.wait_room(self._handle, len(message), mark)
+            mark = NO_MARK  # also when there was nobody to wait for
+
+    # Receiving
+
+    def recv(self) -> Any:
+        """Receive a picklable object; large arrays in it are private, writable views."""
+        message = self._take()
+        # The first alone would do; a small message is spared a call.
+        return _loads(message) if isinstance(message, bytes) else payload.load(message)
+
+    def _take(
+        self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX
+    ) -> bytes | Received:
+        """The next message: bytes if it came plain or was copied, else its runs, leased.
+
+        Unpickling is the caller's, outside any lock.  Raises TooLong for a plain one over maxsize,
+        whose body may be left unread, as in stock.
+        """
+        if self._handle is None or not self._readable:
+            self._check_closed()
+            self._check_readable()
+        with self._recv_lock:
+            reader = self._reader
+            if self._asked:
+                self._asked = False
+                reader.expect_answer()
+            try:
+                try:
+                    message = reader.read(self._handle, self._arena, maxsize, copy_max)
+                except ReaderFull:
+                    reader = self._reader = Reader()
+                    message = reader.read(self._handle, self._arena, maxsize, copy_max)
+            except NoArena:
+                message = reader.reopen(self._find_arena)  # type: ignore[union-attr]
+        counters = self._counters
+        if isinstance(message, bytes):
+            counters.received_plain_messages += 1
+            counters.received_plain_bytes += len(message)
+            return message
+        stream, buffers = message
+        if type(stream) is bytes and not buffers:  # copied out of its run
+            counters.received_shm_messages += 1
+            counters.received_shm_bytes += len(stream)
+            return stream
+        received = Received(stream, buffers)
+        counters.received_shm_messages += 1
+        counters.received_shm_bytes += received.size
+        return received
+
+    def _find_arena(self) -> Arena | None:
+        """For a message that cannot be had without: look everywhere, once."""
+        if self._arena is None and self._no_arena_reason is None:
+            self._use(search.find(self._handle, search.everybody()))
+            self._no_arena_reason = Reason.NOT_LOCAL
+        return self._arena
+
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        """Receive a message as bytes: what send_bytes sent, or the pickle of what send sent."""
+        self._check_closed()
+        self._check_readable()
+        if maxlength is not None and maxlength < 0:
+            raise ValueError("negative maxlength")
+        try:
+            return bytes(self._take_in_band(maxlength))
+        except TooLong:
+            self._bad_message_length()  # raises
+
+    def _take_in_band(self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX) -> Any:
+        """The next message as one bytes-like object; raises TooLong if it is over maxsize."""
+        data = payload.in_band(self._take(maxsize, copy_max))
+        if maxsize is not None and len(data) > maxsize:
+            raise TooLong
+        return data
+
+    def _recv_bytes(self, maxsize: int | None = None) -> io.BytesIO | None:
+        # Stock's private shape, for those who call it: None when over maxsize.
+        try:
+            return io.BytesIO(self._take_in_band(maxsize))
+        except TooLong:
+            return None
+
+    def recv_bytes_into(self, buf: Any, offset: int = 0) -> int:
+        """Receive a message into a writable bytes-like object; return its size in bytes."""
+        self._check_closed()
+        self._check_readable()
+        with memoryview(buf) as whole:
+            room = whole.nbytes
+            if offset < 0:
+                raise ValueError("negative offset")
+            if offset > room:
+                raise ValueError("offset too large")
+            data = self._take_in_band()
+            size = len(data)
+            if room < offset + size:
+                raise BufferTooShort(bytes(data))
+            if size:
+                with whole.cast("B") as flat:
+                    flat[offset : offset + size] = data
+            return size
+
+    def recv_buf(self) -> Buffer:
+        """Receive a message as a Buffer over its run: no copy.  Release it, or use `with`."""
+        data = self._take_in_band(copy_max=0)
+        return Buffer(data if isinstance(data, memoryview) else memoryview(bytearray(data)))
+
+    def _poll(self, timeout: float | None) -> bool:
+        if self._reader.pending:
+            return True
+        return bool(wait([self], timeout))
+
+    def stats(self) -> Stats:
+        """What this end sent and received in this process, and what the channel's arena holds."""
+        return totals.stats_of(self)
+
+
+# Looked up once, for every small message needs them.
+_write, _length_word, _loads = os.write, plain_frame.plain_header, pickle.loads
+PLAIN_MAX = plain_frame.PLAIN_MAX
+
+
+def _refuse_if_required(reason: Reason) -> None:
+    if config.mode() is config.Mode.REQUIRE:
+        raise PlainRoadError(f"MPSHM=require, but a message would go plain: {reason.value}")
+
+
+_open_ends: weakref.WeakValueDictionary[tuple[int, int], Connection] = weakref.WeakValueDictionary()
+"""The open ends with an arena, by the pipe or socket under them."""
+
+
+def _pipe_of(handle: int) -> tuple[int, int]:
+    status = os.fstat(handle)
+    return status.st_dev, status.st_ino
+
+
+def _known(handle: int) -> Arena | None:
+    """The arena of another end in this process, of the same pipe."""
+    if not _open_ends:
+        return None
+    try:
+        end = _open_ends.get(_pipe_of(handle))
+    except OSError:
+        return None  # no descriptor at all: whoever uses it will hear
+    # A closed end proves nothing: its pipe's number may be another pipe's by now.
+    return None if end is None or end.closed else end._arena
+
+
+def rebuild(
+    handle: Any, arena: Arena | None, readable: bool, writable: bool, reason: Reason | None
+) -> Connection:
+    """Unpickle a Connection, whose descriptor arrives as the stock module passes one."""
+    return Connection(handle.detach(), readable, writable, arena=arena, reason=reason)
+
+
+def new_arena(*handles: int) -> tuple[Arena | None, Reason]:
+    """An arena for the new channel of that pipe or those sockets, or None and why there is none."""
+    mode = config.mode()
+    config.spin_us()  # complains now, if at all: no end has been made yet
+    if mode is config.Mode.OFF:
+        return None, Reason.OFF
+    try:
+        return Arena.create(name=search.name_for(handles)), Reason.NO_MEMORY_FILE
+    except OSError as error:
+        if mode is config.Mode.REQUIRE:
+            raise PlainRoadError(f"MPSHM=require, but no shared memory: {error}") from error
+        return None, Reason.NO_MEMORY_FILE
+
+
+def adopt(*ends: stock.Connection) -> list[Connection]:
+    """Take stock ends of one new channel over: the same descriptors, with an arena beside them."""
+    ours = [end for end in ends if isinstance(end, Connection)]
+    if len(ours) == len(ends):
+        return ours  # mpshm is installed
+    arena, reason = new_arena(*(end.fileno() for end in ends))
+    return [take_over(Connection, end, arena, reason) for end in ends]
+
+
+def take_over(
+    cls: type[Connection], end: stock.Connection, arena: Arena | None, reason: Reason
+) -> Connection:
+    handle, end._handle = end._handle, None  # type: ignore[attr-defined]
+    return cls(handle, end.readable, end.writable, arena=arena, reason=reason)
+
+
+def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
+    """A new channel's two ends; with duplex=False the first only receives, the second sends."""
+    be_ready_to_show()
+    if duplex:
+        pair = socket.socketpair()
+        for end in pair:
+            end.setblocking(True)  # whatever socket.setdefaulttimeout() says
+        handles = [end.detach() for end in pair]
+    else:
+        handles = list(os.pipe())
+    try:
+        arena, reason = new_arena(*handles[: 1 + duplex])  # a pipe's ends have one number
+    except BaseException:
+        for handle in handles:
+            os.close(handle)
+        raise
+    return (
+        Connection(handles[0], True, duplex, arena=arena, reason=reason),
+        Connection(handles[1], duplex, True, arena=arena, reason=reason),
+    )

@@ -1,0 +1,119 @@
+"""Parcel: a message on its way into chunks.  Knows bytes and runs; knows no pickle and no frame."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from .arena import Arena, Run
+from .core import NO_MARK, NO_WAIT, NoRoomNow, failure, ffi, lib, refused
+
+
+class Parcel:
+    """A message on its way into chunks: a stream, and buffers with a contiguous run each.
+
+    Owns its runs until they are sent; what is not sent goes back when the parcel dies.  For one
+    thread at a time.  Each `put` obeys the high-water mark.
+    """
+
+    __slots__ = ("_arena", "_c", "_fd")
+    _arena: Arena
+    _fd: int
+
+    def __init__(self) -> None:
+        self._c = ffi.gc(lib.mpshm_parcel_new(), lib.mpshm_parcel_free)
+
+    @classmethod
+    def begin(cls, arena: Arena, fd: int) -> Parcel:
+        """An empty parcel for the channel of that arena and pipe."""
+        try:
+            parcel = _spare_parcels.pop()
+        except IndexError:
+            parcel = cls()
+        parcel._arena, parcel._fd = arena, fd
+        lib.mpshm_parcel_begin(parcel._c, arena._c)
+        return parcel
+
+    @classmethod
+    def of_stream(cls, arena: Arena, fd: int, data: Any, piece_bytes: int = 0) -> Parcel:
+        """A parcel whose stream is a contiguous bytes-like object.  Raises as `put_stream` does.
+
+        piece_bytes: copy so many at a time, for no segment may hold all of it; 0: all at once.
+        """
+        parcel = cls.begin(arena, fd)
+        whole = memoryview(data)
+        try:
+            for at in range(0, whole.nbytes, piece_bytes or whole.nbytes):
+                parcel.put_stream(whole[at : at + piece_bytes] if piece_bytes else data)
+            parcel.settle(b"")
+        except BaseException:
+            parcel.clear()
+            raise
+        return parcel
+
+    def clear(self) -> None:
+        """Give back what has not been sent; the parcel is spent."""
+        lib.mpshm_parcel_clear(self._c)
+
+    def put_buffer(self, data: Any) -> None:
+        """Copy a contiguous bytes-like object into a run of its own.  Raises OutOfSharedMemory."""
+        c = ffi.from_buffer(data)
+        self._put(lib.mpshm_put_buffer, len(c), c, len(c))
+
+    def put_stream(self, data: Any, more: int = 0) -> None:
+        """Copy bytes behind the stream's end; `more` are known to follow.
+
+        In place while the stream's run can be extended, then in a further run.
+        """
+        c = ffi.from_buffer(data)
+        self._put(lib.mpshm_put_stream, len(c), c, len(c), more)
+
+    def put_run(self, run: Run, size: int) -> None:
+        """Borrow a loaned run as the whole stream, `size` bytes of it."""
+        if code := lib.mpshm_put_run(self._c, run._c, size):
+            raise failure(code)
+
+    def return_run(self) -> None:
+        """Let go of the borrowed run, which is its owner's again."""
+        lib.mpshm_return_run(self._c)
+
+    def settle(self, stream: bytes) -> None:
+        """Find room for what a frame cannot hold.  Before `send`."""
+        size = len(stream)
+        self._put(lib.mpshm_settle, size, size)
+
+    def _put(self, put: Any, size: int, *args: Any) -> None:
+        mark = self._arena.high_water
+        while code := put(self._c, *args, mark):
+            if code == -errno.EAGAIN:
+                if self._fd == NO_WAIT:
+                    raise NoRoomNow
+                self._arena.wait_room(self._fd, size)
+                mark = NO_MARK  # also when there was nobody to wait for
+            else:
+                raise refused(code, f"no {size} bytes")
+
+    def send(self, stream: bytes) -> None:
+        """Seal the runs and write the frame that names them: both, or neither and an OSError.
+
+        The parcel is spent afterwards.
+        """
+        while code := lib.mpshm_send(self._c, self._fd, stream, len(stream)):
+            if code != -errno.EINTR:
+                raise failure(code)
+        self._spend()
+
+    def send_to_ring(self, end: Any, stream: bytes, place: int) -> int:
+        """The same for a queue, and never waits: 0, or the core's code and the parcel as it was."""
+        code = int(lib.mpshm_queue_put_parcel(self._c, end, stream, len(stream), place))
+        if code == 0:
+            self._spend()
+        return code
+
+    def _spend(self) -> None:
+        del self._arena
+        _spare_parcels.append(self)
+
+
+_spare_parcels: list[Parcel] = []
+"""Spent ones.  list.pop and append are atomic, so threads share it."""

@@ -1,0 +1,116 @@
+"""Reader: takes messages off a pipe or socket, frame by frame.  Knows no pickle."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from .. import config
+from ..errors import TooLong
+from .arena import Arena
+from .core import CORE_MISSING, NoArena, ReaderFull, failure, ffi, lib
+from .lease import message_of, take_runs
+from .plain_frame import read_exactly
+
+_BODY_MAX = config.INLINE_MAX
+"""Bytes of a message that a reader has room for."""
+
+
+if not CORE_MISSING:
+    # Looked up once: a cffi library's attribute costs more than a global.
+    _receive, _NULL = lib.mpshm_receive, ffi.NULL
+    _DESCRIPTORS, _LONG, _COPIED = lib.MPSHM_DESCRIPTORS, lib.MPSHM_LONG, lib.MPSHM_COPIED
+
+
+class Reader:
+    """Reads one message's frame at a time off a descriptor and never past it.
+
+    A frame half read stays here when a signal interrupts, and the next call goes on with it.
+    """
+
+    __slots__ = ("_bytes", "_c")
+
+    def __init__(self) -> None:
+        self._c = ffi.gc(lib.mpshm_reader_new(config.spin_us()), lib.mpshm_reader_free)
+        self._bytes = ffi.buffer(self._c.bytes)
+
+    @property
+    def pending(self) -> bool:
+        """Whether part of a frame has been read."""
+        return bool(self._c.have)
+
+    def expect_answer(self) -> None:
+        """Look longer than else for the next message, which may be an answer, before blocking."""
+        self._c.asked = 1
+
+    def begin(self, head: bytes) -> None:
+        """Go on from a frame's first bytes, which the caller has read."""
+        self._bytes[: len(head)] = head
+        self._c.have = len(head)
+
+    def read(
+        self,
+        fd: int,
+        arena: Arena | None = None,
+        maxsize: int | None = None,
+        copy_max: int = _BODY_MAX,
+    ) -> bytes | tuple[Any, list[memoryview]]:
+        """The next message: the bytes of a plain one, else its stream and its buffers, leased.
+
+        copy_max: bytes up to which a stream without buffers is copied out of its run instead.
+        Raises EOFError, OSError, TooLong, or ProtocolError naming what is wrong; then no run is
+        kept.  Raises ReaderFull when it comes between a frame and its caller, as a signal handler
+        does: it must read on with a new Reader.  After NoArena, `reopen` comes next.
+        """
+        c = self._c
+        body_max = _BODY_MAX if maxsize is None or maxsize > _BODY_MAX else maxsize
+        try:
+            memory = _NULL if arena is None else arena._c
+            while (n := _receive(c, fd, memory, body_max, copy_max)) <= 0:
+                if n == 0:
+                    raise EOFError
+                if n == -errno.EBUSY:
+                    raise ReaderFull
+                if n != -errno.EINTR:
+                    raise failure(n, bad=c.bad)
+            if n < _DESCRIPTORS:
+                body: bytes = self._bytes[4:n]
+                c.full = 0
+                return body
+            if n > _COPIED:
+                body = self._bytes[4 : n - _COPIED]
+                c.full = 0
+                return body, []
+            if n != _LONG:
+                return self._take_over()
+        except (ReaderFull, NoArena):
+            raise  # what it holds is another's, or kept
+        except BaseException:
+            lib.mpshm_discard(c)  # an interruption may leave runs without a holder
+            raise
+        size = int(c.body_size)
+        c.full = 0
+        if maxsize is not None and size > maxsize:
+            raise TooLong
+        return read_exactly(fd, size)
+
+    def reopen(self, find: Callable[[], Arena | None]) -> tuple[Any, list[memoryview]]:
+        """The message of a frame that came before its arena, which `find` gives; None loses it."""
+        c = self._c
+        try:
+            arena = find()
+            if code := lib.mpshm_reopen(c, _NULL if arena is None else arena._c):
+                raise failure(code, bad=c.bad)
+            return self._take_over()
+        except BaseException:
+            lib.mpshm_discard(c)
+            raise
+
+    def _take_over(self) -> tuple[Any, list[memoryview]]:
+        """The message of the descriptor frame just read, each run with a holder of its own."""
+        c = self._c
+        views = take_runs(lib.mpshm_take, c, range(c.count))
+        stream = b"" if c.stream_runs else self._bytes[c.stream_at : c.stream_end]
+        c.full = 0
+        return message_of(views, c.stream_runs, stream)

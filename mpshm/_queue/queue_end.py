@@ -1,0 +1,251 @@
+"""QueueEnd: a Connection over a queue's ring in shared memory.
+
+Any number of processes may send on it and receive from it at the same time, with no lock.  Its
+pipe tells when nobody is left at the other end.  It also shows that there are messages, once
+somebody has asked for its descriptor.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import reduction
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .._channel import payload, pipe_end
+from .._channel.payload import Message, Received
+from .._memory import places, plain_frame, ring
+from .._memory.arena import Arena
+from .._memory.core import CORE_MISSING, OutOfSharedMemory
+from .._memory.parcel import Parcel
+from .._memory.ring import NO_PLACE
+from ..config import INLINE_MAX
+from ..counters import Reason, be_ready_to_show
+from ..errors import PlainRoadError
+from . import putting
+
+if TYPE_CHECKING:
+    from .._memory.ring import Batch, QueueCounters
+
+LOOK_MS = 1000
+"""How long a wait with a timeout sleeps at most: what it asks of the kernel is an int."""
+
+
+class QueueEnd(pipe_end.Connection):
+    """One end of a queue.  Both ends share one arena."""
+
+    _counters: QueueCounters
+    _ring_end: ring.End | None = None
+
+    put_now: Callable[[bytes, int, int], int]
+    receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
+    new_batch: Callable[[], Batch]
+    """What ring.putter, ring.receiver and ring.Batch made, while this end is open."""
+    idle: list[Batch]
+    """Batches that no thread uses.  Always the same list; empty in a new child and once closed."""
+    direct: Any = None
+    """What ring.put_one needs, while this end can be put to."""
+
+    def _new_counters(self) -> Any:
+        return ring.QueueCounters()
+
+    def _use(self, arena: Arena | None) -> None:
+        super()._use(arena)
+        self._reset_in_child()
+
+    def _reset_in_child(self) -> None:
+        self._reader = plain_frame.PlainReader()  # never used: no slot is read in part
+        self._empty_idle()
+        if self._arena is None:
+            self.put_now = self.receive = self.new_batch = self._unusable
+        else:
+            if self._ring_end is None:
+                self._ring_end = ring.End(self._arena, self._counters, self._handle, self._readable)
+            self.put_now = ring.putter(self._ring_end) if self._writable else self._read_only
+            self.receive = ring.receiver(self._ring_end, self.idle)
+            self.new_batch = functools.partial(ring.Batch, self._ring_end)
+            self.direct = self._ring_end.c if self._writable else None
+
+    def _empty_idle(self) -> None:
+        try:
+            self.idle.clear()
+        except AttributeError:
+            self.idle = []
+
+    def _close(self, _close: Any = os.close) -> None:
+        self.put_now = self.receive = self.new_batch = self._unusable
+        self.direct = None
+        self._empty_idle()
+        end, self._ring_end = self._ring_end, None  # which keeps the arena
+        if end is not None:
+            end.stop_receiving()
+        super()._close(_close)
+        if end is not None:
+            end.release()
+
+    def __reduce__(self) -> Any:
+        self._check_closed()
+        return rebuild, (
+            reduction.DupFd(self._handle),
+            self._arena,
+            self._readable,
+            self._writable,
+        )
+
+    def fileno(self) -> int:
+        """The pipe's descriptor: readable, from now on, while there is a message or end of file."""
+        if self._readable and self._ring_end is not None:
+            self._ring_end.watch()
+        return super().fileno()
+
+    @property
+    def arena(self) -> Any:
+        """The queue's shared memory; None in a process without the core, and once closed."""
+        return self._arena
+
+    @property
+    def ring_end(self) -> ring.End:
+        """The core's side of this end.  Raises OSError once closed."""
+        return self._ring_end or self._unusable()
+
+    # Sending
+
+    @property
+    def has_sent(self) -> bool:
+        """Whether this process has put a message through this end."""
+        return self._counters.small_messages + self._counters.shm_messages > 0
+
+    def send(self, obj: object) -> None:
+        """Send a picklable object, waiting while the ring is full."""
+        message = payload.dump(obj, self._arena, self._handle)
+        # If it does not go out at once, then once more with patience.
+        if type(message) is not bytes or self.put_now(message, len(message), NO_PLACE) < 0:
+            self._transmit(message)
+
+    def has_room(self, timeout_ms: int) -> bool:
+        """Wait until the ring has room for a message; False when the time is over."""
+        return self.ring_end.wait_room(timeout_ms)
+
+    def wait_room(self, reason: Exception, timeout_ms: int) -> None:
+        """Wait a little after a put that failed: for room in the ring, or for memory."""
+        if isinstance(reason, OutOfSharedMemory):
+            time.sleep(timeout_ms / 1000)
+            if self._arena is not None:
+                places.reap(self._arena)
+        else:
+            self.has_room(timeout_ms)
+            if self._arena is not None:
+                self._arena.wait_room_a_while(self._handle, 1, timeout_ms)
+
+    def check_writable(self) -> None:
+        """Raise OSError if this end only receives."""
+        if not self._writable:
+            self._check_writable()
+
+    def _transmit(self, message: bytes | Message) -> None:
+        try:
+            putting.put_within(self, message, NO_PLACE)
+        except BaseException:
+            putting.drop(message)
+            raise
+
+    def _send_parcel(self, parcel: Parcel, size: int) -> None:
+        putting.put_within(self, Message(b"", size, parcel), NO_PLACE)
+
+    # Receiving
+
+    def receive_some(self, most: int, timeout_ms: int) -> list[Any]:
+        """Up to `most` messages as `receive` gives them, waiting for the first.
+
+        In place of one that cannot be had stands its exception.
+        """
+        if self._arena is None:
+            self._unusable()
+        try:
+            batch = self.idle.pop()
+        except IndexError:
+            batch = self.new_batch()
+        messages = batch.receive_some(most, timeout_ms)
+        if self._ring_end is not None:
+            self.idle.append(batch)
+        return messages
+
+    def call(self) -> None:
+        """Have all threads that wait for a message look at what has changed."""
+        if self._ring_end is not None:
+            self._ring_end.call()
+
+    def _poll(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        wait_ms = 0
+        while not self.ring_end.poll(wait_ms):
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            wait_ms = -1 if left is None else places.milliseconds(left, LOOK_MS)
+        return True
+
+    def _unusable(self, *args: object) -> NoReturn:
+        """Raise why this end cannot do what was asked of it."""
+        self._check_closed()
+        if self._arena is None:
+            raise PlainRoadError("a queue needs shared memory, and this process has none for it")
+        raise OSError("handle is invalid")
+
+    def _read_only(self, *args: object) -> NoReturn:
+        self._check_closed()
+        self._check_writable()
+        self._unusable()
+
+    def _take(self, maxsize: int | None = None, copy_max: int = INLINE_MAX) -> bytes | Received:
+        if not self._readable:
+            self._check_readable()
+        while (message := self.receive(-1)) is None:
+            pass  # a signal: its handler has run
+        return Received(*message) if isinstance(message, tuple) else message
+
+
+def load(received: Any) -> Any:
+    """The object of a message that `receive` gave."""
+    if type(received) is tuple:
+        received = Received(*received)
+    return payload.load(received)
+
+
+def rebuild(handle: Any, arena: Arena | None, readable: bool, writable: bool) -> QueueEnd:
+    """Unpickle a QueueEnd."""
+    return QueueEnd(handle.detach(), readable, writable, arena=arena, reason=Reason.NO_MEMORY_FILE)
+
+
+def pipe(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, QueueEnd] | None:
+    """A new queue's two ends: the one to get from, the one to put to.
+
+    None where none can be had: without shared memory, and wherever there is no futex.
+    """
+    if CORE_MISSING or sys.platform != "linux":
+        return None
+    be_ready_to_show()
+    reader, writer = os.pipe()
+    arena = None
+    try:
+        arena, reason = pipe_end.new_arena(reader)
+        if arena is not None and not arena.make_queue(places, bytes_limit, joinable):
+            arena = None
+    finally:
+        if arena is None:
+            os.close(reader)
+            os.close(writer)
+    if arena is None:
+        return None
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    # So that ring.c's show() can write to it though the process is another user's by now; nobody
+    # else can reach it.
+    os.fchmod(reader, 0o666)
+    return (
+        QueueEnd(reader, True, False, arena=arena, reason=reason),
+        QueueEnd(writer, False, True, arena=arena, reason=reason),
+    )

@@ -1,0 +1,113 @@
+"""How objects are put in a SimpleQueue, which has no feeder.  The rungs are putting.py's."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .._channel import payload
+from .._channel.payload import Message
+from .._memory import places, ring
+from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
+from .._memory.ring import AT_ONCE, NO_PLACE
+from ..config import INLINE_MAX
+from . import aio
+from .putting import put_some_within, put_within, try_put
+from .putting_many import are_small, flushing, pickled_some, snapshot
+
+if TYPE_CHECKING:
+    from .queue_end import QueueEnd
+
+# Looked up once, for every message needs them.
+_dumps, _dump, _put_one = pickle.dumps, payload.dump, ring.put_one
+
+
+class SimplePutting:
+    """How objects are put in a SimpleQueue, which has no feeder: a put waits."""
+
+    if TYPE_CHECKING:
+        _arena: Any
+        _end: QueueEnd | None
+
+    def _put_by_lock(self, obj: Any) -> None:
+        raise NotImplementedError
+
+    async def _aput_by_lock(self, obj: Any) -> None:
+        raise NotImplementedError
+
+    def put(self, obj: Any) -> None:
+        """Put an object in the queue, waiting while its ring is full."""
+        end = self._end
+        if end is None:
+            self._put_by_lock(obj)
+            return
+        kind = type(obj)
+        if (
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX)
+            or kind is int
+            or kind is float
+            or obj is None
+        ):
+            # Fast path, as in Queue.put.
+            direct, stream = end.direct, _dumps(obj, 5)
+            if direct is not None and len(stream) <= INLINE_MAX:
+                if _put_one(direct, stream, len(stream), NO_PLACE) < 0:
+                    put_within(end, stream, NO_PLACE)
+                return
+        end.send(obj)
+
+    def put_many(self, objects: Iterable[Any]) -> int:
+        """Put all of them, small ones some at a time: one wake-up for many.  How many it were."""
+        end, objects = self._end, snapshot(objects)
+        if end is not None and are_small(objects):
+            for _, streams in pickled_some(objects):
+                put_some_within(end, streams, NO_PLACE)
+            return len(objects)
+        count = 0
+        waiting: list[bytes] = []
+
+        def flush() -> None:
+            if end is not None:
+                put_some_within(end, waiting, NO_PLACE)
+
+        for obj in flushing(objects, flush):
+            count += 1
+            if end is None:
+                self.put(obj)
+                continue
+            try:
+                message = end._dump(obj)
+            except Exception:
+                flush()
+                raise
+            if isinstance(message, bytes):
+                waiting.append(message)
+                if len(waiting) == AT_ONCE:
+                    flush()
+            else:
+                flush()
+                end._transmit(message)
+        flush()
+        return count
+
+    async def aput(self, obj: Any) -> None:
+        """put() for asyncio: other tasks run while the ring is full."""
+        if self._end is None:
+            await self._aput_by_lock(obj)
+            return
+        end, arena = self._end, self._arena
+        message: bytes | Message | None = None
+        while True:
+            try:
+                if message is None:
+                    message = _dump(obj, arena, NO_WAIT)
+                return try_put(end, message, NO_PLACE)
+            except OutOfSharedMemory:
+                places.reap(arena)
+                await aio.until(lambda: True)
+            except NoRoomNow:
+                if message is None:  # it is not the ring that is full
+                    await aio.until(lambda: arena.wait_room_a_while(end._handle, 1, 0))
+                else:
+                    await aio.until(lambda: end.has_room(0))

@@ -1,0 +1,332 @@
+/* Getting: frames out of the ring, and messages out of the frames.
+
+   Knows frames and leases; who waits and how is waiters.c's.  Holds no lock while it waits.
+
+   Invariants: see queue.h. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "queue.h"
+
+/* Set in a frame's length word when descriptors follow, not a message. */
+#define SIGN UINT32_C(0x80000000)
+_Static_assert(MPSHM_TINY_BYTES <= SMALL_RUN_BYTES, "there is room for the zeros");
+
+static void
+count_received(mpshm_counts *to, uint64_t size, bool in_slot)
+{
+    if (in_slot) {
+        count(&to->received_plain_messages, &to->received_plain_bytes, size);
+    } else {
+        count(&to->received_shm_messages, &to->received_shm_bytes, size);
+    }
+}
+
+static int
+data_room(mpshm_batch *batch, uint64_t size)
+{
+    if (batch->data_room - batch->data_used < size) {
+        uint64_t room = 2 * (batch->data_used + size);
+        char *grown;
+
+        room = room < 2 * SMALL_RUN_BYTES ? 2 * SMALL_RUN_BYTES : room;
+        grown = realloc(batch->data, room);
+        if (grown == NULL) {
+            return -ENOMEM;
+        }
+        batch->data = grown;
+        batch->data_room = room;
+    }
+    return 0;
+}
+
+mpshm_batch *
+mpshm_batch_new(const mpshm_end *end, uint32_t spin_us)
+{
+    mpshm_batch *batch = calloc(1, sizeof *batch);
+
+    if (batch != NULL) {
+        batch->end = end;
+        waiter_init(&batch->waiter, spin_us);
+        if (data_room(batch, SMALL_RUN_BYTES) != 0) {
+            free(batch);
+            batch = NULL;
+        }
+    }
+    return batch;
+}
+
+void
+mpshm_batch_discard(mpshm_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->runs_used; i++) {
+        mpshm_release(batch->runs[i].data);
+    }
+    batch->count = batch->runs_used = 0;
+    batch->data_used = 0;
+}
+
+void
+mpshm_batch_free(mpshm_batch *batch)
+{
+    mpshm_batch_discard(batch);
+    free(batch->data);
+    free(batch->runs);
+    free(batch);
+}
+
+void
+mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to)
+{
+    *to = batch->runs[i];
+    batch->runs[i].data = NULL; /* releasing NULL does nothing */
+}
+
+static int
+runs_room(mpshm_batch *batch, uint32_t count)
+{
+    if (batch->runs_room - batch->runs_used < count) {
+        uint64_t room = 2 * ((uint64_t) batch->runs_used + count);
+        mpshm_held *grown = room > UINT32_MAX ? NULL : realloc(batch->runs, room * sizeof *grown);
+
+        if (grown == NULL) {
+            return -ENOMEM;
+        }
+        batch->runs = grown;
+        batch->runs_room = (uint32_t) room;
+    }
+    return 0;
+}
+
+static void
+add_data(mpshm_batch *batch, mpshm_message *message, const void *from, uint64_t size)
+{
+    message->at = batch->data_used;
+    message->size = size;
+    memcpy(batch->data + batch->data_used, from, size);
+    batch->data_used += size;
+}
+
+/* Lease the runs of a frame that has buffers, or a stream too long to be copied. */
+static int
+open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
+          const struct frame_head *head, mpshm_message *message)
+{
+    const unsigned char *table = slot + head->descriptors;
+    const unsigned char *stream = slot + head->stream;
+    uint32_t count = head->stream_runs + head->buffer_runs;
+    uint64_t stream_size = head->end - head->stream;
+    mpshm_held index = {NULL, 0};
+    int error = 0;
+
+    if (head->indexed) {
+        error = frame_lease_one(arena, table, &index, &message->bad);
+        if (error == 0) {
+            table = (unsigned char *) index.data;
+            error = frame_index(head, index.size, SMALL_RUN_BYTES, &stream_size);
+            stream = table + (index.size - stream_size);
+        }
+    }
+    error = error ? error : runs_room(batch, count);
+    error = error ? error : data_room(batch, stream_size);
+    error = error ? error : frame_lease_all(arena, table, count,
+                                                  batch->runs + batch->runs_used, &message->bad);
+    if (error == 0) {
+        message->first_run = batch->runs_used;
+        message->stream_runs = head->stream_runs;
+        message->runs = count;
+        batch->runs_used += count;
+        add_data(batch, message, stream, stream_size);
+    }
+    if (index.data != NULL) {
+        release_run(index.data);
+    }
+    return error;
+}
+
+static int
+open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
+          mpshm_message *message)
+{
+    struct frame_head head;
+    uint32_t word;
+
+    memset(message, 0, sizeof *message);
+    memcpy(&word, slot, LENGTH_BYTES);
+    word = ntohl(word);
+    if ((word & ~SIGN) > (word < SIGN ? ring_frame_bytes(arena) : MPSHM_SLOT_BYTES) - LENGTH_BYTES) {
+        return MPSHM_E_LENGTH;
+    }
+    if (word < SIGN) {
+        int error = data_room(batch, word);
+
+        if (error == 0) {
+            add_data(batch, message, slot + LENGTH_BYTES, word);
+        }
+        return error;
+    }
+    int error = frame_head(slot, &head);
+
+    if (error != 0) {
+        return error;
+    }
+    if (!head.indexed && head.stream_runs == 1 && head.buffer_runs == 0) {
+        error = data_room(batch, SMALL_RUN_BYTES);
+        if (error == 0) {
+            error = frame_copy_one(arena, slot + head.descriptors, batch->data + batch->data_used,
+                                   SMALL_RUN_BYTES, &message->size, &message->bad);
+        }
+        if (error != -EMSGSIZE) {
+            message->at = batch->data_used;
+            batch->data_used += error == 0 ? message->size : 0;
+            return error;
+        }
+    }
+    return open_runs(batch, arena, slot, &head, message);
+}
+
+/* What the slots just taken hold.  Under arena_lock. */
+static void
+open_slots(mpshm_batch *batch, const unsigned char *frames, uint32_t count)
+{
+    mpshm_arena *arena = batch->end->arena;
+    uint64_t bytes = (uint64_t) count * MPSHM_SLOT_BYTES, chunk_bytes = arena->lease_bytes;
+
+    for (uint32_t n = 0; n < count; n++) {
+        const unsigned char *frame = frames + (size_t) n * RING_FRAME_BYTES;
+        mpshm_message *message = &batch->messages[batch->count++];
+
+        message->error = open_slot(batch, arena, frame, message);
+        batch->sizes[batch->count - 1] = message->error != 0 || message->runs > 0
+                                             ? UINT32_MAX
+                                             : (uint32_t) message->size;
+        if (message->error != 0) {
+            message->runs = 0;
+            message->size = 0;
+        } else {
+            uint64_t size = message->size;
+
+            for (uint32_t i = 0; i < message->runs; i++) {
+                size += batch->runs[message->first_run + i].size;
+            }
+            count_received(batch->end->counts, size, (frame[0] & 0x80) == 0);
+        }
+    }
+    places_leave(arena, count, bytes + arena->lease_bytes - chunk_bytes);
+}
+
+/* What the ring has: how many, 0 if none. */
+static uint32_t
+take(mpshm_batch *batch, uint32_t most)
+{
+    mpshm_arena *arena = batch->end->arena;
+    char frames[FEW * RING_FRAME_BYTES];
+    uint32_t n = 0, few;
+
+    arena_lock(arena);
+    do {
+        few = ring_take(arena, frames, most - n < FEW ? most - n : FEW);
+        open_slots(batch, (unsigned char *) frames, few);
+        n += few;
+    } while (few == FEW && n < most);
+    if (n > 0) {
+        waiter_took(&batch->waiter, arena, n);
+        ring_was_taken(arena, batch->end->fd);
+    }
+    arena_unlock(arena);
+    return n;
+}
+
+/* The ring has nothing to take: 0, the end of file, or why that cannot be known. */
+static int
+look_at_pipe(mpshm_batch *batch)
+{
+    mpshm_arena *arena = batch->end->arena;
+    int result = MPSHM_E_CLOSED;
+
+    arena_lock(arena);
+    if (batch->end->fd >= 0) { /* looked at under the lock: no other file has its number */
+        if (ring_is_claimed(arena)) { /* perhaps by the dead */
+            ring_reap(arena, 0);
+        }
+        result = ring_mirror(arena, batch->end->fd) ? 0 : MPSHM_E_END;
+    }
+    arena_unlock(arena);
+    return result;
+}
+
+static int
+receive_now(mpshm_batch *batch, uint32_t most)
+{
+    uint32_t n = take(batch, most);
+
+    if (n == 0 && queue_due_is_ready(batch->end->arena)) {
+        n = take(batch, most);
+    }
+    int result = n > 0 ? 0 : look_at_pipe(batch);
+
+    if (result == MPSHM_E_END) {
+        n = take(batch, most); /* put just before the end */
+        if (n == 0) {
+            waiters_call(batch->end->arena, INT_MAX);
+        }
+    }
+    return n > 0 ? (int) n : result != 0 ? result : -EAGAIN;
+}
+
+int
+mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
+{
+    mpshm_batch_discard(batch);
+    if (most > MPSHM_SLOTS_AT_ONCE) {
+        most = MPSHM_SLOTS_AT_ONCE;
+    }
+    mpshm_arena *arena = batch->end->arena;
+    mpshm_waiter *waiter = &batch->waiter;
+
+    waiter_is_back(waiter);
+    /* Who has just closed it is to get nothing more. */
+    int result = batch->end->fd < 0 ? MPSHM_E_CLOSED : receive_now(batch, most);
+
+    if (result == -EAGAIN && timeout_ms != 0) {
+        result = waiter_look(waiter, arena);
+        if (result == -EAGAIN && waiter_sleep(waiter, arena, batch->end->fd, timeout_ms)) {
+            result = 1;
+        }
+        result = result == 1 ? receive_now(batch, most) : result;
+    }
+    bool comes_again = timeout_ms < 0 && (result == -EAGAIN || result == -EINTR);
+
+    if (!comes_again) {
+        waiter_goes(waiter, arena);
+    }
+    uint64_t size = 0;
+
+    for (uint32_t i = 0; i < batch->runs_used; i++) {
+        size += batch->runs[i].size;
+    }
+    heap_keep(size);
+    return result;
+}
+
+int
+mpshm_queue_receive_one(mpshm_batch *batch, int timeout_ms)
+{
+    int n = mpshm_queue_receive(batch, 1, timeout_ms);
+
+    if (n < 0 || batch->messages[0].error != 0) {
+        return n < 0 ? n : batch->messages[0].error;
+    }
+    uint32_t size = batch->sizes[0];
+
+    if (size <= MPSHM_TINY_BYTES) {
+        memset(batch->data + size, 0, MPSHM_TINY_BYTES - size);
+    }
+    return size == UINT32_MAX ? MPSHM_DESCRIPTORS : (int) size;
+}
