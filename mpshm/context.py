@@ -89,6 +89,12 @@ def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
             raise error from None  # stock's own words
 
 
+class _Freezing:
+    """Whether freeze_support has called what stands in stock's place."""
+
+    now = False
+
+
 class _Doors(stock.BaseContext):
     """A context whose Pipe, queues and Pool are ours."""
 
@@ -157,10 +163,15 @@ class _Doors(stock.BaseContext):
         the whole program again, and start children of its own.
         """
         theirs = multiprocessing.freeze_support
-        if getattr(theirs, "__self__", None) is _stock_default:
+        # What stands there may be ours, or call ours.
+        if _Freezing.now or getattr(theirs, "__self__", None) is _stock_default:
             super().freeze_support()
-        else:
+            return
+        _Freezing.now = True
+        try:
             theirs()
+        finally:
+            _Freezing.now = False
 
     def get_context(self, method: str | None = None) -> Any:
         """Our context for a start method; this one for None."""

@@ -134,25 +134,47 @@ class Queue(PuttingMany, Getting, _StockQueue):
         if self._end is not None:
             ours = (self._end, self._feeding, *closers, *rest)
             target, args = Feeder(self._buffer, self._notempty, *ours).run, ()
+        called_off: list[bool] = []
         self._thread = threading.Thread(
-            target=target,
-            args=args,
+            target=_unless,
+            args=(called_off, self._notempty, target, args),
             name="QueueFeederThread",
             daemon=True,
         )
         try:
             self._thread.start()
-        except BaseException:
-            # Python 3.12 and later refuse to start threads while they finalize (gh-109047).
-            self._thread = None
-            raise
-        if not self._joincancelled:
-            self._jointhread = Finalize(
-                self._thread, self._finalize_join, [weakref.ref(self._thread)], exitpriority=-5
+            if not self._joincancelled:
+                self._jointhread = Finalize(
+                    self._thread, self._finalize_join, [weakref.ref(self._thread)], exitpriority=-5
+                )
+            self._close = Finalize(
+                self, self._finalize_close, [self._buffer, self._notempty], exitpriority=10
             )
-        self._close = Finalize(
-            self, self._finalize_close, [self._buffer, self._notempty], exitpriority=10
-        )
+        except BaseException:
+            # Python 3.12 and later refuse to start threads while they finalize (gh-109047).  After
+            # a KeyboardInterrupt it may run all the same, and the next put starts another.
+            called_off.append(True)
+            self._forget_thread()
+            raise
+
+    def _forget_thread(self) -> None:
+        for finalizer in (self._jointhread, self._close):
+            if finalizer is not None:
+                finalizer.cancel()
+        self._thread = self._jointhread = self._close = None
+
+
+def _unless(
+    called_off: list[bool],
+    notempty: threading.Condition,
+    work: Callable[..., None],
+    args: tuple[Any, ...],
+) -> None:
+    """A feeder thread's work, if it is not called off by whoever starts it, holding `notempty`."""
+    with notempty:
+        if called_off:
+            return
+    work(*args)
 
 
 def _semaphore_limit() -> int:

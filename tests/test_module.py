@@ -236,3 +236,11 @@ def test_freeze_support_is_stocks_where_nobody_has_replaced_it(
     context = mpshm.get_context("spawn")
     context.freeze_support()
     assert [mpshm.freeze_support.__self__, context] == calls
+
+
+def test_freeze_support_may_itself_stand_in_stocks_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It called itself for ever."""
+    for theirs in (mpshm.freeze_support, lambda: mpshm.freeze_support()):
+        monkeypatch.setattr(multiprocessing, "freeze_support", theirs)
+        mpshm.freeze_support()
+        mpshm.get_context("spawn").freeze_support()

@@ -118,6 +118,15 @@ def test_array_in_an_object_with_a_reduction_arrives_as_with_stock(hold: Any) ->
             assert described(by_stock(sent)) == described(through(mpshm, sent)), name
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e5m2", "float8_e4m3fn", "int4"])
+@pytest.mark.parametrize("count", [100, LARGE])
+def test_array_of_another_packages_dtype_arrives_as_with_stock(name: str, count: int) -> None:
+    """A float8_e5m2 is of numpy's kind of floats and exports no buffer: a ValueError it was."""
+    dtype = getattr(pytest.importorskip("ml_dtypes"), name)
+    for sent in (np.arange(count).astype(dtype), np.zeros((3, count), dtype).T):
+        assert described(by_stock(sent)) == described(through(mpshm, sent))
+
+
 SHAPES = [(), (0,), (0, 5), (5, 0), (3, 0, 2), (1,), (1, 1, 1)]
 
 

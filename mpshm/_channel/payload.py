@@ -13,6 +13,7 @@ import pickle
 import pickletools
 import sys
 import types
+from collections.abc import Mapping
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -192,9 +193,7 @@ class _StockAskingPickler(pickle.Pickler):
     dispatch_table: dict[type, Any]
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, _NAMED) or type(obj) in self.dispatch_table:
-            return NotImplemented
-        return obj.__reduce_ex__(STOCK_PROTOCOL)
+        return _reduced_as_by_stock(obj, self.dispatch_table)
 
 
 class _StockAskingDumper(_Dumper):
@@ -222,8 +221,15 @@ class _ByValueDumper(_Dumper):
         import cloudpickle  # tens of milliseconds that few programs need
 
         table = {**cloudpickle.Pickler.dispatch_table, **self.reducers}
+        by_value = cloudpickle.Pickler.reducer_override
+
+        def reducer_override(pickler: Any, obj: Any) -> Any:
+            reduced = by_value(pickler, obj)
+            return _reduced_as_by_stock(obj, table) if reduced is NotImplemented else reduced
+
         # A class for each: where a class has a table, pickle's C code does not ask the instance.
-        kind = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+        names = {"dispatch_table": table, "reducer_override": reducer_override}
+        kind = type("Pickler", (cloudpickle.Pickler,), names)
         self.pickler = kind(self.sink, protocol=5, buffer_callback=self.sink.take_buffer)
 
     def tidy(self) -> None:
@@ -291,10 +297,14 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
         dumper = _idle.pop()
     except IndexError:
         dumper = _Dumper()
+    message: bytes | Message | None
     try:
-        message = _dump_with(dumper, obj, arena, fd)
-    except _AskAsStock:
-        message = _dump_with(_StockAskingDumper(), obj, arena, fd)
+        try:
+            message = _dump_with(dumper, obj, arena, fd)
+        except _AskAsStock:
+            message = None
+        if message is None:  # what it raises must not be shown as raised by the other
+            message = _dump_with(_StockAskingDumper(), obj, arena, fd)
     except (pickle.PicklingError, AttributeError) as error:
         if not (is_refusal(error) and config.by_value()):
             raise
@@ -321,6 +331,8 @@ def dump_bytes(data: memoryview, arena: Arena | None, fd: int) -> bytes | Messag
     size = data.nbytes
     if size <= INLINE_MAX:
         return b"" + data  # refuses what is not contiguous in stock's own words; bytes() would not
+    if not data.c_contiguous:  # as stock says where it does not concatenate
+        raise BufferError("memoryview: underlying buffer is not C-contiguous")
     if arena is None:
         return Message(data, size)
     try:
@@ -395,6 +407,13 @@ _NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
 """What is written by its name, and asked for no reduction."""
 
 
+def _reduced_as_by_stock(obj: Any, table: Mapping[type, Any]) -> Any:
+    """What `obj` makes of itself for stock's protocol; NotImplemented where it is not asked."""
+    if isinstance(obj, _NAMED) or type(obj) in table:
+        return NotImplemented
+    return obj.__reduce_ex__(STOCK_PROTOCOL)
+
+
 def _ndarray() -> Any:
     """numpy's class, if the program has imported it; None while another thread is at it."""
     return getattr(_modules.get("numpy"), "ndarray", None)
@@ -423,14 +442,15 @@ def _reduce_array(array: Any) -> Any:
     if not (flags.c_contiguous or flags.f_contiguous):
         array = array.copy()
         flags = array.flags
-    simple = dtype.kind in "biufc"
+    # Another package's dtype may call itself a float, and export no buffer.
+    simple = dtype.kind in "biufc" and dtype.isbuiltin == 1
     if simple and flags.writeable:
         buffer = pickle.PickleBuffer(array.data)
     else:
         # Some dtypes export no buffer, and a read-only one would arrive read-only.
         address = array.__array_interface__["data"][0]
         buffer = pickle.PickleBuffer(writable_alias(address, array.nbytes, array))
-    named = simple and dtype.isbuiltin == 1 and dtype.metadata is None
+    named = simple and dtype.metadata is None
     order = None if flags.c_contiguous else "F"
     # numpy.ndarray(shape, dtype, buffer, offset, strides, order)
     return type(array), (array.shape, dtype.str if named else dtype, buffer, 0, None, order)
