@@ -122,6 +122,18 @@ def level(site: Path, folder: Path) -> Path:
     return folder
 
 
+def renew(sites: Sequence[Path]) -> None:
+    """Write the builds' files anew, so that they lie in other pages of memory than before.
+
+    Where a file lies in the kernel's cache tells by a few in a hundred, and stays for a whole run:
+    as noise between the rounds it is seen, as a bias of all of them it would not be.
+    """
+    for site in sites:
+        before = site.rename(site.with_suffix(".before"))
+        shutil.copytree(before, site)
+        shutil.rmtree(before)
+
+
 def measure(nest: Nest, name: str, sites: Sequence[Path], number: int) -> list[list[float]]:
     """One round of one case: seconds per message, by build and turn."""
     with ExitStack() as stack:
@@ -220,6 +232,7 @@ def run(nest: Nest, names: list[str], sites: list[Path], rounds: int, data: dict
     """Fill data with `times`, by case, round, build and turn, and with what failed, by case."""
     with tqdm(total=rounds * len(names), unit="pair", dynamic_ncols=True) as bar:
         for number in range(rounds):
+            renew(sites)
             for name in names:
                 if name not in data["failed"]:
                     bar.set_description(name)
