@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
 from typing import TYPE_CHECKING, Any
