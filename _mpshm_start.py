@@ -21,9 +21,9 @@ class _AfterImport:
 
             def execute_and_install(module):
                 execute(module)
-                from mpshm._install import at_start
+                from mpshm._install import install_at_start
 
-                at_start()
+                install_at_start()
 
             spec.loader.exec_module = execute_and_install
         return spec
@@ -31,8 +31,8 @@ class _AfterImport:
 
 def begin():
     if "multiprocessing" in sys.modules:
-        from mpshm._install import at_start
+        from mpshm._install import install_at_start
 
-        at_start()
+        install_at_start()
     else:
         sys.meta_path.insert(0, _AfterImport())

@@ -80,25 +80,29 @@ def install() -> None:
     from . import pool, queues
     from ._queue import stock_locks
 
-    _become(stock_connection.Connection, connection.Connection)
+    _patch_init(stock_connection.Connection, connection.Connection)
     for name in ("Queue", "JoinableQueue", "SimpleQueue"):
-        _become(getattr(stock_queues, name), getattr(queues, name))
+        _patch_init(getattr(stock_queues, name), getattr(queues, name))
     _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
     _patch(stock_connection, "SocketClient", handshake.connect)
-    _patch(stock_connection.SocketListener, "accept", _accepting(sharer))  # type: ignore[attr-defined]
-    _patch(sharer._ResourceSharer, "get_connection", _asking_sharer())  # type: ignore[attr-defined]
+    _patch(stock_connection.SocketListener, "accept", _accept_method(sharer))  # type: ignore[attr-defined]
+    _patch(sharer._ResourceSharer, "get_connection", _sharer_client())  # type: ignore[attr-defined]
     _patch(stock_queues.Queue, "get", stock_locks.get)
     _patch(stock_queues.Queue, "_feed", staticmethod(stock_locks.feed))
     _patch(stock_pool.Pool, "_help_stuff_finish", staticmethod(pool.help_stuff_finish))
     _patch(stock_pool.Pool, "_terminate_pool", classmethod(pool.terminate_pool))
     simple = stock_queues.SimpleQueue
-    _patch(simple, "get", _if_ours("_reader", stock_locks.simple_get, simple.get))
-    _patch(simple, "put", _if_ours("_writer", stock_locks.simple_put, simple.put))
-    _patch(stock_process.BaseProcess, "_bootstrap", _releasing(stock_process.BaseProcess))
+    _patch(simple, "get", _method_by_end("_reader", stock_locks.simple_get, simple.get))
+    _patch(simple, "put", _method_by_end("_writer", stock_locks.simple_put, simple.put))
+    _patch(stock_process.BaseProcess, "_bootstrap", _releasing_bootstrap(stock_process.BaseProcess))
     for name in ("SpawnProcess", "ForkServerProcess"):
         fresh: Any = getattr(stock_context, name)
         _patch(fresh, "_Popen", staticmethod(vars(context)[name]._Popen))
-    _patch(stock_spawn, "get_preparation_data", _preparing(stock_spawn.get_preparation_data))
+    _patch(
+        stock_spawn,
+        "get_preparation_data",
+        _installing_preparation(stock_spawn.get_preparation_data),
+    )
     _set_variable = VARIABLE not in os.environ
     os.environ.setdefault(VARIABLE, "1")
 
@@ -124,7 +128,7 @@ def uninstall() -> None:
         os.environ.pop(VARIABLE, None)
 
 
-def at_start() -> None:
+def install_at_start() -> None:
     """What mpshm.pth calls in an interpreter that starts with the variable set."""
     try:
         install()
@@ -138,7 +142,7 @@ def _patch(owner: Any, name: str, ours: Any) -> None:
     setattr(owner, name, ours)
 
 
-def _become(stock: Any, ours: Any) -> None:
+def _patch_init(stock: Any, ours: Any) -> None:
     """Who makes an object of stock's class gets one of ours; of a derived class, what that is."""
     original = stock.__init__
 
@@ -146,7 +150,7 @@ def _become(stock: Any, ours: Any) -> None:
         # Not by __new__, which cannot be taken off a class again without a trace.
         if type(self) is stock:
             self.__class__ = ours
-        elif _is_executors(type(self)):
+        elif _is_executor_queue(type(self)):
             from .executor import CallQueue
 
             self.__class__ = CallQueue
@@ -158,7 +162,7 @@ def _become(stock: Any, ours: Any) -> None:
     _patch(stock, "__init__", __init__)
 
 
-def _is_executors(kind: type) -> bool:
+def _is_executor_queue(kind: type) -> bool:
     """Whether it is the class that a stock ProcessPoolExecutor has derived for its tasks."""
     module = sys.modules.get("concurrent.futures.process")
     return module is not None and kind is getattr(module, "_SafeQueue", None)
@@ -175,7 +179,7 @@ def _pipe(duplex: bool = True) -> Any:
 # each tensor) and closes it: an arena for each cost three times what all the rest did.
 
 
-def _accepting(sharer: Any) -> Callable[..., Any]:
+def _accept_method(sharer: Any) -> Callable[..., Any]:
     def accept(self: Any) -> Any:
         for_sharer = sharer._resource_sharer._listener
         if for_sharer is not None and self is for_sharer._listener:
@@ -185,9 +189,9 @@ def _accepting(sharer: Any) -> Callable[..., Any]:
     return accept
 
 
-def _asking_sharer() -> Any:
+def _sharer_client() -> Any:
     connect = functools.partial(handshake.connect, shares=False)
-    client = handshake.over(stock_connection.Client, SocketClient=connect)
+    client = handshake.copy_with_globals(stock_connection.Client, SocketClient=connect)
 
     def get_connection(ident: tuple[Any, int]) -> Any:
         address, key = ident
@@ -198,7 +202,9 @@ def _asking_sharer() -> Any:
     return staticmethod(get_connection)
 
 
-def _if_ours(end: str, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+def _method_by_end(
+    end: str, ours: Callable[..., Any], stock: Callable[..., Any]
+) -> Callable[..., Any]:
     """A method for queues with our ends, and for those that were made before or have others."""
 
     def method(self: Any, *args: Any) -> Any:
@@ -208,7 +214,7 @@ def _if_ours(end: str, ours: Callable[..., Any], stock: Callable[..., Any]) -> C
     return method
 
 
-def _releasing(process: Any) -> Callable[..., Any]:
+def _releasing_bootstrap(process: Any) -> Callable[..., Any]:
     bootstrap = process._bootstrap
 
     def _bootstrap(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -240,7 +246,9 @@ finally:
         return exec, (code,)
 
 
-def _preparing(stock: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+def _installing_preparation(
+    stock: Callable[[str], dict[str, Any]],
+) -> Callable[[str], dict[str, Any]]:
     def get_preparation_data(name: str) -> dict[str, Any]:
         return {"mpshm": _InstallInChild(), **stock(name)}
 

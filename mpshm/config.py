@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-INLINE_MAX = 32 << 10
+INLINE_MAX_BYTES = 32 << 10
 """Bytes of pickle that get no view and no lease: they may travel in the pipe.  What a pipe does
 not take in one piece is copied into a run by one call and out of it by another, which is cheaper
 than two pipe copies and a wake-up of the sender for each (measured one way at 16 KiB, of stock:
@@ -16,7 +16,7 @@ COPY_MARK_BYTES = 1 << 20
 """In-flight bytes at which the sender of copied messages waits, so that their chunks stay in the
 second-level cache (measured for objects of 16 KiB: x1.1 with 24 MiB, x1.2 with 1 MiB)."""
 
-VIEW_MIN = 24 << 10
+VIEW_MIN_BYTES = 24 << 10
 """Bytes from which a buffer gets a run of its own and comes back as a view.  Smaller ones are
 copied with the pickle, so that one of them, kept, does not pin a run (measured for float32: a view
 is worse at 16 KiB, x1.2 against x1.8, and better at 32, x1.6 against x1.4)."""
@@ -31,7 +31,7 @@ over (put(block=False) does not).  A thread would share the interpreter with the
 on, which costs both far more (measured, four producers of small messages, put_many: x2.9 of stock
 with 1 ms, x4.3 with 5, x4.8 with 20)."""
 
-PAUSES = 100
+PAUSE_COUNT_MAX = 100
 """How often it does so, when consumers are at work but other producers are quicker."""
 
 WAIT_SLICE_MS = 50

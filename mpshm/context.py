@@ -48,7 +48,7 @@ class _OurProcess(BaseProcess):
             release_before_os_exit(self)
 
 
-class _ByValue:
+class _ProcessByValue:
     """A process on its way to a fresh interpreter that could not find its target by name."""
 
     def __init__(self, process: BaseProcess) -> None:
@@ -72,24 +72,24 @@ def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
         # "<stdin>" would be looked for.
         file = None if main is None else main.__dict__.pop("__file__", None)
         try:
-            return popen(_ByValue(process))
+            return popen(_ProcessByValue(process))
         finally:
             if main is not None and file is not None:
                 main.__file__ = file
     try:
         return popen(process)
     except (pickle.PicklingError, AttributeError) as error:
-        if not payload.is_refusal(error):
+        if not payload.is_name_failure(error):
             raise
         try:
-            return popen(_ByValue(process))
+            return popen(_ProcessByValue(process))
         except Exception as second:
             if isinstance(second, OSError):
                 raise
             raise error from None  # stock's own words
 
 
-class _Doors(stock.BaseContext):
+class _TransportContext(stock.BaseContext):
     """A context whose Pipe, queues and Pool are ours."""
 
     # On Windows the stock module's doors stay: its pipes are of another kind.
@@ -173,7 +173,7 @@ class _Doors(stock.BaseContext):
         return context
 
 
-_spawn = stock.SpawnProcess._Popen
+_stock_spawn_popen = stock.SpawnProcess._Popen
 
 
 class SpawnProcess(_OurProcess, stock.SpawnProcess):
@@ -181,10 +181,10 @@ class SpawnProcess(_OurProcess, stock.SpawnProcess):
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
-        return launch(_spawn, process_obj)
+        return launch(_stock_spawn_popen, process_obj)
 
 
-class SpawnContext(_Doors, stock.SpawnContext):
+class SpawnContext(_TransportContext, stock.SpawnContext):
     """The stock spawn context over our transport."""
 
     Process = SpawnProcess
@@ -197,21 +197,21 @@ if sys.platform != "win32":
     class ForkProcess(_OurProcess, stock.ForkProcess):
         """A stock ForkProcess that gives its leases back."""
 
-    class ForkContext(_Doors, stock.ForkContext):
+    class ForkContext(_TransportContext, stock.ForkContext):
         """The stock fork context over our transport."""
 
         Process = ForkProcess
 
-    _forkserve = stock.ForkServerProcess._Popen
+    _stock_forkserver_popen = stock.ForkServerProcess._Popen
 
     class ForkServerProcess(_OurProcess, stock.ForkServerProcess):
         """A stock ForkServerProcess that gives its leases back."""
 
         @staticmethod
         def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
-            return launch(_forkserve, process_obj)
+            return launch(_stock_forkserver_popen, process_obj)
 
-    class ForkServerContext(_Doors, stock.ForkServerContext):
+    class ForkServerContext(_TransportContext, stock.ForkServerContext):
         """The stock forkserver context over our transport."""
 
         Process = ForkServerProcess
@@ -223,7 +223,7 @@ class Process(_OurProcess, stock.Process):
     """A process of the start method in force."""
 
 
-class DefaultContext(_Doors, stock.DefaultContext):
+class DefaultContext(_TransportContext, stock.DefaultContext):
     """The context behind the module's own names: whichever start method is in force."""
 
     Process = Process

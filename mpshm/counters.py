@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ._stats import Gauges, Stats
 
 
-def be_ready_to_show() -> None:
+def import_stats() -> None:
     """Before a channel is made: when descriptors run out, nothing more can be imported."""
     from . import _stats  # noqa: F401
 
@@ -54,7 +54,7 @@ class Counters:
         self.plain_reasons[reason] = self.plain_reasons.get(reason, 0) + 1
         self.plain_bytes += size_bytes
 
-    def show(self, gauges: Gauges) -> Stats:
+    def to_stats(self, gauges: Gauges) -> Stats:
         from ._stats import Stats
 
         reasons = {reason.value: n for reason, n in self.plain_reasons.items()}
@@ -92,7 +92,7 @@ class EndCounters(Counters):
 _live: weakref.WeakValueDictionary[int, EndCounters] = weakref.WeakValueDictionary()
 
 
-def _all() -> list[Counters]:
+def _all_counters() -> list[Counters]:
     # valuerefs() is one atomic copy: other threads may open and close ends meanwhile.
     live = (ref() for ref in _live.valuerefs())
     return [_retired, *(counters for counters in live if counters is not None)]
@@ -101,12 +101,12 @@ def _all() -> list[Counters]:
 def process_total() -> Counters:
     """The sum over every end this process has or had."""
     total = Counters()
-    for counters in _all():
+    for counters in _all_counters():
         total.add(counters)
     return total
 
 
 def forget_inherited() -> None:
     """In the child of a fork: what the parent counted is not ours."""
-    for counters in _all():
+    for counters in _all_counters():
         counters.clear()

@@ -23,7 +23,7 @@ class _Serializer(str):
     __slots__ = ()
 
     def __reduce__(self) -> Any:
-        return _serializer, ()
+        return _rebuild_serializer, ()
 
 
 SERIALIZER = _Serializer("mpshm")
@@ -33,7 +33,7 @@ stock.listener_client[SERIALIZER] = (  # type: ignore[attr-defined]
 )
 
 
-def _serializer() -> _Serializer:
+def _rebuild_serializer() -> _Serializer:
     return SERIALIZER
 
 

@@ -55,12 +55,12 @@ def terminate_pool(cls: Any, *args: Any) -> None:
     outqueue, result_handler = args[_OUTQUEUE], args[_RESULT_HANDLER]
     end = getattr(outqueue, "_end", None)
     if end is not None:
-        ours = _Sentinel(end, result_handler)
+        ours = _SentinelQueue(end, result_handler)
         args = (*args[:_OUTQUEUE], ours, *args[_OUTQUEUE + 1 :])
     _terminate_pool(cls, *args)
 
 
-class _Sentinel:
+class _SentinelQueue:
     """A queue to put something in for one thread, as long as that lives."""
 
     def __init__(self, end: QueueEnd, thread: threading.Thread) -> None:

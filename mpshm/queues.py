@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from ._channel import pipe_end
 from ._memory import places
 from ._queue import queue_end, stock_locks
-from ._queue.bounds import NO_LOCK, Places
+from ._queue.bounds import NO_LOCK, PlaceSemaphore
 from ._queue.feeder import Feeder, FeederState
-from ._queue.getting import Getting
-from ._queue.putting_many import PuttingMany
-from ._queue.queue_end import LOOK_MS
-from ._queue.simple_putting import SimplePutting
+from ._queue.getting import QueueGetter
+from ._queue.putting_many import BatchPutter
+from ._queue.queue_end import SLEEP_MAX_MS
+from ._queue.simple_putting import SimpleQueuePutter
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
@@ -36,7 +36,7 @@ else:
     _StockSimpleQueue = stock.SimpleQueue
 
 
-class Queue(PuttingMany, Getting, _StockQueue):
+class Queue(BatchPutter, QueueGetter, _StockQueue):
     """A queue for many producers and many consumers.
 
     maxsize: messages it holds at most; maxbytes: bytes of shared memory that its messages take at
@@ -66,7 +66,7 @@ class Queue(PuttingMany, Getting, _StockQueue):
     def __init__(
         self, maxsize: int = 0, *, ctx: Any, maxbytes: int | None = None, strict: bool = False
     ) -> None:
-        ends = queue_end.pipe(max(0, maxsize), maxbytes or 0, self._joinable)
+        ends = queue_end.make_ends(max(0, maxsize), maxbytes or 0, self._joinable)
         if ends is None:
             if maxbytes:
                 raise OSError(errno.ENOSYS, "maxbytes needs shared memory, and there is none")
@@ -79,7 +79,7 @@ class Queue(PuttingMany, Getting, _StockQueue):
         self._reader, self._writer = ends
         self._maxsize = maxsize if maxsize > 0 else _semaphore_limit()
         self._rlock = self._wlock = NO_LOCK
-        self._sem = Places(ends[1], strict)
+        self._sem = PlaceSemaphore(ends[1], strict)
         self._opid = os.getpid()
         self._ignore_epipe = False
         self._reset()
@@ -94,8 +94,8 @@ class Queue(PuttingMany, Getting, _StockQueue):
 
     def _reset(self, after_fork: bool = False) -> None:
         super()._reset(after_fork)  # type: ignore[misc]
-        self._adopt()
-        self._feeding = FeederState(self._end)
+        self._bind_ends()
+        self._feeder_state = FeederState(self._end)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -115,7 +115,7 @@ class Queue(PuttingMany, Getting, _StockQueue):
 
     def close(self) -> None:
         super().close()
-        self._feeding.close()
+        self._feeder_state.close()
         self._idle = None
         if self._end is not None and self._thread is None and self._end.has_sent:
             # What stock's feeder does when it is told to end, which it starts with the first put.
@@ -132,7 +132,7 @@ class Queue(PuttingMany, Getting, _StockQueue):
         args: Any = (self._buffer, self._notempty, self._send_bytes, self._wlock)
         args += (*closers, *rest, self._sem)
         if self._end is not None:
-            ours = (self._end, self._feeding, *closers, *rest)
+            ours = (self._end, self._feeder_state, *closers, *rest)
             target, args = Feeder(self._buffer, self._notempty, *ours).run, ()
         self._thread = threading.Thread(
             target=target,
@@ -180,12 +180,12 @@ class JoinableQueue(Queue, _StockJoinableQueue):
         if self._arena is None:
             super().join()
             return
-        while not places.wait_done(self._arena, LOOK_MS):
+        while not places.wait_done(self._arena, SLEEP_MAX_MS):
             # What a killed producer had in hand will not come.
             places.reap(self._arena)
 
 
-class SimpleQueue(SimplePutting, Getting, _StockSimpleQueue):
+class SimpleQueue(SimpleQueuePutter, QueueGetter, _StockSimpleQueue):
     """A queue without a feeder: put waits while it is full."""
 
     if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class SimpleQueue(SimplePutting, Getting, _StockSimpleQueue):
         _wlock: Any
 
     def __init__(self, *, ctx: Any) -> None:
-        ends = queue_end.pipe(0, 0, False)
+        ends = queue_end.make_ends(0, 0, False)
         if ends is None:
             stock.SimpleQueue.__init__(self, ctx=ctx)
             self._reader, self._writer = pipe_end.adopt(self._reader, self._writer)
@@ -201,11 +201,11 @@ class SimpleQueue(SimplePutting, Getting, _StockSimpleQueue):
             self._reader, self._writer = ends
             self._rlock = self._wlock = NO_LOCK
         self._poll = self._reader.poll
-        self._adopt()
+        self._bind_ends()
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
-        self._adopt()
+        self._bind_ends()
 
     def _get_by_lock(self, block: bool, timeout: float | None) -> Any:
         return stock_locks.simple_get(self, block, timeout)

@@ -20,7 +20,7 @@ from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING
 from .._memory.reader import Reader
 from ..counters import Reason
-from .pipe_end import Connection, new_arena, take_over
+from .pipe_end import Connection, adopt_end, new_arena
 
 _WELCOME, _CHALLENGE = b"#WELCOME#", b"#CHALLENGE#"
 
@@ -56,7 +56,7 @@ class _Greeting(Connection):
             super().send_bytes(buf, offset, size)
         else:
             data = plain_frame.plain_header(whole.nbytes) + whole
-            with self._line() as line:
+            with self._duplicate_socket() as line:
                 sent = socket.send_fds(line, [data], [carried.fileno()])
             if sent < len(data):
                 self._send(data[sent:])
@@ -66,7 +66,7 @@ class _Greeting(Connection):
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         if isinstance(self._reader, Reader) and not self._reader.pending:
-            with self._line() as line:
+            with self._duplicate_socket() as line:
                 head, fds, _, _ = socket.recv_fds(line, plain_frame.HEAD_BYTES, 1)
             self._reader.begin(head)
             for fd in fds:
@@ -77,7 +77,7 @@ class _Greeting(Connection):
         self._count_message()
         return data
 
-    def _line(self) -> socket.socket:
+    def _duplicate_socket(self) -> socket.socket:
         line = socket.socket(fileno=os.dup(self.fileno()))
         line.setblocking(True)  # whatever socket.setdefaulttimeout() says
         return line
@@ -88,7 +88,7 @@ class _Greeting(Connection):
         except OSError:
             return  # nothing that we could share: the plain road, which is counted
         if self._offered in (None, theirs) and config.mode() is not config.Mode.OFF:
-            self._use(theirs)
+            self._use_arena(theirs)
 
     def _count_message(self) -> None:
         self._messages += 1
@@ -97,32 +97,32 @@ class _Greeting(Connection):
             self.__class__ = Connection  # type: ignore[assignment]
 
 
-def _greet(end: stock.Connection, family: str) -> Connection:
+def _adopt_for_greeting(end: stock.Connection, family: str) -> Connection:
     """Take over an end that the stock module has connected."""
     if sys.platform == "win32" and not TYPE_CHECKING:
         return end  # there the stock module's ends stay, which are of another kind
     is_local = family == "AF_UNIX"
     is_off = is_local and config.mode() is config.Mode.OFF
     cls = _Greeting if is_local and not CORE_MISSING else Connection
-    return take_over(cls, end, None, Reason.OFF if is_off else Reason.NOT_LOCAL)
+    return adopt_end(cls, end, None, Reason.OFF if is_off else Reason.NOT_LOCAL)
 
 
-def over(function: Any, **names: Any) -> Any:
+def copy_with_globals(function: Any, **names: Any) -> Any:
     """Stock's own code, which differs between versions, among other names."""
     return types.FunctionType(
         function.__code__, {**vars(stock), **names}, function.__name__, function.__defaults__
     )
 
 
-class _Raw(stock.Connection):
+class _UnpatchedConnection(stock.Connection):
     """A stock end, also while mpshm is installed: it has no arena that could be looked for."""
 
 
-_raw: Any = stock.Connection if sys.platform == "win32" else _Raw
+_unpatched_class: Any = stock.Connection if sys.platform == "win32" else _UnpatchedConnection
 
 
-_stock_accept = over(stock.SocketListener.accept, Connection=_raw)  # type: ignore[attr-defined]
-_stock_connect = over(stock.SocketClient, Connection=_raw)  # type: ignore[attr-defined]
+_stock_accept = copy_with_globals(stock.SocketListener.accept, Connection=_unpatched_class)  # type: ignore[attr-defined]
+_stock_connect = copy_with_globals(stock.SocketClient, Connection=_unpatched_class)  # type: ignore[attr-defined]
 
 
 def accept(listener: Any, shares: bool = True) -> Connection:
@@ -130,13 +130,13 @@ def accept(listener: Any, shares: bool = True) -> Connection:
 
     shares: whether local peers are to share memory.
     """
-    return _greet(_stock_accept(listener), listener._family if shares else "")
+    return _adopt_for_greeting(_stock_accept(listener), listener._family if shares else "")
 
 
 def connect(address: Any, shares: bool = True) -> Connection:
     """SocketClient, which Client calls before it authenticates itself."""
     family = stock.address_type(address) if shares else ""  # type: ignore[attr-defined]
-    return _greet(_stock_connect(address), family)
+    return _adopt_for_greeting(_stock_connect(address), family)
 
 
 class _SocketListener(stock.SocketListener):  # type: ignore[name-defined, misc]
@@ -164,7 +164,7 @@ class Listener(stock.Listener):
             self._listener.__class__ = _SocketListener
 
 
-Client: Callable[..., Connection] = over(stock.Client, SocketClient=connect)
+Client: Callable[..., Connection] = copy_with_globals(stock.Client, SocketClient=connect)
 Client.__doc__ = (
     "A connection to the Listener at an address, sharing memory with it if it is local and ours."
 )

@@ -21,17 +21,17 @@ from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.lease import writable_alias
 from .._memory.parcel import Parcel
-from ..config import INLINE_MAX, VIEW_MIN
+from ..config import INLINE_MAX_BYTES, VIEW_MIN_BYTES
 from ..counters import Reason
 from ..errors import ProtocolError
 
-PICKLER_KEEP = 32 << 10
+PICKLER_KEEP_BYTES = 32 << 10
 """Bytes of memo table with which a pickler is still kept.  It never shrinks, and clearing one that
 10,000 objects filled costs 24 us each time; a new pickler costs 1.3 us."""
 
 
 class Message:
-    """A message ready to go.  A small one needs none: `bytes` of at most INLINE_MAX are it.
+    """A message ready to go.  A small one needs none: `bytes` of at most INLINE_MAX_BYTES are it.
 
     stream: the pickle or the bytes, as far as no run holds them; size: payload bytes in all;
     parcel: the runs, or None for a message that goes plain, for `reason`.
@@ -82,10 +82,10 @@ class _Sink:
         except BufferError:
             return True  # not contiguous: the pickler says so as it does in stock
         # _reduce_array gives no array's own buffer: an object's own reduction chose this one.
-        if type(raw.obj) is self.ndarray and _is_as_protocol_5_has_it(raw.obj):
+        if type(raw.obj) is self.ndarray and _protocols_may_differ(raw.obj):
             raise _AskAsStock
         size = raw.nbytes
-        if size < VIEW_MIN or self.arena is None:
+        if size < VIEW_MIN_BYTES or self.arena is None:
             return True
         (self.parcel or self.open_parcel()).put_buffer(raw)
         self.size += size
@@ -100,11 +100,11 @@ class _Sink:
         size = len(data)
         before = self.written
         self.written = written = before + size
-        if written <= INLINE_MAX or self.arena is None:
+        if written <= INLINE_MAX_BYTES or self.arena is None:
             self.inline.append(data if type(data) is bytes else bytes(data))
             return size
         parcel = self.parcel or self.open_parcel()
-        if before <= INLINE_MAX:
+        if before <= INLINE_MAX_BYTES:
             parcel.put_stream(b"".join(self.inline), size)
             self.inline.clear()
         parcel.put_stream(data)
@@ -113,7 +113,7 @@ class _Sink:
     def message(self) -> bytes | Message:
         """What has been written; afterwards this is as new."""
         inline, parcel = self.inline, self.parcel
-        if parcel is None and len(inline) == 1 and self.written <= INLINE_MAX:
+        if parcel is None and len(inline) == 1 and self.written <= INLINE_MAX_BYTES:
             self.arena, self.written = None, 0
             return inline.pop()
         stream = b"".join(inline)
@@ -146,11 +146,11 @@ class _Dumper:
 
     def use_reducers(self) -> None:
         self.pickler.dispatch_table = self.reducers
-        self.sink.ndarray = _ndarray() if STOCK_PROTOCOL < 5 else None
+        self.sink.ndarray = _array_class() if STOCK_PROTOCOL < 5 else None
 
     def tidy(self) -> None:
         """Forget the message's objects."""
-        if self.pickler.__sizeof__() > PICKLER_KEEP:
+        if self.pickler.__sizeof__() > PICKLER_KEEP_BYTES:
             self.renew()
         else:
             self.pickler.clear_memo()
@@ -161,7 +161,7 @@ class _Dumper:
         numpy: the module, if the program has imported it.
         """
         registered, extra = copyreg.dispatch_table, _extra_reducers
-        ndarray = _ndarray()
+        ndarray = _array_class()
         ours = {} if ndarray is None else {ndarray: _reduce_array}
         self.reducers = {**ours, **registered, **extra}
         self.use_reducers()
@@ -192,7 +192,7 @@ class _StockAskingPickler(pickle.Pickler):
     dispatch_table: dict[type, Any]
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, _NAMED) or type(obj) in self.dispatch_table:
+        if isinstance(obj, _WRITTEN_BY_NAME) or type(obj) in self.dispatch_table:
             return NotImplemented
         return obj.__reduce_ex__(STOCK_PROTOCOL)
 
@@ -230,7 +230,7 @@ class _ByValueDumper(_Dumper):
         self.renew()  # it remembers the globals of the functions it wrote
 
 
-def is_refusal(error: BaseException) -> bool:
+def is_name_failure(error: BaseException) -> bool:
     """Whether pickle refused a function or class that it cannot find by name."""
     # PicklingError for a lambda, AttributeError for what is local to a function (until 3.13).
     return isinstance(error, (pickle.PicklingError, AttributeError)) and str(error).startswith(
@@ -281,9 +281,9 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     pickler raises, and keeps nothing then.  Out of shared memory gives a plain message.
     """
     kind = type(obj)
-    if (kind in STRINGS and len(obj) < INLINE_MAX) or kind in SCALARS:  # type: ignore[arg-type]
+    if (kind in STRINGS and len(obj) < INLINE_MAX_BYTES) or kind in SCALARS:  # type: ignore[arg-type]
         stream = _dumps(obj, 5)
-        if len(stream) <= INLINE_MAX:
+        if len(stream) <= INLINE_MAX_BYTES:
             return stream
     if _Policy.always_by_value and config.by_value():
         return _dump_with(_ByValueDumper(), obj, arena, fd)
@@ -296,7 +296,7 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     except _AskAsStock:
         message = _dump_with(_StockAskingDumper(), obj, arena, fd)
     except (pickle.PicklingError, AttributeError) as error:
-        if not (is_refusal(error) and config.by_value()):
+        if not (is_name_failure(error) and config.by_value()):
             raise
         try:
             return _dump_with(_ByValueDumper(), obj, arena, fd)
@@ -319,7 +319,7 @@ def _dump_with(dumper: _Dumper, obj: object, arena: Arena | None, fd: int) -> by
 def dump_bytes(data: memoryview, arena: Arena | None, fd: int) -> bytes | Message:
     """The same for contiguous bytes that are to arrive as they are."""
     size = data.nbytes
-    if size <= INLINE_MAX:
+    if size <= INLINE_MAX_BYTES:
         return b"" + data  # refuses what is not contiguous in stock's own words; bytes() would not
     if arena is None:
         return Message(data, size)
@@ -361,13 +361,13 @@ def in_band(received: bytes | Received) -> Any:
         return received
     stream, buffers = received.stream, received.buffers
     try:
-        return _rewritten(bytes(stream), buffers) if buffers else stream
+        return _with_buffers_in_band(bytes(stream), buffers) if buffers else stream
     finally:
         received.stream, received.buffers = b"", []
         del stream, buffers
 
 
-def _rewritten(stream: bytes, buffers: list[memoryview]) -> bytes:
+def _with_buffers_in_band(stream: bytes, buffers: list[memoryview]) -> bytes:
     """A pickle with its out-of-band buffers put in band."""
     try:
         ops = [(op.name, at) for op, _, at in pickletools.genops(stream)]
@@ -391,16 +391,16 @@ def _rewritten(stream: bytes, buffers: list[memoryview]) -> bytes:
 STOCK_PROTOCOL = pickle.DEFAULT_PROTOCOL
 """What stock pickles with: 5 from Python 3.14 on, 4 before."""
 
-_NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
+_WRITTEN_BY_NAME = (type, types.FunctionType, types.BuiltinFunctionType)
 """What is written by its name, and asked for no reduction."""
 
 
-def _ndarray() -> Any:
+def _array_class() -> Any:
     """numpy's class, if the program has imported it; None while another thread is at it."""
     return getattr(_modules.get("numpy"), "ndarray", None)
 
 
-def _is_as_protocol_5_has_it(array: Any) -> bool:
+def _protocols_may_differ(array: Any) -> bool:
     """Whether numpy's own reductions for protocols 4 and 5 may give two different arrays.
 
     With 5 an array stays read-only, keeps a foreign byte order, and keeps its axes in the order in

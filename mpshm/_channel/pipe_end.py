@@ -26,7 +26,7 @@ from .._memory.buffer import Buffer
 from .._memory.core import CORE_MISSING, NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
 from .._memory.parcel import Parcel
 from .._memory.reader import Reader
-from ..counters import EndCounters, Reason, be_ready_to_show
+from ..counters import EndCounters, Reason, import_stats
 from ..errors import BufferTooShort, PlainRoadError, TooLong
 from . import forking, payload, search, totals
 from .payload import Message, Received
@@ -40,7 +40,7 @@ class Connection(stock.Connection):
 
     arena: the channel's shared memory, or None for a channel that has none, for `reason`.
     With neither, as libraries build an end anew from its bare descriptor, it is looked for: among
-    the ends and the ancestors of this process, and everywhere when a message cannot do without.
+    the ends and the ancestor_pids of this process, and everywhere when a message cannot do without.
     """
 
     __module__ = "mpshm.connection"  # where users find it
@@ -80,17 +80,17 @@ class Connection(stock.Connection):
         self._reset_in_child()
         forking.register(self)
         if arena is None and reason is None:
-            arena = _known(handle) or search.find(handle, search.ancestors())
-        self._use(arena)
+            arena = _arena_of_open_end(handle) or search.find_arena(handle, search.ancestor_pids())
+        self._use_arena(arena)
 
     def _new_counters(self) -> EndCounters:
         return EndCounters()
 
-    def _use(self, arena: Arena | None) -> None:
+    def _use_arena(self, arena: Arena | None) -> None:
         """Have this end's messages go through `arena` from now on."""
         self._arena = arena
         if arena is not None:
-            _open_ends[_pipe_of(self._handle)] = self
+            _open_ends[_pipe_identity(self._handle)] = self
             if arena.is_queue and type(self) is Connection:
                 # Made from the bare descriptor of a queue's pipe.
                 self.__class__ = self.queue_end_class()
@@ -151,7 +151,7 @@ class Connection(stock.Connection):
                 run = self._arena.claim(size)
                 return Buffer(run.view(size), run)
             except OutOfSharedMemory:
-                _refuse_if_required(Reason.OUT_OF_SHARED_MEMORY)
+                _raise_if_required(Reason.OUT_OF_SHARED_MEMORY)
         return Buffer(memoryview(bytearray(size)))
 
     def send_buf(self, buf: Buffer, size: int | None = None) -> None:
@@ -202,7 +202,11 @@ class Connection(stock.Connection):
         self._asked = True
         if isinstance(message, bytes):
             size = len(message)
-            if size > PLAIN_MAX and self._arena is not None and self._copied(self._arena, message):
+            if (
+                size > PLAIN_MAX_BYTES
+                and self._arena is not None
+                and self._try_copy(self._arena, message)
+            ):
                 counters.shm_messages += 1
                 counters.shm_bytes += size
                 return
@@ -228,12 +232,12 @@ class Connection(stock.Connection):
             reason = message.reason
             if self._arena is None:
                 reason = self._no_arena_reason or Reason.NOT_LOCAL
-            _refuse_if_required(reason)
+            _raise_if_required(reason)
             with self._send_lock:
                 super()._send_bytes(memoryview(message.stream).cast("B"))  # type: ignore[misc]
             counters.count_plain(reason, size)
 
-    def _copied(self, arena: Arena, message: bytes) -> bool:
+    def _try_copy(self, arena: Arena, message: bytes) -> bool:
         """Whether a run took the message, after waiting for room; else it must go plain."""
         mark = config.COPY_MARK_BYTES
         while True:
@@ -255,7 +259,7 @@ class Connection(stock.Connection):
         return _loads(message) if isinstance(message, bytes) else payload.load(message)
 
     def _take(
-        self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX
+        self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX_BYTES
     ) -> bytes | Received:
         """The next message: bytes if it came plain or was copied, else its runs, leased.
 
@@ -296,7 +300,7 @@ class Connection(stock.Connection):
     def _find_arena(self) -> Arena | None:
         """For a message that cannot be had without: look everywhere, once."""
         if self._arena is None and self._no_arena_reason is None:
-            self._use(search.find(self._handle, search.everybody()))
+            self._use_arena(search.find_arena(self._handle, search.all_pids()))
             self._no_arena_reason = Reason.NOT_LOCAL
         return self._arena
 
@@ -311,7 +315,9 @@ class Connection(stock.Connection):
         except TooLong:
             self._bad_message_length()  # raises
 
-    def _take_in_band(self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX) -> Any:
+    def _take_in_band(
+        self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX_BYTES
+    ) -> Any:
         """The next message as one bytes-like object; raises TooLong if it is over maxsize."""
         data = payload.in_band(self._take(maxsize, copy_max))
         if maxsize is not None and len(data) > maxsize:
@@ -361,10 +367,10 @@ class Connection(stock.Connection):
 
 # Looked up once, for every small message needs them.
 _write, _length_word, _loads = os.write, plain_frame.plain_header, pickle.loads
-PLAIN_MAX = plain_frame.PLAIN_MAX
+PLAIN_MAX_BYTES = plain_frame.PLAIN_MAX_BYTES
 
 
-def _refuse_if_required(reason: Reason) -> None:
+def _raise_if_required(reason: Reason) -> None:
     if config.mode() is config.Mode.REQUIRE:
         raise PlainRoadError(f"MPSHM=require, but a message would go plain: {reason.value}")
 
@@ -373,17 +379,17 @@ _open_ends: weakref.WeakValueDictionary[tuple[int, int], Connection] = weakref.W
 """The open ends with an arena, by the pipe or socket under them."""
 
 
-def _pipe_of(handle: int) -> tuple[int, int]:
+def _pipe_identity(handle: int) -> tuple[int, int]:
     status = os.fstat(handle)
     return status.st_dev, status.st_ino
 
 
-def _known(handle: int) -> Arena | None:
+def _arena_of_open_end(handle: int) -> Arena | None:
     """The arena of another end in this process, of the same pipe."""
     if not _open_ends:
         return None
     try:
-        end = _open_ends.get(_pipe_of(handle))
+        end = _open_ends.get(_pipe_identity(handle))
     except OSError:
         return None  # no descriptor at all: whoever uses it will hear
     # A closed end proves nothing: its pipe's number may be another pipe's by now.
@@ -417,10 +423,10 @@ def adopt(*ends: stock.Connection) -> list[Connection]:
     if len(ours) == len(ends):
         return ours  # mpshm is installed
     arena, reason = new_arena(*(end.fileno() for end in ends))
-    return [take_over(Connection, end, arena, reason) for end in ends]
+    return [adopt_end(Connection, end, arena, reason) for end in ends]
 
 
-def take_over(
+def adopt_end(
     cls: type[Connection], end: stock.Connection, arena: Arena | None, reason: Reason
 ) -> Connection:
     handle, end._handle = end._handle, None  # type: ignore[attr-defined]
@@ -429,7 +435,7 @@ def take_over(
 
 def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     """A new channel's two ends; with duplex=False the first only receives, the second sends."""
-    be_ready_to_show()
+    import_stats()
     if duplex:
         pair = socket.socketpair()
         for end in pair:

@@ -14,7 +14,7 @@ from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING
 from ..errors import ProtocolError
 
-_START, _END = "/memfd:mpshm-", " (deleted)"
+_LINK_PREFIX, _LINK_SUFFIX = "/memfd:mpshm-", " (deleted)"
 
 
 def name_for(handles: Iterable[int]) -> str:
@@ -22,7 +22,7 @@ def name_for(handles: Iterable[int]) -> str:
     return "-".join(["mpshm", *[str(os.fstat(one).st_ino) for one in handles]])
 
 
-def find(handle: int, pids: Iterable[int]) -> Arena | None:
+def find_arena(handle: int, pids: Iterable[int]) -> Arena | None:
     """The arena of the channel of that pipe or socket, if one of those processes has it open."""
     try:
         if CORE_MISSING or _is_network(handle):
@@ -31,10 +31,10 @@ def find(handle: int, pids: Iterable[int]) -> Arena | None:
     except OSError:
         return None  # no descriptor at all: whoever uses it will hear
     for pid in pids:
-        for path in _files_of(pid):
+        for path in _descriptor_paths(pid):
             try:
-                if _names(path, number):
-                    return _open(path, number)
+                if _is_named_for(path, number):
+                    return _open_arena(path, number)
             except PermissionError:
                 break  # all the others will be refused as well
             except OSError:
@@ -51,7 +51,7 @@ def _is_network(handle: int) -> bool:
         return line.family != socket.AF_UNIX
 
 
-def ancestors() -> Iterator[int]:
+def ancestor_pids() -> Iterator[int]:
     """The processes above this one: a fork server's child is not its parent's own."""
     pid = os.getppid()
     while pid > 0:
@@ -63,7 +63,7 @@ def ancestors() -> Iterator[int]:
             return
 
 
-def everybody() -> Iterator[int]:
+def all_pids() -> Iterator[int]:
     """All processes that /proc shows."""
     try:
         return (int(name) for name in os.listdir("/proc") if name.isdigit())
@@ -71,7 +71,7 @@ def everybody() -> Iterator[int]:
         return iter(())
 
 
-def _files_of(pid: int) -> list[str]:
+def _descriptor_paths(pid: int) -> list[str]:
     folder = f"/proc/{pid}/fd"
     try:
         return [f"{folder}/{name}" for name in os.listdir(folder)]
@@ -79,16 +79,18 @@ def _files_of(pid: int) -> list[str]:
         return []  # gone, or not ours to look into
 
 
-def _names(path: str, number: str) -> bool:
+def _is_named_for(path: str, number: str) -> bool:
     """Whether that is a memory file with a name for the pipe or socket of that number."""
     link = os.readlink(path)
-    return link.startswith(_START) and number in link[len(_START) : -len(_END)].split("-")
+    return link.startswith(_LINK_PREFIX) and number in link[
+        len(_LINK_PREFIX) : -len(_LINK_SUFFIX)
+    ].split("-")
 
 
-def _open(path: str, number: str) -> Arena:
+def _open_arena(path: str, number: str) -> Arena:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     # Looked at again: another file may have got its place, and root may look into everybody's.
-    if _names(f"/proc/self/fd/{fd}", number) and os.fstat(fd).st_uid == os.geteuid():
+    if _is_named_for(f"/proc/self/fd/{fd}", number) and os.fstat(fd).st_uid == os.geteuid():
         return Arena.attach(fd, sealed=True)
     os.close(fd)
     raise ProtocolError("not the memory file that was looked for")

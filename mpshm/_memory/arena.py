@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import config
 from ..errors import ProtocolError
 from . import plain_frame
-from .core import CORE_MISSING, FILE_AUTO, NO_MARK, Descriptor, failure, ffi, lib, refused
+from .core import CORE_MISSING, FILE_AUTO, NO_MARK, Descriptor, failure, ffi, lib, room_failure
 from .lease import new_holder, view_of
 
 if TYPE_CHECKING:
@@ -72,21 +72,23 @@ class Run:
 
     def view(self, size: int) -> memoryview:
         """Writable memory of the run's first `size` bytes; keeps the run and its mapping."""
-        return memoryview(ffi.buffer(ffi.gc(self._c.data, self._keep), size))
+        return memoryview(ffi.buffer(ffi.gc(self._c.data, self._keep_alive), size))
 
-    def _keep(self, data: Any) -> None:
+    def _keep_alive(self, data: Any) -> None:
         """Called when a view dies: being a destructor kept this object alive."""
 
 
 class Arena:
     """One channel's shared memory, as this process sees it."""
 
-    __slots__ = ("__weakref__", "_c", "bytes_limit", "frame_max", "identity")
+    __slots__ = ("__weakref__", "_c", "bytes_limit", "frame_max_bytes", "identity")
 
     def __init__(self, handle: Any, identity: int) -> None:
         self._c = ffi.gc(handle, lib.mpshm_arena_close)
         self.identity = identity
-        self.frame_max: int = lib.mpshm_queue_frame_bytes(handle) or plain_frame.FRAME_MAX
+        self.frame_max_bytes: int = (
+            lib.mpshm_queue_frame_bytes(handle) or plain_frame.FRAME_MAX_BYTES
+        )
         self.bytes_limit = int(lib.mpshm_queue_bytes_limit(handle))
         _arenas[identity] = self
 
@@ -144,7 +146,7 @@ class Arena:
     @property
     def is_queue(self) -> bool:
         """Whether it is a queue's, whose frames are slots."""
-        return self.frame_max < plain_frame.FRAME_MAX
+        return self.frame_max_bytes < plain_frame.FRAME_MAX_BYTES
 
     def make_queue(self, places: int, bytes_limit: int, joinable: bool) -> bool:
         """Have it serve a queue from now on, which nobody else has yet.  0 is no limit.
@@ -153,7 +155,7 @@ class Arena:
         """
         if lib.mpshm_make_queue(self._c, places, bytes_limit, joinable):
             return False
-        self.frame_max = lib.mpshm_queue_frame_bytes(self._c)
+        self.frame_max_bytes = lib.mpshm_queue_frame_bytes(self._c)
         self.bytes_limit = bytes_limit
         return True
 
@@ -166,7 +168,7 @@ class Arena:
         """A run of at least `size` contiguous bytes.  Raises OutOfSharedMemory."""
         run = Run(self)
         if code := lib.mpshm_get_buf(self._c, size, run._c):
-            raise refused(code, f"no {size} bytes")
+            raise room_failure(code, f"no {size} bytes")
         return run
 
     def lease(self, descriptor: Descriptor) -> memoryview:
@@ -188,12 +190,10 @@ class Arena:
 
         mark: bytes in flight at which to wait, instead of `high_water`.
         """
-        while not self.wait_room_a_while(fd, size, config.WAIT_SLICE_MS, mark):
+        while not self.wait_room_for(fd, size, config.WAIT_SLICE_MS, mark):
             pass
 
-    def wait_room_a_while(
-        self, fd: int, size: int, timeout_ms: int, mark: int | None = None
-    ) -> bool:
+    def wait_room_for(self, fd: int, size: int, timeout_ms: int, mark: int | None = None) -> bool:
         """The same for so long: whether there is room."""
         mark = self.high_water if mark is None else mark
         code = lib.mpshm_wait_room(self._c, fd, size, mark, timeout_ms)
@@ -202,7 +202,7 @@ class Arena:
         return bool(code == 0)
 
     def try_send_copy(self, fd: int, data: bytes, mark: int) -> bool | None:
-        """Send `data`, at most INLINE_MAX bytes, by a run that the receiver copies and frees.
+        """Send `data`, at most INLINE_MAX_BYTES bytes, by a run that the receiver copies and frees.
 
         None: `mark` bytes are in flight, and it must wait.  False: had better go plain.
         """
@@ -274,12 +274,12 @@ def process_arenas() -> list[Arena]:
     return [arena for ref in _arenas.valuerefs() if (arena := ref()) is not None]
 
 
-def fork_announce() -> None:
+def before_fork() -> None:
     """Before a fork whose child goes on with the views it inherits."""
     lib.mpshm_fork_announce()
 
 
-def fork_over() -> None:
+def after_fork() -> None:
     """After it, on both sides.  Raises OSError when a view could not be made private."""
     if code := lib.mpshm_fork_over():
         raise failure(code, "a received view could not be made private before the fork")

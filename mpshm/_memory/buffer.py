@@ -7,7 +7,7 @@ from types import TracebackType
 
 from ..errors import BufferTooSmall
 from .arena import Run
-from .core import FOREIGN, SPENT
+from .core import FOREIGN_TEXT, SPENT_TEXT
 
 
 class Buffer:
@@ -20,10 +20,10 @@ class Buffer:
 
     __module__ = "mpshm"  # where users find it
 
-    __slots__ = ("__weakref__", "_gone", "_run", "_view")
+    __slots__ = ("__weakref__", "_gone_reason", "_run", "_view")
 
     def __init__(self, view: memoryview, run: Run | None = None) -> None:
-        self._gone = SPENT
+        self._gone_reason = SPENT_TEXT
         self._view: memoryview | None = view
         self._run = run
         if run is not None:
@@ -33,7 +33,7 @@ class Buffer:
     def view(self) -> memoryview:
         """Writable bytes, as many as were asked for or received.  ValueError once let go."""
         if self._view is None:
-            raise ValueError(self._gone)
+            raise ValueError(self._gone_reason)
         return self._view
 
     @property
@@ -71,7 +71,7 @@ class Buffer:
         return grown
 
     def _disown(self) -> None:
-        self._view, self._run, self._gone = None, None, FOREIGN
+        self._view, self._run, self._gone_reason = None, None, FOREIGN_TEXT
 
     def _hand_over(self) -> tuple[Run | None, memoryview]:
         """For a send: the run and its bytes; this object is empty afterwards."""

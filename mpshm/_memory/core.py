@@ -64,11 +64,11 @@ class NoArena(ProtocolError):
     """A descriptor frame came where there is no arena; it stays in the reader, for `reopen`."""
 
 
-FOREIGN = "buffer belongs to the process this one was forked from"
-SPENT = "buffer has been sent or released"
+FOREIGN_TEXT = "buffer belongs to the process this one was forked from"
+SPENT_TEXT = "buffer has been sent or released"
 
 
-def _meanings() -> dict[int, tuple[type[Exception], str]]:
+def _exceptions() -> dict[int, tuple[type[Exception], str]]:
     """The exception for each of the core's codes."""
     if CORE_MISSING:
         return {}
@@ -90,8 +90,8 @@ def _meanings() -> dict[int, tuple[type[Exception], str]]:
     }
     return {
         **{code: (ProtocolError, text) for code, text in wrong.items()},
-        lib.MPSHM_E_FOREIGN: (ValueError, FOREIGN),
-        lib.MPSHM_E_STATE: (ValueError, SPENT),
+        lib.MPSHM_E_FOREIGN: (ValueError, FOREIGN_TEXT),
+        lib.MPSHM_E_STATE: (ValueError, SPENT_TEXT),
         lib.MPSHM_E_NO_ARENA: (
             NoArena,
             "descriptor frame on a channel that has no shared memory here",
@@ -102,10 +102,12 @@ def _meanings() -> dict[int, tuple[type[Exception], str]]:
     }
 
 
-_MEANINGS = _meanings()
-_OF_A_RUN = frozenset(() if CORE_MISSING else range(lib.MPSHM_E_STALE, lib.MPSHM_E_SEGMENT + 1))
+_EXCEPTIONS = _exceptions()
+_DESCRIPTOR_CODES = frozenset(
+    () if CORE_MISSING else range(lib.MPSHM_E_STALE, lib.MPSHM_E_SEGMENT + 1)
+)
 """Codes of which a descriptor is to blame."""
-_OUT_OF_MEMORY = frozenset(
+_NO_MEMORY_CODES = frozenset(
     (-errno.ENOSPC, -errno.ENOMEM, -errno.EFBIG, -errno.EMFILE, -errno.ENFILE)
 )
 
@@ -115,9 +117,9 @@ def failure(code: int, what: str = "", bad: Any = None) -> Exception:
 
     what: what failed, for the text; bad: the core's descriptor that may be to blame.
     """
-    if code in _MEANINGS:
-        kind, text = _MEANINGS[code]
-        if bad is not None and code in _OF_A_RUN:
+    if code in _EXCEPTIONS:
+        kind, text = _EXCEPTIONS[code]
+        if bad is not None and code in _DESCRIPTOR_CODES:
             what = str(Descriptor(bad.mmap_id, bad.chunk_id, bad.size, bad.tag))
         if kind is ProtocolError and what:
             text = f"{what} {text}"
@@ -127,13 +129,13 @@ def failure(code: int, what: str = "", bad: Any = None) -> Exception:
     return OSError(-code, os.strerror(-code), what or None)
 
 
-def refused(code: int, what: str = "") -> Exception:
+def room_failure(code: int, what: str = "") -> Exception:
     """Why memory could not be had, or a message not be put.
 
     NoRoomNow and OutOfSharedMemory where the same call may succeed later.
     """
     if code == -errno.EAGAIN:
         return NoRoomNow()
-    if code in _OUT_OF_MEMORY:
+    if code in _NO_MEMORY_CODES:
         return OutOfSharedMemory(f"{what}: {os.strerror(-code)}" if what else os.strerror(-code))
     return failure(code, what)

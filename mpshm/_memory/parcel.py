@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 from .arena import Arena, Run
-from .core import NO_MARK, NO_WAIT, NoRoomNow, failure, ffi, lib, refused
+from .core import NO_MARK, NO_WAIT, NoRoomNow, failure, ffi, lib, room_failure
 
 
 class Parcel:
@@ -91,7 +91,7 @@ class Parcel:
                 self._arena.wait_room(self._fd, size)
                 mark = NO_MARK  # also when there was nobody to wait for
             else:
-                raise refused(code, f"no {size} bytes")
+                raise room_failure(code, f"no {size} bytes")
 
     def send(self, stream: bytes) -> None:
         """Seal the runs and write the frame that names them: both, or neither and an OSError.

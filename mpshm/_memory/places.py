@@ -9,7 +9,7 @@ from .arena import Arena
 from .core import QueueFull, lib
 
 
-def milliseconds(left: float | None, most: int) -> int:
+def slice_ms(left: float | None, most: int) -> int:
     """How long to wait now, with `left` seconds to go in all."""
     return most if left is None else min(most, max(1, int(left * 1000)))
 

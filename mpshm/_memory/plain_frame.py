@@ -10,13 +10,13 @@ import struct
 
 from ..errors import ProtocolError, TooLong
 
-FRAME_MAX = 4096
+FRAME_MAX_BYTES = 4096
 """PIPE_BUF: what a pipe takes in one piece or not at all."""
 
-PLAIN_MAX = FRAME_MAX - 4
+PLAIN_MAX_BYTES = FRAME_MAX_BYTES - 4
 """Bytes of the longest message that a plain frame gives a pipe in one piece."""
 
-PIECE_MAX = 64 << 10
+READ_MAX_BYTES = 64 << 10
 """Bytes asked of a pipe in one read: as many as it holds by default."""
 
 _LENGTH = struct.Struct("!i")
@@ -35,7 +35,7 @@ def read_exactly(fd: int, size: int) -> bytes:
     pieces: list[bytes] = []
     while size > 0:
         # Not all at once: a hostile length must not allocate, and a pipe gives no more.
-        piece = os.read(fd, size if size < PIECE_MAX else PIECE_MAX)
+        piece = os.read(fd, size if size < READ_MAX_BYTES else READ_MAX_BYTES)
         if not piece:
             raise ProtocolError("got end of file during message")
         if len(piece) == size and not pieces:

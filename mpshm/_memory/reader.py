@@ -13,7 +13,7 @@ from .core import CORE_MISSING, NoArena, ReaderFull, failure, ffi, lib
 from .lease import message_of, take_runs
 from .plain_frame import read_exactly
 
-_BODY_MAX = config.INLINE_MAX
+_BODY_MAX_BYTES = config.INLINE_MAX_BYTES
 """Bytes of a message that a reader has room for."""
 
 
@@ -54,7 +54,7 @@ class Reader:
         fd: int,
         arena: Arena | None = None,
         maxsize: int | None = None,
-        copy_max: int = _BODY_MAX,
+        copy_max: int = _BODY_MAX_BYTES,
     ) -> bytes | tuple[Any, list[memoryview]]:
         """The next message: the bytes of a plain one, else its stream and its buffers, leased.
 
@@ -64,7 +64,7 @@ class Reader:
         does: it must read on with a new Reader.  After NoArena, `reopen` comes next.
         """
         c = self._c
-        body_max = _BODY_MAX if maxsize is None or maxsize > _BODY_MAX else maxsize
+        body_max = _BODY_MAX_BYTES if maxsize is None or maxsize > _BODY_MAX_BYTES else maxsize
         try:
             memory = _NULL if arena is None else arena._c
             while (n := _receive(c, fd, memory, body_max, copy_max)) <= 0:
@@ -83,7 +83,7 @@ class Reader:
                 c.full = 0
                 return body, []
             if n != _LONG:
-                return self._take_over()
+                return self._take_message()
         except (ReaderFull, NoArena):
             raise  # what it holds is another's, or kept
         except BaseException:
@@ -102,12 +102,12 @@ class Reader:
             arena = find()
             if code := lib.mpshm_reopen(c, _NULL if arena is None else arena._c):
                 raise failure(code, bad=c.bad)
-            return self._take_over()
+            return self._take_message()
         except BaseException:
             lib.mpshm_discard(c)
             raise
 
-    def _take_over(self) -> tuple[Any, list[memoryview]]:
+    def _take_message(self) -> tuple[Any, list[memoryview]]:
         """The message of the descriptor frame just read, each run with a holder of its own."""
         c = self._c
         views = take_runs(lib.mpshm_take, c, range(c.count))

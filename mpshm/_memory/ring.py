@@ -15,7 +15,7 @@ from typing import Any
 from .. import config
 from ..counters import EndCounters
 from .arena import Arena
-from .core import CORE_MISSING, failure, ffi, lib, refused
+from .core import CORE_MISSING, failure, ffi, lib, room_failure
 from .lease import message_of, take_runs
 from .parcel import Parcel
 
@@ -38,7 +38,7 @@ else:  # and no queue asks for them
     _stop_receiving = _release = None
 
 
-_COUNTED = (
+_CORE_COUNTERS = (
     "small_messages",
     "plain_bytes",
     "shm_messages",
@@ -58,7 +58,7 @@ class QueueCounters(EndCounters):
         super().__init__()
 
 
-def _counted(name: str) -> property:
+def _core_counter(name: str) -> property:
     def read(self: QueueCounters) -> int:
         return int(getattr(self.c, name))
 
@@ -68,8 +68,8 @@ def _counted(name: str) -> property:
     return property(read, write)
 
 
-for _name in _COUNTED:
-    setattr(QueueCounters, _name, _counted(_name))
+for _name in _CORE_COUNTERS:
+    setattr(QueueCounters, _name, _core_counter(_name))
 
 
 class End:
@@ -101,7 +101,7 @@ class End:
         """
         return bool(lib.mpshm_queue_poll(self.c, timeout_ms))
 
-    def call(self) -> None:
+    def wake_receivers(self) -> None:
         """Have all who wait in `receive` look, and give up."""
         lib.mpshm_queue_call(self.c)
 
@@ -125,10 +125,10 @@ _kept: weakref.WeakKeyDictionary[Any, tuple[Arena, QueueCounters]] = weakref.Wea
 
 
 def putter(end: End) -> Callable[[bytes, int, int], int]:
-    """A function that puts a message of at most INLINE_MAX bytes in the queue, and never waits.
+    """A function that puts a message of at most INLINE_MAX_BYTES in the queue, and never waits.
 
     It takes the message, its size and what is to be done for its place; it gives 1, or a code for
-    `refused`: TOO_LONG for a longer one.  A place taken is kept when that is NoRoomNow.
+    `room_failure`: TOO_LONG for a longer one.  A place taken is kept when that is NoRoomNow.
 
     `put_one(end.c, ...)` is the same.
     """
@@ -144,14 +144,14 @@ def put_some(end: End, messages: list[bytes], place: int) -> int:
     data, c_sizes = b"".join(messages), ffi.from_buffer("uint32_t[]", sizes)
     n = lib.mpshm_queue_put_some(end.c, data, c_sizes, len(sizes), place)
     if n < 0:
-        raise refused(n)
+        raise room_failure(n)
     return int(n)
 
 
 def send(parcel: Parcel, end: End, stream: bytes, place: int) -> None:
     """The same for a message in runs, which stay the parcel's if it does not go out."""
     if code := parcel.send_to_ring(end.c, stream, place):
-        raise refused(code)
+        raise room_failure(code)
 
 
 Message = bytes | tuple[Any, list[memoryview]]
@@ -169,9 +169,9 @@ class Batch:
     def __init__(self, end: End) -> None:
         self._end = end
         self.c = ffi.gc(lib.mpshm_batch_new(end.c, config.spin_us()), lib.mpshm_batch_free)
-        self._look_at(self.c.data)
+        self._use_data(self.c.data)
 
-    def _look_at(self, data: Any) -> None:
+    def _use_data(self, data: Any) -> None:
         self.data, self.tiny = data, ffi.buffer(data, TINY_BYTES)
 
     def receive_some(self, most: int, timeout_ms: int) -> list[Message | Exception]:
@@ -186,7 +186,7 @@ class Batch:
                 return []
             raise failure(n, bad=c.messages[0].bad)
         if c.data != self.data:
-            self._look_at(c.data)  # it had to grow
+            self._use_data(c.data)  # it had to grow
         data = _unpack(c.data, c.data_used)
         messages: list[Any] = []
         at = 0
@@ -197,15 +197,15 @@ class Batch:
             elif c.messages[i].error:
                 messages.append(failure(c.messages[i].error, bad=c.messages[i].bad))
             else:
-                messages.append(self.with_runs(i))
+                messages.append(self.take_message(i))
                 at += c.messages[i].size
         return messages
 
-    def with_runs(self, i: int) -> tuple[Any, list[memoryview]]:
+    def take_message(self, i: int) -> tuple[Any, list[memoryview]]:
         """The i-th message received, each of its runs with a holder of its own."""
         c, message = self.c, self.c.messages[i]
         if c.data != self.data:
-            self._look_at(c.data)  # it had to grow
+            self._use_data(c.data)  # it had to grow
         numbers = range(message.first_run, message.first_run + message.runs)
         views = take_runs(lib.mpshm_batch_take, c, numbers)
         stream = ffi.buffer(c.data + message.at, message.size)[:]
@@ -240,7 +240,7 @@ def received(batch: Batch, n: int) -> Message | None:
         body: bytes = _unpack(batch.data, n)
         return body
     if n == _WITH_RUNS:
-        return batch.with_runs(0)
+        return batch.take_message(0)
     if n not in (_NOTHING_NOW, -errno.EINTR):
         raise failure(n, bad=batch.c.messages[0].bad)
     return None

@@ -4,7 +4,7 @@
       |                                                             ^
       | payload.dump: pickled at once                               | payload.load
       v                                                             |
-    try_put ------------------------> +------------------+ ------> Getting: one looks,
+    try_put ------------------------> +------------------+ ------> QueueGetter: one looks,
       | no place, ring full,          | ring in shared   |         one sleeps as its guard
       | no memory                     | memory: 512 slots|
       v                               |  small: whole in |

@@ -15,7 +15,7 @@ _waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _Waiter
 )
 """A loop takes one callback per descriptor: those who wait for it stand in line here."""
 
-FIRST_PAUSE, LAST_PAUSE = 0.0005, 0.02
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.0005, 0.02
 """Seconds between two looks at what no descriptor tells."""
 
 
@@ -46,12 +46,12 @@ def is_writable(fd: int) -> bool:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return when `condition()` holds; looks ever more rarely."""
-    pause = FIRST_PAUSE
+    pause = FIRST_PAUSE_S
     while True:
         await asyncio.sleep(pause)  # first, for the caller has just looked
         if condition():
             return
-        pause = min(2 * pause, LAST_PAUSE)
+        pause = min(2 * pause, LAST_PAUSE_S)
 
 
 def _wake_first(waiters: _Waiters) -> None:

@@ -36,7 +36,7 @@ class _NoLock:
 NO_LOCK: Any = _NoLock()
 
 
-class Places:
+class PlaceSemaphore:
     """Stands where stock's Queue has its semaphore of free places."""
 
     def __init__(self, end: QueueEnd, strict: bool) -> None:
@@ -46,7 +46,7 @@ class Places:
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take a place for a message that somebody else will put."""
         try:
-            wait_for_place(self._end, deadline_of(block, timeout))
+            take_place_within(self._end, deadline_of(block, timeout))
         except Full:
             return False
         return True
@@ -66,7 +66,7 @@ def deadline_of(block: bool, timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-def wait_for_place(end: QueueEnd, deadline: float | None) -> None:
+def take_place_within(end: QueueEnd, deadline: float | None) -> None:
     """Take a place for a message that is put later.  Raises queue.Full at the deadline."""
     arena = end.arena
     while True:
@@ -77,6 +77,6 @@ def wait_for_place(end: QueueEnd, deadline: float | None) -> None:
         except QueueFull:
             left = None if deadline is None else deadline - time.monotonic()
             if left is None or left > 0:
-                places.wait_place(arena, used, places.milliseconds(left, config.WAIT_SLICE_MS))
+                places.wait_place(arena, used, places.slice_ms(left, config.WAIT_SLICE_MS))
             elif places.queue_full(arena):
                 raise Full from None

@@ -25,16 +25,16 @@ class FeederState:
     and when the queue is closed.
     """
 
-    now = False
+    is_busy = False
 
     def __init__(self, end: QueueEnd | None) -> None:
         self._open = self.direct = None if end is None else end.direct
 
     def begin(self) -> None:
-        self.now, self.direct = True, None
+        self.is_busy, self.direct = True, None
 
     def end(self) -> None:
-        self.now, self.direct = False, self._open
+        self.is_busy, self.direct = False, self._open
 
     def close(self) -> None:
         self._open = self.direct = None

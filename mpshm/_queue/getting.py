@@ -1,4 +1,4 @@
-"""Getting: what all queues over slots share when they are got from, one message or many."""
+"""QueueGetter: what all queues over slots share when they are got from, one message or many."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from .._channel import forking, totals
 from .._memory import places, ring
 from .._memory.ring import TINY_BYTES
 from . import aio, queue_end
-from .queue_end import LOOK_MS, QueueEnd
+from .queue_end import SLEEP_MAX_MS, QueueEnd
 
 if TYPE_CHECKING:
     from .._stats import Stats
 
-MANY = 4096
+GET_MANY_MAX = 4096
 """Messages that get_many takes at most when it is not told how many."""
 
 
-class _Got:
+class _Unpickled:
     """Left aside, what has been unpickled already."""
 
     def __init__(self, obj: Any) -> None:
         self.obj = obj
 
 
-class Getting:
+class QueueGetter:
     """What all queues over slots can do."""
 
     if TYPE_CHECKING:
@@ -41,31 +41,31 @@ class Getting:
     _reader: Any
     _writer: Any
 
-    def _adopt(self) -> None:
+    def _bind_ends(self) -> None:
         """Look at the ends: are they ours?"""
         self._end: QueueEnd | None = self._writer if isinstance(self._writer, QueueEnd) else None
         self._source: QueueEnd | None = self._reader if isinstance(self._reader, QueueEnd) else None
         self._arena: Any = None if self._end is None else self._end.arena
-        self._ahead: collections.deque[Any] = collections.deque()
-        self._use_idle()
+        self._leftovers: collections.deque[Any] = collections.deque()
+        self._update_fast_path()
 
-    def _use_idle(self) -> None:
+    def _update_fast_path(self) -> None:
         """Have get() take what comes next from the ring itself, as long as it may."""
         source = self._source
-        barred = source is None or self._ahead or self._closed
+        barred = source is None or self._leftovers or self._closed
         self._idle: list[ring.Batch] | None = None if barred else source.idle  # type: ignore[union-attr]
-        if self._ahead:
+        if self._leftovers:
             self._idle = None  # left aside meanwhile, by another thread
 
-    def _next_ahead(self) -> Any:
+    def _next_leftover(self) -> Any:
         """What get_many has taken off the ring and could not give out; None if there is nothing."""
         try:
-            return self._ahead.popleft()
+            return self._leftovers.popleft()
         except IndexError:
             return None
         finally:
-            if not self._ahead:
-                self._use_idle()
+            if not self._leftovers:
+                self._update_fast_path()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take an object off the queue; its large arrays are private, writable views.
@@ -108,7 +108,7 @@ class Getting:
         deadline = None if most is None else time.monotonic() + most
         wait_ms = 0
         while True:
-            if self._ahead and (message := self._next_ahead()) is not None:
+            if self._leftovers and (message := self._next_leftover()) is not None:
                 break
             if source is None:
                 return self._get_by_lock(block, timeout)
@@ -117,7 +117,7 @@ class Getting:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise Empty
-            wait_ms = -1 if left is None else places.milliseconds(left, LOOK_MS)
+            wait_ms = -1 if left is None else places.slice_ms(left, SLEEP_MAX_MS)
         try:
             return _load(message)
         finally:
@@ -128,11 +128,11 @@ class Getting:
 
         Raises queue.Empty when none comes in `timeout` seconds.
         """
-        most = MANY if max_items is None else max_items
+        most = GET_MANY_MAX if max_items is None else max_items
         if most <= 0:
             return []
         source = self._source
-        if source is None or self._ahead:
+        if source is None or self._leftovers:
             return self._get_one_by_one(most, timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         self._check_open()
@@ -146,10 +146,10 @@ class Getting:
                 if not objects:
                     raise
                 if not isinstance(error, EOFError):  # which comes again by itself
-                    self._leave_aside([error.with_traceback(None)])
+                    self._keep_leftovers([error.with_traceback(None)])
                 break
             except BaseException:
-                self._leave_aside(map(_Got, objects))
+                self._keep_leftovers(map(_Unpickled, objects))
                 raise
             if some:
                 if not self._load_all(some, objects) or len(some) < wanted:
@@ -159,11 +159,11 @@ class Getting:
                 break
             else:
                 left = None if deadline is None else deadline - time.monotonic()
-                if self._ahead:
+                if self._leftovers:
                     return self._get_one_by_one(most, left)
                 if left is not None and left <= 0:
                     raise Empty
-                wait_ms = -1 if left is None else places.milliseconds(left, LOOK_MS)
+                wait_ms = -1 if left is None else places.slice_ms(left, SLEEP_MAX_MS)
         return objects
 
     def _check_open(self) -> None:
@@ -180,33 +180,33 @@ class Getting:
             rest = some[len(objects) - before :]
             some.clear()
             if not isinstance(error, Exception):
-                self._leave_aside([*map(_Got, objects), *rest])
+                self._keep_leftovers([*map(_Unpickled, objects), *rest])
                 objects.clear()
                 rest.clear()  # a traceback keeps these frames; they must not keep the runs
                 raise
             del rest[0]
             if not objects:
-                self._leave_aside(rest)
+                self._keep_leftovers(rest)
                 rest.clear()
                 raise
             # The next to ask gets the error, as it would have from get().
-            self._leave_aside([error.with_traceback(None), *rest])
+            self._keep_leftovers([error.with_traceback(None), *rest])
             return False
         return True
 
-    def _leave_aside(self, last: Iterable[Any], first: Iterable[Any] = ()) -> None:
+    def _keep_leftovers(self, last: Iterable[Any], first: Iterable[Any] = ()) -> None:
         """Keep messages, objects or errors for those who ask next."""
         forking.register(self)  # a child has no part in it
         self._idle = None  # first: an interruption must not leave get() blind to it
-        self._ahead.extendleft(reversed([*first]))
-        self._ahead.extend(last)
-        self._use_idle()
+        self._leftovers.extendleft(reversed([*first]))
+        self._leftovers.extend(last)
+        self._update_fast_path()
         if self._source is not None:
-            self._source.call()  # other threads may wait for a message from the ring
+            self._source.wake_receivers()  # other threads may wait for a message from the ring
 
     def _reset_in_child(self) -> None:
-        self._ahead.clear()
-        self._use_idle()
+        self._leftovers.clear()
+        self._update_fast_path()
 
     def _get_one_by_one(self, most: int, timeout: float | None) -> list[Any]:
         objects = [self.get(True, timeout)]
@@ -216,10 +216,10 @@ class Getting:
             except Empty:
                 break
             except Exception as error:
-                self._leave_aside([], [error.with_traceback(None)])  # its turn is next
+                self._keep_leftovers([], [error.with_traceback(None)])  # its turn is next
                 break
             except BaseException:
-                self._leave_aside([], map(_Got, objects))
+                self._keep_leftovers([], map(_Unpickled, objects))
                 raise
         return objects
 
@@ -231,13 +231,13 @@ class Getting:
         """Messages in the queue, wherever they are."""
         if self._arena is None:
             stocks: int = super().qsize()  # type: ignore[misc]
-            return stocks + len(self._ahead)
+            return stocks + len(self._leftovers)
         if self._writer.closed and self._reader.closed:
             return 0
-        return places.queue_size(self._arena) + len(self._ahead)
+        return places.queue_size(self._arena) + len(self._leftovers)
 
     def empty(self) -> bool:
-        return not self._ahead and not self._poll()
+        return not self._leftovers and not self._poll()
 
     async def aget(self) -> Any:
         """get() for asyncio: other tasks run while it waits, and no thread is needed."""
@@ -246,7 +246,7 @@ class Getting:
                 return self.get(False)
             except Empty:
                 # For a while: what another task's get_many leaves aside no descriptor tells.
-                await aio.readable(self._reader.fileno(), LOOK_MS / 1000)
+                await aio.readable(self._reader.fileno(), SLEEP_MAX_MS / 1000)
 
 
 # Looked up once, for every message needs them.
@@ -260,7 +260,7 @@ def _load(received: Any) -> Any:
             raise received
         finally:
             del received  # a cycle with the traceback would keep what the message held
-    if isinstance(received, _Got):
+    if isinstance(received, _Unpickled):
         return received.obj
     try:
         return queue_end.load(received)

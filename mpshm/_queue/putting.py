@@ -1,4 +1,4 @@
-"""Putting: how an object gets into a queue.  Getting has a module of its own.
+"""QueuePutter: how an object gets into a queue.  QueueGetter has a module of its own.
 
 A put climbs a ladder of three rungs, each for one message and for some:
 
@@ -22,19 +22,19 @@ from .. import config
 from .._channel import payload
 from .._channel.payload import Message
 from .._memory import places, ring
-from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory, QueueFull, refused
+from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory, QueueFull, room_failure
 from .._memory.parcel import Parcel
 from .._memory.ring import AT_ONCE, HAS_PLACE, NO_ROOM_NOW, TAKE_PLACE, TOO_LONG
-from ..config import INLINE_MAX
+from ..config import INLINE_MAX_BYTES
 from . import aio
-from .bounds import deadline_of, wait_for_place
+from .bounds import deadline_of, take_place_within
 
 if TYPE_CHECKING:
     from .feeder import FeederState
     from .queue_end import QueueEnd
 
-_PIECE_BYTES = 1 << 20
-_HOPELESS = 3
+_COPY_PIECE_BYTES = 1 << 20
+_HOPELESS_MAX = 3
 """Looks in a row at an arena that has no run for a message though nothing is in use."""
 
 
@@ -47,7 +47,7 @@ class Pickled:
         self.obj, self.message = obj, message
 
 
-class Batch:
+class PutBatch:
     """Small messages that are to be put together, and the objects that they were."""
 
     def __init__(self, messages: list[bytes], objects: list[Any]) -> None:
@@ -62,7 +62,7 @@ class Batch:
         del self.objects[: len(self.objects) - len(self.messages)]
 
 
-def drop(message: bytes | Message) -> None:
+def abandon_runs(message: bytes | Message) -> None:
     """Give back the runs of a message that will not go out; now, not when a traceback dies."""
     if isinstance(message, Message) and message.parcel is not None:
         message.parcel.clear()
@@ -81,11 +81,11 @@ def try_put(end: QueueEnd, message: bytes | Message, place: int) -> None:
     end.check_writable()
     if isinstance(message, bytes):
         if (code := end.put_now(message, len(message), place)) < 0:
-            raise refused(code)
+            raise room_failure(code)
         return
     if message.parcel is None:  # there was no room for it when it was pickled
         try:
-            message.parcel = _to_runs(end.arena, NO_WAIT, message.stream, _PIECE_BYTES)
+            message.parcel = _to_runs(end.arena, NO_WAIT, message.stream, _COPY_PIECE_BYTES)
         except NoRoomNow:
             # Not NoRoomNow, after which its place would be taken for kept: it has none yet.
             raise OutOfSharedMemory("as many bytes are in flight as there may be") from None
@@ -108,45 +108,45 @@ def put_within(
     message: bytes | Message,
     place: int,
     deadline: float | None = None,
-    or_feeder: bool = False,
+    has_feeder: bool = False,
 ) -> None:
     """Put a message, waiting for a place, for room in the ring and for memory.
 
     deadline: by time.monotonic(); queue.Full is raised then.  None: wait for ever.
-    or_feeder: wait for room only as long as consumers take messages, and not for memory: raise
+    has_feeder: wait for room only as long as consumers take messages, and not for memory: raise
     NoRoomNow, with the place kept, or OutOfSharedMemory, with none, for the feeder to go on from.
     """
     arena = end.ring_end.arena
-    wait = _Wait(end, deadline, or_feeder)
+    wait = _PutWait(end, deadline, has_feeder)
     try:
         while True:
             used = places.places_used(arena) if place == TAKE_PLACE else 0
             try:
                 return try_put(end, message, place)
             except NoRoomNow as full:
-                if or_feeder:
+                if has_feeder:
                     place = HAS_PLACE
-                wait.after(full, used)
+                wait.wait_after(full, used)
             except (QueueFull, OutOfSharedMemory) as full:
-                if place == HAS_PLACE and or_feeder:
+                if place == HAS_PLACE and has_feeder:
                     raise NoRoomNow from None  # which says that it keeps its place
-                wait.after(full, used)
+                wait.wait_after(full, used)
     except NoRoomNow:
         raise
     except BaseException:
-        if place == HAS_PLACE and or_feeder:
+        if place == HAS_PLACE and has_feeder:
             places.give_place(arena)
         raise
 
 
 def put_some_within(
-    end: QueueEnd, messages: list[bytes], place: int, or_feeder: bool = False
+    end: QueueEnd, messages: list[bytes], place: int, has_feeder: bool = False
 ) -> None:
     """Put small messages, waiting as put_within does, and leave none in the list.
 
     What it raises leaves in the list what was not put, and keeps no place.
     """
-    wait = _Wait(end, None, or_feeder)
+    wait = _PutWait(end, None, has_feeder)
     while messages:
         used = places.places_used(end.ring_end.arena) if place == TAKE_PLACE else 0
         # Out of the list first: what an interruption leaves in doubt must not go out twice.
@@ -155,28 +155,28 @@ def put_some_within(
         try:
             n = try_put_some(end, some, place)
             messages[:0] = some[n:]
-            wait.renew()
+            wait.restart()
         except (NoRoomNow, QueueFull, OutOfSharedMemory) as full:
             messages[:0] = some
-            wait.after(full, used)
+            wait.wait_after(full, used)
         except Exception:
             messages[:0] = some
             raise
 
 
-class _Wait:
+class _PutWait:
     """One put's waiting, which ends by an exception."""
 
-    def __init__(self, end: QueueEnd, deadline: float | None, or_feeder: bool) -> None:
-        self._end, self._deadline, self._or_feeder = end, deadline, or_feeder
-        self._looked = False  # for places of the dead
-        self.renew()
+    def __init__(self, end: QueueEnd, deadline: float | None, has_feeder: bool) -> None:
+        self._end, self._deadline, self._or_feeder = end, deadline, has_feeder
+        self._has_reaped = False  # for places of the dead
+        self.restart()
 
-    def renew(self) -> None:
+    def restart(self) -> None:
         """Something was put: begin to count anew."""
         self._pauses = self._hopeless = 0
 
-    def after(self, reason: Exception, used: int) -> None:
+    def wait_after(self, reason: Exception, used: int) -> None:
         """Wait a little for what was missing; or raise `reason`, Full, or OSError.
 
         used: places that were used before the put.
@@ -189,25 +189,25 @@ class _Wait:
             if (
                 isinstance(reason, OutOfSharedMemory)
                 or is_over
-                or self._pauses > config.PAUSES
+                or self._pauses > config.PAUSE_COUNT_MAX
                 or not end.has_room(config.PAUSE_MS)
             ):
                 raise reason
             return
         if isinstance(reason, OutOfSharedMemory):
             self._hopeless = self._hopeless + 1 if arena.gauges().runs_in_use == 0 else 0
-            if self._hopeless == _HOPELESS:
+            if self._hopeless == _HOPELESS_MAX:
                 text = f"a queue cannot hold this message: {reason}"
                 raise OSError(errno.ENOSPC, text) from None
         else:
             self._hopeless = 0
-        if isinstance(reason, QueueFull) and not self._looked:
-            self._looked = True
+        if isinstance(reason, QueueFull) and not self._has_reaped:
+            self._has_reaped = True
             places.queue_full(arena)  # takes back the places of the dead
             return
         if is_over:
             raise Full from None
-        wait_ms = places.milliseconds(left, config.WAIT_SLICE_MS)
+        wait_ms = places.slice_ms(left, config.WAIT_SLICE_MS)
         if isinstance(reason, QueueFull):
             places.wait_place(arena, used, wait_ms)
         else:
@@ -218,7 +218,7 @@ class _Wait:
 
 
 def give_to_feeder(
-    queue: Putting, obj: Any, deadline: float | None, has_place: bool = False
+    queue: QueuePutter, obj: Any, deadline: float | None, has_place: bool = False
 ) -> None:
     """Have the feeder put an object, or what is Pickled, when its turn has come.
 
@@ -229,16 +229,16 @@ def give_to_feeder(
     if queue._sem.strict and not isinstance(obj, Pickled):
         obj = Pickled(obj, _dump(obj, None, -1))
     if not has_place:
-        wait_for_place(end, deadline)
+        take_place_within(end, deadline)
     with queue._notempty:
-        queue._feeding.begin()
+        queue._feeder_state.begin()
         if queue._thread is None:
             queue._start_thread()
         queue._buffer.append(obj)
         queue._notempty.notify()
 
 
-def give_some_to_feeder(queue: Putting, batch: Batch) -> None:
+def give_some_to_feeder(queue: QueuePutter, batch: PutBatch) -> None:
     """Have the feeder put small messages, and leave none in the batch."""
     while batch.messages:
         give_to_feeder(queue, batch.pop(), None)
@@ -247,7 +247,7 @@ def give_some_to_feeder(queue: Putting, batch: Batch) -> None:
 # Queues
 
 
-class Putting:
+class QueuePutter:
     """How objects are put in a Queue and a JoinableQueue."""
 
     if TYPE_CHECKING:
@@ -255,7 +255,7 @@ class Putting:
         _buffer: Any
         _closed: bool
         _end: QueueEnd | None
-        _feeding: FeederState
+        _feeder_state: FeederState
         _ignore_epipe: bool
         _notempty: Any
         _on_queue_feeder_error: Any
@@ -273,10 +273,10 @@ class Putting:
 
         Waits only where the queue is bounded, and raises queue.Full as stock does.
         """
-        kind, direct = type(obj), self._feeding.direct
+        kind, direct = type(obj), self._feeder_state.direct
         # What payload.dump asks; a class need not have a hash.
         if direct is not None and (
-            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX)
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)
             or kind is int
             or kind is float
             or obj is None
@@ -298,7 +298,7 @@ class Putting:
             super().put(obj, block, timeout)  # type: ignore[misc]
             return
         deadline = deadline_of(block, timeout)
-        if self._feeding.now:
+        if self._feeder_state.is_busy:
             give_to_feeder(self, obj, deadline)
             return
         try:
@@ -307,7 +307,7 @@ class Putting:
             self._put_at_high_water(end, obj, deadline)
             return
         except Exception as error:
-            self._refuse(error, obj)
+            self._report(error, obj)
             return
         if type(message) is not bytes:
             self._put_pickled(end, obj, message, 0, deadline)
@@ -315,7 +315,7 @@ class Putting:
         try:
             code = end.put_now(message, len(message), TAKE_PLACE)
         except OSError as error:  # it is closed
-            self._refuse(error, obj)
+            self._report(error, obj)
             return
         if code < 0:
             self._put_pickled(end, obj, message, code, deadline)
@@ -324,12 +324,12 @@ class Putting:
         """Put an object that found as many bytes in flight as there may be."""
         try:
             pause_ms = config.PAUSE_MS if deadline is None or deadline > 0 else 0
-            self._arena.wait_room_a_while(end._handle, 1, pause_ms)
+            self._arena.wait_room_for(end._handle, 1, pause_ms)
             message = _dump(obj, self._arena, NO_WAIT)
         except NoRoomNow:
             give_to_feeder(self, obj, deadline)
         except Exception as error:
-            self._refuse(error, obj)
+            self._report(error, obj)
         else:
             self._put_pickled(end, obj, message, 0, deadline)
 
@@ -342,24 +342,24 @@ class Putting:
         deadline: float | None,
     ) -> None:
         """Put a message that was not taken at once: `code` says why, if it was tried."""
-        or_feeder = not self._arena.bytes_limit
+        has_feeder = not self._arena.bytes_limit
         try:
-            kept = or_feeder and code == NO_ROOM_NOW
-            put_within(end, message, HAS_PLACE if kept else TAKE_PLACE, deadline, or_feeder)
+            kept = has_feeder and code == NO_ROOM_NOW
+            put_within(end, message, HAS_PLACE if kept else TAKE_PLACE, deadline, has_feeder)
         except NoRoomNow:
-            drop(message)
+            abandon_runs(message)
             give_to_feeder(self, obj, deadline, has_place=True)
         except OutOfSharedMemory:
-            drop(message)
+            abandon_runs(message)
             give_to_feeder(self, obj, deadline)
         except OSError as error:
-            drop(message)
-            self._refuse(error, obj)
+            abandon_runs(message)
+            self._report(error, obj)
         except BaseException:
-            drop(message)
+            abandon_runs(message)
             raise
 
-    def _refuse(self, error: Exception, obj: Any) -> None:
+    def _report(self, error: Exception, obj: Any) -> None:
         """An object that cannot be put: stock's feeder finds out when put has returned."""
         if self._sem.strict:
             raise error

@@ -22,15 +22,15 @@ from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
 from .._memory.ring import NO_PLACE
-from ..config import INLINE_MAX
-from ..counters import Reason, be_ready_to_show
+from ..config import INLINE_MAX_BYTES
+from ..counters import Reason, import_stats
 from ..errors import PlainRoadError
 from . import putting
 
 if TYPE_CHECKING:
     from .._memory.ring import Batch, QueueCounters
 
-LOOK_MS = 1000
+SLEEP_MAX_MS = 1000
 """How long a wait with a timeout sleeps at most: what it asks of the kernel is an int."""
 
 
@@ -52,33 +52,33 @@ class QueueEnd(pipe_end.Connection):
     def _new_counters(self) -> Any:
         return ring.QueueCounters()
 
-    def _use(self, arena: Arena | None) -> None:
-        super()._use(arena)
+    def _use_arena(self, arena: Arena | None) -> None:
+        super()._use_arena(arena)
         self._reset_in_child()
 
     def _reset_in_child(self) -> None:
         self._reader = plain_frame.PlainReader()  # never used: no slot is read in part
-        self._empty_idle()
+        self._clear_idle()
         if self._arena is None:
-            self.put_now = self.receive = self.new_batch = self._unusable
+            self.put_now = self.receive = self.new_batch = self._raise_unusable
         else:
             if self._ring_end is None:
                 self._ring_end = ring.End(self._arena, self._counters, self._handle, self._readable)
-            self.put_now = ring.putter(self._ring_end) if self._writable else self._read_only
+            self.put_now = ring.putter(self._ring_end) if self._writable else self._raise_read_only
             self.receive = ring.receiver(self._ring_end, self.idle)
             self.new_batch = functools.partial(ring.Batch, self._ring_end)
             self.direct = self._ring_end.c if self._writable else None
 
-    def _empty_idle(self) -> None:
+    def _clear_idle(self) -> None:
         try:
             self.idle.clear()
         except AttributeError:
             self.idle = []
 
     def _close(self, _close: Any = os.close) -> None:
-        self.put_now = self.receive = self.new_batch = self._unusable
+        self.put_now = self.receive = self.new_batch = self._raise_unusable
         self.direct = None
-        self._empty_idle()
+        self._clear_idle()
         end, self._ring_end = self._ring_end, None  # which keeps the arena
         if end is not None:
             end.stop_receiving()
@@ -109,7 +109,7 @@ class QueueEnd(pipe_end.Connection):
     @property
     def ring_end(self) -> ring.End:
         """The core's side of this end.  Raises OSError once closed."""
-        return self._ring_end or self._unusable()
+        return self._ring_end or self._raise_unusable()
 
     # Sending
 
@@ -138,7 +138,7 @@ class QueueEnd(pipe_end.Connection):
         else:
             self.has_room(timeout_ms)
             if self._arena is not None:
-                self._arena.wait_room_a_while(self._handle, 1, timeout_ms)
+                self._arena.wait_room_for(self._handle, 1, timeout_ms)
 
     def check_writable(self) -> None:
         """Raise OSError if this end only receives."""
@@ -149,7 +149,7 @@ class QueueEnd(pipe_end.Connection):
         try:
             putting.put_within(self, message, NO_PLACE)
         except BaseException:
-            putting.drop(message)
+            putting.abandon_runs(message)
             raise
 
     def _send_parcel(self, parcel: Parcel, size: int) -> None:
@@ -163,7 +163,7 @@ class QueueEnd(pipe_end.Connection):
         In place of one that cannot be had stands its exception.
         """
         if self._arena is None:
-            self._unusable()
+            self._raise_unusable()
         try:
             batch = self.idle.pop()
         except IndexError:
@@ -173,10 +173,10 @@ class QueueEnd(pipe_end.Connection):
             self.idle.append(batch)
         return messages
 
-    def call(self) -> None:
+    def wake_receivers(self) -> None:
         """Have all threads that wait for a message look at what has changed."""
         if self._ring_end is not None:
-            self._ring_end.call()
+            self._ring_end.wake_receivers()
 
     def _poll(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -185,22 +185,24 @@ class QueueEnd(pipe_end.Connection):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            wait_ms = -1 if left is None else places.milliseconds(left, LOOK_MS)
+            wait_ms = -1 if left is None else places.slice_ms(left, SLEEP_MAX_MS)
         return True
 
-    def _unusable(self, *args: object) -> NoReturn:
+    def _raise_unusable(self, *args: object) -> NoReturn:
         """Raise why this end cannot do what was asked of it."""
         self._check_closed()
         if self._arena is None:
             raise PlainRoadError("a queue needs shared memory, and this process has none for it")
         raise OSError("handle is invalid")
 
-    def _read_only(self, *args: object) -> NoReturn:
+    def _raise_read_only(self, *args: object) -> NoReturn:
         self._check_closed()
         self._check_writable()
-        self._unusable()
+        self._raise_unusable()
 
-    def _take(self, maxsize: int | None = None, copy_max: int = INLINE_MAX) -> bytes | Received:
+    def _take(
+        self, maxsize: int | None = None, copy_max: int = INLINE_MAX_BYTES
+    ) -> bytes | Received:
         if not self._readable:
             self._check_readable()
         while (message := self.receive(-1)) is None:
@@ -220,14 +222,14 @@ def rebuild(handle: Any, arena: Arena | None, readable: bool, writable: bool) ->
     return QueueEnd(handle.detach(), readable, writable, arena=arena, reason=Reason.NO_MEMORY_FILE)
 
 
-def pipe(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, QueueEnd] | None:
+def make_ends(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, QueueEnd] | None:
     """A new queue's two ends: the one to get from, the one to put to.
 
     None where none can be had: without shared memory, and wherever there is no futex.
     """
     if CORE_MISSING or sys.platform != "linux":
         return None
-    be_ready_to_show()
+    import_stats()
     reader, writer = os.pipe()
     arena = None
     try:

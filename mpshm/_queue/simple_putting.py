@@ -11,10 +11,10 @@ from .._channel.payload import Message
 from .._memory import places, ring
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .._memory.ring import AT_ONCE, NO_PLACE
-from ..config import INLINE_MAX
+from ..config import INLINE_MAX_BYTES
 from . import aio
 from .putting import put_some_within, put_within, try_put
-from .putting_many import are_small, flushing, pickled_some, snapshot
+from .putting_many import are_small, flush_on_error, pickle_in_batches, snapshot
 
 if TYPE_CHECKING:
     from .queue_end import QueueEnd
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _dumps, _dump, _put_one = pickle.dumps, payload.dump, ring.put_one
 
 
-class SimplePutting:
+class SimpleQueuePutter:
     """How objects are put in a SimpleQueue, which has no feeder: a put waits."""
 
     if TYPE_CHECKING:
@@ -44,14 +44,14 @@ class SimplePutting:
             return
         kind = type(obj)
         if (
-            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX)
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)
             or kind is int
             or kind is float
             or obj is None
         ):
             # Fast path, as in Queue.put.
             direct, stream = end.direct, _dumps(obj, 5)
-            if direct is not None and len(stream) <= INLINE_MAX:
+            if direct is not None and len(stream) <= INLINE_MAX_BYTES:
                 if _put_one(direct, stream, len(stream), NO_PLACE) < 0:
                     put_within(end, stream, NO_PLACE)
                 return
@@ -61,7 +61,7 @@ class SimplePutting:
         """Put all of them, small ones some at a time: one wake-up for many.  How many it were."""
         end, objects = self._end, snapshot(objects)
         if end is not None and are_small(objects):
-            for _, streams in pickled_some(objects):
+            for _, streams in pickle_in_batches(objects):
                 put_some_within(end, streams, NO_PLACE)
             return len(objects)
         count = 0
@@ -71,7 +71,7 @@ class SimplePutting:
             if end is not None:
                 put_some_within(end, waiting, NO_PLACE)
 
-        for obj in flushing(objects, flush):
+        for obj in flush_on_error(objects, flush):
             count += 1
             if end is None:
                 self.put(obj)
@@ -108,6 +108,6 @@ class SimplePutting:
                 await aio.until(lambda: True)
             except NoRoomNow:
                 if message is None:  # it is not the ring that is full
-                    await aio.until(lambda: arena.wait_room_a_while(end._handle, 1, 0))
+                    await aio.until(lambda: arena.wait_room_for(end._handle, 1, 0))
                 else:
                     await aio.until(lambda: end.has_room(0))

@@ -25,7 +25,7 @@ from .._memory import plain_frame
 from . import aio
 
 
-def _ours(method: Any) -> Connection | None:
+def _owning_connection(method: Any) -> Connection | None:
     """The Connection whose bound method a queue keeps, if it is one of ours."""
     owner = getattr(method, "__self__", None)
     return owner if isinstance(owner, Connection) else None
@@ -35,12 +35,12 @@ def get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
     """Queue.get of a queue with stock's locks, and our ends or not."""
     if queue._closed:
         raise ValueError(f"Queue {queue!r} is closed")
-    reader = _ours(queue._recv_bytes)
+    reader = _owning_connection(queue._recv_bytes)
     take = queue._recv_bytes if reader is None else reader._take
-    return payload.load(_in_turn(queue, take, block, timeout, queue._sem))
+    return payload.load(_take_under_lock(queue, take, block, timeout, queue._sem))
 
 
-def _in_turn(
+def _take_under_lock(
     queue: Any, take: Callable[[], Any], block: bool, timeout: float | None, places: Any = None
 ) -> Any:
     """What `take()` gives, under the lock of those who get; Empty when nothing comes in time.
@@ -75,7 +75,7 @@ def feed(
     slots: Any,
 ) -> None:
     """The feeder thread of such a queue; in the place of stock's while mpshm is installed."""
-    writer = _ours(send_bytes)
+    writer = _owning_connection(send_bytes)
     while True:
         with notempty:
             if not buffer:
@@ -110,7 +110,7 @@ def feed(
 
 def simple_get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
     """SimpleQueue.get of a queue whose reader is ours; with the arguments of Queue.get."""
-    return payload.load(_in_turn(queue, queue._reader._take, block, timeout))
+    return payload.load(_take_under_lock(queue, queue._reader._take, block, timeout))
 
 
 def simple_put(queue: Any, obj: object) -> None:
