@@ -1,4 +1,4 @@
-"""What fork and exit do to transports.  Nothing inherited is taken for one's own."""
+"""Hooks for forks: they keep views private and reset what a child inherits but does not own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _reset_child() -> None:
         if (obj := ref()) is not None:
             obj._reset_in_child()
     if not CORE_MISSING:
-        arena.after_fork()  # last, for it may raise
+        arena.after_fork()  # last, because it may raise
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""What ends of channels have counted, and what their arenas hold now."""
+"""Sums of what the ends of channels have counted, and of what their arenas hold now."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CountedEnd(Protocol):
 
 
 def stats_of(*ends: CountedEnd) -> Stats:
-    """What ends of one channel sent and received in this process, and what its arena holds."""
+    """What the ends of one channel sent and received in this process, and what its arena holds."""
     from .._stats import Gauges
 
     total = Counters()
