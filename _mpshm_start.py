@@ -1,13 +1,14 @@
-"""Run by mpshm.pth where MPSHM_INSTALL is set: installs mpshm once multiprocessing is imported.
+"""mpshm.pth runs this if MPSHM_INSTALL is set: it installs mpshm once multiprocessing is imported.
 
-Not before, and not in the package: a program that does not use multiprocessing pays for neither.
+It waits for that import, and is not part of the package, so that a program without multiprocessing
+pays for neither.
 """
 
 import sys
 
 
 class _AfterImport:
-    """Finds multiprocessing as everybody does, and installs mpshm when its import is done."""
+    """Finds multiprocessing as Python does, and installs mpshm when its import is done."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "multiprocessing":

@@ -1,11 +1,12 @@
 """install(): stock multiprocessing over our transport, in this process and all its descendants.
 
-What is looked up at call time is patched in place: methods of stock's classes, the code of its
-functions.  So it does not matter who bound or subclassed them, or when.  Descendants learn of it
+It patches in place what stock looks up at call time: methods of its classes, the code of its
+functions.  So it does not matter which library has bound or subclassed them, or when.  Descendants
+are told in three ways:
 
-  fork                      with the memory they inherit
-  spawn, forkserver         from the preparation data that they unpickle first
-  fresh interpreters        from the environment: mpshm.pth, in site-packages, looks there
+  fork                      by the memory they inherit
+  spawn, forkserver         by the preparation data, which they unpickle first
+  fresh interpreters        by the environment: mpshm.pth, in site-packages, looks there
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ _set_variable = False
 def install() -> None:
     """Make stock `multiprocessing` use shared memory, in this process and all its descendants.
 
-    Works before and after other libraries have imported it.  Objects made earlier stay as they
-    are.  A second call does nothing.  Raises RuntimeError where mpshm cannot work, and leaves stock
-    as it is then.
+    Works before and after other libraries have imported it.  Objects made earlier stay as they are.
+    A second call does nothing.  Raises RuntimeError where mpshm cannot work; stock is unchanged
+    then.
     """
     global _set_variable
     if _patches:
@@ -108,9 +109,9 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Put stock back, in reverse order, in this process and for processes it starts from now on.
+    """Restore stock, in this process and in the processes that it starts from now on.
 
-    What someone else has patched over ours meanwhile is left, with a RuntimeWarning that names it.
+    A name that other code has patched after install() is left alone, with a RuntimeWarning.
     """
     while _patches:
         patch = _patches.pop()
@@ -129,7 +130,7 @@ def uninstall() -> None:
 
 
 def install_at_start() -> None:
-    """What mpshm.pth calls in an interpreter that starts with the variable set."""
+    """Install mpshm in an interpreter that starts with the variable set.  mpshm.pth calls this."""
     try:
         install()
     except RuntimeError as error:
@@ -143,11 +144,14 @@ def _patch(owner: Any, name: str, ours: Any) -> None:
 
 
 def _patch_init(stock: Any, ours: Any) -> None:
-    """Who makes an object of stock's class gets one of ours; of a derived class, what that is."""
+    """Patch __init__ of a stock class, so that a new object of it becomes one of our class.
+
+    Objects of classes derived from it stay what they are.
+    """
     original = stock.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        # Not by __new__, which cannot be taken off a class again without a trace.
+        # Not by patching __new__: removing that from a class again leaves a trace.
         if type(self) is stock:
             self.__class__ = ours
         elif _is_executor_queue(type(self)):
@@ -163,20 +167,20 @@ def _patch_init(stock: Any, ours: Any) -> None:
 
 
 def _is_executor_queue(kind: type) -> bool:
-    """Whether it is the class that a stock ProcessPoolExecutor has derived for its tasks."""
+    """Whether this is the class that a stock ProcessPoolExecutor derives for its queue of tasks."""
     module = sys.modules.get("concurrent.futures.process")
     return module is not None and kind is getattr(module, "_SafeQueue", None)
 
 
 def _pipe(duplex: bool = True) -> Any:
-    # Runs among the stock module's globals: hence the import.
+    # This code runs with the stock module's globals, so it imports what it needs.
     from mpshm.connection import Pipe
 
     return Pipe(duplex)
 
 
 # The resource sharer makes a connection for each descriptor that is passed (torch passes one for
-# each tensor) and closes it: an arena for each cost three times what all the rest did.
+# each tensor) and closes it.  An arena for each cost three times what all the rest did.
 
 
 def _accept_method(sharer: Any) -> Callable[..., Any]:
@@ -205,7 +209,10 @@ def _sharer_client() -> Any:
 def _method_by_end(
     end: str, ours: Callable[..., Any], stock: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """A method for queues with our ends, and for those that were made before or have others."""
+    """A method that calls `ours` if the queue's attribute `end` is our Connection, else `stock`.
+
+    Queues made before install(), or with ends of another library, go on with stock's method.
+    """
 
     def method(self: Any, *args: Any) -> Any:
         mine = isinstance(getattr(self, end), connection.Connection)
@@ -227,10 +234,10 @@ def _releasing_bootstrap(process: Any) -> Callable[..., Any]:
 
 
 class _InstallInChild:
-    """Unpickled first of all in a child, it installs mpshm there: before `__main__` is imported."""
+    """Unpickled first of all in a child, before `__main__` is imported, it installs mpshm there."""
 
     def __reduce__(self) -> Any:
-        # exec, for a child without site-packages finds nothing by name before it has our sys.path.
+        # By exec: a child without site-packages imports nothing of ours before it has our sys.path.
         folders = [folder for folder in sys.path if isinstance(folder, str)]
         code = f"""
 import sys

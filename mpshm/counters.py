@@ -1,4 +1,4 @@
-"""Counters of the roads taken.  Knows no channel."""
+"""Counters of messages and bytes by road.  This module does not know channels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def import_stats() -> None:
-    """Before a channel is made: when descriptors run out, nothing more can be imported."""
+    """Import _stats before a channel is made: without free descriptors Python cannot import."""
     from . import _stats  # noqa: F401
 
 
@@ -26,7 +26,7 @@ class Reason(str, enum.Enum):
 
 
 class Counters:
-    """Plain ints, for they are on the hot path; fields as in `Stats`."""
+    """Counts of one end, or sums.  Plain ints, for speed; the fields are those of `Stats`."""
 
     def __init__(self) -> None:
         self.clear()
@@ -38,7 +38,7 @@ class Counters:
         self.plain_reasons: dict[Reason, int] = {}
 
     def add(self, other: Counters) -> None:
-        # One by one: an end's last moment is part of what a short-lived connection costs.
+        # One by one, not in a loop: a short-lived connection pays for this when it ends.
         self.shm_messages += other.shm_messages
         self.shm_bytes += other.shm_bytes
         self.small_messages += other.small_messages
@@ -78,7 +78,7 @@ _retired = Counters()
 
 
 class EndCounters(Counters):
-    """What one end of a channel counted; its sums outlive it in the process's total."""
+    """What one end of a channel counted.  When the end dies, the process's total keeps the sums."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def _all_counters() -> list[Counters]:
 
 
 def process_total() -> Counters:
-    """The sum over every end this process has or had."""
+    """The sum over every end that this process has or had."""
     total = Counters()
     for counters in _all_counters():
         total.add(counters)
@@ -107,6 +107,6 @@ def process_total() -> Counters:
 
 
 def forget_inherited() -> None:
-    """In the child of a fork: what the parent counted is not ours."""
+    """In a forked child: clear the counts, which are the parent's."""
     for counters in _all_counters():
         counters.clear()
