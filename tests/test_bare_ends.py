@@ -298,8 +298,8 @@ def test_nobody_has_it() -> None:
             os.write(right, FORGED)
     os.close(right)
     # A closed descriptor, processes that are gone and one that is not to be looked into.
-    assert search.find(left, search.everybody()) is None
-    assert search.find(0, [1 << 22, 1]) is None
+    assert search.find_arena(left, search.all_pids()) is None
+    assert search.find_arena(0, [1 << 22, 1]) is None
 
 
 @pytest.mark.shared_memory("there is no memory to be found")

@@ -27,7 +27,7 @@ from mpshm._memory import reader as reader_module
 pytestmark = pytest.mark.shared_memory("no message is copied through a run on the plain road")
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
-LEAST, MOST = plain_frame.PLAIN_MAX + 1, config.INLINE_MAX
+LEAST, MOST = plain_frame.PLAIN_MAX_BYTES + 1, config.INLINE_MAX_BYTES
 SIZE = 10_000  # an ordinary one
 FRAME = 32  # bytes of its frame
 MARK = config.COPY_MARK_BYTES

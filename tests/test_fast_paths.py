@@ -24,7 +24,7 @@ from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, take_many
 import mpshm
 from mpshm import queues
 
-INLINE = 32 << 10  # config.INLINE_MAX: no longer pickle goes the fast way
+INLINE = 32 << 10  # config.INLINE_MAX_BYTES: no longer pickle goes the fast way
 
 
 class Word(str):
@@ -253,8 +253,8 @@ def test_order_holds_whatever_way_each_goes(maxsize: int) -> None:
 
     assert [*range(450)] == [*put(450)]  # more than the ring has slots
     if SHARED:
-        assert q._feeding.now
-        assert q._feeding.direct is None
+        assert q._feeder_state.is_busy
+        assert q._feeder_state.direct is None
     get(range(450))
     for n in put(500):
         get(range(n, n + 1))
@@ -265,18 +265,18 @@ def test_order_holds_whatever_way_each_goes(maxsize: int) -> None:
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 def test_put_goes_the_fast_way_again_when_the_feeder_is_done() -> None:
     q = mpshm.Queue()
-    direct = q._feeding.direct
+    direct = q._feeder_state.direct
     assert direct is q._writer.direct is not None
     for n in range(RING_SLOTS + 10):
         q.put(n)
-    assert q._feeding.direct is None
+    assert q._feeder_state.direct is None
     assert [*range(RING_SLOTS + 10)] == [q.get() for _ in range(RING_SLOTS + 10)]
     deadline = time.monotonic() + WAIT_S
-    while q._feeding.now and time.monotonic() < deadline:
+    while q._feeder_state.is_busy and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert q._feeding.direct is direct
+    assert q._feeder_state.direct is direct
     q.close()
-    assert q._feeding.direct is None
+    assert q._feeder_state.direct is None
     finish(q)
 
 
@@ -665,8 +665,8 @@ def test_child_uses_no_batch_of_its_parents(kind: str) -> None:
 
 
 def after_a_fork(q: Any, back: Any) -> None:
-    fast = q._idle is q._reader.idle and q._feeding.direct is q._writer.direct is not None
-    back.put(fast and not q._ahead and not q._feeding.now and not q._reader.idle)
+    fast = q._idle is q._reader.idle and q._feeder_state.direct is q._writer.direct is not None
+    back.put(fast and not q._leftovers and not q._feeder_state.is_busy and not q._reader.idle)
     back.put(q.get())
     q.put("from the child")
 
@@ -695,7 +695,7 @@ def test_children_of_a_parent_with_a_feeder_put_at_once() -> None:
     context = mpshm.get_context("fork")
     q, back = context.Queue(), context.SimpleQueue()
     q.put_many([*range(RING_SLOTS + 20)])
-    assert q._feeding.now
+    assert q._feeder_state.is_busy
     child = context.Process(target=after_a_fork, args=(q, back))
     child.start()
     assert back.get()
@@ -761,7 +761,7 @@ def test_threads_that_get_while_others_leave_aside_lose_and_double_nothing(kind:
     numbers = [one for mine in got for one in mine if one != "bang"]
     assert [*range(count)] == sorted(numbers)
     assert count // 10 == sum(mine.count("bang") for mine in got)
-    assert not q._ahead
+    assert not q._leftovers
     q.put("still there")
     assert "still there" == q.get()
     finish(q)
@@ -922,7 +922,7 @@ def test_interrupted_while_it_leaves_aside_gets_that_first(kind: str) -> None:
         at = At(n)
         q.put_many([Boom(), 1, 2])
         at.run(q.get_many)
-        if q._ahead and q._idle is not None:
+        if q._leftovers and q._idle is not None:
             skipped.append(n)  # a get() would wait for another, or take it first
         drained(q)
         if not at.came:

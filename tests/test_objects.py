@@ -45,7 +45,7 @@ import mpshm
 from mpshm import config
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
-LARGE = 40_000  # elements: past VIEW_MIN whatever the dtype
+LARGE = 40_000  # elements: past VIEW_MIN_BYTES whatever the dtype
 
 
 @pytest.fixture(params=[multiprocessing, mpshm], ids=["stock", "mpshm"])
@@ -782,7 +782,7 @@ def test_arrow_arrives_as_with_stock_and_by_descriptor(kind: str, name: str) -> 
     assert sent.equals(got)
     for theirs, ours in zip(arrow_buffers(expected), arrow_buffers(got), strict=True):
         assert (theirs.is_mutable, theirs.size) == (ours.is_mutable, ours.size)
-        assert 0 == ours.address % 64 or ours.size < config.VIEW_MIN
+        assert 0 == ours.address % 64 or ours.size < config.VIEW_MIN_BYTES
 
 
 @pytest.mark.shared_memory("it counts the runs of a message")
