@@ -35,6 +35,7 @@ LAYERS = (
     ("_channel.handshake",),
     ("_channel.pipe_end",),
     ("_channel.payload", "_channel.forking", "_channel.search", "_channel.totals"),
+    ("_channel.arrays",),
     ("_memory.ring", "_memory.reader", "_memory.places", "_memory.buffer"),
     ("_memory.parcel",),
     ("_memory.arena",),

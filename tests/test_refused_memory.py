@@ -299,3 +299,29 @@ def test_a_message_refused_near_the_high_water_mark_takes_one_place() -> None:
         q.put(40, block=False)
     assert list(range(40)) == q.get_many(40)
     finish(q)
+
+
+class Once:
+    """An iterator that reduces to what it has left, and has nothing left then."""
+
+    def __init__(self) -> None:
+        self.items = iter([1, 2, 3])
+
+    def __reduce__(self) -> Any:
+        return list, ([*self.items],)
+
+
+def test_an_object_is_asked_for_its_pickle_once() -> None:
+    """What came before the refusal stays, and is put in one pickle with what comes after it."""
+    a, b = mpshm.Pipe()
+    with a, b:
+
+        def do() -> None:
+            sent = [FORTRAN, Once(), "x" * 100_000, FORTRAN.T, bytes(50_000), FROZEN, Once()]
+            want = described([FORTRAN, [1, 2, 3], *sent[2:6], [1, 2, 3]])
+            got = through(a.send, b.recv, sent)
+            got[5].flags.writeable = False  # stock's arrays arrive writable
+            assert want == described(got)
+
+        assert each_refusal((1, FOR_EVER), do) > 4
+        assert 0 == a.stats().runs_in_use

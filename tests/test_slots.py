@@ -1272,3 +1272,46 @@ def test_message_that_no_memory_can_hold_is_reported_and_stops_nobody() -> None:
     assert (1, ["OSError"]) == errors.get(timeout=30)
     process.join()
     finish(errors)
+
+
+class Once:
+    """An iterator that reduces to what it has left, and has nothing left then."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __reduce__(self) -> Any:
+        return list, ([*self.items],)
+
+
+def put_each(q: Any, messages: list[Any]) -> None:
+    for message in messages:
+        q.put(message)
+
+
+@pytest.mark.parametrize("put", [put_each, put_by_put_many, put_on_a_loop])
+@pytest.mark.parametrize(
+    "make", [lambda: mpshm.Queue(), lambda: mpshm.Queue(30), lambda: mpshm.SimpleQueue()]
+)
+def test_an_object_is_asked_for_its_pickle_once(make: Any, put: Any) -> None:
+    """At the high-water mark it was pickled again: what it gave the first time was lost."""
+    q, back = make(), mpshm.Queue()
+    if put is put_on_a_loop and isinstance(q, type(mpshm.SimpleQueue())):
+        pytest.skip("it puts and aputs in turn, which a SimpleQueue does with the consumer's help")
+    messages = [(n, Once(iter([n, 1, 2])), np.ones(1 << 18)) for n in range(60)]
+
+    def consume() -> None:
+        wrong = []
+        for n in range(60):
+            time.sleep(0.005)
+            number, items, _ = q.get(timeout=WAIT_S)
+            if (number, items) != (n, [n, 1, 2]):
+                wrong.append((n, number, items))
+        back.put(wrong)
+
+    consumer = mpshm.get_context("fork").Process(target=consume)
+    consumer.start()
+    put(q, messages)
+    assert [] == back.get(timeout=WAIT_S)
+    consumer.join(WAIT_S)
+    finish(q, back)

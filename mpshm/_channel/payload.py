@@ -19,12 +19,12 @@ from typing import Any
 
 from .. import config
 from .._memory.arena import Arena
-from .._memory.core import CORE_MISSING, OutOfSharedMemory
-from .._memory.lease import writable_alias
+from .._memory.core import OutOfSharedMemory
 from .._memory.parcel import Parcel
 from ..config import INLINE_MAX_BYTES, VIEW_MIN_BYTES
 from ..counters import Reason
 from ..errors import ProtocolError
+from .arrays import STOCK_PROTOCOL, array_class, protocols_may_differ, reduce_array
 
 PICKLER_KEEP_BYTES = 32 << 10
 """Bytes of memo table up to which a pickler is kept.  The table never shrinks: clearing one that
@@ -67,6 +67,9 @@ class _Sink:
     def begin(self, arena: Arena | None, fd: int) -> None:
         self.arena, self.fd = arena, fd
         self.parcel: Parcel | None = None
+        self.refused = False  # memory ran out: what comes now stays private
+        self.buffers: list[memoryview] = []  # copied to runs
+        self.in_runs = 0  # bytes of stream
         self.inline: list[bytes] = []
         self.written = 0  # bytes of the stream
         self.size = 0  # bytes of the buffers
@@ -82,13 +85,18 @@ class _Sink:
             raw = buffer.raw()
         except BufferError:
             return True  # not contiguous: the pickler raises stock's own error
-        # _reduce_array never exports an array's own buffer, so another object's reduction did.
-        if type(raw.obj) is self.ndarray and _protocols_may_differ(raw.obj):
+        # reduce_array never exports an array's own buffer, so another object's reduction did.
+        if type(raw.obj) is self.ndarray and protocols_may_differ(raw.obj):
             raise _AskAsStock
         size = raw.nbytes
         if size < VIEW_MIN_BYTES or self.arena is None:
             return True
-        (self.parcel or self.open_parcel()).put_buffer(raw)
+        try:
+            (self.parcel or self.open_parcel()).put_buffer(raw)
+        except OutOfSharedMemory:
+            self.go_on_privately()
+            return True
+        self.buffers.append(raw)
         self.size += size
         return False
 
@@ -103,12 +111,22 @@ class _Sink:
         if written <= INLINE_MAX_BYTES or self.arena is None:
             self.inline.append(data if type(data) is bytes else bytes(data))
             return size
-        parcel = self.parcel or self.open_parcel()
-        if before <= INLINE_MAX_BYTES:
-            parcel.put_stream(b"".join(self.inline), size)
-            self.inline.clear()
-        parcel.put_stream(data)
+        try:
+            parcel = self.parcel or self.open_parcel()
+            if self.in_runs < before:  # the beginning is still private
+                parcel.put_stream(b"".join(self.inline), size)
+                self.inline.clear()
+                self.in_runs = before
+            parcel.put_stream(data)
+            self.in_runs = written
+        except OutOfSharedMemory:
+            self.go_on_privately()
+            self.inline.append(data if type(data) is bytes else bytes(data))
         return size
+
+    def go_on_privately(self) -> None:
+        """Write the rest to private memory.  Pickling anew would ask each object twice."""
+        self.refused, self.arena = True, None
 
     def message(self) -> bytes | Message:
         """Return what was written, and empty the sink for the next message."""
@@ -117,11 +135,29 @@ class _Sink:
             self.arena, self.written = None, 0
             return inline.pop()
         stream = b"".join(inline)
-        if parcel is not None:
-            parcel.settle(stream)
+        if parcel is not None and not self.refused:
+            try:
+                parcel.settle(stream)
+            except OutOfSharedMemory:
+                self.refused = True
+        if self.refused:
+            return self.plain_message(stream)
         message = Message(stream, self.written + self.size, parcel)
         self.begin(None, -1)
         return message
+
+    def plain_message(self, rest: bytes) -> bytes | Message:
+        """The message as one pickle in private memory; `rest` is the stream that no run holds."""
+        parcel, stream = self.parcel, rest
+        if parcel is not None:
+            stream = parcel.stream_bytes(self.in_runs) + rest
+            if self.buffers:
+                stream = _with_buffers_in_band(stream, self.buffers)
+            parcel.clear()
+        self.begin(None, -1)
+        if len(stream) <= INLINE_MAX_BYTES:
+            return stream
+        return Message(stream, len(stream), reason=Reason.OUT_OF_SHARED_MEMORY)
 
     def abandon(self) -> None:
         """Free what was written, and empty the sink."""
@@ -146,7 +182,7 @@ class _Dumper:
 
     def use_reducers(self) -> None:
         self.pickler.dispatch_table = self.reducers
-        self.sink.ndarray = _array_class() if STOCK_PROTOCOL < 5 else None
+        self.sink.ndarray = array_class() if STOCK_PROTOCOL < 5 else None
 
     def tidy(self) -> None:
         """Forget the objects of the last message."""
@@ -161,8 +197,8 @@ class _Dumper:
         numpy: the module, if the program has imported it.
         """
         registered, extra = copyreg.dispatch_table, _extra_reducers
-        ndarray = _array_class()
-        ours = {} if ndarray is None else {ndarray: _reduce_array}
+        ndarray = array_class()
+        ours = {} if ndarray is None else {ndarray: reduce_array}
         self.reducers = {**ours, **registered, **extra}
         self.use_reducers()
         # While another thread is importing numpy it has no ndarray: look again next time.
@@ -288,9 +324,10 @@ _dumps, _modules = pickle.dumps, sys.modules
 def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     """Pickle `obj`, into the arena if it is large.  Waits at the high-water mark while `fd` drains.
 
-    fd: the channel's pipe, or NO_WAIT to raise NoRoomNow instead of waiting.
-    What pickle cannot find by name is written by value in a second try.  Without shared memory left
-    the message takes the plain road.  Raises what the pickler raises; no run is kept then.
+    fd: the channel's pipe, or NO_WAIT to go over the mark instead of waiting.
+    What pickle cannot find by name is written by value in a second try.  If shared memory runs out,
+    the message takes the plain road; no object is pickled twice for that.  Raises what the pickler
+    raises; no run is kept then.
     """
     kind = type(obj)
     if (kind in STRINGS and len(obj) < INLINE_MAX_BYTES) or kind in SCALARS:  # type: ignore[arg-type]
@@ -298,7 +335,7 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
         if len(stream) <= INLINE_MAX_BYTES:
             return stream
     if _Policy.always_by_value and config.by_value():
-        return _dump_with(_ByValueDumper(), obj, arena, fd)
+        return _ByValueDumper().dump(obj, arena, fd)
     try:
         dumper = _idle.pop()
     except IndexError:
@@ -306,30 +343,20 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     message: bytes | Message | None
     try:
         try:
-            message = _dump_with(dumper, obj, arena, fd)
+            message = dumper.dump(obj, arena, fd)
         except _AskAsStock:
             message = None
         if message is None:  # what it raises must not be shown as raised by the other
-            message = _dump_with(_StockAskingDumper(), obj, arena, fd)
+            message = _StockAskingDumper().dump(obj, arena, fd)
     except (pickle.PicklingError, AttributeError) as error:
         if not (is_name_failure(error) and config.by_value()):
             raise
         try:
-            return _dump_with(_ByValueDumper(), obj, arena, fd)
+            return _ByValueDumper().dump(obj, arena, fd)
         except Exception:
             raise error from None  # stock's own message
     _idle.append(dumper)
     return message
-
-
-def _dump_with(dumper: _Dumper, obj: object, arena: Arena | None, fd: int) -> bytes | Message:
-    try:
-        return dumper.dump(obj, arena, fd)
-    except OutOfSharedMemory:
-        message = dumper.dump(obj, None, fd)
-        if isinstance(message, Message):
-            message.reason = Reason.OUT_OF_SHARED_MEMORY
-        return message
 
 
 def dump_bytes(data: memoryview, arena: Arena | None, fd: int) -> bytes | Message:
@@ -406,9 +433,6 @@ def _with_buffers_in_band(stream: bytes, buffers: list[memoryview]) -> bytes:
     return b"".join(out)
 
 
-STOCK_PROTOCOL = pickle.DEFAULT_PROTOCOL
-"""The protocol that stock pickles with: 5 from Python 3.14 on, 4 before."""
-
 _WRITTEN_BY_NAME = (type, types.FunctionType, types.BuiltinFunctionType)
 """Types that pickle writes by name, without asking for a reduction."""
 
@@ -418,45 +442,3 @@ def _reduced_as_by_stock(obj: Any, table: Mapping[type, Any]) -> Any:
     if isinstance(obj, _WRITTEN_BY_NAME) or type(obj) in table:
         return NotImplemented
     return obj.__reduce_ex__(STOCK_PROTOCOL)
-
-
-def _array_class() -> Any:
-    """numpy's array class; None if the program has not imported numpy, or is just importing it."""
-    return getattr(_modules.get("numpy"), "ndarray", None)
-
-
-def _protocols_may_differ(array: Any) -> bool:
-    """Whether numpy's own reductions for protocols 4 and 5 may give two different arrays.
-
-    With 5 an array stays read-only, keeps a foreign byte order, and keeps its axes in the order in
-    which they lie in memory: the buffer then belongs to a view with its axes in that order.
-    """
-    if array.ndim > 2 and array.base is not None:
-        return True
-    return not (array.flags.writeable and array.dtype.isnative)
-
-
-def _reduce_array(array: Any) -> Any:
-    """Reduce an array out of band, as numpy does; but read-only ones arrive writable, as in stock.
-
-    Arrays of objects, empty arrays and arrays of foreign byte order (which stock swaps on arrival)
-    are reduced as stock reduces them.  So are all arrays without the core, which makes the aliases.
-    """
-    dtype, flags = array.dtype, array.flags
-    if CORE_MISSING or dtype.hasobject or array.size == 0 or not dtype.isnative:
-        return array.__reduce__()
-    if not (flags.c_contiguous or flags.f_contiguous):
-        array = array.copy()
-        flags = array.flags
-    # Another package's dtype may call itself a float, and export no buffer.
-    simple = dtype.kind in "biufc" and dtype.isbuiltin == 1
-    if simple and flags.writeable:
-        buffer = pickle.PickleBuffer(array.data)
-    else:
-        # Some dtypes export no buffer, and a read-only buffer would arrive read-only.
-        address = array.__array_interface__["data"][0]
-        buffer = pickle.PickleBuffer(writable_alias(address, array.nbytes, array))
-    named = simple and dtype.metadata is None
-    order = None if flags.c_contiguous else "F"
-    # The arguments: numpy.ndarray(shape, dtype, buffer, offset, strides, order).
-    return type(array), (array.shape, dtype.str if named else dtype, buffer, 0, None, order)

@@ -29,7 +29,7 @@ except ImportError as _error:
 NO_MARK = (1 << 64) - 1
 """A high-water mark that is never reached."""
 NO_WAIT = -2
-"""In place of the pipe's descriptor: a put that must wait raises NoRoomNow instead."""
+"""In place of the pipe's descriptor: a put goes over the high-water mark instead of waiting."""
 
 FILE_AUTO, FILE_MEMFD, FILE_SHM = 0, 1, 2
 """How an arena's memory file is made: as the platform allows, by memfd_create, by shm_open."""

@@ -9,19 +9,21 @@ import errno
 from typing import Any
 
 from .arena import Arena, Run
-from .core import NO_MARK, NO_WAIT, NoRoomNow, failure, ffi, lib, room_failure
+from .core import NO_MARK, NO_WAIT, failure, ffi, lib, room_failure
 
 
 class Parcel:
     """A message on its way into chunks: one stream, and one contiguous run for each buffer.
 
     The parcel owns its runs until they are sent; runs not sent are freed when it dies.  Only one
-    thread may use it at a time.  Each `put` waits at the high-water mark.
+    thread may use it at a time.  Each `put` waits at the high-water mark, except with NO_WAIT.
     """
 
-    __slots__ = ("_arena", "_c", "_fd")
+    __slots__ = ("_arena", "_c", "_fd", "is_over_mark")
     _arena: Arena
     _fd: int
+    is_over_mark: bool
+    """Whether a put with NO_WAIT found too many bytes in flight: wait for room before sending."""
 
     def __init__(self) -> None:
         self._c = ffi.gc(lib.mpshm_parcel_new(), lib.mpshm_parcel_free)
@@ -36,7 +38,7 @@ class Parcel:
             parcel = _spare_parcels.pop()
         except IndexError:
             parcel = cls()
-        parcel._arena, parcel._fd = arena, fd
+        parcel._arena, parcel._fd, parcel.is_over_mark = arena, fd, False
         lib.mpshm_parcel_begin(parcel._c, arena._c)
         return parcel
 
@@ -56,6 +58,12 @@ class Parcel:
             parcel.clear()
             raise
         return parcel
+
+    def stream_bytes(self, size: int) -> bytes:
+        """A copy of the stream's first `size` bytes, which are all that were put."""
+        out = ffi.new("char[]", size)
+        lib.mpshm_parcel_read_stream(self._c, out, size)
+        return bytes(ffi.buffer(out))
 
     def clear(self) -> None:
         """Free the runs that were not sent.  The parcel cannot be used afterwards."""
@@ -94,8 +102,9 @@ class Parcel:
         while code := put(self._c, *args, mark):
             if code == -errno.EAGAIN:
                 if self._fd == NO_WAIT:
-                    raise NoRoomNow
-                self._arena.wait_room(self._fd, size)
+                    self.is_over_mark = True
+                else:
+                    self._arena.wait_room(self._fd, size)
                 mark = NO_MARK  # do not wait again, even if nothing drained
             else:
                 raise room_failure(code, f"no {size} bytes")

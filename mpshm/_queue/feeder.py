@@ -12,8 +12,8 @@ from typing import Any
 
 from .._channel import payload
 from .._memory import places, ring
-from .._memory.core import NO_WAIT, NoRoomNow
-from .putting import Pickled, put_some_within, put_within, report_from_feeder
+from .._memory.core import NO_WAIT
+from .putting import Pickled, is_over_mark, put_some_within, put_within, report_from_feeder
 from .queue_end import QueueEnd
 
 
@@ -86,17 +86,14 @@ class Feeder:
             if isinstance(obj, Pickled):
                 message = obj.message
             else:
-                try:
-                    message = payload.dump(obj, self._arena, NO_WAIT)
-                except NoRoomNow:
-                    if not self._flush():
-                        return False
-                    message = self._end._dump(obj)
+                message = payload.dump(obj, self._arena, NO_WAIT)
             if isinstance(message, bytes):
                 self._waiting.append((obj, message))
                 return len(self._waiting) < ring.AT_ONCE or self._flush()
             if not self._flush():
                 return False
+            if is_over_mark(message):
+                self._arena.wait_room(self._end._handle, 1)
             put_within(self._end, message, ring.HAS_PLACE)
         except Exception as error:
             return self._report_failure(error, obj)

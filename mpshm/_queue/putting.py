@@ -70,6 +70,13 @@ def abandon_runs(message: bytes | Message) -> None:
         message.parcel.clear()
 
 
+def is_over_mark(message: bytes | Message) -> bool:
+    """Whether too many bytes were in flight when it was pickled: it has to wait for room."""
+    return (
+        isinstance(message, Message) and message.parcel is not None and message.parcel.is_over_mark
+    )
+
+
 # At once
 
 
@@ -87,11 +94,7 @@ def try_put(end: QueueEnd, message: bytes | Message, place: int) -> None:
             raise room_failure(code)
         return
     if message.parcel is None:  # shared memory was full when it was pickled
-        try:
-            message.parcel = _to_runs(end.arena, NO_WAIT, message.stream, _COPY_PIECE_BYTES)
-        except NoRoomNow:
-            # Not NoRoomNow: the caller would believe that it keeps a place, and it has none yet.
-            raise OutOfSharedMemory("as many bytes are in flight as there may be") from None
+        message.parcel = _to_runs(end.arena, NO_WAIT, message.stream, _COPY_PIECE_BYTES)
     _send(message.parcel, end.ring_end, message.stream, place)
 
 
@@ -130,11 +133,13 @@ def put_within(
             except NoRoomNow as full:
                 if has_feeder:
                     place = HAS_PLACE
-                wait.wait_after(full, used)
+                if not wait.waits_after(full, used):
+                    raise
             except (QueueFull, OutOfSharedMemory) as full:
                 if place == HAS_PLACE and has_feeder:
                     raise NoRoomNow from None  # it tells the caller that it keeps its place
-                wait.wait_after(full, used)
+                if not wait.waits_after(full, used):
+                    raise
     except NoRoomNow:
         raise
     except BaseException:
@@ -162,7 +167,8 @@ def put_some_within(
             wait.restart()
         except (NoRoomNow, QueueFull, OutOfSharedMemory) as full:
             messages[:0] = some
-            wait.wait_after(full, used)
+            if not wait.waits_after(full, used):
+                raise
         except Exception:
             messages[:0] = some
             raise
@@ -180,24 +186,24 @@ class _PutWait:
         """Start counting again, because a message was put."""
         self._pauses = self._hopeless = 0
 
-    def wait_after(self, reason: Exception, used: int) -> None:
-        """Wait a little for what `reason` says is missing; or raise it, queue.Full, or OSError.
+    def waits_after(self, reason: Exception, used: int) -> bool:
+        """Wait a little for what `reason` says is missing.  Raises queue.Full or OSError.
 
         used: places in use before the put that failed.
+        False: it is the feeder that should wait, so raise `reason`.  That is not done here, where a
+        cycle of it and this frame would keep what the put held.
         """
         end, arena = self._end, self._end.ring_end.arena
         left_s = None if self._deadline is None else self._deadline - time.monotonic()
         is_over = left_s is not None and left_s <= 0
         if self._has_feeder and not isinstance(reason, QueueFull):
             self._pauses += 1
-            if (
+            return not (
                 isinstance(reason, OutOfSharedMemory)
                 or is_over
                 or self._pauses > config.PAUSE_COUNT_MAX
                 or not end.has_room(config.PAUSE_MS)
-            ):
-                raise reason
-            return
+            )
         if isinstance(reason, OutOfSharedMemory):
             self._hopeless = self._hopeless + 1 if arena.gauges().runs_in_use == 0 else 0
             if self._hopeless == _HOPELESS_MAX:
@@ -208,7 +214,7 @@ class _PutWait:
         if isinstance(reason, QueueFull) and not self._has_reaped:
             self._has_reaped = True
             places.queue_full(arena)  # takes back the places of dead processes
-            return
+            return True
         if is_over:
             raise Full from None
         wait_ms = places.slice_ms(left_s, config.WAIT_SLICE_MS)
@@ -216,6 +222,7 @@ class _PutWait:
             places.wait_place(arena, used, wait_ms)
         else:
             end.wait_room(reason, wait_ms)
+        return True
 
 
 # By the feeder
@@ -331,11 +338,10 @@ class QueuePutter:
         if self._feeder_state.is_busy:
             give_to_feeder(self, obj, deadline)
             return
+        if deadline == 0 and places.queue_full(self._arena):
+            raise Full  # before an object is asked for its pickle that would be thrown away
         try:
             message = _dump(obj, self._arena, NO_WAIT)
-        except NoRoomNow:
-            self._put_at_high_water(end, obj, deadline)
-            return
         except Exception as error:
             self._raise_or_report(error, obj)
             return
@@ -350,19 +356,6 @@ class QueuePutter:
         if code < 0:
             self._put_pickled(end, obj, message, code, deadline)
 
-    def _put_at_high_water(self, end: QueueEnd, obj: Any, deadline: float | None) -> None:
-        """Put an object when too many bytes are in flight: wait once, then leave it to a feeder."""
-        try:
-            pause_ms = config.PAUSE_MS if deadline is None or deadline > 0 else 0
-            self._arena.wait_room_for(end._handle, 1, pause_ms)
-            message = _dump(obj, self._arena, NO_WAIT)
-        except NoRoomNow:
-            give_to_feeder(self, obj, deadline)
-        except Exception as error:
-            self._raise_or_report(error, obj)
-        else:
-            self._put_pickled(end, obj, message, 0, deadline)
-
     def _put_pickled(
         self,
         end: QueueEnd,
@@ -371,17 +364,25 @@ class QueuePutter:
         code: int,
         deadline: float | None,
     ) -> None:
-        """Put a message that was not put at once.  code: why not; 0 if it was not tried."""
+        """Put a message that was not put at once.  code: why not; 0 if it was not tried.
+
+        What is left to the feeder stays pickled: an object is asked for its pickle once.
+        """
         has_feeder = not self._arena.bytes_limit
+        pickled = Pickled(obj, message)
         try:
-            kept = has_feeder and code == NO_ROOM_NOW
-            put_within(end, message, HAS_PLACE if kept else TAKE_PLACE, deadline, has_feeder)
-        except NoRoomNow:
-            abandon_runs(message)
-            give_to_feeder(self, obj, deadline, has_place=True)
-        except OutOfSharedMemory:
-            abandon_runs(message)
-            give_to_feeder(self, obj, deadline)
+            try:
+                if is_over_mark(message):
+                    pause_ms = config.PAUSE_MS if deadline is None or deadline > 0 else 0
+                    if not self._arena.wait_room_for(end._handle, 1, pause_ms):
+                        give_to_feeder(self, pickled, deadline)
+                        return
+                kept = has_feeder and code == NO_ROOM_NOW
+                put_within(end, message, HAS_PLACE if kept else TAKE_PLACE, deadline, has_feeder)
+            except NoRoomNow:
+                give_to_feeder(self, pickled, deadline, has_place=True)
+            except OutOfSharedMemory:
+                give_to_feeder(self, pickled, deadline)
         except OSError as error:
             abandon_runs(message)
             self._raise_or_report(error, obj)

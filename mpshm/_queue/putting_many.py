@@ -56,9 +56,6 @@ class BatchPutter(QueuePutter):
             return
         try:
             message = _dump(obj, self._arena, NO_WAIT)
-        except NoRoomNow:
-            self._put_batch(batch)
-            self.put(obj)
         except Exception as error:
             self._put_batch(batch)
             self._raise_or_report(error, obj)

@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .._channel import payload
-from .._channel.payload import Message
 from .._memory import places, ring
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .._memory.ring import AT_ONCE, NO_PLACE
 from ..config import INLINE_MAX_BYTES
 from . import aio
-from .putting import put_some_within, put_within, try_put
+from .putting import abandon_runs, is_over_mark, put_some_within, put_within, try_put
 from .putting_many import are_small, flush_on_error, pickle_in_batches, snapshot
 
 if TYPE_CHECKING:
@@ -100,17 +99,18 @@ class SimpleQueuePutter:
             await self._aput_by_lock(obj)
             return
         end, arena = self._end, self._arena
-        message: bytes | Message | None = None
-        while True:
-            try:
-                if message is None:
-                    message = _dump(obj, arena, NO_WAIT)
-                return try_put(end, message, NO_PLACE)
-            except OutOfSharedMemory:
-                places.reap(arena)
-                await aio.until(lambda: True)
-            except NoRoomNow:
-                if message is None:  # too many bytes are in flight; the ring was not tried
-                    await aio.until(lambda: arena.wait_room_for(end._handle, 1, 0))
-                else:
+        message = _dump(obj, arena, NO_WAIT)
+        try:
+            if is_over_mark(message) and not arena.wait_room_for(end._handle, 1, 0):
+                await aio.until(lambda: arena.wait_room_for(end._handle, 1, 0))
+            while True:
+                try:
+                    return try_put(end, message, NO_PLACE)
+                except OutOfSharedMemory:
+                    places.reap(arena)
+                    await aio.until(lambda: True)
+                except NoRoomNow:
                     await aio.until(lambda: end.has_room(0))
+        except BaseException:
+            abandon_runs(message)
+            raise

@@ -156,6 +156,8 @@ void mpshm_parcel_clear(mpshm_parcel *parcel);
 int mpshm_put_buffer(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t mark);
 int mpshm_put_stream(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t more,
                      uint64_t mark);
+/* Copy out the stream's first `size` bytes, all of which have been put. */
+void mpshm_parcel_read_stream(const mpshm_parcel *parcel, char *to, uint64_t size);
 /* Borrow a loaned run as the stream, which it holds to `size` bytes; mpshm_return_run lets go of it
    when the parcel was not sent. */
 int mpshm_put_run(mpshm_parcel *parcel, mpshm_run *run, uint64_t size);

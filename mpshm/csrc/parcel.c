@@ -174,6 +174,19 @@ mpshm_put_stream(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t
     return error;
 }
 
+void
+mpshm_parcel_read_stream(const mpshm_parcel *parcel, char *to, uint64_t size)
+{
+    for (uint32_t i = 0; i < parcel->stream_runs && size > 0; i++) {
+        const struct part *part = &parcel->parts[i];
+        uint64_t n = part->size < size ? part->size : size;
+
+        memcpy(to, part->run.data, n);
+        to += n;
+        size -= n;
+    }
+}
+
 int
 mpshm_put_run(mpshm_parcel *parcel, mpshm_run *run, uint64_t size)
 {
