@@ -7,23 +7,27 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 INLINE_MAX = 32 << 10
-"""Bytes of pickle that get no view and no lease: they may travel in the pipe.  What a pipe does
-not take in one piece is copied into a run by one call and out of it by another, which is cheaper
-than two pipe copies and a wake-up of the sender for each (measured one way at 16 KiB, of stock:
-bytes x1.4 in the pipe, x1.8 copied, x0.9 leased; objects x1.0, x1.1, x1.0)."""
+"""Bytes of a stream up to which a message is not leased: it goes in one write while a pipe takes
+it so, else it is copied into a run by one call and out of it by another.  That is cheaper than two
+pipe copies and a wake-up of the sender for each (measured one way at 16 KiB, of stock: bytes x1.4
+in the pipe, x1.8 copied, x0.9 leased; objects x1.0, x1.1, x1.0).  See the size classes in
+docs/design.md."""
 
 COPY_MARK_BYTES = 1 << 20
 """In-flight bytes at which the sender of copied messages waits, so that their chunks stay in the
-second-level cache (measured for objects of 16 KiB: x1.1 with 24 MiB, x1.2 with 1 MiB)."""
+second-level cache (measured for objects of 16 KiB: x1.1 with 24 MiB, x1.2 with 1 MiB).  See the
+size classes in docs/design.md."""
 
 VIEW_MIN = 24 << 10
 """Bytes from which a buffer gets a run of its own and comes back as a view.  Smaller ones are
 copied with the pickle, so that one of them, kept, does not pin a run (measured for float32: a view
-is worse at 16 KiB, x1.2 against x1.8, and better at 32, x1.6 against x1.4)."""
+is worse at 16 KiB, x1.2 against x1.8, and better at 32, x1.6 against x1.4).  See the size classes
+in docs/design.md."""
 
 HIGH_WATER_BYTES = 24 << 20
 """In-flight bytes at which a sender waits.  One 16 MiB message in flight and one leased keep the
-working set inside a 32 MiB last-level cache; larger marks measured slower, not faster."""
+working set inside a 32 MiB last-level cache; larger marks measured slower, not faster.  See the
+size classes in docs/design.md."""
 
 PAUSE_MS = 5
 """How long a put waits for consumers at work where the ring is full, before a feeder thread takes
@@ -55,7 +59,8 @@ class Geometry(NamedTuple):
 
 GEOMETRY = Geometry(496, 1 << 40, 64 << 20, max(4096, mmap.PAGESIZE))
 """Sparse, so room costs nothing: half a PiB of file, segments of 64 MiB or made to size.  Chunks
-are whole pages, so that a view can be made private by remapping it before a fork."""
+are whole pages, so that a view can be made private by remapping it before a fork.  See the size
+classes in docs/design.md."""
 
 
 def spin_us() -> int:
