@@ -1,4 +1,4 @@
-"""Which cases run in which mode: by whom, how often, for how long.
+"""Which cases run in which mode: with which adapters, how often, for how long.
 
 A target's cases are built here and nowhere else, so that no row of the promises can go unmeasured
 by a slip of spelling.
@@ -150,7 +150,7 @@ def queues() -> Iterator[Plan]:
 
 
 def full() -> Iterator[Plan]:
-    """Everything by everyone: an hour or two."""
+    """Every case by every adapter: hours."""
     sizes = (*SMALL_SIZES, *LARGE_SIZES, *HUGE_SIZES)
     cases = [Case("one_way", "float32", size, touch) for size in sizes for touch in (True, False)]
     cases += [Case("round_trip", "float32", size) for size in sizes]

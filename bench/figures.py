@@ -56,7 +56,7 @@ class Results:
         return Spread.of(ratios) if ratios else None
 
     def best_of(self, case: Case, adapter: str, others: Iterable[str]) -> tuple[str, Spread] | None:
-        """Return who of the others comes nearest to `adapter`, or is ahead, and the ratio to it."""
+        """Return which other comes nearest to `adapter`, or is ahead of it, and the ratio to it."""
         found = [
             (name, ratio)
             for name in others

@@ -26,7 +26,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 @dataclass(frozen=True)
 class Adapters:
-    """What the adapters told about themselves, by name."""
+    """What each adapter said about itself, by name."""
 
     versions: dict[str, dict[str, str]]
     environ: dict[str, dict[str, str]]
@@ -34,7 +34,7 @@ class Adapters:
 
 
 def meet(nest: Nest, plans: list[cases.Plan], names: list[str]) -> Adapters:
-    """Ask every adapter, in a process of its own, who it is; exit when one is not usable."""
+    """Ask each adapter, in a process of its own, for its versions; exit when one is not usable."""
     found = Adapters({}, {}, {})
     order = {"cases": [plan.case.as_dict() for plan in plans]}
     for name in names:
@@ -147,11 +147,9 @@ def parse() -> argparse.Namespace:
         description="Compare mpshm with what else one could use. QUICK=1 in the environment takes "
         "under a minute.",
     )
+    parser.add_argument("--full", action="store_true", help="every case, every adapter: hours")
     parser.add_argument(
-        "--full", action="store_true", help="every case, every adapter: an hour or two"
-    )
-    parser.add_argument(
-        "--queues", action="store_true", help="queues, their peers and their promises: ten minutes"
+        "--queues", action="store_true", help="queues, their competitors and promises: ten minutes"
     )
     parser.add_argument("--only", default="*", metavar="PATTERN", help="case ids, as in a shell")
     parser.add_argument("--reps", type=positive, help="interleaved rounds of every case")

@@ -1,4 +1,4 @@
-"""The report as Markdown whose columns also line up in a terminal. What is lost comes first."""
+"""The report as Markdown whose columns also line up in a terminal. Losses come first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from bench.figures import Results, Spread
 from bench.protocol import GIB, MEMORY_SHAPES, MIB, Case
 from bench.targets import OURS, PROMISES, Outcome, Quantity, Verdict, judge
 
-# Why the plain road is no news: below the threshold it is the better one.
+# A message on the plain road for this reason is no news: small messages are cheaper there.
 EXPECTED_REASON = "small"
 NOTHING = "-"
+ABOUT_PROMISES = (
+    'mpshm promises the column "at least" and aims at the column "aim". A row that stands for '
+    "several\ncases shows the worst of them."
+)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -134,15 +138,15 @@ def case_rows(results: Results, competitors: Sequence[str]) -> Iterator[list[str
 
 
 def losses(outcomes: Sequence[Outcome], results: Results) -> Iterator[str]:
-    """Name every promise not kept and every case in which stock is better."""
+    """Name each promise not kept, and each case in which stock or a competitor is better."""
     for outcome in outcomes:
         if outcome.verdict is Verdict.LOST:
             row = target_row(outcome)
-            yield f"- LOST: {row[0]}: {row[1]}, promised {row[3]}"
+            yield f"- promise not kept: {row[0]}: measured {row[1]}, promised {row[3]}"
     for case in results.cases:
         if is_slower(results, case):
-            better = "takes less" if case.shape in MEMORY_SHAPES else "is faster"
-            yield f"- STOCK {better}: {case.id}: {ratio_cell(results.ratio(case, OURS))}"
+            better = "takes less memory" if case.shape in MEMORY_SHAPES else "is faster"
+            yield f"- stock {better}: {case.id}: {ratio_cell(results.ratio(case, OURS))}"
     for case in results.cases:
         best = results.best_of(case, OURS, PEERS)
         if best is not None and best[1].median < 1.0:
@@ -150,7 +154,7 @@ def losses(outcomes: Sequence[Outcome], results: Results) -> Iterator[str]:
 
 
 def detours(results: Results) -> Iterator[str]:
-    """Name every case in which mpshm took the plain road for another reason than smallness."""
+    """Name each case in which mpshm took the plain road for another reason than smallness."""
     for case in results.cases:
         for reason, count in results.plain_reasons(case, OURS).items():
             if reason != EXPECTED_REASON:
@@ -192,23 +196,23 @@ def render(data: dict[str, Any], results: Results) -> str:
     judged = [outcome for outcomes in promises.values() for outcome in outcomes]
     competitors = [name for name in NAMES if name in results.adapters and name != "stock"]
     head = ("case", "stock", *competitors, "roads of mpshm", "")
-    lost = "\n".join(losses(judged, results)) or "Nothing that was measured."
+    lost = "\n".join(losses(judged, results)) or "In no case that was measured."
     parts = [
         "# mpshm against the others",
         conditions(data),
-        "All ratios are how many times better than stock (for memory: how many times less), each "
-        "from figures\nof one interleaved round; the median of the rounds, and in brackets the "
-        "lowest and highest.",
-        "## What is lost",
+        "A ratio says how many times as fast as stock an adapter is; for memory, how many times "
+        "less it takes.\nEach is the median over interleaved rounds. The lowest and the highest "
+        "round stand in brackets.",
+        "## Where mpshm loses",
         lost,
     ]
     if results.failed:
         parts += ["## What failed", "\n".join(failures(results))]
     if detour := "\n".join(detours(results)):
-        parts += ["## PLAIN ROAD, and not for smallness", detour]
+        parts += ["## Messages on the plain road that were not small", detour]
     for title, outcomes in promises.items():
         if any(outcome.verdict is not Verdict.NOT_MEASURED for outcome in outcomes):
-            parts += [f"## {title}", targets_table(outcomes)]
+            parts += [f"## {title}", ABOUT_PROMISES, targets_table(outcomes)]
     parts += [
         "## All cases",
         table(head, list(case_rows(results, competitors))),

@@ -1,4 +1,4 @@
-"""What was promised ("What it must show"), as data, and the verdict on it."""
+"""What mpshm promises, as data, and the verdict on each promise."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Quantity(enum.Enum):
     RATIO = "times better than the other, at least"
     SHARE = "fraction of the other's speed, at least"
     EXTRA_GIB = "GiB of extra peak memory, at most; the other is only quoted"
-    AHEAD = "fraction of the cases that are ahead of the best peer, more than"
-    BEHIND = "times better than the best peer, at least"
+    AHEAD = "fraction of the cases that are ahead of the best competitor, more than"
+    BEHIND = "times better than the best competitor, at least"
     DESCRIPTORS = "open descriptors of a queue more than the other's, at most"
 
 
@@ -98,7 +98,7 @@ PIPES = (
     pipe(MIB, 5, 8, "stock_tuned"),
     pipe(16 * MIB, 8, 12, "stock_tuned"),
     Target(
-        "share of the memcpy limit, 16 MiB, consumer not touching",
+        "share of memcpy's speed, 16 MiB, consumer reads two bytes",
         (UNTOUCHED,),
         0.5,
         0.75,
@@ -134,11 +134,13 @@ PIPES = (
         1.0,
         quantity=Quantity.EXTRA_GIB,
     ),
-    Target("100 x 64 MB to a slow consumer: stock's peak over ours", (PEAK_FLOOD,), 1.0, None),
+    Target(
+        "100 x 64 MB to a slow consumer: stock's peak memory over ours", (PEAK_FLOOD,), 1.0, None
+    ),
 )
 
 
-# "No slower", measured: what two runs of the same thing may differ by.
+# "No slower": two runs of the same thing differ by as much.
 NO_SLOWER = 0.95
 
 
@@ -151,7 +153,7 @@ def flows(shapes: tuple[str, ...], sizes: tuple[int, ...]) -> tuple[Case, ...]:
 
 
 def small_flows(ending: str, limit: float, aim: float) -> tuple[Target, ...]:
-    """Make the rows of small messages: against stock for each class, against peers for all."""
+    """Make the rows of small messages: each class against stock, all against competitors."""
     many = ", put_many and get_many" if ending else ""
     shapes = tuple(shape + ending for shape in QUEUE_SHAPES)
     everything = flows(shapes, QUEUE_SMALL)
@@ -166,14 +168,14 @@ def small_flows(ending: str, limit: float, aim: float) -> tuple[Target, ...]:
             for shape in shapes
         ),
         Target(
-            f"64 B and 1 KB{many}: cases ahead of the best peer",
+            f"64 B and 1 KB{many}: share of cases ahead of the best competitor",
             everything,
             0.5,
             None,
             quantity=Quantity.AHEAD,
         ),
         Target(
-            f"64 B and 1 KB{many}: times the best peer",
+            f"64 B and 1 KB{many}: times as fast as the best competitor",
             everything,
             0.9,
             None,
@@ -211,7 +213,7 @@ QUEUES = (
     Target("create 1,000 queues", tuple(CREATIONS), NO_SLOWER, None),
     Target("descriptors of a queue", tuple(CREATIONS), 1, None, quantity=Quantity.DESCRIPTORS),
 )
-PROMISES = {"What was promised": PIPES, "What was promised for queues": QUEUES}
+PROMISES = {"Promises": PIPES, "Promises for queues": QUEUES}
 
 
 def in_gib(spread: Spread) -> Spread:

@@ -10,20 +10,23 @@ INLINE_MAX_BYTES = 32 << 10
 """Largest pickle that gets no view and no lease.  It travels in the pipe if that takes it in one
 piece.  Else one call copies it into a run and another copies it out, which is cheaper than two pipe
 copies and a wake-up of the sender for each (measured one way at 16 KiB, of stock: bytes x1.4 in the
-pipe, x1.8 copied, x0.9 leased; objects x1.0, x1.1, x1.0)."""
+pipe, x1.8 copied, x0.9 leased; objects x1.0, x1.1, x1.0).  See the size classes in docs/design.md."""
 
 COPY_MARK_BYTES = 1 << 20
 """In-flight bytes at which the sender of copied messages waits.  Their chunks then stay in the
-second-level cache (measured for objects of 16 KiB: x1.1 with 24 MiB, x1.2 with 1 MiB)."""
+second-level cache (measured for objects of 16 KiB: x1.1 with 24 MiB, x1.2 with 1 MiB).
+See the size classes in docs/design.md."""
 
 VIEW_MIN_BYTES = 24 << 10
 """Smallest buffer that gets a run of its own and arrives as a view.  Smaller ones are copied with
 the pickle, so that keeping one of them does not pin a run (measured for float32: at 16 KiB a view
-is worse, x1.2 against x1.8; at 32 KiB it is better, x1.6 against x1.4)."""
+is worse, x1.2 against x1.8; at 32 KiB it is better, x1.6 against x1.4).  See the size classes in
+docs/design.md."""
 
 HIGH_WATER_BYTES = 24 << 20
 """In-flight bytes at which a sender waits.  One 16 MiB message in flight and one leased keep the
-working set inside a 32 MiB last-level cache; larger marks measured slower, not faster."""
+working set inside a 32 MiB last-level cache; larger marks measured slower, not faster.  See the
+size classes in docs/design.md."""
 
 PAUSE_MS = 5
 """How long a put waits while consumers drain a full ring, before it leaves the message to a feeder

@@ -30,18 +30,21 @@
 #include <stdint.h>
 
 #define ARENA_MAGIC UINT64_C(0x32306d687370006d)
-/* 512 segments of 64 MiB and of made-to-size ones: 32 GiB of leases and more, in a 4 KiB page. */
+/* 496 segments of 64 MiB, or made to size: 31 GiB of leases and more.  The directory fits a 4 KiB page
+   with the rest of the header.  Bytes here and below: see the size classes in docs/design.md. */
 #define SEGMENT_LIMIT 496
 /* A transparent huge page: MADV_COLLAPSE needs data aligned to it in file and memory alike. */
 #define HUGE_BYTES (UINT64_C(2) << 20)
 /* Alignment of a segment too small for huge pages: the largest page size Linux runs on. */
 #define SMALL_ALIGN UINT64_C(65536)
 /* Chunks for what is copied out as it arrives, so that a backlog of small messages is small.  In
-   units of a page they would cost four times a 1 KB message; finer ones longer searches. */
+   units of a page they would cost four times a 1 KB message; finer ones longer searches.
+   SMALL_RUN_BYTES is config.py's INLINE_MAX: see the size classes in docs/design.md. */
 #define SMALL_SHIFT 8
 #define SMALL_SEGMENT_BYTES (UINT64_C(8) << 20)
 #define SMALL_RUN_BYTES (UINT64_C(32) << 10)
-/* A run's length has 20 bits in its word; segments stay well inside. */
+/* A run's length has 20 bits in its word; segments stay well inside.  A larger segment has larger
+   chunks: see the size classes in docs/design.md. */
 #define CHUNK_LIMIT (UINT32_C(1) << 16)
 
 struct arena_header {
@@ -106,7 +109,8 @@ _Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
 #define RING_SLOTS UINT64_C(512)
 #define RING_DATA_BYTES 128
 /* A longer frame goes on in the overflow, where each slot has a place of its own: apart, so that short
-   ones, which are the rule, lie close together and make less memory resident. */
+   ones, which are the rule, lie close together and make less memory resident.  See the size classes
+   in docs/design.md. */
 #define OVERFLOW_BYTES 1024
 #define RING_FRAME_BYTES (RING_DATA_BYTES + OVERFLOW_BYTES)
 struct ring_slot {

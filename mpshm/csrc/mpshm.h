@@ -6,6 +6,8 @@
    object.  Ownership of memory is said at each function. */
 
 #define MPSHM_ABI 5
+/* Bytes of a frame in a pipe, of a slot, of a slot with its overflow, and of a reader: see the size
+   classes in docs/design.md. */
 #define MPSHM_FRAME_BYTES 4096
 #define MPSHM_SLOT_BYTES 128
 #define MPSHM_SLOTS_AT_ONCE 128
