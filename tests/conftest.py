@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from by_road import SHARED
 
 import mpshm
+from kit.road import SHARED
 from mpshm._memory import arena, lease
 
 TREE = Path(__file__).parent.parent

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED
-from queue_parts import KINDS, LARGE, WAIT_S, finish
 
 import mpshm
+from kit.queues import KINDS, LARGE, WAIT_S, finish
+from kit.road import SHARED
 
 
 def put_late(q: Any, count: int) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried, sending
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mpshm
+from kit.road import SHARED, carried, sending
 from mpshm import config
 from mpshm._memory import arena, plain_frame
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, sending
 
 import mpshm
+from kit.road import SHARED, sending
 
 COUNT = 50_000
 TIMEOUT_S = 60

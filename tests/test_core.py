@@ -655,7 +655,7 @@ def test_increase_buf_of_a_received_buffer_is_too_small() -> None:
         buffer.increase_buf(1)
 
 
-# Where the original is weak (DESIGN.md section 9)
+# Weak spots of NGINX Unit's allocator, after which ours is made
 
 
 def test_descriptor_is_checked_before_its_memory_is_touched(channel: Channel) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried, sending
 
 import mpshm
+from kit.road import SHARED, carried, sending
 from mpshm import config
 from mpshm._memory import arena
 from mpshm._memory import reader as reader_module

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED
-from queue_parts import finish
 
 import mpshm
+from kit.queues import finish
+from kit.road import SHARED
 from mpshm import queues
 
 COUNT = 50_000
@@ -99,7 +99,7 @@ def lengths(array):
 
 def main():
     if sys.argv[1] == "EPERM":
-        from sandbox import refuse_memfd_create
+        from kit.seccomp import refuse_memfd_create
         if not refuse_memfd_create(errno.EPERM):
             print("no seccomp here")
             return

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, sending
-from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, take_many
 
 import mpshm
+from kit.queues import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, take_many
+from kit.road import SHARED, sending
 from mpshm import queues
 
 INLINE = 32 << 10  # config.INLINE_MAX: no longer pickle goes the fast way

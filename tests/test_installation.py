@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from by_road import SHARED
+
+from kit.road import SHARED
 
 TIMEOUT_S = 30
 

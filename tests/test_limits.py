@@ -115,7 +115,7 @@ DEMANDS_NOEXEC = (
     f"""
 import errno
 sys.path.append({str(Path(__file__).parent)!r})
-from sandbox import MFD_NOEXEC_SEAL, refuse_memfd_create
+from kit.seccomp import MFD_NOEXEC_SEAL, refuse_memfd_create
 if not refuse_memfd_create(int(sys.argv[1]), unless=MFD_NOEXEC_SEAL):
     say(skip="no seccomp here")
     sys.exit()

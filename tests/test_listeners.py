@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried
 
 import mpshm
+from kit.road import SHARED, carried
 from mpshm import connection as ours
 from mpshm import managers
 from mpshm._channel import handshake

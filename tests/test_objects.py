@@ -27,7 +27,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import (
+
+import mpshm
+from kit.arrays import (
     ARRAYS,
     HOLDERS,
     RECORD,
@@ -39,9 +41,7 @@ from arrays import (
     read_only,
     same_values,
 )
-from by_road import SHARED, carried, sending
-
-import mpshm
+from kit.road import SHARED, carried, sending
 from mpshm import config
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]

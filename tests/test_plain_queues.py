@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from queue_parts import KINDS, LARGE, WAIT_S, finish
 
 import mpshm
+from kit.queues import KINDS, LARGE, WAIT_S, finish
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried
 
 import mpshm
+from kit.road import SHARED, carried
 from mpshm._memory import arena
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED
-from queue_parts import KINDS, finish
 
 import mpshm
+from kit.queues import KINDS, finish
+from kit.road import SHARED
 
 COUNT = 1 << 16  # 512 KiB of float64
 

@@ -11,10 +11,10 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import pytest
-from by_road import SOON_S
-from queue_parts import KINDS, WAIT_S, finish, raw_ring, take_many
 
 import mpshm
+from kit.queues import KINDS, WAIT_S, finish, raw_ring, take_many
+from kit.road import SOON_S
 
 
 def is_readable(q: Any, seconds: float = 0) -> bool:

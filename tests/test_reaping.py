@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from queue_parts import LARGE, WAIT_S, finish, raw_ring
 
 import mpshm
+from kit.queues import LARGE, WAIT_S, finish, raw_ring
 
 pytestmark = pytest.mark.shared_memory(
     "stock's locks and places stay with the killed, and nobody reaps"

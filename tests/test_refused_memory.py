@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import ByArray, ByParts, by_stock, described
-from queue_parts import finish
 
 import mpshm
+from kit.arrays import ByArray, ByParts, by_stock, described
+from kit.queues import finish
 from mpshm._memory import core
 from mpshm.connection import Client, Listener
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import HOLDERS, NESTED, OFFSETS, PADDED, RECORD, by_stock, described
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from queue_parts import finish
 
 import mpshm
+from kit.arrays import HOLDERS, NESTED, OFFSETS, PADDED, RECORD, by_stock, described
+from kit.queues import finish
 from mpshm import config, managers
 from mpshm.connection import Client, Listener
 

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED
-from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, raw_ring, take_all, take_many
 
 import mpshm
+from kit.queues import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, raw_ring, take_all, take_many
+from kit.road import SHARED
 from mpshm._memory import places, ring
 from mpshm._memory.core import NoRoomNow
 from mpshm._queue.putting import try_put

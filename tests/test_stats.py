@@ -7,9 +7,9 @@ import gc
 
 import numpy as np
 import pytest
-from by_road import SHARED, sending
 
 import mpshm
+from kit.road import SHARED, sending
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried, sending
 
 import mpshm
+from kit.road import SHARED, carried, sending
 from mpshm import config
 from mpshm._memory import arena, lease
 

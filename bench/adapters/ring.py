@@ -19,8 +19,8 @@ import numpy as np
 from bench.adapters.stock import Stock
 from bench.protocol import GIB, KIB, MIB, PIPE_SHAPES, Case
 
-# Three: one being filled, one ready, one being read. More slots leave the cache (DESIGN.md:
-# 8 slots in turn gained 2.3x on stock, 3 hot ones 26x); two where memory is the scarcer thing.
+# Three: one being filled, one ready, one being read. More slots leave the cache: 8 in
+# turn gained 2.3x on stock, 3 hot ones 26x. Two where memory is the scarcer thing.
 SLOTS = 3
 SLOTS_ABOVE_64_MIB = 2
 # Small messages get more, or each would cost a wake-up: as many as half an L2 cache holds.

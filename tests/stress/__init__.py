@@ -12,9 +12,11 @@ Floors, top to bottom; imports go down only:
                                         100,000 messages and nobody to take them
     crew                  workers: hired, killed, stopped, replaced, waited for
     workers               what a producer and a consumer do
-    verdict | traces      the oracle: which message may be missing | what /proc and /dev/shm show
+    verdict               the oracle: which message may be missing
     message | ledger      payloads with checksums | what a killed process has written down
     transports            mpshm, stock, or a fake
     fakes                 queues with a fault on purpose, and one that survives without locks
     report                Settings, Result: the words all the others share
+
+From kit/: what a scenario leaves behind, what its processes do, how they are killed.
 """

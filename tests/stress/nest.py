@@ -1,4 +1,4 @@
-"""Fresh sessions for the scenarios: the installed package on their path, nobody left behind."""
+"""Runs each scenario in a fresh session, on the installed package; kills all that it started."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from bench.fresh import Folder, end_session
+from kit.processes import end_session
 
 from .report import Result, Say, Settings
 
@@ -23,21 +23,27 @@ SILENCE_S = 120.0
 SHOWN_CHARACTERS = 20_000
 
 
-class Nest(Folder):
-    """The folder of the scenarios, and how one of them runs."""
+class Nest:
+    """Runs scenarios.  A context manager: the folder of their temporary files goes with it."""
 
-    def __init__(self) -> None:
-        super().__init__(Path(__file__).parent)
+    def __enter__(self) -> Nest:
+        self._folder = tempfile.TemporaryDirectory(prefix="mpshm-stress-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
 
     def run(self, settings: Settings, say: Say) -> Result:
         """Run one scenario; whatever happens, none of its processes lives when this returns."""
         order = json.dumps(dataclasses.asdict(settings))
-        environ = {**os.environ, "MPSHM": "require"}
+        environ = {**os.environ, "MPSHM": "require", "TMPDIR": self._folder.name}
         environ.pop("MPSHM_INSTALL", None)  # stock is to be stock
         with tempfile.TemporaryFile() as errors:
             session = subprocess.Popen(
                 [sys.executable, "-m", "stress.child", order],
-                cwd=self.path,
+                # Here `stress` and `kit` are found, and not the source tree's mpshm: `python -m`
+                # puts the current folder first on the path.
+                cwd=Path(__file__).parent.parent,
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -1,4 +1,6 @@
-"""`python -m stress [--minutes M] [--seed S] [--scenario NAME ...]`: do queues survive SIGKILL?
+"""`python -m stress [--minutes M] [--seed S] [--scenario NAME ...]`, run from `tests/`.
+
+Do queues survive SIGKILL?
 
 Exit code 0: nothing was violated.  1: something was; it says what, and how to run that again.
 """
@@ -127,7 +129,7 @@ def show(settings: Settings, result: Result, verbose: bool) -> None:
 def command(settings: Settings) -> str:
     """The command that runs a scenario again: the same sizes, kinds and choices, if not timing."""
     parts = [
-        f"python -m stress --scenario {settings.scenario} --seed {settings.seed}",
+        f"cd tests && python -m stress --scenario {settings.scenario} --seed {settings.seed}",
         f"--minutes {settings.seconds / 60:g} --start-method {settings.start_method}",
     ]
     if settings.transport != "mpshm":

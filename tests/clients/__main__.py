@@ -1,4 +1,4 @@
-"""make clients: real programs over stock multiprocessing and over mpshm, compared.
+"""`make clients`: real programs over stock multiprocessing and over mpshm, compared.
 
 Each program in programs/ is ordinary user code that knows nothing of mpshm and prints a digest of
 its results.  It runs
@@ -29,7 +29,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import statistics
 import struct
 import sys
@@ -38,8 +37,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kit.leaks import shm_names
+from kit.processes import descendants, describe, kill_all
+
 HERE = Path(__file__).resolve().parent
-BUILD = HERE.parent / ".build" / "clients"
+ROOT = HERE.parent.parent
+BUILD = ROOT / ".build" / "clients"
 CPU_LIMIT = 1.1
 TIME_LIMIT_S = 120.0
 GRACE_S = 5.0
@@ -149,43 +152,6 @@ def environment(way: Way, counts: Path | None) -> dict[str, str]:
     return env
 
 
-def children_of(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [int(child) for child in task.read_text().split()]
-        except OSError:
-            continue
-    return found
-
-
-def descendants() -> list[int]:
-    """All processes below this one.  Orphans are among them: this process is their reaper."""
-    found: list[int] = []
-    waiting = children_of(os.getpid())
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        waiting += children_of(pid)
-    return found
-
-
-def name_of(pid: int) -> str:
-    try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        line = "?"
-    return f"{pid} {line[:150].strip()}"
-
-
-def kill(pids: Sequence[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-
 def reap(deadline: float) -> tuple[float, int, bool]:
     """CPU seconds and page faults of the orphans that end by the deadline; whether none is left."""
     cpu, faults = 0.0, 0
@@ -225,17 +191,10 @@ def take_private_shm() -> bool:
     )
 
 
-def shm_entries() -> set[str]:
-    try:
-        return set(os.listdir("/dev/shm"))
-    except OSError:
-        return set()
-
-
 def execute(program: Path, way: Way, counts: Path | None = None) -> Outcome:
     """Run a program and everything it starts, to the end."""
     log = BUILD / "output.txt"
-    shm_before = shm_entries()
+    shm_before = shm_names()
     arguments = command(program, way)
     start = time.monotonic()
     with log.open("wb") as file:
@@ -252,7 +211,7 @@ def execute(program: Path, way: Way, counts: Path | None = None) -> Outcome:
 
     def expire() -> None:
         timed_out.set()
-        kill(descendants())
+        kill_all(descendants())
 
     timer = threading.Timer(TIME_LIMIT_S, expire)
     timer.start()
@@ -264,15 +223,15 @@ def execute(program: Path, way: Way, counts: Path | None = None) -> Outcome:
     wall = time.monotonic() - start
     timer.cancel()
     more_cpu, more_faults, alone = reap(time.monotonic() + GRACE_S)
-    left = [] if alone else [name_of(pid) for pid in descendants()]
+    left = [] if alone else [f"{pid} {describe(pid)}" for pid in descendants()]
     while not alone:
-        kill(descendants())
+        kill_all(descendants())
         *_, alone = reap(time.monotonic() + GRACE_S)
-    left_shm = shm_entries() - shm_before
+    left_shm = shm_names() - shm_before
     deadline = time.monotonic() + GRACE_S
     while left_shm and time.monotonic() < deadline:
         time.sleep(0.1)
-        left_shm &= shm_entries()
+        left_shm &= shm_names()
     output = log.read_text(errors="replace")
     digests = re.findall(r"^digest: ([0-9a-f]+)$", output, re.MULTILINE)
     if timed_out.is_set():
@@ -402,16 +361,17 @@ def report(cases: Sequence[Case], rounds: int) -> str:
         [
             "# Real programs over mpshm",
             "",
-            "Written by `make clients`; do not edit.  Each program of `clients/programs/` knows",
-            "nothing of mpshm.  It ran as it is, and then swapped: under `python -m mpshm run`,",
-            "after `mpshm.install()`, and, where the program hands a context or a pool to its",
-            "library, with its `import multiprocessing` changed to `import mpshm`; `off` is `run`",
-            "under `MPSHM=off`.  `same`: the same digest of results, no process and nothing in",
-            "/dev/shm left, and every message counted as carried by mpshm, under `MPSHM=off` none",
-            "of them through shared memory.  CPU (user and system, of all processes), wall time",
-            f"and page faults are swapped / stock, the median of {rounds} interleaved pairs or",
-            f"more; at most x{CPU_LIMIT} CPU is required.  Of `off` no time is measured.  The last",
-            "columns count messages sent, and the processes that took part.",
+            "Written by `make clients`; do not edit. Each program of",
+            "`tests/clients/programs/` knows nothing of mpshm. It ran as it is, and then",
+            "swapped: under `python -m mpshm run`, after `mpshm.install()`, and, where the",
+            "program hands a context or a pool to its library, with its `import",
+            "multiprocessing` changed to `import mpshm`; `off` is `run` under `MPSHM=off`.",
+            "`same`: the same digest of results, no process and nothing in /dev/shm left, and",
+            "every message counted as carried by mpshm, under `MPSHM=off` none of them",
+            "through shared memory. CPU (user and system, of all processes), wall time and",
+            f"page faults are swapped / stock, the median of {rounds} interleaved pairs or",
+            f"more; at most x{CPU_LIMIT} CPU is required. Of `off` no time is measured. The",
+            "last columns count messages sent, and the processes that took part.",
             "",
             f"{len(good)} of {len(swapped)} are as required.  Python {platform.python_version()}, "
             f"Linux {platform.release().split('-')[0]}, {os.cpu_count()} CPUs.",
@@ -425,17 +385,19 @@ def report(cases: Sequence[Case], rounds: int) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Real programs over stock and over mpshm.")
+    parser = argparse.ArgumentParser(
+        prog="python -m clients", description="Real programs over stock and over mpshm."
+    )
     parser.add_argument("programs", nargs="*", help="names, without .py; default: all")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
     parser.add_argument(
         "--ways", default="run,install,import,off", help="which swaps (default %(default)s)"
     )
-    parser.add_argument("--report", type=Path, help="write the report here as well")
+    parser.add_argument("--report", type=Path, help="write the report here too; seen from the root")
     options = parser.parse_args(arguments)
     if options.report is not None:
-        options.report = options.report.resolve()
-    # From the repository's root `python -m mpshm` would find the source tree, which has no core.
+        options.report = ROOT / options.report
+    # Not the repository's root: `python -m mpshm` would find the source tree, which has no core.
     os.chdir(HERE)
     return options
 
@@ -443,7 +405,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     BUILD.mkdir(parents=True, exist_ok=True)
-    # Orphans become this process's children: their CPU time counts, and none escapes notice.
+    # Orphans become this process's children: their CPU time counts, and descendants() has them.
     if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError("prctl(PR_SET_CHILD_SUBREAPER) failed")
     if not take_private_shm():

@@ -42,7 +42,7 @@ class _DatagramQueue:
         if maxsize:
             raise ValueError("the reference queue has no bound")
         self._reader, self._writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._folder = tempfile.TemporaryDirectory(prefix="stress-reference-", dir=os.getcwd())
+        self._folder = tempfile.TemporaryDirectory(prefix="stress-reference-")
         self._numbers = itertools.count()
 
     def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`python -m conformance [--quick] [--python PATH]`: CPython's own tests over mpshm.
+"""`python -m conformance [--quick] [--python PATH]`, from `tests/`: CPython's own tests over mpshm.
 
 Exit code 0: no test that stock passes fails, and mpshm's classes did the work.  1: one does, or
 they did not.  2: the interpreter comes without CPython's tests.
@@ -26,6 +26,7 @@ from .compare import Verdict
 from .measure import Limits, Measured, Outcome
 from .suites import Suite
 
+BUILD = Path(__file__).parents[2] / ".build" / "conformance"
 PROGRESS_EVERY_S = 30
 RERUN_LIMIT_S = 60
 """A test's limit when it is run again, alone on the machine but for the other jobs."""
@@ -249,7 +250,7 @@ def main() -> int:
     for excuse in compare.excuses():
         say(f"  excused ({excuse.modes}): {excuse.pattern}: {excuse.reason}")
 
-    out = args.out or Path(".build/conformance") / interpreter.version
+    out = args.out or BUILD / interpreter.version
     out = out.absolute()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

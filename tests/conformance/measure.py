@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from kit.processes import end_session, kill_group
 
 from . import modes, proof
 from .proof import Proof
@@ -117,14 +118,7 @@ _live: set[int] = set()
 def end_all() -> None:
     """Kill all that runs still have under way: for a runner that is told to end."""
     for leader in tuple(_live):
-        _kill_session(leader)
-
-
-def _kill_session(leader: int) -> None:
-    try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nothing is left
+        kill_group(leader)
 
 
 class _Process:
@@ -247,8 +241,7 @@ class _Process:
 
     def end(self) -> None:
         """Kill what is left of the session that this process started."""
-        _kill_session(self._child.pid)
-        self._child.wait()
+        end_session(self._child)
         _live.discard(self._child.pid)
 
     def proof(self) -> Proof:

@@ -6,7 +6,9 @@ import time
 from select import PIPE_BUF
 from statistics import mean, median
 
-from . import message, traces
+from kit.processes import context_switches, is_asleep
+
+from . import message
 from .crew import CONSUMER, Crew, Member, Watch
 from .ledger import GOT
 from .queues import await_waiting, check_rest, open_crew
@@ -53,7 +55,7 @@ def _pass_one(crew: Crew, size: int) -> None:
 
 def _asleep(crew: Crew, herd: list[Member]) -> None:
     watch = Watch(crew.settings.hang_s)
-    while awake := sum(not traces.is_asleep(member.pid) for member in herd):
+    while awake := sum(not is_asleep(member.pid) for member in herd):
         watch.look(awake=awake)
         time.sleep(SETTLE_S)
 
@@ -66,11 +68,11 @@ def _measure(crew: Crew, herd: list[Member], name: str, size: int) -> None:
     for _ in range(PUTS):
         time.sleep(SETTLE_S)
         _asleep(crew, herd)
-        before = [traces.switches(member.pid) for member in herd]
+        before = [context_switches(member.pid) for member in herd]
         _pass_one(crew, size)
         time.sleep(SETTLE_S)
         _asleep(crew, herd)
-        after = [traces.switches(member.pid) for member in herd]
+        after = [context_switches(member.pid) for member in herd]
         deltas = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
         voluntary.append(sum(v for v, _ in deltas))
         involuntary.append(sum(i for _, i in deltas))

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import traces
+from kit.leaks import memory_file_bytes
+from kit.processes import private_bytes
+
 from .queues import close
 from .report import MIB, Hung, Result, Say, Settings
 from .transports import open_context
@@ -32,16 +34,16 @@ def hoard(queue: Any, line: Any, messages: int, cancel: bool) -> None:
     queue.put(small(0))
     time.sleep(0.2)  # the first put starts threads, and may import
     pid = os.getpid()
-    before = traces.private_bytes(pid) + traces.memory_file_bytes(pid)
+    before = private_bytes(pid) + memory_file_bytes(pid)
     peak = before
     start = time.monotonic()
     for number in range(1, messages):
         queue.put(small(number))
         if number % (messages // SAMPLES) == 0:
-            peak = max(peak, traces.private_bytes(pid) + traces.memory_file_bytes(pid))
+            peak = max(peak, private_bytes(pid) + memory_file_bytes(pid))
     seconds = time.monotonic() - start
     time.sleep(0.5)  # for what a feeder thread may yet do
-    peak = max(peak, traces.private_bytes(pid) + traces.memory_file_bytes(pid))
+    peak = max(peak, private_bytes(pid) + memory_file_bytes(pid))
     if cancel:
         queue.cancel_join_thread()
     line.send((before, peak, seconds))

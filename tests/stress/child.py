@@ -12,10 +12,11 @@ import tempfile
 import time
 import traceback
 
+from kit.leaks import Traces
+
 from . import workers
 from .report import Result, Settings
 from .scenarios import SCENARIOS
-from .traces import Traces
 from .transports import open_context
 
 LEFT_S = 5.0
@@ -35,7 +36,7 @@ def main() -> int:
 
     result = Result()
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="stress-", dir=os.getcwd()) as folder:
+    with tempfile.TemporaryDirectory(prefix="stress-") as folder:
         _start_helpers(settings, folder)
         before = Traces.now()
         try:

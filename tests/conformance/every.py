@@ -1,4 +1,4 @@
-"""`python -m conformance.every SDIST PYTHON...`: the conformance run with several interpreters.
+"""`python -m conformance.every SDIST PYTHON...`, run from `tests/`: several interpreters.
 
 Each gets a virtual environment in `.build/conf-VERSION` with mpshm installed from the sdist.  What
 follows `--` goes to `python -m conformance`.  An interpreter that cannot serve says why and is
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BUILD = Path(".build")
+BUILD = Path(__file__).parents[2] / ".build"
 CANNOT_SERVE = 2
 _VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 
@@ -20,7 +20,7 @@ _VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 def prepare(python: str, sdist: str) -> Path:
     """The Python of an environment that has mpshm from the sdist."""
     asked = subprocess.run([python, "-c", _VERSION], capture_output=True, text=True, check=True)
-    environment = BUILD.absolute() / f"conf-{asked.stdout.strip()}"
+    environment = BUILD / f"conf-{asked.stdout.strip()}"
     own = environment / "bin" / "python"
     if not own.exists():
         subprocess.run([python, "-m", "venv", environment], check=True)

@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import message, traces, verdict, workers
+from kit.processes import kernel_waits
+
+from . import message, verdict, workers
 from .ledger import BEGUN, DONE, GOT, SINCE, Board, Log, read_faults, read_log, stack_path
 from .report import Hung, Result, Settings
 from .workers import Order
@@ -285,7 +287,7 @@ class Crew:
             if since:
                 state += f", in get for {(time.monotonic_ns() - since) / 1e9:.1f} s"
             head = f"{member.role} {member.who} (pid {member.pid}): {state}"
-            texts.append(f"{head}\n{traces.where(member.pid)}\n{text}")
+            texts.append(f"{head}\n{kernel_waits(member.pid)}\n{text}")
         return "\n".join(texts)
 
     def abolish(self) -> None:

@@ -7,7 +7,7 @@ import mmap
 import os
 from typing import Any
 
-from by_road import SHARED
+from .road import SHARED
 
 KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
 LARGE = 1 << 17  # 1 MiB of float64

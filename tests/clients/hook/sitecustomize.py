@@ -1,4 +1,4 @@
-"""Counts messages per process, for clients/run.py: proof of who carried them.
+"""Counts messages per process, for `python -m clients`: proof of who carried them.
 
 Python imports this at start wherever its folder is on PYTHONPATH.  Each process keeps a row of
 64-bit counters in a mapped file of its own, which a SIGKILL cannot lose.
