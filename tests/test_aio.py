@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import KINDS, LARGE, WAIT_S, finish
+from kit.queues import KINDS, LARGE, finish
 from kit.road import SHARED
+from kit.waiting import WAIT_S
 
 
 def put_late(q: Any, count: int) -> None:

@@ -7,7 +7,6 @@ describes them, and written to the descriptor behind the connection's back.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import pickle
 import socket
@@ -25,19 +24,15 @@ import mpshm
 from mpshm import config
 from mpshm._memory import arena
 
-pytestmark = pytest.mark.shared_memory("no descriptor comes in on the plain road")
+pytestmark = [
+    pytest.mark.shared_memory("no descriptor comes in on the plain road"),
+    pytest.mark.usefixtures("hang_guard"),
+]
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LARGE = 100_000
 CHUNK = config.GEOMETRY.chunk_bytes
 FRAME_MAX = 4096
-
-
-@pytest.fixture(autouse=True)
-def hang_guard() -> Iterator[None]:
-    faulthandler.dump_traceback_later(120, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 class Descriptor(NamedTuple):
@@ -361,7 +356,7 @@ def test_wrong_frame_is_refused_and_the_next_message_arrives(pipe: Ends, name: s
 
 
 def test_frame_as_long_as_one_may_be(pipe: Ends) -> None:
-    """And not one byte longer, though its descriptors are well."""
+    """A frame of one byte more is refused, as the next test shows."""
     a, b = pipe
     one = in_flight(pipe, bytes(LARGE))
     stream = b"\x80\x05\x8e" + struct.pack("<Q", 0) + b"."

@@ -7,8 +7,6 @@ import os
 import pickle
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from multiprocessing import reduction
 from multiprocessing.connection import Connection as StockConnection
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.programs import run_python
 from mpshm._channel import search
 from mpshm._memory import core
 from mpshm._memory import reader as reader_module
@@ -169,12 +168,7 @@ process.join()
 @pytest.mark.shared_memory("there is no memory to be found")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_stock_end_built_anew_while_installed(method: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INSTALLED, method, str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = run_python("-c", INSTALLED, method, Path(__file__).parent)
     assert ("((1, 1, set()), (1, 1, set()))\n", "") == (done.stdout, done.stderr)
 
 

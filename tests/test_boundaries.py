@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import os
 import pickle
@@ -22,6 +21,8 @@ from kit.road import SHARED, carried, sending
 from mpshm import config
 from mpshm._memory import arena, plain_frame
 
+pytestmark = pytest.mark.usefixtures("hang_guard")
+
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 CHUNK = config.GEOMETRY.chunk_bytes
 FRAME_MAX = 4096
@@ -31,13 +32,6 @@ TINY = config.Geometry(segment_limit=16, stride=1 << 20, segment_bytes=128 << 10
 """Segments that one message fills; a megabyte is more than any may hold."""
 TINIEST = config.Geometry(segment_limit=16, stride=1 << 18, segment_bytes=1024, chunk_bytes=16)
 """64 chunks of 16 bytes, as NGINX Unit's tests have them."""
-
-
-@pytest.fixture(autouse=True)
-def hang_guard() -> Iterator[None]:
-    faulthandler.dump_traceback_later(120, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 def pipe_of(geometry: config.Geometry, monkeypatch: pytest.MonkeyPatch) -> Ends:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 import mpshm
+from kit.programs import run_python
 from kit.road import SHARED, sending
+from kit.waiting import WAIT_S
 
 COUNT = 50_000
-TIMEOUT_S = 60
 
 
 def make_adder(n: int) -> Any:
@@ -42,16 +40,10 @@ def test_lambdas_and_closures_in_a_message(pipe: Any) -> None:
 
 
 def test_ordinary_messages_do_not_import_cloudpickle() -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import mpshm, sys; a, b = mpshm.Pipe(); a.send([1, {}, print]); b.recv();"
-            "q = mpshm.Queue(); q.put(1); q.get(); print('cloudpickle' in sys.modules)",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
+    done = run_python(
+        "-c",
+        "import mpshm, sys; a, b = mpshm.Pipe(); a.send([1, {}, print]); b.recv();"
+        "q = mpshm.Queue(); q.put(1); q.get(); print('cloudpickle' in sys.modules)",
     )
     assert "False\n" == done.stdout, done.stderr
 
@@ -75,7 +67,7 @@ def test_stocks_objects_beside_a_lambda_keep_their_reducers(method: str) -> None
     factor = 3
     worker = mpshm.get_context(method).Process(target=lambda: q.put(factor))
     worker.start()
-    assert 3 == q.get(timeout=TIMEOUT_S)
+    assert 3 == q.get(timeout=WAIT_S)
     worker.join()
     q.close()
     q.join_thread()
@@ -116,11 +108,11 @@ def test_process_and_pool_with_what_has_no_name(method: str) -> None:
     factor = 3
     worker = context.Process(target=lambda: q.put(np.full(COUNT, factor)))
     worker.start()
-    assert 3 * COUNT == q.get(timeout=TIMEOUT_S).sum()
+    assert 3 * COUNT == q.get(timeout=WAIT_S).sum()
     worker.join()
     worker = context.Process(target=put_through, args=(lambda x: 2 * x, q))
     worker.start()
-    assert 2 * COUNT == q.get(timeout=TIMEOUT_S).sum()
+    assert 2 * COUNT == q.get(timeout=WAIT_S).sum()
     worker.join()
     q.close()
     q.join_thread()
@@ -176,12 +168,5 @@ def test_what_was_typed_into_an_interpreter(how: str) -> None:
         "stdin": (["-"], REPL),
         "interactive": (["-q", "-i"], "exec('''" + REPL + "''')\n"),
     }[how]
-    done = subprocess.run(
-        [sys.executable, *args],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        env={**os.environ, "MPSHM": "auto" if SHARED else "off"},
-    )
+    done = run_python(*args, input=text, env={"MPSHM": "auto" if SHARED else "off"})
     assert 3 * ["True 8", "6", "10"] == done.stdout.splitlines(), done.stderr

@@ -13,8 +13,6 @@ import pickle
 import select
 import signal
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
@@ -22,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from kit.programs import run_python
 from mpshm import config
 from mpshm._memory import arena as arena_module
 from mpshm._memory import core, lease, plain_frame
@@ -148,9 +147,7 @@ def in_child(work: Callable[[], Any]) -> Callable[[], bytes]:
 
 def run_alone(code: str) -> str:
     """What `code` prints in an interpreter of its own: a crash there must not end the session."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False
-    )
+    done = run_python("-c", code, cwd="/")
     return done.stdout + (f"{done.stderr}\nexit {done.returncode}" if done.returncode else "")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import multiprocessing
 import os
@@ -10,8 +9,6 @@ import pickle
 import random
 import signal
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -21,10 +18,14 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.programs import run_python
 from kit.road import SHARED, carried, sending
+from kit.threads import in_thread
 from mpshm import config
 from mpshm._memory import arena
 from mpshm._memory import reader as reader_module
+
+pytestmark = pytest.mark.usefixtures("hang_guard")
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LARGE = 40_000
@@ -32,32 +33,9 @@ MIB = 1 << 20
 HANG_S = 60  # nothing here takes a second; past this it hangs
 
 
-@pytest.fixture(autouse=True)
-def hang_guard() -> Iterator[None]:
-    faulthandler.dump_traceback_later(HANG_S, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
-
-
 def runs() -> int:
     """Runs in use in all arenas of this process, which no garbage must hide."""
     return sum(one.gauges().runs_in_use for one in arena.process_arenas())
-
-
-def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, threading.Event, list[Any]]:
-    """Start `call`; the event is set when it is done, the list then holds what it raised."""
-    done, raised = threading.Event(), []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            raised.append(error)
-        done.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, done, raised
 
 
 # Objects that cannot be pickled, or not be unpickled
@@ -468,12 +446,7 @@ def test_signal_handler_that_uses_the_connection_it_interrupted(
     module: ModuleType, where: str
 ) -> None:
     """Such as one that reports on SIGTERM.  A lock held over the wait would hang it for ever."""
-    done = subprocess.run(
-        [sys.executable, "-c", HANDLER_USES_THE_CONNECTION, module.__name__, where],
-        capture_output=True,
-        text=True,
-        timeout=HANG_S / 3,
-    )
+    done = run_python("-c", HANDLER_USES_THE_CONNECTION, module.__name__, where, limit_s=HANG_S / 3)
     expected = ["end", "from the handler"] if where == "send" else ["one", "two"]
     assert (0, "", str(expected)) == (done.returncode, done.stderr, done.stdout.strip())
 

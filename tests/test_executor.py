@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
-import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.programs import run_python
 from kit.queues import finish
 from kit.road import SHARED
 from mpshm import queues
@@ -131,17 +131,9 @@ def test_executors_work_on_the_plain_road(tmp_path: Path, without: str) -> None:
     """MPSHM=off, a sandbox without memfd_create and a small `ulimit -f` made them TypeErrors."""
     script = tmp_path / "executors.py"
     script.write_text(PLAIN_EXECUTORS)
-    done = subprocess.run(
-        [sys.executable, str(script), without],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={
-            **os.environ,
-            "MPSHM": "off" if without == "off" else "auto",
-            "PYTHONPATH": str(Path(__file__).parent),
-        },
-    )
+    mode = "off" if without == "off" else "auto"
+    env = {"MPSHM": mode, "PYTHONPATH": str(Path(__file__).parent)}
+    done = run_python(script, without, limit_s=120, env=env)
     assert (0, "") == (done.returncode, done.stderr)
     if done.stdout == "no seccomp here\n":
         pytest.skip(done.stdout)

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, take_many
+from kit.queues import KINDS, LARGE, RING_SLOTS, finish, take_many
 from kit.road import SHARED, sending
+from kit.waiting import WAIT_S, wait_until
 from mpshm import queues
 
 INLINE = 32 << 10  # config.INLINE_MAX: no longer pickle goes the fast way
@@ -271,9 +272,7 @@ def test_put_goes_the_fast_way_again_when_the_feeder_is_done() -> None:
         q.put(n)
     assert q._feeding.direct is None
     assert [*range(RING_SLOTS + 10)] == [q.get() for _ in range(RING_SLOTS + 10)]
-    deadline = time.monotonic() + WAIT_S
-    while q._feeding.now and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: not q._feeding.now)
     assert q._feeding.direct is direct
     q.close()
     assert q._feeding.direct is None
@@ -408,11 +407,8 @@ def putting_many_into_a_full_queue(q: Any, objects: list[Any], said: list[Any]) 
     """A thread that waits for room in put_many; what that gives or raises goes to `said`."""
     producer = threading.Thread(target=lambda: said.extend(failures(lambda: q.put_many(objects))))
     producer.start()
-    deadline = time.monotonic() + WAIT_S
     # A SimpleQueue has no bound but its ring.
-    has_room = (lambda: not q.full()) if hasattr(q, "full") else (lambda: q._writer.has_room(0))
-    while time.monotonic() < deadline and has_room():
-        time.sleep(0.001)
+    wait_until(q.full if hasattr(q, "full") else lambda: not q._writer.has_room(0))
     return producer
 
 
@@ -578,7 +574,7 @@ def test_closed_queue_gives_and_takes_nothing(kind: str, used: bool, close: Any)
     finish(q)
 
 
-@pytest.mark.shared_memory("nobody tells who waits at a pipe that his own end is closed")
+@pytest.mark.shared_memory("a get that waits at a pipe is not told that its own end is closed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_get_that_waits_ends_when_another_thread_closes(kind: str) -> None:
     q = getattr(mpshm, kind)()
@@ -627,7 +623,7 @@ def test_queue_closed_while_a_message_is_unpickled_gives_no_more(kind: str, get:
     after = failures(q.get)
     idle = (
         len(q._reader.idle) if SHARED else 0
-    )  # the batch in use when it was closed goes with who asks next
+    )  # the next call drops the batch that was in use at the close
     finish(q)
     assert "the last" == first
     assert [OSError] == [type(one) for one in after]
@@ -647,8 +643,7 @@ def test_child_uses_no_batch_of_its_parents(kind: str) -> None:
     waiting = threading.Thread(target=lambda: got.append(q.get()))
     got: list[Any] = []
     waiting.start()
-    while q._reader.idle:
-        time.sleep(0.001)
+    wait_until(lambda: not q._reader.idle)
     idle = q._reader.idle
     q._reader.idle.append(q._reader.new_batch())
     pid = os.fork()
@@ -767,18 +762,17 @@ def test_threads_that_get_while_others_leave_aside_lose_and_double_nothing(kind:
     finish(q)
 
 
-@pytest.mark.shared_memory("it looks at an end's batches to see who waits")
+@pytest.mark.shared_memory("it looks at an end's batches to see which thread waits")
 @pytest.mark.parametrize("kind", KINDS)
 def test_thread_that_waits_gets_what_another_leaves_aside(kind: str) -> None:
-    """As with stock: whoever waits is given the next message there is."""
+    """As with stock: a waiting get is given the next message there is."""
     q = getattr(mpshm, kind)()
     got: list[Any] = []
     waiting = threading.Thread(target=lambda: got.append(q.get()))
 
-    def start() -> None:  # by who has both messages off the ring already
+    def start() -> None:  # called when both messages are off the ring
         waiting.start()
-        while len(q._reader.idle) > 1:
-            time.sleep(0.001)
+        wait_until(lambda: len(q._reader.idle) <= 1)
         time.sleep(0.2)
         raise ZeroDivisionError
 

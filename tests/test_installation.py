@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -12,9 +11,8 @@ from typing import Any
 
 import pytest
 
+from kit.programs import run_python
 from kit.road import SHARED
-
-TIMEOUT_S = 30
 
 PRELUDE = """
 import json, multiprocessing as mp, os, sys
@@ -29,13 +27,7 @@ def say(**what):
 
 
 def python(code: str, *flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *flags, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        env={**os.environ, **environ},
-    )
+    return run_python(*flags, "-c", code, env=environ)
 
 
 def script(folder: Path, text: str, name: str = "program.py") -> Path:
@@ -48,14 +40,7 @@ def run(
     path: Path | str, *args: str, swapped: bool = True, cwd: Path | None = None, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     how = ["-m", "mpshm", "run"] if swapped else []
-    return subprocess.run(
-        [sys.executable, *how, str(path), *args],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        cwd=cwd,
-        env={**os.environ, **environ},
-    )
+    return run_python(*how, path, *args, cwd=cwd, env=environ)
 
 
 def both(path: Path | str, *args: str, cwd: Path | None = None) -> list[tuple[int, str, str]]:
@@ -271,12 +256,7 @@ def test_children_without_site_packages_are_swapped(tmp_path: Path, method: str)
     )
     text = path.read_text()
     path.write_text(f"import sys; sys.path[:] = {sys.path!r}\n" + text)
-    done = subprocess.run(
-        [sys.executable, "-S", "-E", "-O", str(path), method],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
+    done = run_python("-S", "-E", "-O", path, method)
     assert 3 == done.stdout.count("mpshm.connection"), done.stderr
 
 
@@ -380,9 +360,7 @@ def test_missing_program_fails_as_with_python(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("args", [[], ["walk"], ["run"]])
 def test_wrong_usage_is_explained(args: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mpshm", *args], capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+    done = run_python("-m", "mpshm", *args)
     assert 2 == done.returncode
     assert "usage: python -m mpshm run script.py" in done.stderr
 

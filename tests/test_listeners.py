@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.listeners import accept
 from kit.road import SHARED, carried
+from kit.threads import meanwhile
 from mpshm import connection as ours
 from mpshm import managers
 from mpshm._channel import handshake
@@ -32,14 +34,7 @@ def peers(
 ) -> tuple[Any, Any]:
     """The accepted end and the caller's, connected."""
     with listening.Listener(family=family, authkey=keys[0]) as listener:
-        called: list[Any] = []
-        caller = threading.Thread(
-            target=lambda: called.append(calling.Client(listener.address, authkey=keys[1]))
-        )
-        caller.start()
-        accepted = listener.accept()
-        caller.join()
-    return accepted, called[0]
+        return accept(listener, lambda: calling.Client(listener.address, authkey=keys[1]))
 
 
 @pytest.fixture
@@ -125,19 +120,14 @@ def test_who_is_not_authenticated_gets_no_memory() -> None:
 
 def test_wrong_key_is_refused_as_by_stock_and_no_memory_given() -> None:
     with ours.Listener(family="AF_UNIX", authkey=KEY) as listener:
-        raised: list[type] = []
 
         def call() -> None:
-            with pytest.raises(mpshm.AuthenticationError) as caught:
+            with pytest.raises(mpshm.AuthenticationError):
                 ours.Client(listener.address, authkey=b"wrong")
-            raised.append(caught.type)
 
-        caller = threading.Thread(target=call)
-        caller.start()
-        with pytest.raises(mpshm.AuthenticationError, match="digest received was wrong"):
+        wrong = pytest.raises(mpshm.AuthenticationError, match="digest received was wrong")
+        with meanwhile(call), wrong:
             listener.accept()
-        caller.join()
-    assert [mpshm.AuthenticationError] == raised
 
 
 def send_file(line: socket.socket, fd: int) -> None:
@@ -199,7 +189,7 @@ def test_empty_key_is_a_key_as_far_as_it_is_with_stock() -> None:
             caller = threading.Thread(target=accept)
             caller.start()
             caller.join(0.5)
-            hung.append(caller.is_alive())  # it challenges a peer who says nothing
+            hung.append(caller.is_alive())  # it challenges a peer that says nothing
             end.close()
             caller.join()
             for one in called:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import copyreg
 import dataclasses
 import datetime
@@ -42,6 +43,7 @@ from kit.arrays import (
     same_values,
 )
 from kit.road import SHARED, carried, sending
+from kit.threads import threads
 from mpshm import config
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
@@ -58,26 +60,14 @@ def module(request: pytest.FixtureRequest) -> ModuleType:
 def through(module: ModuleType, obj: object) -> Any:
     """Send `obj` through a new one-way channel and return what arrived, or raise what send did."""
     reader, writer = module.Pipe(duplex=False)
-    failed: list[BaseException] = []
 
     def send() -> None:
-        try:
+        with writer:
             writer.send(obj)
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            writer.close()
 
-    thread = threading.Thread(target=send)  # stock's pipe takes no large message unread
-    thread.start()
-    try:
+    # In a thread: stock's pipe takes no large message unread.
+    with reader, threads(send), contextlib.suppress(EOFError):  # what send() raised is raised
         return reader.recv()
-    except EOFError:
-        thread.join()
-        raise failed[0] from None
-    finally:
-        thread.join()
-        reader.close()
 
 
 def outcome(module: ModuleType, obj: object) -> tuple[Any, ...]:
@@ -534,7 +524,7 @@ def test_picklebuffer_not_contiguous_raises_as_pickle_does(pipe: Ends) -> None:
 
 
 class Lent:
-    """Gives its memory out of band to whoever speaks protocol 5, as Arrow and pandas do."""
+    """Gives its memory out of band where protocol 5 is asked for, as Arrow and pandas do."""
 
     def __init__(self, data: Any) -> None:
         self.data = data

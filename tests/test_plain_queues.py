@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import KINDS, LARGE, WAIT_S, finish
+from kit.queues import KINDS, LARGE, finish
+from kit.waiting import WAIT_S
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_get_does_not_outwait_its_time_behind_one_who_waits(kind: str) -> None:
-    """Who waits for a message holds the lock; a SimpleQueue looked at the pipe, then waited."""
+    """A blocked get holds the lock; SimpleQueue.get saw the pipe empty, then waited for it."""
     q = getattr(mpshm, kind)()
     q.put(1)
     assert q._reader.poll(WAIT_S)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.programs import run_python
 from kit.road import SHARED, carried
 from mpshm._memory import arena
 
@@ -286,12 +285,7 @@ main()
 
 @pytest.mark.shared_memory("views of a process's own memory keep nothing else")
 def test_views_at_interpreter_exit_do_no_harm() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", EXIT_WITH_VIEWS],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python("-X", "faulthandler", "-c", EXIT_WITH_VIEWS)
     assert (0, "") == (done.returncode, done.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Descriptors of queues: readable while there is a message, whoever asks and since when."""
+"""Descriptors of queues: readable while there is a message, in every process and at any time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import mpshm
-from kit.queues import KINDS, WAIT_S, finish, raw_ring, take_many
+from kit.queues import KINDS, finish, raw_ring, take_many
 from kit.road import SOON_S
+from kit.waiting import WAIT_S
 
 
 def is_readable(q: Any, seconds: float = 0) -> bool:
@@ -152,7 +153,7 @@ def block(q: Any, ready: Any) -> None:
     q.get()
 
 
-@pytest.mark.shared_memory("stock's lock stays with who is killed while he waits")
+@pytest.mark.shared_memory("stock's lock stays with a process that is killed while it waits")
 def test_sleepers_that_were_killed_keep_nobody_awake(context: Any) -> None:
     """They stay counted as asleep until many a wake-up was in vain."""
     q = context.SimpleQueue()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import LARGE, WAIT_S, finish, raw_ring
+from kit.queues import LARGE, finish, raw_ring
+from kit.waiting import WAIT_S
 
 pytestmark = pytest.mark.shared_memory(
     "stock's locks and places stay with the killed, and nobody reaps"

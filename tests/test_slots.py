@@ -13,8 +13,6 @@ import pickle
 import queue
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,8 +23,10 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, raw_ring, take_all, take_many
+from kit.programs import run_python
+from kit.queues import KINDS, LARGE, RING_SLOTS, finish, raw_ring, take_all, take_many
 from kit.road import SHARED
+from kit.waiting import WAIT_S, wait_until
 from mpshm._memory import places, ring
 from mpshm._memory.core import NoRoomNow
 from mpshm._queue.putting import try_put
@@ -56,13 +56,6 @@ def handler(signum: int, action: Any) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signum, before)
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.005)
 
 
 # Order
@@ -1167,8 +1160,8 @@ def test_queues_and_pools_left_to_the_interpreter_leave_no_trace(tmp_path: Path)
     """Its last collection finalizes ends and their memory in any order."""
     program = tmp_path / "program.py"
     program.write_text(LEFT_TO_THE_INTERPRETER)
-    done = subprocess.run([sys.executable, program], capture_output=True, timeout=WAIT_S)
-    assert (0, b"", b"") == (done.returncode, done.stdout, done.stderr)
+    done = run_python(program)
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.shared_memory("it fills the ring of a pool's results")

@@ -11,8 +11,6 @@ import re
 import select
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +23,8 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.programs import run_python
+from kit.threads import meanwhile
 
 SMALL, LARGE = 100, 300_000  # inline and by descriptor; the large one fills a pipe and a socket
 
@@ -35,26 +35,6 @@ def oneway(module: ModuleType) -> Iterator[Any]:
     yield reader, writer
     reader.close()
     writer.close()
-
-
-@contextlib.contextmanager
-def meanwhile(*calls: Callable[[], Any]) -> Iterator[None]:
-    """Make calls that may block in a thread, one after the other, and raise here what they did."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            for call in calls:
-                call()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield
-    thread.join()
-    if failed:
-        raise failed[0]
 
 
 def error_of(call: Callable[[], Any]) -> tuple[type, str] | None:
@@ -599,12 +579,7 @@ ends = module.Pipe()
 
 
 def test_ends_left_open_at_interpreter_exit_say_nothing(module: ModuleType) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", EXIT_WITH_OPEN_ENDS, module.__name__],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python("-X", "faulthandler", "-c", EXIT_WITH_OPEN_ENDS, module.__name__)
     assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
 
 
@@ -895,7 +870,7 @@ def test_eof_in_the_length_word(duplex: Any) -> None:
         b.recv_bytes()
 
 
-# Those who reach inside
+# Private attributes that libraries use
 
 
 def test_private_shape_of_stock_is_kept(duplex: Any) -> None:

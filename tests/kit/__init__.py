@@ -4,7 +4,8 @@
     programs  | waiting    run a child interpreter with a time limit | wait for a condition
     threads                calls in other threads, and a watchdog for tests that could hang
     road                   what a test does and expects with and without shared memory
-    queues | arrays        helpers for tests of queues | arrays of every kind, compared with stock
+    queues | listeners     helpers for tests of queues | connects a Listener and a Client
+    arrays                 arrays of every kind, compared with stock
     seccomp                makes memfd_create fail in a child, as container runtimes do
 
 Nothing here imports a test.  processes, leaks and programs do not import mpshm either: clients/

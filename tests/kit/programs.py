@@ -19,14 +19,15 @@ def run_python(
     input: str | None = None,
     limit_s: float = LIMIT_S,
     cwd: Path | str | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run this interpreter with args; return its exit code and its output as text.
 
-    env: variables beside those of this process.  Raises subprocess.TimeoutExpired after limit_s.
+    env: changes to this process's variables; None removes one.  Raises TimeoutExpired.
     The child has a session of its own, of which nothing is alive on return: subprocess.run would
     kill the child alone, and wait for ever for a grandchild that holds the pipe of its output.
     """
+    variables = {**os.environ, **(env or {})}
     with subprocess.Popen(
         [sys.executable, *map(str, args)],
         stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
@@ -34,7 +35,7 @@ def run_python(
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
-        env={**os.environ, **(env or {})},
+        env={name: value for name, value in variables.items() if value is not None},
         start_new_session=True,
     ) as child:
         try:

@@ -1,4 +1,4 @@
-"""What the tests of queues share."""
+"""Helpers for tests of queues: close, get many, check order, and write to the ring by hand."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 from typing import Any
 
 from .road import SHARED
+from .waiting import WAIT_S
 
 KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
 LARGE = 1 << 17  # 1 MiB of float64
-WAIT_S = 30
 
 
 def finish(*queues: Any) -> None:
-    """Close queues and, for a Queue of this process leaves them to its feeder, their ends."""
+    """Close queues and their ends: Queue.close() leaves the ends to its feeder."""
     for q in queues:
         q.close()
         if hasattr(q, "join_thread"):
@@ -25,7 +25,7 @@ def finish(*queues: Any) -> None:
 
 
 def take_many(q: Any, count: int) -> list[Any]:
-    """So many by one get_many; on the plain road by several, for a feeder may be slow."""
+    """Get `count` objects by one get_many; on the plain road by several: a feeder may be slow."""
     got: list[Any] = q.get_many(count)
     while not SHARED and len(got) < count:
         got += q.get_many(count - len(got), timeout=WAIT_S)
@@ -33,7 +33,7 @@ def take_many(q: Any, count: int) -> list[Any]:
 
 
 def take_all(q: Any, count: int) -> list[Any]:
-    """The same with get_many(), when so many are there."""
+    """Get the `count` objects that are there by one get_many() without a limit."""
     return q.get_many() if SHARED else take_many(q, count)
 
 
@@ -66,19 +66,19 @@ class RawRing:
         self._words[0] = tail + 1
 
     def claim(self) -> None:
-        """Leave the next slot as this process, a sender before, has it while it writes."""
+        """Mark the next slot as being written by this process, which has sent before."""
         pids = [int.from_bytes(self._memory[at : at + 4], "little") for at in PEERS_AT]
         owner, tail = 1 + pids.index(os.getpid()), self._words[0]
         self._words[self._slot(tail)] = tail // RING_SLOTS << 16 | owner << 2 | 1  # WRITING
         self._words[0] = tail + 1
 
     def take(self) -> None:
-        """Take a slot, and leave what it names alone."""
+        """Take a slot without touching the run that it names."""
         head = self._words[8]
         self._words[self._slot(head)] = (head // RING_SLOTS + 1) << 16  # FREE in the next lap
         self._words[8] = head + 1
 
 
 def raw_ring(q: Any) -> contextlib.closing[RawRing]:
-    """That, while it is needed."""
+    """A RawRing for the length of a block."""
     return contextlib.closing(RawRing(q))
