@@ -2,7 +2,7 @@
 
     processes | leaks      kill and inspect other processes | what a test or a run leaves behind
     programs  | waiting    run a child interpreter with a time limit | wait for a condition
-    threads                calls in other threads, and a watchdog for tests that could hang
+    threads   | signals    calls in other threads | signal handlers for the length of a block
     road                   what a test does and expects with and without shared memory
     queues | listeners     helpers for tests of queues | connects a Listener and a Client
     arrays                 arrays of every kind, compared with stock

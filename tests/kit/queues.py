@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import time
 from typing import Any
+
+import pytest
 
 from .road import SHARED
 from .waiting import WAIT_S
 
 KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
 LARGE = 1 << 17  # 1 MiB of float64
+BY_BYTES = pytest.mark.shared_memory("maxbytes counts bytes of shared memory")
 
 
 def finish(*queues: Any) -> None:
@@ -35,6 +39,33 @@ def take_many(q: Any, count: int) -> list[Any]:
 def take_all(q: Any, count: int) -> list[Any]:
     """Get the `count` objects that are there by one get_many() without a limit."""
     return q.get_many() if SHARED else take_many(q, count)
+
+
+def put_numbers(q: Any, who: int, numbers: range) -> None:
+    """Put (who, number) pairs, which check_order() gets."""
+    for n in numbers:
+        q.put((who, n))
+
+
+def check_order(q: Any, back: Any, producers: int, count: int) -> None:
+    """Get (producer, number) pairs; tell `back` of each out of order, and that all have come."""
+    seen = [0] * producers
+    for number in range(producers * count):
+        who, n = q.get(timeout=WAIT_S)
+        if n != seen[who]:
+            back.put((who, seen[who], n))
+        seen[who] += 1
+        if number % 1500 == 0:
+            time.sleep(0.02)
+    back.put("in order")
+
+
+def fill_ring_and_feeder(q: Any) -> int:
+    """Put numbers until the ring is full and the feeder has some; return how many were put."""
+    count = RING_SLOTS + 88
+    for n in range(count):
+        q.put(n)
+    return count
 
 
 PEERS_AT = range(4096, 1 << 16, 64)
