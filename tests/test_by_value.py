@@ -21,7 +21,7 @@ def make_adder(n: int) -> Any:
     return lambda x: x + n
 
 
-def test_lambdas_and_closures_in_a_message(pipe: Any) -> None:
+def test_lambdas_and_closures_arrive_in_a_message(pipe: Any) -> None:
     a, b = pipe
     with sending(a.send, {"add": make_adder(3), "array": np.arange(COUNT)}):
         got = b.recv()
@@ -49,7 +49,9 @@ def test_ordinary_messages_do_not_import_cloudpickle() -> None:
 
 
 @pytest.mark.parametrize("obj", ["lambda", "local"])
-def test_switch_turns_it_off(pipe: Any, monkeypatch: pytest.MonkeyPatch, obj: str) -> None:
+def test_pickling_by_value_is_off_under_mpshm_cloudpickle_off(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, obj: str
+) -> None:
     a, b = pipe
     monkeypatch.setenv("MPSHM_CLOUDPICKLE", "off")
     with pytest.raises((pickle.PicklingError, AttributeError), match="Can't"):
@@ -102,7 +104,7 @@ def put_through(function: Any, q: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_process_and_pool_with_what_has_no_name(method: str) -> None:
+def test_process_and_pool_run_functions_without_a_global_name(method: str) -> None:
     context = mpshm.get_context(method)
     q = context.Queue()
     factor = 3
@@ -126,7 +128,7 @@ def test_process_and_pool_with_what_has_no_name(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_executor_with_what_has_no_name(method: str) -> None:
+def test_executor_runs_functions_without_a_global_name(method: str) -> None:
     context = mpshm.get_context(method)
     with mpshm.ProcessPoolExecutor(1, mp_context=context) as pool:
         assert [2, 4] == list(pool.map(lambda x: 2 * x, [1, 2]))
@@ -162,7 +164,7 @@ for method in ("fork", "spawn", "forkserver"):
 
 
 @pytest.mark.parametrize("how", ["-c", "stdin", "interactive"])
-def test_what_was_typed_into_an_interpreter(how: str) -> None:
+def test_functions_typed_into_an_interpreter_run_in_children(how: str) -> None:
     args, text = {
         "-c": (["-c", REPL], ""),
         "stdin": (["-"], REPL),

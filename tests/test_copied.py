@@ -185,7 +185,9 @@ def test_objects_received_are_the_receivers_own(pipe: Ends) -> None:
 
 
 @pytest.mark.parametrize("size", [LEAST, MOST])
-def test_too_long_for_its_receiver_as_in_stock_and_its_run_is_free(pipe: Ends, size: int) -> None:
+def test_message_too_long_for_its_receiver_fails_as_in_stock_and_frees_its_run(
+    pipe: Ends, size: int
+) -> None:
     a, b = pipe
     a.send_bytes(data_of(1, size))
     with pytest.raises(BufferTooShort) as caught:
@@ -226,7 +228,7 @@ def test_messages_of_all_roads_keep_their_order(simplex: Ends) -> None:
     assert sum(sizes) == sent.shm_bytes + sent.plain_bytes
 
 
-def test_message_behind_a_large_one_that_nobody_takes_yet_goes_plain(simplex: Ends) -> None:
+def test_small_message_behind_an_unread_large_one_goes_plain(simplex: Ends) -> None:
     """Its sender did not have to wait when it went in the pipe."""
     reader, writer = simplex
     writer.send(np.zeros(3 * MIB, "u1"))
@@ -342,7 +344,7 @@ def test_message_that_came_before_its_arena_is_whole(simplex: Ends) -> None:
     assert 0 == writer.stats().runs_in_use
 
 
-def test_end_that_finds_its_arena_only_when_a_message_needs_it() -> None:
+def test_end_that_finds_its_arena_late_receives_copied_messages() -> None:
     reader, writer = new_pipe(duplex=False)
     with writer:
         bare = mpshm.Connection(reader.fileno(), writable=False, reason=None)
@@ -359,7 +361,7 @@ def test_end_that_finds_its_arena_only_when_a_message_needs_it() -> None:
 
 
 @pytest.mark.parametrize("both_ways", [True, False])
-def test_send_to_nobody_keeps_no_run(both_ways: bool) -> None:
+def test_send_to_a_closed_reader_fails_and_keeps_no_run(both_ways: bool) -> None:
     b, a = new_pipe(both_ways)
     b.close()
     with a:
@@ -372,7 +374,9 @@ def test_send_to_nobody_keeps_no_run(both_ways: bool) -> None:
 
 @pytest.mark.parametrize("full_of", ["small messages", "copied ones"])
 @pytest.mark.parametrize("both_ways", [True, False])
-def test_descriptor_that_does_not_block(both_ways: bool, full_of: str) -> None:
+def test_nonblocking_end_raises_where_the_pipe_or_the_mark_is_full(
+    both_ways: bool, full_of: str
+) -> None:
     """Full is an error, as in stock, of the pipe and of the mark alike; nothing is kept."""
     b, a = new_pipe(both_ways)
     with a, b:
@@ -424,7 +428,7 @@ def test_receiver_that_goes_away_ends_the_wait(both_ways: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [SIZE, MIB + MIB // 2], ids=["copied", "larger than the mark"])
-def test_messages_in_a_killed_receivers_hand_stop_no_sender(simplex: Ends, size: int) -> None:
+def test_messages_read_by_a_killed_receiver_do_not_block_senders(simplex: Ends, size: int) -> None:
     """It read their frames and leased nothing: they are in flight for ever."""
     reader, writer = simplex
     if size == SIZE:
@@ -456,7 +460,7 @@ def test_sender_at_the_mark_does_not_stop_the_other_way(pipe: Ends) -> None:
     assert [] == raised
 
 
-def test_both_ways_at_the_mark_at_once(pipe: Ends) -> None:
+def test_both_ways_pass_the_mark_at_once(pipe: Ends) -> None:
     """Each end's leases count down what the other awaits."""
     a, b = pipe
 

@@ -41,7 +41,7 @@ def test_tasks_and_results_go_by_descriptor(context: Any) -> None:
         del got
 
 
-def test_is_a_stock_executor_and_a_stock_queue() -> None:
+def test_executor_and_its_queue_subclass_stocks() -> None:
     with mpshm.ProcessPoolExecutor(1) as pool:
         assert isinstance(pool, concurrent.futures.ProcessPoolExecutor)
         assert isinstance(pool._call_queue, queues.Queue)
@@ -53,7 +53,7 @@ def double(n: int) -> int:
     return 2 * n
 
 
-def test_errors_come_back(context: Any) -> None:
+def test_errors_of_tasks_are_raised_by_their_futures(context: Any) -> None:
     with mpshm.ProcessPoolExecutor(1, mp_context=context) as pool:
         with pytest.raises(KeyError, match="why"):
             pool.submit(fail, "why").result()
@@ -167,7 +167,7 @@ def test_a_queue_with_further_bases_is_made_by_stocks_queue(monkeypatch: Any) ->
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="max_tasks_per_child is new in 3.11")
-def test_workers_that_are_replaced() -> None:
+def test_replaced_workers_complete_all_tasks() -> None:
     with mpshm.ProcessPoolExecutor(1, max_tasks_per_child=1) as pool:
         pids = {pool.submit(os.getpid).result() for _ in range(2)}
         assert 2 == len(pids)

@@ -94,7 +94,7 @@ PUTS: dict[str, Callable[[Any, Any], Any]] = {
 
 @pytest.mark.parametrize("put", PUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_objects_keep_type_and_value(kind: str, put: str) -> None:
+def test_objects_keep_their_type_and_value(kind: str, put: str) -> None:
     q = getattr(mpshm, kind)()
     for get in GETS.values():
         for name, sent in OBJECTS.items():
@@ -107,7 +107,7 @@ def test_objects_keep_type_and_value(kind: str, put: str) -> None:
 
 @pytest.mark.parametrize("get", GETS)
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
-def test_every_length_at_a_boundary(kind: str, get: str) -> None:
+def test_objects_of_every_length_at_a_boundary_arrive(kind: str, get: str) -> None:
     """The slot's end, the overflow's, the zeros' behind it, and the longest that is copied."""
     q = getattr(mpshm, kind)()
     for boundary in (124, 1148, 1152, INLINE):
@@ -119,7 +119,7 @@ def test_every_length_at_a_boundary(kind: str, get: str) -> None:
     finish(q)
 
 
-def test_short_message_after_a_long_one_has_nothing_of_it() -> None:
+def test_short_message_contains_no_bytes_of_the_long_one_before() -> None:
     """All lie in the same buffer, one after the other."""
     q = mpshm.Queue()
     for size in (30_000, 1152, 1000, 3, 0, 700, 1148, 1):
@@ -225,7 +225,7 @@ def test_scalars_of_threads_keep_their_order_across_the_feeder(module: ModuleTyp
 
 
 @pytest.mark.parametrize("maxsize", [0, RING_SLOTS + 200])
-def test_order_holds_whatever_way_each_goes(maxsize: int) -> None:
+def test_order_holds_over_mixed_paths(maxsize: int) -> None:
     """Scalars, strings, lists, lists of them and large ones, before, with and after the feeder."""
     q = mpshm.Queue(maxsize)
     count = 0
@@ -264,7 +264,7 @@ def test_order_holds_whatever_way_each_goes(maxsize: int) -> None:
 
 
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
-def test_put_goes_the_fast_way_again_when_the_feeder_is_done() -> None:
+def test_put_takes_the_fast_path_again_once_the_feeder_is_done() -> None:
     q = mpshm.Queue()
     direct = q._feeding.direct
     assert direct is q._writer.direct is not None
@@ -463,7 +463,7 @@ def test_list_that_gets_another_kind_meanwhile_is_put_as_it_is(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
-def test_strict_and_places_of_the_fast_way(kind: str) -> None:
+def test_full_strict_queue_refuses_objects_on_the_fast_path(kind: str) -> None:
     q = getattr(mpshm.get_context(), kind)(2, strict=True)
     q.put(1)
     q.put_many(["2"])
@@ -534,7 +534,7 @@ def reported_by(q: Any, obj: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("obj", [1, "x", []], ids=["scalar", "string", "list"])
-def test_put_past_a_closed_end_tells_the_same_of_all_objects(obj: Any) -> None:
+def test_put_to_a_closed_end_fails_alike_for_all_objects(obj: Any) -> None:
     """Reported, as stock does."""
     said = []
     for module in (multiprocessing, mpshm):
@@ -548,7 +548,7 @@ def test_put_past_a_closed_end_tells_the_same_of_all_objects(obj: Any) -> None:
 @pytest.mark.parametrize("close", [close_reader, close_both, lambda q: q.close()])
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_closed_queue_gives_and_takes_nothing(kind: str, used: bool, close: Any) -> None:
+def test_closed_queue_refuses_put_and_get(kind: str, used: bool, close: Any) -> None:
     q = getattr(mpshm, kind)()
     if used:
         q.put(1)
@@ -668,7 +668,7 @@ def after_a_fork(q: Any, back: Any) -> None:
 
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
-def test_child_goes_the_fast_way_whatever_its_parent_has_aside(kind: str) -> None:
+def test_child_takes_the_fast_path_though_its_parent_has_unreturned_messages(kind: str) -> None:
     context = mpshm.get_context("fork")
     q, back = getattr(context, kind)(), context.SimpleQueue()
     q.put_many([Boom(), 1])
@@ -728,7 +728,7 @@ def test_subclass_may_wrap_put_and_get(module: ModuleType, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_that_get_while_others_leave_aside_lose_and_double_nothing(kind: str) -> None:
+def test_concurrent_gets_and_failing_get_many_lose_and_repeat_nothing(kind: str) -> None:
     q = getattr(mpshm, kind)()
     count, crew_size = 1_500, 4
     got: list[list[Any]] = [[] for _ in range(crew_size)]
@@ -764,7 +764,7 @@ def test_threads_that_get_while_others_leave_aside_lose_and_double_nothing(kind:
 
 @pytest.mark.shared_memory("it looks at an end's batches to see which thread waits")
 @pytest.mark.parametrize("kind", KINDS)
-def test_thread_that_waits_gets_what_another_leaves_aside(kind: str) -> None:
+def test_waiting_thread_gets_messages_another_thread_did_not_return(kind: str) -> None:
     """As with stock: a waiting get is given the next message there is."""
     q = getattr(mpshm, kind)()
     got: list[Any] = []
@@ -793,7 +793,7 @@ def test_thread_that_waits_gets_what_another_leaves_aside(kind: str) -> None:
     assert (["for the other"], []) == (got, left)
 
 
-def test_task_that_waits_gets_what_another_leaves_aside() -> None:
+def test_waiting_task_gets_messages_another_task_did_not_return() -> None:
     q = mpshm.Queue()
 
     async def both() -> list[Any]:
@@ -908,7 +908,7 @@ def test_interrupted_get_loses_at_most_its_own(kind: str) -> None:
 
 @pytest.mark.shared_memory("stock's feeder is slow to give the others that are left aside")
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
-def test_interrupted_while_it_leaves_aside_gets_that_first(kind: str) -> None:
+def test_interrupted_get_many_keeps_its_messages_before_those_of_the_ring(kind: str) -> None:
     """Wherever Ctrl-C comes, what is aside is before what the ring has."""
     q = getattr(mpshm, kind)()
     skipped = []
@@ -926,7 +926,7 @@ def test_interrupted_while_it_leaves_aside_gets_that_first(kind: str) -> None:
 
 
 @pytest.mark.shared_memory("a handler hangs at stock's lock that it interrupted, as in stock")
-def test_handler_that_puts_keeps_what_it_interrupts() -> None:
+def test_put_in_a_signal_handler_keeps_the_interrupted_put() -> None:
     """A signal may come between any two steps of put."""
     q = mpshm.Queue()
     sent, handled = 0, 0
@@ -959,7 +959,7 @@ def test_handler_that_puts_keeps_what_it_interrupts() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_plain_road_gives_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_road_gives_the_same_objects(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPSHM", "off")
     q = getattr(mpshm, kind)()
     assert q._idle is None
@@ -985,7 +985,7 @@ def test_plain_road_gives_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
-def test_counters_count_what_goes_the_fast_way(kind: str) -> None:
+def test_counters_include_messages_of_the_fast_path(kind: str) -> None:
     q = getattr(mpshm, kind)()
     q.put(1)
     q.put("x" * 2_000)  # in a run, though small

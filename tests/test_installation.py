@@ -126,7 +126,7 @@ class DerivedConnection(Connection):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_names_bound_and_classes_derived_before_and_after(when: str) -> None:
+def test_names_and_subclasses_made_before_install_still_work(when: str) -> None:
     install = "import mpshm\nmpshm.install()\n"
     done = python(
         PRELUDE
@@ -278,13 +278,13 @@ def test_program_that_does_not_use_multiprocessing_does_not_load_it() -> None:
     assert "False False\nTrue\n" == done.stdout, done.stderr
 
 
-def test_interpreter_with_nothing_set_is_not() -> None:
+def test_interpreter_without_mpshm_install_is_not_swapped() -> None:
     done = python("import sys; print('mpshm' in sys.modules, 'multiprocessing' in sys.modules)")
     assert "False False\n" == done.stdout
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_swapped_parent_with_an_unswapped_child(tmp_path: Path, method: str) -> None:
+def test_swapped_parent_talks_to_an_unswapped_child(tmp_path: Path, method: str) -> None:
     text = """
 def child(q, s, back, conn):
     import mpshm
@@ -457,6 +457,6 @@ if __name__ == "__main__":
     assert f'{sums}\n{{"by_descriptor": {3 * SHARED}}}\n' == done.stdout, done.stderr
 
 
-def test_nothing_is_imported_or_set_for_who_does_not_install(tmp_path: Path) -> None:
+def test_unswapped_program_has_no_install_variable(tmp_path: Path) -> None:
     done: Any = run(script(tmp_path, "say(v=os.environ.get('MPSHM_INSTALL'))"), swapped=False)
     assert '{"v": null}\n' == done.stdout

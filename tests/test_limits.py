@@ -75,7 +75,7 @@ for duplex in (True, False):
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 1 << 20, 16 << 20, 40 << 20, 1 << 30, 1 << 40])
-def test_small_limit_on_file_size(size: int) -> None:
+def test_small_limit_on_file_size_lets_messages_arrive(size: int) -> None:
     for said in run(FSIZE, size):
         assert said["whole"]
         assert 1 == said["messages"]
@@ -98,7 +98,7 @@ say(error=text, leaked=this.num_fds() - before)
 """
 
 
-def test_limit_on_file_size_when_shared_memory_is_required() -> None:
+def test_limit_on_file_size_is_refused_when_shared_memory_is_required() -> None:
     small_files = "limit(resource.RLIMIT_FSIZE, 4096)"
     (said,) = run(small_files + PIPE_IS_REFUSED, mpshm="require")
     assert "MPSHM=require, but no shared memory" in said["error"]
@@ -139,7 +139,7 @@ def test_system_that_demands_files_without_execution_gets_them(error: int) -> No
     assert [{"refused": error}, {"whole": True}, {"shm": 1}, {"whole": True, "shm": 1}] == said
 
 
-def test_limit_on_file_size_set_while_a_channel_is_open() -> None:
+def test_limit_on_file_size_does_not_affect_an_open_channel() -> None:
     code = """
 import mpshm, numpy as np
 a, b = mpshm.Pipe()
@@ -182,7 +182,7 @@ a.close(), b.close()
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("room", [1 << 20, 4 << 20, 20 << 20, 70 << 20, 100 << 20, 200 << 20])
-def test_small_limit_on_address_space(room: int, when: str) -> None:
+def test_small_limit_on_address_space_lets_messages_arrive_or_raises(room: int, when: str) -> None:
     (said,) = run(ADDRESS_SPACE, room, when)
     assert set(map(str, said["outcomes"])) <= {"True", "MemoryError"}
     assert said["after"]
@@ -225,7 +225,7 @@ for end in (reader, writer, back, told):
 """
 
 
-def test_receiver_short_of_address_space() -> None:
+def test_receiver_short_of_address_space_raises_or_receives_and_then_recovers() -> None:
     (said,) = run(RECEIVER_SHORT, mpshm="require")
     assert set(map(str, said["got"][:3])) <= {"10000", "MemoryError"}
     assert 10_000 == said["got"][3]
@@ -270,7 +270,7 @@ except OSError:
 
 @pytest.mark.parametrize("mode", ["auto", "require"])
 @pytest.mark.parametrize("spare", range(5))
-def test_few_descriptors_left(spare: int, mode: str) -> None:
+def test_few_descriptors_left_takes_the_plain_road_or_is_refused(spare: int, mode: str) -> None:
     ways = "duplex" if mode == "auto" else "oneway"
     said, after = run(DESCRIPTORS, spare, ways, mpshm=mode)
     assert {"free": spare} == after
@@ -335,7 +335,7 @@ say(leaked=this.num_fds() - before)
     assert {"leaked": 0} == leaked
 
 
-def test_auto_is_what_holds_when_nothing_is_said() -> None:
+def test_auto_is_the_default_mode() -> None:
     code = """
 import mpshm, numpy as np
 a, b = mpshm.Pipe()
@@ -499,7 +499,7 @@ for kind in ("recv", "recv_bytes", "recv_buf"):
         assert "no shared memory" in said["error"]
 
 
-def test_connection_passed_to_a_process_without_the_core() -> None:
+def test_connection_passed_to_a_process_without_the_core_goes_plain() -> None:
     code = """
 import mpshm, numpy as np
 a, b = mpshm.Pipe()

@@ -78,7 +78,7 @@ def test_either_may_speak_first(first: str) -> None:
 @pytest.mark.usefixtures("plain_allowed")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("role", ["listens", "calls"])
-def test_stock_peer_in_either_role(family: str, role: str) -> None:
+def test_stock_peer_in_either_role_gets_plain_messages(family: str, role: str) -> None:
     modules = (ours, stock) if role == "listens" else (stock, ours)
     ends = peers(*modules, family)
     with ends[0], ends[1]:
@@ -95,7 +95,7 @@ def test_stock_peer_in_either_role(family: str, role: str) -> None:
 
 
 @pytest.mark.usefixtures("plain_allowed")
-def test_network_is_the_plain_road() -> None:
+def test_network_peers_take_the_plain_road() -> None:
     accepted, called = peers(ours, ours, "AF_INET")
     with accepted, called:
         sent = threading.Thread(target=accepted.send, args=(np.arange(COUNT),))
@@ -108,7 +108,7 @@ def test_network_is_the_plain_road() -> None:
 
 
 @pytest.mark.usefixtures("plain_allowed")
-def test_who_is_not_authenticated_gets_no_memory() -> None:
+def test_unauthenticated_peer_gets_no_memory() -> None:
     accepted, called = peers(ours, ours, "AF_UNIX", (None, None))
     with accepted, called:
         accepted.send_bytes(b"#WELCOME# and more")
@@ -270,7 +270,7 @@ def test_manager_classes_are_stocks_and_ours() -> None:
         managers.nothing  # noqa: B018
 
 
-def test_own_manager_and_shared_proxies(context: Any) -> None:
+def test_custom_manager_carries_arrays_both_ways(context: Any) -> None:
     with Ours(ctx=context) as running:
         thing = running.Thing(COUNT)  # type: ignore[attr-defined]
         assert np.array_equal(np.arange(COUNT), thing.get())
@@ -282,7 +282,9 @@ def test_own_manager_and_shared_proxies(context: Any) -> None:
 @pytest.mark.parametrize("address", ["local", "network"])
 @pytest.mark.parametrize("serving", [Ours, Stocks])
 @pytest.mark.parametrize("calling", [Ours, Stocks])
-def test_remote_managers_of_either_kind(address: str, serving: Any, calling: Any) -> None:
+def test_remote_manager_serves_stock_and_our_clients(
+    address: str, serving: Any, calling: Any
+) -> None:
     context = multiprocessing.get_context("spawn")
     where = ("127.0.0.1", 0) if address == "network" else None
     server = serving(address=where, authkey=KEY, ctx=context)

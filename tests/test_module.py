@@ -123,7 +123,7 @@ def test_modules_are_short() -> None:
     assert lines["queues"] < 300
 
 
-def test_names_are_stocks_and_ours() -> None:
+def test_public_names_are_stocks_and_ours() -> None:
     ours = {
         "Buffer",
         "BufferTooSmall",
@@ -197,11 +197,11 @@ def test_unknown_start_method_is_refused_as_in_stock() -> None:
         mpshm.get_context("spawn").set_start_method("fork")
 
 
-def test_the_core_is_there() -> None:
+def test_core_is_present() -> None:
     assert core.CORE_MISSING == ""
 
 
-def test_whoever_reads_the_imports_finds_all_that_a_frozen_program_needs() -> None:
+def test_module_finder_finds_everything_a_frozen_program_needs() -> None:
     """Without cffi's module, which the core asks for from C, a frozen program lost the core."""
     finder = modulefinder.ModuleFinder([str(PACKAGE.parent)], excludes=["cloudpickle"])
     finder.import_hook("mpshm")
@@ -211,7 +211,7 @@ def test_whoever_reads_the_imports_finds_all_that_a_frozen_program_needs() -> No
     assert own | {"mpshm._native", "_cffi_backend"} <= {*finder.modules, *finder.badmodules}
 
 
-def test_freeze_support_is_what_a_freezer_has_put_in_stocks_place(
+def test_freeze_support_is_the_one_a_freezer_put_in_stocks_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """PyInstaller replaces it at start-up; ours was stock's still: each child was a new program."""
@@ -222,7 +222,7 @@ def test_freeze_support_is_what_a_freezer_has_put_in_stocks_place(
     assert ["theirs", "theirs"] == calls
 
 
-def test_freeze_support_is_stocks_where_nobody_has_replaced_it(
+def test_freeze_support_is_stocks_unless_a_freezer_replaced_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """cx_Freeze replaces the method that stock's contexts have."""

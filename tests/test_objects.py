@@ -175,7 +175,7 @@ def test_only_the_view_of_a_larger_array_travels(pipe: Ends) -> None:
     assert got.base is None or getattr(got.base, "nbytes", 40_000) == 40_000
 
 
-def test_what_the_receiver_writes_nobody_else_sees(pipe: Ends) -> None:
+def test_writes_of_the_receiver_are_seen_by_no_other_end(pipe: Ends) -> None:
     a, b = pipe
     original = np.arange(LARGE)
     first = carried(a.send, original, b.recv)
@@ -230,7 +230,7 @@ def test_small_arrays_pin_nothing(pipe: Ends) -> None:
 
 
 @pytest.mark.shared_memory("it counts the runs of a message")
-def test_dict_of_a_thousand_arrays(pipe: Ends) -> None:
+def test_dict_of_a_thousand_arrays_arrives(pipe: Ends) -> None:
     a, b = pipe
     sent = {f"array {i}": np.full(4000, i) for i in range(1000)}
     a.send(sent)
@@ -242,7 +242,7 @@ def test_dict_of_a_thousand_arrays(pipe: Ends) -> None:
 
 
 @pytest.mark.parametrize("extra", [0, 3000], ids=["bare", "with text beside"])
-def test_number_of_arrays_that_a_frame_just_holds_and_does_not(pipe: Ends, extra: int) -> None:
+def test_as_many_arrays_as_a_frame_holds_and_one_more_arrive(pipe: Ends, extra: int) -> None:
     a, b = pipe
     text = "x" * extra
     for count in range(1 if extra else 190, 60 if extra else 210):
@@ -263,14 +263,14 @@ def test_same_array_twice_in_a_message_arrives_as_one(module: ModuleType) -> Non
         assert 42 == named["x"][0]
 
 
-def test_two_views_of_one_array_arrive_apart(module: ModuleType) -> None:
+def test_two_views_of_one_array_arrive_as_two_arrays(module: ModuleType) -> None:
     whole = np.arange(LARGE)
     first, second = through(module, [whole[:], whole[:]])
     first[0] = 42
     assert 0 == second[0]
 
 
-def test_shared_references_of_every_kind(module: ModuleType) -> None:
+def test_shared_references_of_every_kind_stay_shared(module: ModuleType) -> None:
     text, data, box = "t" * 100_000, b"d" * 100_000, [1]
     raw = bytearray(100_000)
     got = through(module, [text, data, box, raw, (text, data, box, raw)])
@@ -278,7 +278,7 @@ def test_shared_references_of_every_kind(module: ModuleType) -> None:
         assert one is other
 
 
-def test_objects_that_hold_themselves(module: ModuleType) -> None:
+def test_objects_that_contain_themselves_arrive(module: ModuleType) -> None:
     ring: list[Any] = [np.arange(LARGE)]
     ring.append(ring)
     got = through(module, ring)
@@ -299,7 +299,7 @@ def test_objects_that_hold_themselves(module: ModuleType) -> None:
     objects[0] = got[0] = None  # numpy's arrays of objects do not take part in garbage collection
 
 
-def test_ten_thousand_small_objects(module: ModuleType) -> None:
+def test_ten_thousand_small_objects_arrive(module: ModuleType) -> None:
     sent = [{"id": i, "name": f"object {i}", "at": (i / 7, None, True)} for i in range(10_000)]
     assert sent == through(module, sent)
 
@@ -316,7 +316,7 @@ def test_small_messages_after_a_huge_memo_are_whole(pipe: Ends) -> None:
         assert [one, one] == got
 
 
-def test_deeply_nested(module: ModuleType) -> None:
+def test_deeply_nested_object_arrives(module: ModuleType) -> None:
     sent: Any = np.arange(LARGE)
     for _ in range(150):
         sent = [sent, {"deeper": sent}]
@@ -327,7 +327,7 @@ def test_deeply_nested(module: ModuleType) -> None:
     assert np.array_equal(np.arange(LARGE), got)
 
 
-def test_too_deep_raises_as_stock_does_and_harms_nothing(module: ModuleType) -> None:
+def test_too_deeply_nested_object_raises_as_in_stock(module: ModuleType) -> None:
     deep: Any = np.arange(LARGE)
     for _ in range(100_000):
         deep = [deep]
@@ -458,7 +458,7 @@ def test_object_arrives_as_with_stock(name: str) -> None:
         assert stock[2]() == ours[2]()
 
 
-def test_partial_and_bound_method_of_a_large_object(module: ModuleType) -> None:
+def test_partial_and_bound_method_of_a_large_object_arrive(module: ModuleType) -> None:
     partial = through(module, functools.partial(doubled, b"x" * 100_000))
     assert b"x" * 200_000 == partial()
     method = through(module, bytearray(b"x" * 100_000).count)
@@ -536,7 +536,7 @@ class Lent:
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_objects_that_lend_their_memory(module: ModuleType, size: int) -> None:
+def test_objects_with_out_of_band_buffers_arrive(module: ModuleType, size: int) -> None:
     got = through(module, [Lent(b"a" * size), Lent(bytearray(b"b" * size)), Lent(bytearray(0))])
     assert [b"a" * size, b"b" * size, b""] == [bytes(one.data) for one in got]
 
@@ -553,7 +553,7 @@ def test_lent_memory_is_not_copied_into_the_stream(pipe: Ends) -> None:
     assert 0 == address(np.frombuffer(got.data, "u1")) % 64
 
 
-def test_same_lent_buffer_twice(pipe: Ends) -> None:
+def test_buffer_lent_twice_arrives_as_with_stock(pipe: Ends) -> None:
     a, b = pipe
     buffer = pickle.PickleBuffer(bytearray(b"z" * 50_000))
     a.send([buffer, buffer])
@@ -767,7 +767,7 @@ def test_arrow_arrives_as_with_stock_and_by_descriptor(kind: str, name: str) -> 
 
 
 @pytest.mark.shared_memory("it counts the runs of a message")
-def test_arrow_keeps_its_memory_and_shares_it_with_nobody() -> None:
+def test_arrow_table_keeps_its_memory_and_shares_it_with_no_other() -> None:
     sent = arrow("table")
     reader, writer = mpshm.Pipe(duplex=False)
     writer.send(sent)
@@ -806,7 +806,7 @@ def marked(size: int) -> np.ndarray:
 
 @pytest.mark.large
 @pytest.mark.parametrize("size", GIANT)
-def test_array_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
+def test_array_beyond_31_and_32_bits_arrives(pipe: Ends, size: int) -> None:
     a, b = pipe
     sent = marked(size)
     a.send(sent)
@@ -819,7 +819,7 @@ def test_array_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
 
 @pytest.mark.large
 @pytest.mark.parametrize("size", GIANT)
-def test_bytes_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
+def test_bytes_beyond_31_and_32_bits_arrive(pipe: Ends, size: int) -> None:
     a, b = pipe
     sent = marked(size)
     a.send_bytes(sent)
@@ -830,7 +830,7 @@ def test_bytes_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
 
 @pytest.mark.large
 @pytest.mark.parametrize("size", GIANT)
-def test_bytes_object_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
+def test_bytes_object_beyond_31_and_32_bits_arrives(pipe: Ends, size: int) -> None:
     a, b = pipe
     sent = bytes(size - 1) + b"!"
     a.send([sent, "after"])
@@ -840,7 +840,7 @@ def test_bytes_object_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
 
 
 @pytest.mark.large
-def test_text_beyond_31_bits(pipe: Ends) -> None:
+def test_text_beyond_31_bits_arrives(pipe: Ends) -> None:
     a, b = pipe
     sent = "a" * (1 << 31) + "z"
     a.send(sent)
@@ -848,7 +848,7 @@ def test_text_beyond_31_bits(pipe: Ends) -> None:
 
 
 @pytest.mark.large
-def test_native_buffer_beyond_32_bits(pipe: Ends) -> None:
+def test_native_buffer_beyond_32_bits_arrives(pipe: Ends) -> None:
     a, b = pipe
     size = (1 << 32) + 4097
     buf = a.get_buf(size)
@@ -859,7 +859,7 @@ def test_native_buffer_beyond_32_bits(pipe: Ends) -> None:
 
 
 @pytest.mark.large
-def test_giant_bytes_off_the_shared_road(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_giant_bytes_arrive_on_the_plain_road(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stock module's long header, both ways between it and us."""
     monkeypatch.setenv("MPSHM", "off")
     size = (1 << 31) + 5

@@ -126,7 +126,7 @@ def test_released_view_is_shared_again(pipe: Ends) -> None:
     assert int(SHARED) == b.stats().segments
 
 
-def test_many_forks_of_one_view(pipe: Ends) -> None:
+def test_many_forked_children_read_one_view(pipe: Ends) -> None:
     held = [received(pipe)]
     for number in range(20):
         assert float(COUNT) == in_fork(lambda: float(held[0].sum())), number
@@ -191,7 +191,7 @@ def test_child_claims_segments_of_its_own(pipe: Ends) -> None:
     assert 2 == a.stats().segments
 
 
-def test_a_dead_senders_segment_serves_the_next_one(pipe: Ends) -> None:
+def test_segment_of_a_dead_sender_is_used_by_the_next(pipe: Ends) -> None:
     a, b = pipe
     for _ in range(5):
         process = mpshm.get_context("fork").Process(target=lambda: a.send(np.ones(COUNT)))

@@ -18,7 +18,7 @@ from mpshm._memory import places
 
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
-def test_put_never_blocks_though_nobody_gets(module: Any, kind: str) -> None:
+def test_put_never_blocks_without_a_consumer(module: Any, kind: str) -> None:
     q = getattr(module.get_context("fork"), kind)()
     assert (0, True, False) == (q.qsize(), q.empty(), q.full())
     for n in range(100_000):
@@ -83,7 +83,7 @@ def test_full_and_empty_are_raised_at_the_limit(module: Any) -> None:
     finish(q)
 
 
-def test_bounded_queue_larger_than_its_pipe_is_exact() -> None:
+def test_bounded_queue_larger_than_its_ring_is_exact() -> None:
     """put_many with places for some of its messages, and no room in the pipe for these."""
     q = mpshm.Queue(maxsize=RING_SLOTS + 8)
     q.put_many(range(RING_SLOTS - 2))
@@ -144,7 +144,7 @@ def test_maxbytes_bounds_the_memory_and_one_larger_message_passes_alone() -> Non
 
 
 @BY_BYTES
-def test_maxbytes_queue_is_full_when_its_pipe_is() -> None:
+def test_maxbytes_queue_is_full_when_its_ring_is() -> None:
     """It has no feeder, which would hold objects of unknown size."""
     q = mpshm.Queue(maxbytes=64 << 20)
     assert not q.full()

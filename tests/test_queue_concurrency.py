@@ -62,7 +62,7 @@ BLOCKED = {
     "name",
     [pytest.param(name, marks=BY_BYTES if "maxbytes" in name else ()) for name in BLOCKED],
 )
-def test_ctrl_ring_ends_a_wait(name: str) -> None:
+def test_ctrl_c_ends_a_wait(name: str) -> None:
     make, block = BLOCKED[name]
     q = make(mpshm.get_context("fork"))
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
@@ -81,7 +81,7 @@ def test_ctrl_ring_ends_a_wait(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_of_several_blocked_threads_gets_one(kind: str) -> None:
+def test_several_blocked_threads_get_one_message_each(kind: str) -> None:
     q = getattr(mpshm, kind)()
     got: list[Any] = []
     crew = [threading.Thread(target=lambda: got.append(q.get())) for _ in range(12)]

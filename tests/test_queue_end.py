@@ -50,7 +50,7 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_close_all_is_as_with_stock(kind: str, used: bool, call: str) -> None:
+def test_calls_after_close_behave_as_in_stock(kind: str, used: bool, call: str) -> None:
     said = []
     for module in (multiprocessing, mpshm):
         q = getattr(module, kind)()
@@ -94,7 +94,7 @@ def put_and_return(q: Any, obj: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
 @pytest.mark.parametrize("size", [1, 1 << 20])
-def test_process_that_puts_and_ends_at_once_has_put(context: Any, kind: str, size: int) -> None:
+def test_messages_of_a_process_that_ends_at_once_arrive(context: Any, kind: str, size: int) -> None:
     q = getattr(context, kind)()
     process = context.Process(target=put_and_return, args=(q, b"x" * size))
     process.start()
@@ -232,7 +232,7 @@ if __name__ == "__main__":
 """
 
 
-def test_queues_and_pools_left_to_the_interpreter_leave_no_trace(tmp_path: Path) -> None:
+def test_queues_and_pools_open_at_interpreter_exit_print_nothing(tmp_path: Path) -> None:
     """Its last collection finalizes ends and their memory in any order."""
     program = tmp_path / "program.py"
     program.write_text(LEFT_TO_THE_INTERPRETER)
@@ -242,7 +242,7 @@ def test_queues_and_pools_left_to_the_interpreter_leave_no_trace(tmp_path: Path)
 
 @pytest.mark.shared_memory("it fills the ring of a pool's results")
 @pytest.mark.parametrize("installed", [False, True])
-def test_pool_ends_while_its_pipe_of_results_stays_full(
+def test_pool_ends_while_its_ring_of_results_stays_full(
     installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that reads them is told to stop before it gets the sentinel that ends it."""

@@ -81,7 +81,7 @@ def test_put_many_reports_what_cannot_be_pickled_and_goes_on() -> None:
     finish(q)
 
 
-def test_put_many_to_nobody_reports_the_objects_themselves() -> None:
+def test_put_many_without_readers_reports_the_original_objects() -> None:
     q = mpshm.Queue()
     reported: list[object] = []
     q._on_queue_feeder_error = lambda error, obj: reported.append((type(error), obj))
@@ -95,7 +95,7 @@ def test_put_many_to_nobody_reports_the_objects_themselves() -> None:
     finish(q)
 
 
-def test_unpicklable_gives_its_place_back() -> None:
+def test_unpicklable_object_returns_its_place() -> None:
     for feeding in (False, True):
         q = mpshm.Queue(maxsize=RING_SLOTS + 100)
         q._on_queue_feeder_error = lambda error, obj: None
@@ -171,7 +171,7 @@ def test_interrupted_get_many_loses_no_other_object() -> None:
     finish(q)
 
 
-def test_what_get_many_left_aside_is_counted_and_comes_in_order() -> None:
+def test_messages_after_a_failed_one_in_get_many_are_counted_and_keep_order() -> None:
     q = mpshm.Queue()
     q.put_many([1, Bomb(), 2, 3])
     assert [1] == q.get_many()
@@ -197,7 +197,7 @@ def put_what_is_there(q: Any, back: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_get_many_left_aside_is_not_inherited(kind: str) -> None:
+def test_messages_after_a_failed_one_in_get_many_are_not_inherited(kind: str) -> None:
     context = mpshm.get_context("fork")
     q, back = getattr(context, kind)(), context.Queue()
     q.put_many([1, Bomb(), 2, 3])
@@ -221,7 +221,7 @@ def test_what_get_many_left_aside_is_not_inherited(kind: str) -> None:
 @pytest.mark.shared_memory("it forges slots of the ring")
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_forged_slot_costs_only_itself(kind: str, many: bool) -> None:
+def test_forged_slot_raises_and_its_neighbours_arrive(kind: str, many: bool) -> None:
     q = getattr(mpshm, kind)()
     q.put("before")
     with raw_ring(q) as ring:
@@ -243,7 +243,7 @@ def test_forged_slot_costs_only_itself(kind: str, many: bool) -> None:
 
 
 @pytest.mark.shared_memory("it forges slots of the ring")
-def test_forged_slot_leaves_a_bounded_queue_usable() -> None:
+def test_forged_slot_does_not_consume_a_place() -> None:
     q = mpshm.Queue(maxsize=1)
     with raw_ring(q) as ring:
         ring.put(b"\x7f" * 128)
@@ -267,7 +267,7 @@ def test_strict_queue_refuses_a_queue_at_once() -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_strict_without_shared_memory(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_works_without_shared_memory(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """strict is a promise about put, and not about the road."""
     monkeypatch.setenv("MPSHM", "off")
     q = mpshm.Queue(strict=strict)
@@ -297,7 +297,7 @@ def too_large(errors: Any) -> None:
 
 
 @pytest.mark.shared_memory("a pipe passes on what no memory file holds")
-def test_message_that_no_memory_can_hold_is_reported_and_stops_nobody() -> None:
+def test_message_that_no_memory_can_hold_is_reported_and_later_ones_arrive() -> None:
     context = mpshm.get_context("fork")
     errors = context.SimpleQueue()
     process = context.Process(target=too_large, args=(errors,))

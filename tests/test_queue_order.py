@@ -191,7 +191,7 @@ def test_generator_that_raises_midway_has_put_what_came_before(kind: str, count:
     finish(q)
 
 
-def test_generator_of_a_simple_queue_that_raises_midway() -> None:
+def test_simple_queue_keeps_what_a_raising_generator_gave_before() -> None:
     q = mpshm.SimpleQueue()
     with pytest.raises(Stop):
         q.put_many(some_then_stop(100))
@@ -200,7 +200,7 @@ def test_generator_of_a_simple_queue_that_raises_midway() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_get_many_of_an_empty_queue(kind: str) -> None:
+def test_get_many_of_an_empty_queue_raises_or_times_out(kind: str) -> None:
     q = getattr(mpshm, kind)()
     assert [] == q.get_many(0)
     assert [] == q.get_many(-1)
@@ -234,7 +234,7 @@ def test_get_many_waits_for_the_first(context: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
-def test_last_one_of_many_for_a_full_pipe_has_one_place(kind: str) -> None:
+def test_put_many_that_overflows_the_ring_counts_each_message_once(kind: str) -> None:
     q = getattr(mpshm, kind)()
     q.put_many(range(RING_SLOTS))
     q.put_many([RING_SLOTS])
@@ -248,7 +248,7 @@ def test_last_one_of_many_for_a_full_pipe_has_one_place(kind: str) -> None:
     finish(q)
 
 
-def test_end_of_file_loses_nothing_that_get_many_has() -> None:
+def test_get_many_returns_what_came_before_end_of_file() -> None:
     q = mpshm.SimpleQueue()
     q.put_many(range(32))
     q._writer.close()

@@ -50,7 +50,7 @@ def strict_in_child(q: Any, back: Any) -> None:
     back.put(q.qsize())
 
 
-def test_what_a_queue_is_goes_with_it(context: Any) -> None:
+def test_queue_options_survive_pickling(context: Any) -> None:
     options = {"maxbytes": 10_000} if SHARED else {}
     q, back = context.Queue(3, strict=True, **options), context.Queue()
     child = context.Process(target=strict_in_child, args=(q, back))
@@ -72,7 +72,7 @@ def use_all(q: Any, back: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_shared_memory_all_methods_work(
+def test_all_methods_work_without_shared_memory(
     context: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPSHM", "off")
@@ -129,7 +129,7 @@ def test_buffer_filled_in_place_goes_through_a_queue() -> None:
 
 @pytest.mark.shared_memory("stock's queues do not look again")
 @pytest.mark.parametrize(("text", "ns"), [(None, 50_000), ("0", 0), ("7", 7_000)])
-def test_looking_again_is_a_switch(
+def test_mpshm_spin_us_sets_how_long_a_receiver_spins(
     text: str | None, ns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if text is not None:
@@ -140,7 +140,9 @@ def test_looking_again_is_a_switch(
 
 
 @pytest.mark.parametrize("text", ["", "-1", "fast", "1000000"])
-def test_senseless_switch_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_mpshm_spin_us_is_refused_by_name(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MPSHM_SPIN_US", text)
     with pytest.raises(ValueError, match="MPSHM_SPIN_US"):
         mpshm.Pipe()
@@ -152,7 +154,7 @@ def late_look(q: Any, back: Any) -> None:
     atexit.register(lambda: back.put((int(kept.min()), int(kept.max()))))
 
 
-def test_array_stays_its_receivers_until_the_very_end(context: Any) -> None:
+def test_received_array_stays_valid_until_interpreter_exit(context: Any) -> None:
     """Also in what a spawned process does at exit; fork and the fork server run none of that."""
     q, back = context.SimpleQueue(), context.SimpleQueue()
     process = context.Process(target=late_look, args=(q, back))

@@ -52,7 +52,7 @@ def test_gauges_follow_a_run_through_its_life(pipe: Ends) -> None:
     assert (0, 0, 0) == (rest.bytes_in_flight, rest.bytes_leased, rest.runs_in_use)
 
 
-def test_process_total_keeps_what_dead_ends_counted() -> None:
+def test_process_total_includes_collected_ends() -> None:
     before = mpshm.stats()
     a, b = mpshm.Pipe()
     with sending(a.send_bytes, bytes(50_000)):
@@ -72,7 +72,7 @@ def test_process_total_keeps_what_dead_ends_counted() -> None:
         assert before.received_plain_bytes + 50_000 == after.received_plain_bytes
 
 
-def test_a_child_counts_from_nought() -> None:
+def test_child_counts_from_zero() -> None:
     context = mpshm.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
     writer.send_bytes(bytes(50_000))

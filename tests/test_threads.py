@@ -157,7 +157,7 @@ def test_buffers_are_filled_sent_and_released_by_other_threads(pipe: Ends) -> No
     assert 0 == a.stats().runs_in_use
 
 
-def test_views_live_on_after_close() -> None:
+def test_views_stay_valid_after_close() -> None:
     a, b = mpshm.Pipe()
     arrays = {n: np.full(LARGE, n) for n in range(5)}
     with sending(lambda a=a: [a.send(arrays), a.send(np.arange(LARGE))]):
@@ -183,7 +183,7 @@ def test_views_live_on_after_close() -> None:
 
 
 @pytest.mark.shared_memory("the plain road has no memory file")
-def test_memory_file_goes_with_the_last_view() -> None:
+def test_memory_file_is_closed_with_the_last_view() -> None:
     def memory_files() -> int:
         return sum("memfd:mpshm" in target for target in open_descriptors().values())
 
@@ -232,7 +232,7 @@ def test_channels_made_and_closed_while_others_are_looked_at() -> None:
             stop.set()
 
 
-def test_each_thread_its_own_channel() -> None:
+def test_threads_with_own_channels_do_not_disturb_each_other() -> None:
     def talk(sender: int) -> Callable[[], None]:
         def run() -> None:
             a, b = mpshm.Pipe()
@@ -281,6 +281,6 @@ print("exits")
 
 
 @pytest.mark.parametrize("attempt", range(3))
-def test_exit_while_daemon_threads_are_blocked(attempt: int) -> None:
+def test_process_exits_while_daemon_threads_are_blocked(attempt: int) -> None:
     done = run_python("-X", "faulthandler", "-c", EXIT_WHILE_BLOCKED)
     assert (0, "exits\n", "") == (done.returncode, done.stdout, done.stderr)
