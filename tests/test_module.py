@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import modulefinder
 import multiprocessing
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -235,3 +236,35 @@ def test_freeze_support_is_stocks_unless_a_freezer_replaced_it(
     context = mpshm.get_context("spawn")
     context.freeze_support()
     assert [mpshm.freeze_support.__self__, context] == calls
+
+
+TREE = Path(__file__).parent.parent
+CITATION = re.compile(r"`((?:mpshm|tests)/[\w./]+|_mpshm_start\.py)`(?: \(([^)]*)\))?")
+
+
+def test_contributing_names_files_and_functions_that_exist() -> None:
+    """Its table of what to open for which change is of use only while it is right."""
+    text = (TREE / "CONTRIBUTING.md").read_text()
+    table = text[text.index("## To change X, open Y") : text.index("## Run the checks")]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    missing = []
+    for path, names in CITATION.findall("\n".join(rows)):
+        if not (TREE / path).exists():
+            missing.append(path)
+            continue
+        source = (TREE / path).read_text() if (TREE / path).is_file() else ""
+        cited = re.findall(r"`(\w+)`", names)
+        missing += [f"{path}: {name}" for name in cited if not re.search(rf"\b{name}\b", source)]
+    assert [] == missing
+    assert 20 <= len(rows)
+
+
+def test_contributing_names_every_module_and_c_file() -> None:
+    text = (TREE / "CONTRIBUTING.md").read_text()
+    owners = text[text.index("### Modules") : text.index("## To change X, open Y")]
+    named = set(re.findall(r"`([\w/]+\.[ch]|[\w/]+\.py)`", owners))
+    package = TREE / "mpshm"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    core = {path.name for path in (package / "csrc").glob("*.[ch]")}
+    drawings = {"_channel/__init__.py", "_memory/__init__.py", "_queue/__init__.py"}
+    assert (modules | core) - drawings == named
