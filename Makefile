@@ -1,6 +1,7 @@
 # make demo    the same Pool job over stock multiprocessing and over mpshm, side by side
 # make test    everything a change must pass: lint, types, C core under sanitizers, wheel, pytest
 # make bench   ratios to stock in a few minutes (QUICK=1: under one); make bench ARGS=--full: all
+# make bench-against BASE=main  this tree against another revision of it: fifteen minutes
 # make conformance  CPython's own tests against us, with every Python found: hours
 #                   (make conformance-quick: a part of them with this one, three minutes)
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 CLIENTS := $(BUILD)/clients-venv
 SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/_*/*.py mpshm/csrc/*)
 
-.PHONY: demo test lint core-test bench stress stress-large clients conformance conformance-quick clean
+.PHONY: demo test lint core-test bench bench-against stress stress-large clients conformance conformance-quick clean
 
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
@@ -41,6 +42,15 @@ core-test:
 
 bench: $(BUILD)/installed $(BUILD)/bench-deps
 	$(BIN)/python -m bench.run $(ARGS)
+
+# Both builds have a folder of their own, and the packages they need from the same environment.
+BASE ?= HEAD
+AGAINST := $(BUILD)/against
+OLD = $(AGAINST)/$(or $(shell git rev-parse --verify --short=12 '$(BASE)^{commit}'),$(error no revision $(BASE)))
+
+bench-against: $(BUILD)/bench-deps $(AGAINST)/tree/installed
+	$(MAKE) --no-print-directory $(OLD)/installed
+	$(BIN)/python -m bench.against $(OLD)/site $(AGAINST)/tree/site $(ARGS)
 
 stress: $(BUILD)/installed $(BUILD)/demo-deps
 	cd tests && $(BIN)/python -m stress $(ARGS)
@@ -98,4 +108,17 @@ $(BUILD)/debug/installed: $(BUILD)/installed
 	rm -rf $(BUILD)/debug
 	MPSHM_DEBUG=1 $(BIN)/pip install -q --no-deps --no-cache-dir --target $(BUILD)/debug \
 	    $(BUILD)/dist/*.tar.gz
+	touch $@
+
+$(AGAINST)/tree/installed: $(BUILD)/installed
+	rm -rf $(@D)
+	$(BIN)/pip install -q --no-deps --target $(@D)/site $(BUILD)/dist/*.whl
+	touch $@
+
+$(AGAINST)/%/installed: | $(BUILD)/test-deps
+	rm -rf $(@D)
+	mkdir -p $(@D)/src
+	git archive $* | tar -x -C $(@D)/src
+	$(BIN)/python -m build -o $(@D)/dist $(@D)/src > $(@D)/build.log 2>&1 || { cat $(@D)/build.log; exit 1; }
+	$(BIN)/pip install -q --no-deps --target $(@D)/site $(@D)/dist/*.whl
 	touch $@

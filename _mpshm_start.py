@@ -1,13 +1,14 @@
-"""Run by mpshm.pth where MPSHM_INSTALL is set: installs mpshm once multiprocessing is imported.
+"""mpshm.pth runs this if MPSHM_INSTALL is set: it installs mpshm once multiprocessing is imported.
 
-Not before, and not in the package: a program that does not use multiprocessing pays for neither.
+It waits for that import, and is not part of the package, so that a program without multiprocessing
+pays for neither.
 """
 
 import sys
 
 
 class _AfterImport:
-    """Finds multiprocessing as everybody does, and installs mpshm when its import is done."""
+    """Finds multiprocessing as Python does, and installs mpshm when its import is done."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "multiprocessing":
@@ -21,9 +22,9 @@ class _AfterImport:
 
             def execute_and_install(module):
                 execute(module)
-                from mpshm._install import at_start
+                from mpshm._install import install_at_start
 
-                at_start()
+                install_at_start()
 
             spec.loader.exec_module = execute_and_install
         return spec
@@ -31,8 +32,8 @@ class _AfterImport:
 
 def begin():
     if "multiprocessing" in sys.modules:
-        from mpshm._install import at_start
+        from mpshm._install import install_at_start
 
-        at_start()
+        install_at_start()
     else:
         sys.meta_path.insert(0, _AfterImport())

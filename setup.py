@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithHook(build_py):
-    """Puts mpshm.pth beside the package: site-packages is where Python looks for it at start."""
+    """Puts mpshm.pth beside the package: Python reads it in site-packages when it starts."""
 
     def run(self) -> None:
         super().run()

@@ -147,6 +147,32 @@ def digest_tiny(number: int) -> int:
     return number
 
 
+def make_text(size_bytes: int) -> tuple[Any, NDArray[np.uint8] | None]:
+    return "x" * size_bytes, None
+
+
+def digest_text(text: str) -> int:
+    return len(text) + ord(text[-1])
+
+
+def make_list(size_bytes: int) -> tuple[Any, NDArray[np.uint8] | None]:
+    """Make a small list of what lists hold; its pickle is about 40 bytes."""
+    return [7, 2.5, "seven", None, (7, True)], None
+
+
+def digest_list(items: list[Any]) -> int:
+    return len(items) + int(items[0])
+
+
+def make_record(size_bytes: int) -> tuple[Any, NDArray[np.uint8] | None]:
+    """Make a small dict, such as a row of a table; its pickle is about 60 bytes."""
+    return {"id": 7, "name": "seven", "score": 2.5, "tags": ["a", "b"]}, None
+
+
+def digest_record(record: dict[str, Any]) -> int:
+    return len(record) + int(record["id"])
+
+
 @dataclass(frozen=True)
 class Kind:
     """How one kind of payload is made, read page by page, and only glanced at."""
@@ -164,6 +190,9 @@ KINDS = {
     "object": Kind(make_object, digest_object, digest_object),
     "objects10k": Kind(make_objects, digest_objects, digest_objects),
     "tiny": Kind(make_tiny, digest_tiny, digest_tiny),
+    "text": Kind(make_text, digest_text, digest_text),
+    "list": Kind(make_list, digest_list, digest_list),
+    "record": Kind(make_record, digest_record, digest_record),
 }
 
 

@@ -1,7 +1,7 @@
 """mpshm: a drop-in transport for multiprocessing.
 
-`import mpshm as mp` offers every public name of `multiprocessing`.  Objects are pickled into
-shared memory, and the pipe carries descriptors of where they lie.
+`import mpshm as mp` offers every public name of `multiprocessing`.  Objects are pickled into shared
+memory, and the pipe carries descriptors that say where they lie.
 
 The layers, top to bottom; imports go down only:
 
@@ -34,7 +34,7 @@ __all__ = [
     "BufferTooSmall",
     "Connection",
     "PlainRoadError",
-    "ProcessPoolExecutor",  # noqa: F405  (imported when asked for, below)
+    "ProcessPoolExecutor",  # noqa: F405  (imported on demand, below)
     "ProtocolError",
     "Stats",  # noqa: F405
     "install",
@@ -50,7 +50,7 @@ _MODULES = frozenset(("executor", "managers", "pool", "queues"))
 
 
 def __getattr__(name: str) -> _Any:
-    """What is imported when it is first asked for, and stock's submodules where we have none."""
+    """Import on demand: our heavier modules, and stock's submodules where we have none."""
     if name in _LAZY:
         return getattr(_importlib.import_module(f".{_LAZY[name]}", __name__), name)
     if name in _MODULES:

@@ -1,4 +1,4 @@
-"""python -m mpshm run: an unmodified program over our transport."""
+"""python -m mpshm run: runs an unmodified program over our transport."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ in it and in every process it starts."""
 
 
 def main(arguments: list[str]) -> int:
-    """Become the program; return an exit status only if that cannot be."""
+    """Replace this process by the program; return an exit status only if that is impossible."""
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
@@ -30,14 +30,14 @@ def main(arguments: list[str]) -> int:
     if reason := obstacle():
         print(f"mpshm: {reason}", file=sys.stderr)
         return 1
-    # Python itself runs it: __main__, sys.path, exit status, signals and tracebacks are Python's.
+    # exec, so that Python itself provides __main__, sys.path, exit status, signals and tracebacks.
     os.environ[VARIABLE] = "1"
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     os.execv(sys.executable, [sys.orig_argv[0], *flags, *arguments[1:]])
 
 
 def obstacle() -> str:
-    """Why a program cannot be run over our transport here; empty if it can."""
+    """The reason why no program can run over our transport here; empty if there is none."""
     if sys.platform == "win32":
         return "not supported on Windows; run the program without it"
     if CORE_MISSING:

@@ -1,4 +1,4 @@
-"""Tells cffi how to compile the C core; run by setup.py, never imported by the package."""
+"""Tells cffi how to compile the C core.  setup.py runs it; the package never imports it."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ SOURCES = (
 )
 CSRC = Path("mpshm/csrc")
 DEBUG = bool(os.environ.get("MPSHM_DEBUG"))
-"""Build the core with its assertions, and with what tests ask of it."""
+"""Whether to build the core with its assertions and with the functions that only tests call."""
 HEADERS = ("mpshm.h", "debug.h") if DEBUG else ("mpshm.h",)
 
 ffibuilder = FFI()
@@ -39,7 +39,7 @@ ffibuilder.set_source(
     sources=[str(CSRC / name) for name in SOURCES],
     include_dirs=[str(CSRC)],
     define_macros=[("MPSHM_DEBUG", "1")] if DEBUG else [],
-    # setuptools passes NDEBUG; the debug build keeps the assertions.
+    # setuptools passes NDEBUG, which would remove the debug build's assertions.
     undef_macros=["NDEBUG"] if DEBUG else [],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-O2"],
 )

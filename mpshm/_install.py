@@ -1,11 +1,12 @@
 """install(): stock multiprocessing over our transport, in this process and all its descendants.
 
-What is looked up at call time is patched in place: methods of stock's classes, the code of its
-functions.  So it does not matter who bound or subclassed them, or when.  Descendants learn of it
+It patches in place what stock looks up at call time: methods of its classes, the code of its
+functions.  So it does not matter which library has bound or subclassed them, or when.  Descendants
+are told in three ways:
 
-  fork                      with the memory they inherit
-  spawn, forkserver         from the preparation data that they unpickle first
-  fresh interpreters        from the environment: mpshm.pth, in site-packages, looks there
+  fork                      by the memory they inherit
+  spawn, forkserver         by the preparation data, which they unpickle first
+  fresh interpreters        by the environment: mpshm.pth, in site-packages, looks there
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ _set_variable = False
 def install() -> None:
     """Make stock `multiprocessing` use shared memory, in this process and all its descendants.
 
-    Works before and after other libraries have imported it.  Objects made earlier stay as they
-    are.  A second call does nothing.  Raises RuntimeError where mpshm cannot work, and leaves stock
-    as it is then.
+    Works before and after other libraries have imported it.  Objects made earlier stay as they are.
+    A second call does nothing.  Raises RuntimeError where mpshm cannot work; stock is unchanged
+    then.
     """
     global _set_variable
     if _patches:
@@ -80,33 +81,37 @@ def install() -> None:
     from . import pool, queues
     from ._queue import stock_locks
 
-    _become(stock_connection.Connection, connection.Connection)
+    _patch_init(stock_connection.Connection, connection.Connection)
     for name in ("Queue", "JoinableQueue", "SimpleQueue"):
-        _become(getattr(stock_queues, name), getattr(queues, name))
+        _patch_init(getattr(stock_queues, name), getattr(queues, name))
     _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
     _patch(stock_connection, "SocketClient", handshake.connect)
-    _patch(stock_connection.SocketListener, "accept", _accepting(sharer))  # type: ignore[attr-defined]
-    _patch(sharer._ResourceSharer, "get_connection", _asking_sharer())  # type: ignore[attr-defined]
+    _patch(stock_connection.SocketListener, "accept", _accept_method(sharer))  # type: ignore[attr-defined]
+    _patch(sharer._ResourceSharer, "get_connection", _sharer_client())  # type: ignore[attr-defined]
     _patch(stock_queues.Queue, "get", stock_locks.get)
     _patch(stock_queues.Queue, "_feed", staticmethod(stock_locks.feed))
     _patch(stock_pool.Pool, "_help_stuff_finish", staticmethod(pool.help_stuff_finish))
     _patch(stock_pool.Pool, "_terminate_pool", classmethod(pool.terminate_pool))
     simple = stock_queues.SimpleQueue
-    _patch(simple, "get", _if_ours("_reader", stock_locks.simple_get, simple.get))
-    _patch(simple, "put", _if_ours("_writer", stock_locks.simple_put, simple.put))
-    _patch(stock_process.BaseProcess, "_bootstrap", _releasing(stock_process.BaseProcess))
+    _patch(simple, "get", _method_by_end("_reader", stock_locks.simple_get, simple.get))
+    _patch(simple, "put", _method_by_end("_writer", stock_locks.simple_put, simple.put))
+    _patch(stock_process.BaseProcess, "_bootstrap", _releasing_bootstrap(stock_process.BaseProcess))
     for name in ("SpawnProcess", "ForkServerProcess"):
         fresh: Any = getattr(stock_context, name)
         _patch(fresh, "_Popen", staticmethod(vars(context)[name]._Popen))
-    _patch(stock_spawn, "get_preparation_data", _preparing(stock_spawn.get_preparation_data))
+    _patch(
+        stock_spawn,
+        "get_preparation_data",
+        _installing_preparation(stock_spawn.get_preparation_data),
+    )
     _set_variable = VARIABLE not in os.environ
     os.environ.setdefault(VARIABLE, "1")
 
 
 def uninstall() -> None:
-    """Put stock back, in reverse order, in this process and for processes it starts from now on.
+    """Restore stock, in this process and in the processes that it starts from now on.
 
-    What someone else has patched over ours meanwhile is left, with a RuntimeWarning that names it.
+    A name that other code has patched after install() is left alone, with a RuntimeWarning.
     """
     while _patches:
         patch = _patches.pop()
@@ -124,8 +129,8 @@ def uninstall() -> None:
         os.environ.pop(VARIABLE, None)
 
 
-def at_start() -> None:
-    """What mpshm.pth calls in an interpreter that starts with the variable set."""
+def install_at_start() -> None:
+    """Install mpshm in an interpreter that starts with the variable set.  mpshm.pth calls this."""
     try:
         install()
     except RuntimeError as error:
@@ -138,15 +143,18 @@ def _patch(owner: Any, name: str, ours: Any) -> None:
     setattr(owner, name, ours)
 
 
-def _become(stock: Any, ours: Any) -> None:
-    """Who makes an object of stock's class gets one of ours; of a derived class, what that is."""
+def _patch_init(stock: Any, ours: Any) -> None:
+    """Patch __init__ of a stock class, so that a new object of it becomes one of our class.
+
+    Objects of classes derived from it stay what they are.
+    """
     original = stock.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        # Not by __new__, which cannot be taken off a class again without a trace.
+        # Not by patching __new__: removing that from a class again leaves a trace.
         if type(self) is stock:
             self.__class__ = ours
-        elif _is_executors(type(self)):
+        elif _is_executor_queue(type(self)):
             from .executor import CallQueue
 
             self.__class__ = CallQueue
@@ -158,24 +166,24 @@ def _become(stock: Any, ours: Any) -> None:
     _patch(stock, "__init__", __init__)
 
 
-def _is_executors(kind: type) -> bool:
-    """Whether it is the class that a stock ProcessPoolExecutor has derived for its tasks."""
+def _is_executor_queue(kind: type) -> bool:
+    """Whether this is the class that a stock ProcessPoolExecutor derives for its queue of tasks."""
     module = sys.modules.get("concurrent.futures.process")
     return module is not None and kind is getattr(module, "_SafeQueue", None)
 
 
 def _pipe(duplex: bool = True) -> Any:
-    # Runs among the stock module's globals: hence the import.
+    # This code runs with the stock module's globals, so it imports what it needs.
     from mpshm.connection import Pipe
 
     return Pipe(duplex)
 
 
 # The resource sharer makes a connection for each descriptor that is passed (torch passes one for
-# each tensor) and closes it: an arena for each cost three times what all the rest did.
+# each tensor) and closes it.  An arena for each cost three times what all the rest did.
 
 
-def _accepting(sharer: Any) -> Callable[..., Any]:
+def _accept_method(sharer: Any) -> Callable[..., Any]:
     def accept(self: Any) -> Any:
         for_sharer = sharer._resource_sharer._listener
         if for_sharer is not None and self is for_sharer._listener:
@@ -185,9 +193,9 @@ def _accepting(sharer: Any) -> Callable[..., Any]:
     return accept
 
 
-def _asking_sharer() -> Any:
+def _sharer_client() -> Any:
     connect = functools.partial(handshake.connect, shares=False)
-    client = handshake.over(stock_connection.Client, SocketClient=connect)
+    client = handshake.copy_with_globals(stock_connection.Client, SocketClient=connect)
 
     def get_connection(ident: tuple[Any, int]) -> Any:
         address, key = ident
@@ -198,8 +206,13 @@ def _asking_sharer() -> Any:
     return staticmethod(get_connection)
 
 
-def _if_ours(end: str, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
-    """A method for queues with our ends, and for those that were made before or have others."""
+def _method_by_end(
+    end: str, ours: Callable[..., Any], stock: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A method that calls `ours` if the queue's attribute `end` is our Connection, else `stock`.
+
+    Queues made before install(), or with ends of another library, go on with stock's method.
+    """
 
     def method(self: Any, *args: Any) -> Any:
         mine = isinstance(getattr(self, end), connection.Connection)
@@ -208,7 +221,7 @@ def _if_ours(end: str, ours: Callable[..., Any], stock: Callable[..., Any]) -> C
     return method
 
 
-def _releasing(process: Any) -> Callable[..., Any]:
+def _releasing_bootstrap(process: Any) -> Callable[..., Any]:
     bootstrap = process._bootstrap
 
     def _bootstrap(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -221,10 +234,10 @@ def _releasing(process: Any) -> Callable[..., Any]:
 
 
 class _InstallInChild:
-    """Unpickled first of all in a child, it installs mpshm there: before `__main__` is imported."""
+    """Unpickled first of all in a child, before `__main__` is imported, it installs mpshm there."""
 
     def __reduce__(self) -> Any:
-        # exec, for a child without site-packages finds nothing by name before it has our sys.path.
+        # By exec: a child without site-packages imports nothing of ours before it has our sys.path.
         folders = [folder for folder in sys.path if isinstance(folder, str)]
         code = f"""
 import sys
@@ -240,7 +253,9 @@ finally:
         return exec, (code,)
 
 
-def _preparing(stock: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+def _installing_preparation(
+    stock: Callable[[str], dict[str, Any]],
+) -> Callable[[str], dict[str, Any]]:
     def get_preparation_data(name: str) -> dict[str, Any]:
         return {"mpshm": _InstallInChild(), **stock(name)}
 

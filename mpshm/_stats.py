@@ -1,6 +1,8 @@
 """Stats and Gauges: what is shown of counters and arenas.
 
-Imported when first asked for: dataclasses would double what `import mpshm` costs.
+The name has an underscore because `mpshm.stats` is the function that users call, and importing a
+submodule of that name would replace it.  This module is imported on demand: dataclasses would
+double what `import mpshm` costs.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 class Stats:
     """What this process sent and received, and what the shared memory holds now."""
 
-    __module__ = "mpshm"  # where users find it
+    __module__ = "mpshm"  # users find the class there
 
     shm_messages: int
     """Messages sent by descriptor."""
@@ -23,7 +25,7 @@ class Stats:
     plain_bytes: int
     """Payload bytes sent whole through the pipe."""
     plain_reasons: dict[str, int]
-    """Plain messages sent, by the reason: see `Reason`."""
+    """Number of plain messages sent, by reason: the values of `mpshm.counters.Reason`."""
     received_shm_messages: int
     """Messages received by descriptor."""
     received_shm_bytes: int
@@ -33,7 +35,7 @@ class Stats:
     received_plain_bytes: int
     """Payload bytes received whole through the pipe."""
     bytes_in_flight: int
-    """Bytes of chunks sealed and not yet leased, by whatever process."""
+    """Bytes of chunks that are sealed and not yet leased, by any process."""
     bytes_leased: int
     """Bytes of chunks that receivers hold."""
     runs_in_use: int
@@ -41,12 +43,12 @@ class Stats:
     segments: int
     """Segments made in the arena."""
     bytes_resident: int
-    """Memory that the arena's file occupies, used or kept warm for use."""
+    """Bytes of memory that the arena's file occupies, in use or kept warm for use."""
 
 
 @dataclass(frozen=True)
 class Gauges:
-    """What an arena holds at one moment; bytes are of whole chunks."""
+    """What an arena holds at one moment.  Bytes are of whole chunks."""
 
     bytes_in_flight: int = 0
     bytes_leased: int = 0

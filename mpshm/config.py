@@ -1,4 +1,4 @@
-"""Constants with their reasons, and what the environment says.  Pure; imports nothing of ours."""
+"""Constants with their reasons, and settings from the environment.  Imports nothing of ours."""
 
 import enum
 import mmap
@@ -6,46 +6,46 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-INLINE_MAX = 32 << 10
-"""Bytes of pickle that get no view and no lease: they may travel in the pipe.  What a pipe does
-not take in one piece is copied into a run by one call and out of it by another, which is cheaper
-than two pipe copies and a wake-up of the sender for each (measured one way at 16 KiB, of stock:
-bytes x1.4 in the pipe, x1.8 copied, x0.9 leased; objects x1.0, x1.1, x1.0)."""
+INLINE_MAX_BYTES = 32 << 10
+"""Largest pickle that gets no view and no lease.  It travels in the pipe if that takes it in one
+piece.  Else one call copies it into a run and another copies it out, which is cheaper than two pipe
+copies and a wake-up of the sender for each (measured one way at 16 KiB, of stock: bytes x1.4 in the
+pipe, x1.8 copied, x0.9 leased; objects x1.0, x1.1, x1.0)."""
 
 COPY_MARK_BYTES = 1 << 20
-"""In-flight bytes at which the sender of copied messages waits, so that their chunks stay in the
+"""In-flight bytes at which the sender of copied messages waits.  Their chunks then stay in the
 second-level cache (measured for objects of 16 KiB: x1.1 with 24 MiB, x1.2 with 1 MiB)."""
 
-VIEW_MIN = 24 << 10
-"""Bytes from which a buffer gets a run of its own and comes back as a view.  Smaller ones are
-copied with the pickle, so that one of them, kept, does not pin a run (measured for float32: a view
-is worse at 16 KiB, x1.2 against x1.8, and better at 32, x1.6 against x1.4)."""
+VIEW_MIN_BYTES = 24 << 10
+"""Smallest buffer that gets a run of its own and arrives as a view.  Smaller ones are copied with
+the pickle, so that keeping one of them does not pin a run (measured for float32: at 16 KiB a view
+is worse, x1.2 against x1.8; at 32 KiB it is better, x1.6 against x1.4)."""
 
 HIGH_WATER_BYTES = 24 << 20
 """In-flight bytes at which a sender waits.  One 16 MiB message in flight and one leased keep the
 working set inside a 32 MiB last-level cache; larger marks measured slower, not faster."""
 
 PAUSE_MS = 5
-"""How long a put waits for consumers at work where the ring is full, before a feeder thread takes
-over (put(block=False) does not).  A thread would share the interpreter with the producer from then
-on, which costs both far more (measured, four producers of small messages, put_many: x2.9 of stock
-with 1 ms, x4.3 with 5, x4.8 with 20)."""
+"""How long a put waits while consumers drain a full ring, before it leaves the message to a feeder
+thread (put(block=False) does not wait).  That thread would share the interpreter with the producer
+from then on, which costs both far more (measured, four producers of small messages, put_many: x2.9
+of stock with 1 ms, x4.3 with 5, x4.8 with 20)."""
 
-PAUSES = 100
-"""How often it does so, when consumers are at work but other producers are quicker."""
+PAUSE_COUNT_MAX = 100
+"""How often one put waits so, if consumers drain the ring but other producers fill it first."""
 
 WAIT_SLICE_MS = 50
-"""How long a wait for room sleeps before it looks for signals and for a peer that died."""
+"""How long a wait for room sleeps before it checks for signals and for a dead peer."""
 
 
 SPIN_US = 50
-"""How long a receiver looks again, yielding its CPU, before it blocks, or 2.5 times as long for an
-answer: a wake-up across CPUs costs 55 to 65 us here.  Adaptive: who waits for a slow peer soon
-stops (csrc/spin.c, frame.c).  0 is never."""
+"""How long a receiver spins, yielding its CPU, before it blocks; 2.5 times as long if it waits for
+an answer.  A wake-up across CPUs costs 55 to 65 us here.  Adaptive: a receiver whose peer is slow
+soon stops spinning (csrc/spin.c, frame.c).  0 is never."""
 
 
 class Geometry(NamedTuple):
-    """How an arena is laid out: all but the first in bytes."""
+    """The layout of an arena.  All fields but the first are in bytes."""
 
     segment_limit: int
     stride: int
@@ -54,12 +54,12 @@ class Geometry(NamedTuple):
 
 
 GEOMETRY = Geometry(496, 1 << 40, 64 << 20, max(4096, mmap.PAGESIZE))
-"""Sparse, so room costs nothing: half a PiB of file, segments of 64 MiB or made to size.  Chunks
-are whole pages, so that a view can be made private by remapping it before a fork."""
+"""Sparse, so that room costs nothing: half a PiB of file, segments of 64 MiB or made to size.
+Chunks are whole pages, so that remapping can make a view private before a fork."""
 
 
 def spin_us() -> int:
-    """SPIN_US, or what MPSHM_SPIN_US says."""
+    """How long a receiver spins: MPSHM_SPIN_US if set, else SPIN_US.  Raises ValueError."""
     text = os.environ.get("MPSHM_SPIN_US")
     if text is None:
         return SPIN_US
@@ -69,12 +69,12 @@ def spin_us() -> int:
 
 
 def by_value() -> bool:
-    """Whether what pickle cannot find by name may be sent by value: MPSHM_CLOUDPICKLE=on|off."""
+    """Whether to send by value what pickle cannot find by name: MPSHM_CLOUDPICKLE=on|off."""
     return _choice("MPSHM_CLOUDPICKLE", "on", ("on", "off")) == "on"
 
 
 class Mode(enum.Enum):
-    """What the environment variable MPSHM says."""
+    """The values of the environment variable MPSHM."""
 
     AUTO = "auto"
     OFF = "off"
@@ -82,7 +82,7 @@ class Mode(enum.Enum):
 
 
 def mode() -> Mode:
-    """The mode in force, read anew: tests and programs may set it while they run."""
+    """The mode in force.  Read at each call: tests and programs may set it while they run."""
     return Mode(_choice("MPSHM", "auto", [mode.value for mode in Mode]))
 
 

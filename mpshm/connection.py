@@ -21,7 +21,7 @@ __all__ = [
 
 
 def _queue_end_class() -> type[Connection]:
-    from ._queue.queue_end import QueueEnd  # which most programs never need
+    from ._queue.queue_end import QueueEnd  # most programs never need it
 
     return QueueEnd
 
@@ -30,5 +30,5 @@ Connection.queue_end_class = staticmethod(_queue_end_class)  # type: ignore[meth
 
 
 def __getattr__(name: str) -> Any:
-    """Whatever else the stock module has: families, XmlListener, BUFSIZE."""
+    """The other names of the stock module: families, XmlListener, BUFSIZE."""
     return getattr(stock, name)

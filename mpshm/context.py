@@ -1,4 +1,4 @@
-"""Contexts: the stock ones, with doors that open on our transport.
+"""Contexts: stock's contexts, which make pipes, queues and pools over our transport.
 
 Start methods are the stock module's state and stay there: `multiprocessing.set_start_method` and
 `mpshm.set_start_method` are one switch.
@@ -29,17 +29,17 @@ _stock_default: stock.DefaultContext = stock._default_context
 
 
 def release_before_os_exit(process: BaseProcess) -> None:
-    """Give back this process's leases, if nobody will look at a view any more.
+    """Free this process's leases, if no code will use a view any more.
 
-    After fork os._exit() comes next, which runs no destructor.  A spawned process goes on, to its
-    atexit functions for one; the core's destructor has its turn after those.
+    After a fork, os._exit() comes next and runs no destructor.  A spawned process goes on to run
+    code, such as its atexit functions; the core's own destructor frees its leases after those.
     """
     if getattr(process, "_start_method", None) != "spawn":
         arena.release_all()
 
 
 class _OurProcess(BaseProcess):
-    """What our processes do beyond stock's: give back their leases when they end."""
+    """A process that frees its leases when it ends."""
 
     def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
         try:
@@ -48,8 +48,8 @@ class _OurProcess(BaseProcess):
             release_before_os_exit(self)
 
 
-class _ByValue:
-    """A process on its way to a fresh interpreter that could not find its target by name."""
+class _ProcessByValue:
+    """A process that pickle could not send by name to a fresh interpreter: pickles it by value."""
 
     def __init__(self, process: BaseProcess) -> None:
         self._process = process
@@ -60,54 +60,61 @@ class _ByValue:
 
 
 def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
-    """Start a process in a fresh interpreter; one that pickle refuses, in a second try by value.
+    """Start a process in a fresh interpreter; in a second try by value if pickle refuses its names.
 
-    popen: stock's, for spawn or forkserver.
+    popen: stock's function for spawn or forkserver.
     """
     if not config.by_value():
         return popen(process)
     payload.expect_fresh_interpreters()
     if not payload.main_is_importable():
         main = sys.modules.get("__main__")
-        # "<stdin>" would be looked for.
+        # Hide "<stdin>" from stock, which would make the child look for a file of that name.
         file = None if main is None else main.__dict__.pop("__file__", None)
         try:
-            return popen(_ByValue(process))
+            return popen(_ProcessByValue(process))
         finally:
             if main is not None and file is not None:
                 main.__file__ = file
     try:
         return popen(process)
     except (pickle.PicklingError, AttributeError) as error:
-        if not payload.is_refusal(error):
+        if not payload.is_name_failure(error):
             raise
         try:
-            return popen(_ByValue(process))
+            return popen(_ProcessByValue(process))
         except Exception as second:
             if isinstance(second, OSError):
                 raise
-            raise error from None  # stock's own words
+            raise error from None  # stock's own message
 
 
-class _Doors(stock.BaseContext):
+class _Freezing:
+    """Whether freeze_support has called what stands in stock's place."""
+
+    now = False
+
+
+class _TransportContext(stock.BaseContext):
     """A context whose Pipe, queues and Pool are ours."""
 
-    # On Windows the stock module's doors stay: its pipes are of another kind.
+    # Windows keeps the stock module's, because its pipes are of another kind.
     if sys.platform != "win32" or TYPE_CHECKING:
 
         def Pipe(  # noqa: N802
             self, duplex: bool = True
         ) -> tuple[connection.Connection, connection.Connection]:
-            """A new channel's two ends; with duplex=False the first only receives."""
+            """Make a channel and return its ends.  With duplex=False the first only receives."""
             return connection.Pipe(duplex)
 
         def Queue(  # noqa: N802
             self, maxsize: int = 0, *, maxbytes: int | None = None, strict: bool = False
         ) -> Queue:
-            """A queue for many producers and many consumers.
+            """Return a queue for many producers and many consumers.
 
-            maxsize, maxbytes: of messages, and of their bytes, that it holds at most.
-            strict: raise from `put` what cannot be pickled, instead of reporting it as stock does.
+            maxsize: messages it holds at most; 0: any number.  maxbytes: bytes of shared memory
+            that its messages take at most; None: any number.
+            strict: `put` raises what pickle raises, instead of reporting it as stock does.
             """
             from .queues import Queue
 
@@ -116,19 +123,19 @@ class _Doors(stock.BaseContext):
         def JoinableQueue(  # noqa: N802
             self, maxsize: int = 0, *, maxbytes: int | None = None, strict: bool = False
         ) -> JoinableQueue:
-            """A Queue with task_done() and join()."""
+            """Return a Queue with task_done() and join().  Its arguments are those of Queue."""
             from .queues import JoinableQueue
 
             return JoinableQueue(maxsize, ctx=self.get_context(), maxbytes=maxbytes, strict=strict)
 
         def SimpleQueue(self) -> SimpleQueue:  # noqa: N802
-            """A queue that is little more than a pipe for many."""
+            """Return a queue that is little more than a pipe for many processes."""
             from .queues import SimpleQueue
 
             return SimpleQueue(ctx=self.get_context())
 
         def Manager(self) -> SyncManager:  # noqa: N802
-            """A running manager: a server process and proxies of what it holds."""
+            """Return a running manager: a server process whose objects are used through proxies."""
             from .managers import SyncManager
 
             manager = SyncManager(ctx=self.get_context())
@@ -142,7 +149,7 @@ class _Doors(stock.BaseContext):
             initargs: Iterable[Any] = (),
             maxtasksperchild: int | None = None,
         ) -> Pool:
-            """A pool of worker processes."""
+            """Return a pool of worker processes."""
             from .pool import Pool
 
             return Pool(
@@ -150,20 +157,25 @@ class _Doors(stock.BaseContext):
             )
 
     def freeze_support(self) -> None:
-        """Run the child of a frozen program, if this is one; else return.
+        """Run the child of a frozen program, if this process is one; else return.
 
         Tools that freeze programs replace `multiprocessing.freeze_support` at start-up, before or
-        after mpshm is imported: what stands there now runs.  Without it a frozen child would run
-        the whole program again, and start children of its own.
+        after mpshm is imported.  So this calls the function that stands there now.  Without it a
+        frozen child would run the whole program again, and start children of its own.
         """
         theirs = multiprocessing.freeze_support
-        if getattr(theirs, "__self__", None) is _stock_default:
+        # What stands there may be ours, or call ours.
+        if _Freezing.now or getattr(theirs, "__self__", None) is _stock_default:
             super().freeze_support()
-        else:
+            return
+        _Freezing.now = True
+        try:
             theirs()
+        finally:
+            _Freezing.now = False
 
     def get_context(self, method: str | None = None) -> Any:
-        """Our context for a start method; this one for None."""
+        """Return our context for a start method; this one for None."""
         if method is None:
             return self
         context = _concrete_contexts.get(method)
@@ -173,18 +185,18 @@ class _Doors(stock.BaseContext):
         return context
 
 
-_spawn = stock.SpawnProcess._Popen
+_stock_spawn_popen = stock.SpawnProcess._Popen
 
 
 class SpawnProcess(_OurProcess, stock.SpawnProcess):
-    """A stock SpawnProcess that gives its leases back."""
+    """A stock SpawnProcess that frees its leases when it ends."""
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
-        return launch(_spawn, process_obj)
+        return launch(_stock_spawn_popen, process_obj)
 
 
-class SpawnContext(_Doors, stock.SpawnContext):
+class SpawnContext(_TransportContext, stock.SpawnContext):
     """The stock spawn context over our transport."""
 
     Process = SpawnProcess
@@ -195,23 +207,23 @@ _concrete_contexts: dict[str, stock.BaseContext] = {"spawn": SpawnContext()}
 if sys.platform != "win32":
 
     class ForkProcess(_OurProcess, stock.ForkProcess):
-        """A stock ForkProcess that gives its leases back."""
+        """A stock ForkProcess that frees its leases when it ends."""
 
-    class ForkContext(_Doors, stock.ForkContext):
+    class ForkContext(_TransportContext, stock.ForkContext):
         """The stock fork context over our transport."""
 
         Process = ForkProcess
 
-    _forkserve = stock.ForkServerProcess._Popen
+    _stock_forkserver_popen = stock.ForkServerProcess._Popen
 
     class ForkServerProcess(_OurProcess, stock.ForkServerProcess):
-        """A stock ForkServerProcess that gives its leases back."""
+        """A stock ForkServerProcess that frees its leases when it ends."""
 
         @staticmethod
         def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
-            return launch(_forkserve, process_obj)
+            return launch(_stock_forkserver_popen, process_obj)
 
-    class ForkServerContext(_Doors, stock.ForkServerContext):
+    class ForkServerContext(_TransportContext, stock.ForkServerContext):
         """The stock forkserver context over our transport."""
 
         Process = ForkServerProcess
@@ -220,19 +232,19 @@ if sys.platform != "win32":
 
 
 class Process(_OurProcess, stock.Process):
-    """A process of the start method in force."""
+    """A process started by the start method in force."""
 
 
-class DefaultContext(_Doors, stock.DefaultContext):
-    """The context behind the module's own names: whichever start method is in force."""
+class DefaultContext(_TransportContext, stock.DefaultContext):
+    """The context behind the module's own functions.  It follows the start method in force."""
 
     Process = Process
 
     def __init__(self) -> None:
-        """Keeps no state of its own: the stock default context has it."""
+        """Keep no state here: the stock default context has it."""
 
     def __getattr__(self, name: str) -> Any:
-        # _default_context and _actual_context, for those who look there.
+        # Some programs read _default_context and _actual_context.
         return getattr(_stock_default, name)
 
     def get_context(self, method: str | None = None) -> Any:
@@ -249,5 +261,5 @@ default_context = DefaultContext()
 
 
 def __getattr__(name: str) -> Any:
-    """Whatever else the stock module has: BaseContext, the errors, assert_spawning."""
+    """The other names of the stock module: BaseContext, the errors, assert_spawning."""
     return getattr(stock, name)

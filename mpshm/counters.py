@@ -1,4 +1,4 @@
-"""Counters of the roads taken.  Knows no channel."""
+"""Counters of messages and bytes by road.  This module does not know channels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from ._stats import Gauges, Stats
 
 
-def be_ready_to_show() -> None:
-    """Before a channel is made: when descriptors run out, nothing more can be imported."""
+def import_stats() -> None:
+    """Import _stats before a channel is made: without free descriptors Python cannot import."""
     from . import _stats  # noqa: F401
 
 
@@ -26,7 +26,7 @@ class Reason(str, enum.Enum):
 
 
 class Counters:
-    """Plain ints, for they are on the hot path; fields as in `Stats`."""
+    """Counts of one end, or sums.  Plain ints, for speed; the fields are those of `Stats`."""
 
     def __init__(self) -> None:
         self.clear()
@@ -38,7 +38,7 @@ class Counters:
         self.plain_reasons: dict[Reason, int] = {}
 
     def add(self, other: Counters) -> None:
-        # One by one: an end's last moment is part of what a short-lived connection costs.
+        # One by one, not in a loop: a short-lived connection pays for this when it ends.
         self.shm_messages += other.shm_messages
         self.shm_bytes += other.shm_bytes
         self.small_messages += other.small_messages
@@ -54,7 +54,7 @@ class Counters:
         self.plain_reasons[reason] = self.plain_reasons.get(reason, 0) + 1
         self.plain_bytes += size_bytes
 
-    def show(self, gauges: Gauges) -> Stats:
+    def to_stats(self, gauges: Gauges) -> Stats:
         from ._stats import Stats
 
         reasons = {reason.value: n for reason, n in self.plain_reasons.items()}
@@ -78,7 +78,7 @@ _retired = Counters()
 
 
 class EndCounters(Counters):
-    """What one end of a channel counted; its sums outlive it in the process's total."""
+    """What one end of a channel counted.  When the end dies, the process's total keeps the sums."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,21 +92,21 @@ class EndCounters(Counters):
 _live: weakref.WeakValueDictionary[int, EndCounters] = weakref.WeakValueDictionary()
 
 
-def _all() -> list[Counters]:
+def _all_counters() -> list[Counters]:
     # valuerefs() is one atomic copy: other threads may open and close ends meanwhile.
     live = (ref() for ref in _live.valuerefs())
     return [_retired, *(counters for counters in live if counters is not None)]
 
 
 def process_total() -> Counters:
-    """The sum over every end this process has or had."""
+    """The sum over every end that this process has or had."""
     total = Counters()
-    for counters in _all():
+    for counters in _all_counters():
         total.add(counters)
     return total
 
 
 def forget_inherited() -> None:
-    """In the child of a fork: what the parent counted is not ours."""
-    for counters in _all():
+    """In a forked child: clear the counts, which are the parent's."""
+    for counters in _all_counters():
         counters.clear()

@@ -1,4 +1,4 @@
-"""The errors that are mpshm's own; everything else is raised as the stock module raises it."""
+"""The errors that are mpshm's own.  All other errors are those of the stock module."""
 
 from multiprocessing import BufferTooShort
 
@@ -6,16 +6,16 @@ __all__ = ["BufferTooShort", "BufferTooSmall", "PlainRoadError", "ProtocolError"
 
 
 class BufferTooSmall(ValueError):
-    """A buffer could not be increased to the minimum asked for; it is as it was before."""
+    """A buffer could not grow by the minimum asked for.  It is as it was before."""
 
 
 class ProtocolError(OSError):
-    """A frame or descriptor was forged, stale, out of range or torn; it says which field."""
+    """A frame or descriptor is forged, stale, out of range or torn.  The text says which field."""
 
 
 class PlainRoadError(RuntimeError):
-    """MPSHM=require is set and a message would have taken the plain road."""
+    """MPSHM=require is set, and a message would have taken the plain road."""
 
 
 class TooLong(Exception):
-    """Internal: a message is longer than its receiver allows; of a plain one the body is unread."""
+    """Internal: a message is longer than its receiver allows.  A plain one's body is unread."""

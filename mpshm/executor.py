@@ -1,7 +1,7 @@
-"""ProcessPoolExecutor: the stock one with both its queues over shared memory.
+"""ProcessPoolExecutor: stock's executor with both its queues over shared memory.
 
-With only `mp_context=mpshm.get_context(...)` a stock executor's results go through shared memory
-and its tasks do not: the queue of tasks is a class of its own, made from stock's Queue at import.
+If a stock executor is given `mp_context=mpshm.get_context(...)`, its results go through shared
+memory and its tasks do not: its queue of tasks has a class derived from stock's Queue at import.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ BrokenProcessPool = stock.BrokenProcessPool
 
 
 class CallQueue(queues.Queue, stock._SafeQueue):
-    """Stock's queue of tasks, over our ends."""
+    """A stock executor's queue of tasks, over our ends."""
 
 
 class ProcessPoolExecutor(stock.ProcessPoolExecutor):
     """A stock ProcessPoolExecutor whose tasks and results go through shared memory.
 
-    mp_context: one of ours (default: that of the start method in force, or spawn with
-    max_tasks_per_child, as in stock).  Everything else as in concurrent.futures.
+    mp_context: one of our contexts.  Default: the one of the start method in force, or spawn with
+    max_tasks_per_child, as in stock.  All other arguments are those of concurrent.futures.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class ProcessPoolExecutor(stock.ProcessPoolExecutor):
             fresh = kwargs.get("max_tasks_per_child") is not None
             mp_context = default_context.get_context("spawn" if fresh else None)
         super().__init__(max_workers, mp_context, initializer, initargs, **kwargs)
-        # No worker has been started yet: nobody has seen the queue that stock has made.
+        # No worker has been started, so no process has seen the queue that stock made.
         tasks: Any = self._call_queue  # type: ignore[attr-defined]
         tasks.__class__ = CallQueue
-        # That a pipe which nobody reads any more is no error there, stock says when it has made it.
+        # Stock sets _ignore_epipe after making the queue: a pipe without readers is no error there.
         ignore_epipe = tasks._ignore_epipe
         queues.Queue.__init__(tasks, tasks._maxsize, ctx=mp_context)
         tasks._ignore_epipe = ignore_epipe

@@ -1,6 +1,6 @@
 """Managers over our Listener and Client: large values go by descriptor to local processes.
 
-A stock manager and ours understand each other, in either role, on the plain road.
+A stock manager and ours understand each other on the plain road, whichever is the server.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ __all__ += [name for name in stock.__all__ if name not in __all__]
 
 
 class _Serializer(str):
-    """The name under which stock's managers and proxies look our Listener and Client up.
+    """The name by which stock's managers and proxies look up our Listener and Client.
 
-    Unpickling it imports this module, which is what makes the name known.
+    Unpickling it imports this module, which registers the name.
     """
 
     __slots__ = ()
 
     def __reduce__(self) -> Any:
-        return _serializer, ()
+        return _rebuild_serializer, ()
 
 
 SERIALIZER = _Serializer("mpshm")
@@ -33,14 +33,14 @@ stock.listener_client[SERIALIZER] = (  # type: ignore[attr-defined]
 )
 
 
-def _serializer() -> _Serializer:
+def _rebuild_serializer() -> _Serializer:
     return SERIALIZER
 
 
 class BaseManager(stock.BaseManager):
     """A stock BaseManager that shares memory with its local clients.
 
-    serializer: "pickle" gives stock's connections, "xmlrpclib" text.
+    serializer: "pickle" for stock's connections, "xmlrpclib" for text.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class BaseManager(stock.BaseManager):
         ctx: Any = None,
         **kwargs: Any,
     ) -> None:
-        from .context import default_context  # which makes managers in its turn
+        from .context import default_context  # imported here, because it imports managers itself
 
         ctx = ctx or default_context.get_context()
         super().__init__(address, authkey, serializer, ctx, **kwargs)
@@ -66,5 +66,5 @@ class SharedMemoryManager(BaseManager, stock.SharedMemoryManager):
 
 
 def __getattr__(name: str) -> Any:
-    """Whatever else the stock module has: proxies, Token, Namespace."""
+    """The other names of the stock module: proxies, Token, Namespace."""
     return getattr(stock, name)

@@ -1,8 +1,8 @@
 """Pool: the stock pool over our queues, which it gets from its context.
 
-To end a pool, stock takes the lock on its queue of tasks and lets the workers wait for it.  Our
-queues have no such lock, so that workers go on until they are killed: what ends a pool is made for
-that here.
+To end a pool, stock takes the lock of its queue of tasks, so that the workers wait for the lock.
+Our queues have no such lock, and the workers go on until they are killed.  So this module replaces
+two of the functions that end a pool.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _help_stuff_finish: Any = stock.Pool._help_stuff_finish  # type: ignore[attr-def
 
 
 def help_stuff_finish(inqueue: Any, task_handler: Any, size: int) -> None:
-    """Pool._help_stuff_finish: empty the queue of tasks until nobody puts any more."""
+    """In place of Pool._help_stuff_finish: empty the queue of tasks until no thread puts more."""
     source = getattr(inqueue, "_source", None)
     if source is None:
         _help_stuff_finish(inqueue, task_handler, size)
@@ -43,25 +43,26 @@ def help_stuff_finish(inqueue: Any, task_handler: Any, size: int) -> None:
 
 
 _terminate_pool: Any = vars(stock.Pool)["_terminate_pool"].__func__
-_OUTQUEUE, _RESULT_HANDLER = 2, 7  # among its arguments
+_OUTQUEUE, _RESULT_HANDLER = 2, 7  # positions among its arguments
 
 
 def terminate_pool(cls: Any, *args: Any) -> None:
-    """Pool._terminate_pool, which does not wait for room in a queue of results that nobody reads.
+    """In place of Pool._terminate_pool: do not wait for room in a queue of results without reader.
 
-    Stock's puts the sentinel for the thread that reads results after it has told it to stop: it
-    may read a few, as many as still come there, and be gone while the workers fill the pipe.
+    Stock tells the thread that reads results to stop, and puts a sentinel for it afterwards.  The
+    thread reads the few results that still come and may end while the workers fill the pipe; the
+    put of the sentinel would then wait for ever.
     """
     outqueue, result_handler = args[_OUTQUEUE], args[_RESULT_HANDLER]
     end = getattr(outqueue, "_end", None)
     if end is not None:
-        ours = _Sentinel(end, result_handler)
+        ours = _SentinelQueue(end, result_handler)
         args = (*args[:_OUTQUEUE], ours, *args[_OUTQUEUE + 1 :])
     _terminate_pool(cls, *args)
 
 
-class _Sentinel:
-    """A queue to put something in for one thread, as long as that lives."""
+class _SentinelQueue:
+    """A queue that puts an object only while one thread, the reader of results, is alive."""
 
     def __init__(self, end: QueueEnd, thread: threading.Thread) -> None:
         self._end = end
@@ -77,7 +78,7 @@ class _Sentinel:
 
 
 class Pool(stock.Pool):
-    """A stock Pool whose tasks and results go through shared memory where they are large."""
+    """A stock Pool whose tasks and results go through shared memory if they are large."""
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class Pool(stock.Pool):
         context: Any = None,
     ) -> None:
         if context is None:
-            from .context import default_context  # context is above: it makes pools
+            from .context import default_context  # imported here, because it imports pool itself
 
             context = default_context.get_context()
         super().__init__(processes, initializer, initargs, maxtasksperchild, context)
@@ -98,5 +99,5 @@ class Pool(stock.Pool):
 
 
 def __getattr__(name: str) -> Any:
-    """Whatever else the stock module has: MaybeEncodingError, RemoteTraceback, RUN."""
+    """The other names of the stock module: MaybeEncodingError, RemoteTraceback, RUN."""
     return getattr(stock, name)

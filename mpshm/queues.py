@@ -1,7 +1,7 @@
 """Queue, JoinableQueue, SimpleQueue: many to many, with no lock between processes.
 
-How objects are put in them is in _queue/putting.py, how they are got in _queue/getting.py.  Where
-there is no shared memory, or no futex, they are stock's queues with our ends in them.
+_queue/putting.py puts objects in them, _queue/getting.py gets them.  Without shared memory, or
+without futex, they are stock's queues with our ends.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 from ._channel import pipe_end
 from ._memory import places
 from ._queue import queue_end, stock_locks
-from ._queue.bounds import NO_LOCK, Places
+from ._queue.bounds import NO_LOCK, PlaceSemaphore
 from ._queue.feeder import Feeder, FeederState
-from ._queue.getting import Getting
-from ._queue.putting_many import PuttingMany
-from ._queue.queue_end import LOOK_MS
-from ._queue.simple_putting import SimplePutting
+from ._queue.getting import QueueGetter
+from ._queue.putting_many import BatchPutter
+from ._queue.queue_end import SLEEP_MAX_MS
+from ._queue.simple_putting import SimpleQueuePutter
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
-if TYPE_CHECKING:  # generic in its stub alone
+if TYPE_CHECKING:  # only its stub is generic
     _StockQueue = stock.Queue[Any]
     _StockJoinableQueue = stock.JoinableQueue[Any]
     _StockSimpleQueue = stock.SimpleQueue[Any]
@@ -36,15 +37,15 @@ else:
     _StockSimpleQueue = stock.SimpleQueue
 
 
-class Queue(PuttingMany, Getting, _StockQueue):
+class Queue(BatchPutter, QueueGetter, _StockQueue):
     """A queue for many producers and many consumers.
 
-    maxsize: messages it holds at most; maxbytes: bytes of shared memory that its messages take at
-    most (a single larger one passes alone).  None or 0 is any number.
-    strict: raise from `put` what cannot be pickled, instead of reporting it as stock does.
+    maxsize: messages it holds at most.  maxbytes: bytes of shared memory that its messages take at
+    most; a single larger message passes alone.  None or 0 is any number.
+    strict: `put` raises what pickle raises, instead of reporting it as stock does.
     """
 
-    if TYPE_CHECKING:  # what stock's class has and its stub does not name
+    if TYPE_CHECKING:  # stock's class has these and its stub does not name them
         _close: Any
         _joincancelled: bool
         _jointhread: Any
@@ -66,11 +67,13 @@ class Queue(PuttingMany, Getting, _StockQueue):
     def __init__(
         self, maxsize: int = 0, *, ctx: Any, maxbytes: int | None = None, strict: bool = False
     ) -> None:
-        ends = queue_end.pipe(max(0, maxsize), maxbytes or 0, self._joinable)
+        ends = queue_end.make_ends(max(0, maxsize), maxbytes or 0, self._joinable)
         if ends is None:
             if maxbytes:
-                raise OSError(errno.ENOSYS, "maxbytes needs shared memory, and there is none")
-            # Not super(): with further bases that may be a class that wants other arguments.
+                raise OSError(
+                    errno.ENOSYS, "maxbytes needs shared memory, and there is none; leave it out"
+                )
+            # Not super(): a further base class may want other arguments.
             self._stock_class.__init__(self, maxsize, ctx=ctx)
             self._reader, self._writer = pipe_end.adopt(self._reader, self._writer)
             self._strict = strict
@@ -79,7 +82,7 @@ class Queue(PuttingMany, Getting, _StockQueue):
         self._reader, self._writer = ends
         self._maxsize = maxsize if maxsize > 0 else _semaphore_limit()
         self._rlock = self._wlock = NO_LOCK
-        self._sem = Places(ends[1], strict)
+        self._sem = PlaceSemaphore(ends[1], strict)
         self._opid = os.getpid()
         self._ignore_epipe = False
         self._reset()
@@ -94,8 +97,8 @@ class Queue(PuttingMany, Getting, _StockQueue):
 
     def _reset(self, after_fork: bool = False) -> None:
         super()._reset(after_fork)  # type: ignore[misc]
-        self._adopt()
-        self._feeding = FeederState(self._end)
+        self._bind_ends()
+        self._feeder_state = FeederState(self._end)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -109,21 +112,22 @@ class Queue(PuttingMany, Getting, _StockQueue):
             return super().full()
         if self._writer.closed:
             return False
-        # Bounded by bytes, it has no feeder: then the ring is a bound as well.
+        # A queue bounded by bytes has no feeder, so its ring is a bound as well.
         ring_is_full = self._arena.bytes_limit and not self._writer.has_room(0)
         return bool(ring_is_full) or places.queue_full(self._arena)
 
     def close(self) -> None:
         super().close()
-        self._feeding.close()
+        self._feeder_state.close()
         self._idle = None
         if self._end is not None and self._thread is None and self._end.has_sent:
-            # What stock's feeder does when it is told to end, which it starts with the first put.
+            # Stock's feeder, which starts with the first put, closes the ends when it is told to
+            # end.  This queue has put without a feeder, so it closes them here.
             self._reader.close()
             self._writer.close()
 
     def _start_thread(self) -> None:
-        # As in stock, which names its own _feed here and so cannot be asked to run ours.
+        # A copy of stock's, which names its own _feed here and so cannot be asked to run ours.
         debug("Queue._start_thread()")
         self._buffer.clear()
         closers = (self._reader.close, self._writer.close)
@@ -132,27 +136,49 @@ class Queue(PuttingMany, Getting, _StockQueue):
         args: Any = (self._buffer, self._notempty, self._send_bytes, self._wlock)
         args += (*closers, *rest, self._sem)
         if self._end is not None:
-            ours = (self._end, self._feeding, *closers, *rest)
+            ours = (self._end, self._feeder_state, *closers, *rest)
             target, args = Feeder(self._buffer, self._notempty, *ours).run, ()
+        called_off: list[bool] = []
         self._thread = threading.Thread(
-            target=target,
-            args=args,
+            target=_unless,
+            args=(called_off, self._notempty, target, args),
             name="QueueFeederThread",
             daemon=True,
         )
         try:
             self._thread.start()
-        except BaseException:
-            # Python 3.12 and later refuse to start threads while they finalize (gh-109047).
-            self._thread = None
-            raise
-        if not self._joincancelled:
-            self._jointhread = Finalize(
-                self._thread, self._finalize_join, [weakref.ref(self._thread)], exitpriority=-5
+            if not self._joincancelled:
+                self._jointhread = Finalize(
+                    self._thread, self._finalize_join, [weakref.ref(self._thread)], exitpriority=-5
+                )
+            self._close = Finalize(
+                self, self._finalize_close, [self._buffer, self._notempty], exitpriority=10
             )
-        self._close = Finalize(
-            self, self._finalize_close, [self._buffer, self._notempty], exitpriority=10
-        )
+        except BaseException:
+            # Python 3.12 and later refuse to start threads while they finalize (gh-109047).  After
+            # a KeyboardInterrupt it may run all the same, and the next put starts another.
+            called_off.append(True)
+            self._forget_thread()
+            raise
+
+    def _forget_thread(self) -> None:
+        for finalizer in (self._jointhread, self._close):
+            if finalizer is not None:
+                finalizer.cancel()
+        self._thread = self._jointhread = self._close = None
+
+
+def _unless(
+    called_off: list[bool],
+    notempty: threading.Condition,
+    work: Callable[..., None],
+    args: tuple[Any, ...],
+) -> None:
+    """A feeder thread's work, if it is not called off by whoever starts it, holding `notempty`."""
+    with notempty:
+        if called_off:
+            return
+    work(*args)
 
 
 def _semaphore_limit() -> int:
@@ -169,23 +195,23 @@ class JoinableQueue(Queue, _StockJoinableQueue):
     _cond = _unfinished_tasks = NO_LOCK
 
     def task_done(self) -> None:
-        """One object that was taken off the queue is done with."""
+        """Mark one object that was taken off the queue as done."""
         if self._arena is None:
             super().task_done()
         else:
             places.task_done(self._arena)
 
     def join(self) -> None:
-        """Wait until every object that was put is done with."""
+        """Wait until every object that was put is done."""
         if self._arena is None:
             super().join()
             return
-        while not places.wait_done(self._arena, LOOK_MS):
-            # What a killed producer had in hand will not come.
+        while not places.wait_done(self._arena, SLEEP_MAX_MS):
+            # A killed producer's unfinished message will not come: stop waiting for it.
             places.reap(self._arena)
 
 
-class SimpleQueue(SimplePutting, Getting, _StockSimpleQueue):
+class SimpleQueue(SimpleQueuePutter, QueueGetter, _StockSimpleQueue):
     """A queue without a feeder: put waits while it is full."""
 
     if TYPE_CHECKING:
@@ -193,7 +219,7 @@ class SimpleQueue(SimplePutting, Getting, _StockSimpleQueue):
         _wlock: Any
 
     def __init__(self, *, ctx: Any) -> None:
-        ends = queue_end.pipe(0, 0, False)
+        ends = queue_end.make_ends(0, 0, False)
         if ends is None:
             stock.SimpleQueue.__init__(self, ctx=ctx)
             self._reader, self._writer = pipe_end.adopt(self._reader, self._writer)
@@ -201,19 +227,21 @@ class SimpleQueue(SimplePutting, Getting, _StockSimpleQueue):
             self._reader, self._writer = ends
             self._rlock = self._wlock = NO_LOCK
         self._poll = self._reader.poll
-        self._adopt()
+        self._bind_ends()
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
-        self._adopt()
+        self._bind_ends()
 
     def _get_by_lock(self, block: bool, timeout: float | None) -> Any:
         return stock_locks.simple_get(self, block, timeout)
 
     def qsize(self) -> int:
-        """Messages in the queue.  Nobody counts them where there is no shared memory."""
+        """Messages in the queue.  Raises NotImplementedError without shared memory."""
         if self._arena is None:
-            raise NotImplementedError("a SimpleQueue has no size without shared memory")
+            raise NotImplementedError(
+                "a SimpleQueue has no size without shared memory; a Queue has one"
+            )
         return super().qsize()
 
     def _put_by_lock(self, obj: Any) -> None:
@@ -224,5 +252,5 @@ class SimpleQueue(SimplePutting, Getting, _StockSimpleQueue):
 
 
 def __getattr__(name: str) -> Any:
-    """Whatever else the stock module has: Empty, Full."""
+    """The other names of the stock module: Empty, Full."""
     return getattr(stock, name)

@@ -296,8 +296,8 @@ def test_recv_fails_when_no_process_holds_the_arena() -> None:
             os.write(right, FORGED)
     os.close(right)
     # A closed descriptor, processes that are gone and one that is not to be looked into.
-    assert search.find(left, search.everybody()) is None
-    assert search.find(0, [1 << 22, 1]) is None
+    assert search.find_arena(left, search.all_pids()) is None
+    assert search.find_arena(0, [1 << 22, 1]) is None
 
 
 @pytest.mark.shared_memory("there is no memory to be found")

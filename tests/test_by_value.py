@@ -172,3 +172,25 @@ def test_functions_typed_into_an_interpreter_run_in_children(how: str) -> None:
     }[how]
     done = run_python(*args, input=text, env={"MPSHM": "auto" if SHARED else "off"})
     assert 3 * ["True 8", "6", "10"] == done.stdout.splitlines(), done.stderr
+
+
+class Holder:
+    """Hands the protocol that it is asked with on to its array."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.array.__reduce_ex__(protocol)
+
+
+def test_lambda_and_an_object_that_reduces_by_protocol_arrive_together(pipe: Any) -> None:
+    """Behind it the lambda was refused; before it the array arrived read-only."""
+    a, b = pipe
+    array = np.arange(10)
+    array.flags.writeable = False
+    for sent in ([Holder(array), make_adder(1)], [make_adder(1), Holder(array)]):
+        a.send(sent)
+        (got,) = [one for one in b.recv() if isinstance(one, np.ndarray)]
+        assert got.flags.writeable
+        assert np.array_equal(array, got)

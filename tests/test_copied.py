@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
-LEAST, MOST = plain_frame.PLAIN_MAX + 1, config.INLINE_MAX
+LEAST, MOST = plain_frame.PLAIN_MAX_BYTES + 1, config.INLINE_MAX_BYTES
 SIZE = 10_000  # an ordinary one
 FRAME = 32  # bytes of its frame
 MARK = config.COPY_MARK_BYTES

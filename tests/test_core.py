@@ -516,7 +516,7 @@ def test_reader_raises_at_the_end_of_the_stream(channel: Channel) -> None:
 
 
 def test_reader_refuses_an_overlong_descriptor_frame(channel: Channel) -> None:
-    os.write(channel.writer, (0x80000000 | plain_frame.FRAME_MAX).to_bytes(4, "big"))
+    os.write(channel.writer, (0x80000000 | plain_frame.FRAME_MAX_BYTES).to_bytes(4, "big"))
     with pytest.raises(ProtocolError, match="longer than a frame may be"):
         Reader().read(channel.reader)
 
@@ -530,7 +530,7 @@ def test_reader_reads_a_plain_message_and_no_further(channel: Channel, size: int
         assert os.read(channel.reader, 100) == b"next"
 
 
-@pytest.mark.parametrize("size", [11, plain_frame.FRAME_MAX, 0x7FFFFFFF, 0x80000000, 1 << 60])
+@pytest.mark.parametrize("size", [11, plain_frame.FRAME_MAX_BYTES, 0x7FFFFFFF, 0x80000000, 1 << 60])
 def test_reader_refuses_what_is_longer_than_allowed(channel: Channel, size: int) -> None:
     os.write(channel.writer, plain_frame.plain_header(size) + b"b" * min(size, 100))
     with pytest.raises(TooLong):

@@ -25,7 +25,7 @@ from kit.road import SHARED, sending
 from kit.waiting import WAIT_S, wait_until
 from mpshm import queues
 
-INLINE = 32 << 10  # config.INLINE_MAX: no longer pickle goes the fast way
+INLINE = 32 << 10  # config.INLINE_MAX_BYTES: no longer pickle goes the fast way
 
 
 class Word(str):
@@ -254,8 +254,8 @@ def test_order_holds_over_mixed_paths(maxsize: int) -> None:
 
     assert [*range(450)] == [*put(450)]  # more than the ring has slots
     if SHARED:
-        assert q._feeding.now
-        assert q._feeding.direct is None
+        assert q._feeder_state.is_busy
+        assert q._feeder_state.direct is None
     get(range(450))
     for n in put(500):
         get(range(n, n + 1))
@@ -266,16 +266,16 @@ def test_order_holds_over_mixed_paths(maxsize: int) -> None:
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 def test_put_takes_the_fast_path_again_once_the_feeder_is_done() -> None:
     q = mpshm.Queue()
-    direct = q._feeding.direct
+    direct = q._feeder_state.direct
     assert direct is q._writer.direct is not None
     for n in range(RING_SLOTS + 10):
         q.put(n)
-    assert q._feeding.direct is None
+    assert q._feeder_state.direct is None
     assert [*range(RING_SLOTS + 10)] == [q.get() for _ in range(RING_SLOTS + 10)]
-    wait_until(lambda: not q._feeding.now)
-    assert q._feeding.direct is direct
+    wait_until(lambda: not q._feeder_state.is_busy)
+    assert q._feeder_state.direct is direct
     q.close()
-    assert q._feeding.direct is None
+    assert q._feeder_state.direct is None
     finish(q)
 
 
@@ -660,8 +660,8 @@ def test_child_uses_no_batch_of_its_parents(kind: str) -> None:
 
 
 def after_a_fork(q: Any, back: Any) -> None:
-    fast = q._idle is q._reader.idle and q._feeding.direct is q._writer.direct is not None
-    back.put(fast and not q._ahead and not q._feeding.now and not q._reader.idle)
+    fast = q._idle is q._reader.idle and q._feeder_state.direct is q._writer.direct is not None
+    back.put(fast and not q._leftovers and not q._feeder_state.is_busy and not q._reader.idle)
     back.put(q.get())
     q.put("from the child")
 
@@ -690,7 +690,7 @@ def test_children_of_a_parent_with_a_feeder_put_at_once() -> None:
     context = mpshm.get_context("fork")
     q, back = context.Queue(), context.SimpleQueue()
     q.put_many([*range(RING_SLOTS + 20)])
-    assert q._feeding.now
+    assert q._feeder_state.is_busy
     child = context.Process(target=after_a_fork, args=(q, back))
     child.start()
     assert back.get()
@@ -756,7 +756,7 @@ def test_concurrent_gets_and_failing_get_many_lose_and_repeat_nothing(kind: str)
     numbers = [one for mine in got for one in mine if one != "bang"]
     assert [*range(count)] == sorted(numbers)
     assert count // 10 == sum(mine.count("bang") for mine in got)
-    assert not q._ahead
+    assert not q._leftovers
     q.put("still there")
     assert "still there" == q.get()
     finish(q)
@@ -916,7 +916,7 @@ def test_interrupted_get_many_keeps_its_messages_before_those_of_the_ring(kind: 
         at = At(n)
         q.put_many([Boom(), 1, 2])
         at.run(q.get_many)
-        if q._ahead and q._idle is not None:
+        if q._leftovers and q._idle is not None:
             skipped.append(n)  # a get() would wait for another, or take it first
         drained(q)
         if not at.came:

@@ -155,7 +155,7 @@ def test_file_that_is_no_sealed_arena_is_not_used(make: Callable[[], int]) -> No
     fd = make()
     send_file(a, fd)
     os.close(fd)
-    end = handshake._greet(stock.Connection(b.detach()), "AF_UNIX")
+    end = handshake._adopt_for_greeting(stock.Connection(b.detach()), "AF_UNIX")
     with end:
         assert b"#WELCOME#" == end.recv_bytes()
         assert end._arena is None

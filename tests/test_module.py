@@ -238,6 +238,14 @@ def test_freeze_support_is_stocks_unless_a_freezer_replaced_it(
     assert [mpshm.freeze_support.__self__, context] == calls
 
 
+def test_freeze_support_may_itself_stand_in_stocks_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It called itself for ever."""
+    for theirs in (mpshm.freeze_support, lambda: mpshm.freeze_support()):
+        monkeypatch.setattr(multiprocessing, "freeze_support", theirs)
+        mpshm.freeze_support()
+        mpshm.get_context("spawn").freeze_support()
+
+
 TREE = Path(__file__).parent.parent
 CITATION = re.compile(r"`((?:mpshm|tests)/[\w./]+|_mpshm_start\.py)`(?: \(([^)]*)\))?")
 

@@ -47,7 +47,7 @@ from kit.threads import threads
 from mpshm import config
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
-LARGE = 40_000  # elements: past VIEW_MIN whatever the dtype
+LARGE = 40_000  # elements: past VIEW_MIN_BYTES whatever the dtype
 
 
 @pytest.fixture(params=[multiprocessing, mpshm], ids=["stock", "mpshm"])
@@ -106,6 +106,15 @@ def test_array_in_an_object_with_a_reduction_arrives_as_with_stock(hold: Any) ->
         for count in (100, LARGE):
             sent = hold(ARRAYS[name](count))
             assert described(by_stock(sent)) == described(through(mpshm, sent)), name
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e5m2", "float8_e4m3fn", "int4"])
+@pytest.mark.parametrize("count", [100, LARGE])
+def test_array_of_another_packages_dtype_arrives_as_with_stock(name: str, count: int) -> None:
+    """A float8_e5m2 is of numpy's kind of floats and exports no buffer: a ValueError it was."""
+    dtype = getattr(pytest.importorskip("ml_dtypes"), name)
+    for sent in (np.arange(count).astype(dtype), np.zeros((3, count), dtype).T):
+        assert described(by_stock(sent)) == described(through(mpshm, sent))
 
 
 SHAPES = [(), (0,), (0, 5), (5, 0), (3, 0, 2), (1,), (1, 1, 1)]
@@ -763,7 +772,7 @@ def test_arrow_arrives_as_with_stock_and_by_descriptor(kind: str, name: str) -> 
     assert sent.equals(got)
     for theirs, ours in zip(arrow_buffers(expected), arrow_buffers(got), strict=True):
         assert (theirs.is_mutable, theirs.size) == (ours.is_mutable, ours.size)
-        assert 0 == ours.address % 64 or ours.size < config.VIEW_MIN
+        assert 0 == ours.address % 64 or ours.size < config.VIEW_MIN_BYTES
 
 
 @pytest.mark.shared_memory("it counts the runs of a message")

@@ -173,7 +173,8 @@ def test_loaned_buffer_is_the_parents_alone(pipe: Ends) -> None:
         buf.release()
         return said
 
-    assert ["buffer belongs to the process this one was forked from"] * 3 == in_fork(child)
+    text = "buffer belongs to the process this one was forked from; call get_buf in this process"
+    assert [text] * 3 == in_fork(child)
     assert b"mine" == buf.view[:4]
     a.send_buf(buf)
     assert b"mine" == b.recv_bytes()[:4]

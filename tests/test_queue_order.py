@@ -38,9 +38,9 @@ def test_each_producers_order_holds_across_the_feeder_and_back(context: Any, thr
         thread.start()
     for thread in crew:
         thread.join()
-    assert q._feeding.now  # nobody read: the feeder has what the pipe has not
+    assert q._feeder_state.is_busy  # nobody read: the feeder has what the pipe has not
     consumer.start()
-    wait_until(lambda: not q._feeding.now)
+    wait_until(lambda: not q._feeder_state.is_busy)
     for i in range(threads):
         put_numbers(q, i, range(10_000, 10_100))
     assert "in order" == back.get(timeout=WAIT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -293,3 +294,32 @@ def test_queues_work_when_descriptors_0_to_2_were_closed(module: Any, tmp_path: 
     command = [sys.executable, "-c", WITHOUT_DESCRIPTORS, module.__name__, str(result)]
     subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], timeout=60, check=True)
     assert "True 0\nTrue 0\n" == result.read_text()
+
+
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
+def test_interrupt_while_the_feeder_starts_makes_no_second_one(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Two fed the queue, in no order, and one of them never ended."""
+    before = {*threading.enumerate()}
+    start = threading.Thread.start
+    hits: list[int] = []
+
+    def started_and_interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if not hits:
+            hits.append(n)
+            raise KeyboardInterrupt
+
+    q = getattr(mpshm, kind)()
+    monkeypatch.setattr(threading.Thread, "start", started_and_interrupted)
+    for n in range(2000):  # more than the ring holds
+        if n == 0 or not hits or n > hits[0]:
+            with contextlib.suppress(KeyboardInterrupt):
+                q.put(n)
+    feeders = {*threading.enumerate()} - before
+    assert 1 == len([one for one in feeders if one.name == "QueueFeederThread"])
+    assert [n for n in range(2000) if n != hits[0]] == [q.get(timeout=30) for _ in range(1999)]
+    q.close()
+    q.join_thread()
+    assert not {*threading.enumerate()} - before

@@ -45,7 +45,17 @@ DTYPES += ["G", "M8[us]", ">M8[D]", "m8[ns]", "m8", "S7", "U5", ">U3", "V9", "O"
 DTYPES += [RECORD, PADDED, NESTED, OFFSETS, np.dtype("i8", metadata={"unit": "m"})]
 
 PIECE = 64 << 10  # from which pickle hands a buffer to its file as it is
-THRESHOLDS = [0, 1, 1148, 4092, config.VIEW_MIN, config.INLINE_MAX, PIECE, 300_000, 1_500_000]
+THRESHOLDS = [
+    0,
+    1,
+    1148,
+    4092,
+    config.VIEW_MIN_BYTES,
+    config.INLINE_MAX_BYTES,
+    PIECE,
+    300_000,
+    1_500_000,
+]
 
 
 @st.composite

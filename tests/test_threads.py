@@ -30,7 +30,7 @@ def message(sender: int, number: int) -> Any:
     mark = (sender, number)
     return (
         (mark, "small"),
-        (mark, bytes([sender]) * (config.INLINE_MAX - 200)),  # copied out of its run
+        (mark, bytes([sender]) * (config.INLINE_MAX_BYTES - 200)),  # copied out of its run
         (mark, np.full(LARGE, 1000 * sender + number)),
         (mark, [np.full(5000 + i, 1000 * sender + number) for i in range(4)]),
         (mark, [f"{sender} {number}" for _ in range(5000)]),

@@ -1,4 +1,4 @@
-"""What fork and exit do to transports.  Nothing inherited is taken for one's own."""
+"""Hooks for forks: they keep views private and reset what a child inherits but does not own."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ class ForkAware(Protocol):
     def _reset_in_child(self) -> None: ...
 
 
-_aware: weakref.WeakValueDictionary[int, ForkAware] = weakref.WeakValueDictionary()
+_registered: weakref.WeakValueDictionary[int, ForkAware] = weakref.WeakValueDictionary()
 
 
 def register(obj: ForkAware) -> None:
     """Have `obj._reset_in_child()` called in the child of every fork, while `obj` lives."""
-    _aware[id(obj)] = obj
+    _registered[id(obj)] = obj
 
 
-def _in_child() -> None:
+def _reset_child() -> None:
     buffer.disown_inherited()
     counters.forget_inherited()
-    for ref in _aware.valuerefs():
+    for ref in _registered.valuerefs():
         if (obj := ref()) is not None:
             obj._reset_in_child()
     if not CORE_MISSING:
-        arena.fork_over()  # last, for it may raise
+        arena.after_fork()  # last, because it may raise
 
 
 if hasattr(os, "register_at_fork"):
     if CORE_MISSING:
-        os.register_at_fork(after_in_child=_in_child)
+        os.register_at_fork(after_in_child=_reset_child)
     else:
         os.register_at_fork(
-            before=arena.fork_announce,
-            after_in_parent=arena.fork_over,
-            after_in_child=_in_child,
+            before=arena.before_fork,
+            after_in_parent=arena.after_fork,
+            after_in_child=_reset_child,
         )

@@ -1,7 +1,7 @@
-"""Listener and Client: two processes of one machine share memory once each knows the other.
+"""Listener and Client: two processes of one machine share memory after they have authenticated.
 
-The arena is handed over while they authenticate each other, as ancillary data beside the stock
-module's own messages: a stock peer reads the same bytes as ever and never sees it.
+The arena's file descriptor travels as ancillary data beside the stock module's own messages.  A
+stock peer reads the same bytes as ever and does not see it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING
 from .._memory.reader import Reader
 from ..counters import Reason
-from .pipe_end import Connection, new_arena, take_over
+from .pipe_end import Connection, adopt_end, new_arena
 
 _WELCOME, _CHALLENGE = b"#WELCOME#", b"#CHALLENGE#"
 
 
 _GREETING_MESSAGES = 6
-"""Challenge, response and welcome, both ways: after these no arena comes any more."""
+"""Challenge, response and welcome, in both directions.  No arena comes after these."""
 
 
 class _Greeting(Connection):
-    """An AF_UNIX end that is yet to be authenticated; an ordinary Connection afterwards.
+    """An AF_UNIX end during authentication; it turns into an ordinary Connection afterwards.
 
-    Whoever welcomes first sends its new arena's descriptor along.  The other sends it back with its
-    own challenge: then both know that the other has it, and may send descriptors of its runs.
+    The end that welcomes first makes an arena and sends its descriptor with the welcome.  The other
+    end sends the descriptor back with its own challenge.  Then both ends know that their peer has
+    the arena, and may send descriptors of its runs.
     """
 
     _messages = 0
@@ -47,7 +48,7 @@ class _Greeting(Connection):
         if self._arena is not None and head == _CHALLENGE:
             carried = self._arena
         elif self._arena is None and self._messages < _GREETING_MESSAGES // 2 and head == _WELCOME:
-            # Not with the last message: an arena that the peer never sends back is nobody's.
+            # Not with the last message: a peer can no longer send the arena back after that.
             self._offered, reason = new_arena(self._handle)
             carried = self._offered
             if carried is None:
@@ -56,7 +57,7 @@ class _Greeting(Connection):
             super().send_bytes(buf, offset, size)
         else:
             data = plain_frame.plain_header(whole.nbytes) + whole
-            with self._line() as line:
+            with self._duplicate_socket() as line:
                 sent = socket.send_fds(line, [data], [carried.fileno()])
             if sent < len(data):
                 self._send(data[sent:])
@@ -66,7 +67,7 @@ class _Greeting(Connection):
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         if isinstance(self._reader, Reader) and not self._reader.pending:
-            with self._line() as line:
+            with self._duplicate_socket() as line:
                 head, fds, _, _ = socket.recv_fds(line, plain_frame.HEAD_BYTES, 1)
             self._reader.begin(head)
             for fd in fds:
@@ -77,18 +78,18 @@ class _Greeting(Connection):
         self._count_message()
         return data
 
-    def _line(self) -> socket.socket:
+    def _duplicate_socket(self) -> socket.socket:
         line = socket.socket(fileno=os.dup(self.fileno()))
-        line.setblocking(True)  # whatever socket.setdefaulttimeout() says
+        line.setblocking(True)  # regardless of socket.setdefaulttimeout()
         return line
 
     def _take_descriptor(self, fd: int) -> None:
         try:
             theirs = Arena.attach(fd, sealed=True)
         except OSError:
-            return  # nothing that we could share: the plain road, which is counted
+            return  # no memory that we could share: the plain road, which is counted
         if self._offered in (None, theirs) and config.mode() is not config.Mode.OFF:
-            self._use(theirs)
+            self._use_arena(theirs)
 
     def _count_message(self) -> None:
         self._messages += 1
@@ -97,46 +98,55 @@ class _Greeting(Connection):
             self.__class__ = Connection  # type: ignore[assignment]
 
 
-def _greet(end: stock.Connection, family: str) -> Connection:
-    """Take over an end that the stock module has connected."""
+def _adopt_for_greeting(end: stock.Connection, family: str) -> Connection:
+    """Turn an end that the stock module has connected into ours, before it authenticates."""
     if sys.platform == "win32" and not TYPE_CHECKING:
-        return end  # there the stock module's ends stay, which are of another kind
+        return end  # Windows keeps stock's ends, whose pipes are of another kind
     is_local = family == "AF_UNIX"
     is_off = is_local and config.mode() is config.Mode.OFF
     cls = _Greeting if is_local and not CORE_MISSING else Connection
-    return take_over(cls, end, None, Reason.OFF if is_off else Reason.NOT_LOCAL)
+    return adopt_end(cls, end, None, Reason.OFF if is_off else Reason.NOT_LOCAL)
 
 
-def over(function: Any, **names: Any) -> Any:
-    """Stock's own code, which differs between versions, among other names."""
+def copy_with_globals(function: Any, **names: Any) -> Any:
+    """A copy of stock's function that finds `names` in place of some of its globals.
+
+    Stock's own code is reused because it differs between Python versions.
+    """
     return types.FunctionType(
         function.__code__, {**vars(stock), **names}, function.__name__, function.__defaults__
     )
 
 
-class _Raw(stock.Connection):
-    """A stock end, also while mpshm is installed: it has no arena that could be looked for."""
+class _UnpatchedConnection(stock.Connection):
+    """A connected stock end, even while mpshm is installed and has patched stock's class.
+
+    The patched class would make one of our ends, which would look for an arena.
+    """
 
 
-_raw: Any = stock.Connection if sys.platform == "win32" else _Raw
+_unpatched_class: Any = stock.Connection if sys.platform == "win32" else _UnpatchedConnection
 
 
-_stock_accept = over(stock.SocketListener.accept, Connection=_raw)  # type: ignore[attr-defined]
-_stock_connect = over(stock.SocketClient, Connection=_raw)  # type: ignore[attr-defined]
+_stock_accept = copy_with_globals(stock.SocketListener.accept, Connection=_unpatched_class)  # type: ignore[attr-defined]
+_stock_connect = copy_with_globals(stock.SocketClient, Connection=_unpatched_class)  # type: ignore[attr-defined]
 
 
 def accept(listener: Any, shares: bool = True) -> Connection:
-    """SocketListener.accept, which a Listener calls before it authenticates its peer.
+    """In place of SocketListener.accept, which a Listener calls before it authenticates its peer.
 
-    shares: whether local peers are to share memory.
+    shares: whether local peers may share memory.
     """
-    return _greet(_stock_accept(listener), listener._family if shares else "")
+    return _adopt_for_greeting(_stock_accept(listener), listener._family if shares else "")
 
 
 def connect(address: Any, shares: bool = True) -> Connection:
-    """SocketClient, which Client calls before it authenticates itself."""
+    """In place of SocketClient, which Client calls before it authenticates itself.
+
+    shares: whether local peers may share memory.
+    """
     family = stock.address_type(address) if shares else ""  # type: ignore[attr-defined]
-    return _greet(_stock_connect(address), family)
+    return _adopt_for_greeting(_stock_connect(address), family)
 
 
 class _SocketListener(stock.SocketListener):  # type: ignore[name-defined, misc]
@@ -145,9 +155,9 @@ class _SocketListener(stock.SocketListener):  # type: ignore[name-defined, misc]
 
 
 class Listener(stock.Listener):
-    """A stock Listener whose local peers share memory with it once they are authenticated."""
+    """A stock Listener that shares memory with local peers once they are authenticated."""
 
-    __module__ = "mpshm.connection"  # where users find it
+    __module__ = "mpshm.connection"  # users find the class there
 
     if TYPE_CHECKING:
         _listener: Any
@@ -164,7 +174,7 @@ class Listener(stock.Listener):
             self._listener.__class__ = _SocketListener
 
 
-Client: Callable[..., Connection] = over(stock.Client, SocketClient=connect)
+Client: Callable[..., Connection] = copy_with_globals(stock.Client, SocketClient=connect)
 Client.__doc__ = (
     "A connection to the Listener at an address, sharing memory with it if it is local and ours."
 )

@@ -1,8 +1,8 @@
-"""From objects to runs and back.  Knows pickle and arenas; knows no pipe.
+"""From objects to runs and back.  This module knows pickle and arenas; it does not know pipes.
 
-`dump` pickles straight into chunks: the stream into a run that grows in place as it gets longer,
-each large buffer (protocol 5, out of band) into a contiguous run of its own.  What stays small
-never leaves private memory.  `load` unpickles over the leased runs, copying nothing large.
+`dump` pickles straight into chunks.  The stream goes to a run that grows in place; each large
+buffer (protocol 5, out of band) goes to a contiguous run of its own.  Small messages stay in
+private memory.  `load` unpickles over the leased runs and copies nothing large.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pickle
 import pickletools
 import sys
 import types
+from collections.abc import Mapping
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -21,20 +22,20 @@ from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.lease import writable_alias
 from .._memory.parcel import Parcel
-from ..config import INLINE_MAX, VIEW_MIN
+from ..config import INLINE_MAX_BYTES, VIEW_MIN_BYTES
 from ..counters import Reason
 from ..errors import ProtocolError
 
-PICKLER_KEEP = 32 << 10
-"""Bytes of memo table with which a pickler is still kept.  It never shrinks, and clearing one that
+PICKLER_KEEP_BYTES = 32 << 10
+"""Bytes of memo table up to which a pickler is kept.  The table never shrinks: clearing one that
 10,000 objects filled costs 24 us each time; a new pickler costs 1.3 us."""
 
 
 class Message:
-    """A message ready to go.  A small one needs none: `bytes` of at most INLINE_MAX are it.
+    """A message ready to send.  A small one is not a Message but `bytes`, at most INLINE_MAX_BYTES.
 
-    stream: the pickle or the bytes, as far as no run holds them; size: payload bytes in all;
-    parcel: the runs, or None for a message that goes plain, for `reason`.
+    stream: the part of the pickle or of the bytes that no run holds; size: payload bytes in all.
+    parcel: the runs; None for a message that takes the plain road, for `reason`.
     """
 
     __slots__ = ("parcel", "reason", "size", "stream")
@@ -49,26 +50,26 @@ class Message:
 
 
 class _AskAsStock(Exception):
-    """An object's own `__reduce_ex__` made something else of protocol 5 than of stock's."""
+    """An object must be asked for stock's protocol: its reduction for protocol 5 differs."""
 
 
 class _Sink:
-    """Where a pickler writes to: private memory while the stream is short, else a parcel.
+    """The file that a pickler writes to: private memory while the stream is short, else a parcel.
 
-    Not the dumper itself: a cycle with the pickler would keep a failed message's runs.
+    A class apart from _Dumper: in a cycle with the pickler, a failed message would keep its runs.
     """
 
     def __init__(self) -> None:
         self.ndarray: Any = None
-        """numpy's class, where arrays that stock would send otherwise are looked out for."""
+        """numpy's array class, to find arrays that stock would send differently; else None."""
         self.begin(None, -1)
 
     def begin(self, arena: Arena | None, fd: int) -> None:
         self.arena, self.fd = arena, fd
         self.parcel: Parcel | None = None
         self.inline: list[bytes] = []
-        self.written = 0  # bytes of stream
-        self.size = 0  # bytes of buffers
+        self.written = 0  # bytes of the stream
+        self.size = 0  # bytes of the buffers
 
     def open_parcel(self) -> Parcel:
         assert self.arena is not None
@@ -76,44 +77,43 @@ class _Sink:
         return self.parcel
 
     def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        """pickle's buffer_callback: False when the buffer has gone to a run of its own."""
+        """pickle's buffer_callback.  Returns False after copying the buffer to a run of its own."""
         try:
             raw = buffer.raw()
         except BufferError:
-            return True  # not contiguous: the pickler says so as it does in stock
-        # _reduce_array gives no array's own buffer: an object's own reduction chose this one.
-        if type(raw.obj) is self.ndarray and _is_as_protocol_5_has_it(raw.obj):
+            return True  # not contiguous: the pickler raises stock's own error
+        # _reduce_array never exports an array's own buffer, so another object's reduction did.
+        if type(raw.obj) is self.ndarray and _protocols_may_differ(raw.obj):
             raise _AskAsStock
         size = raw.nbytes
-        if size < VIEW_MIN or self.arena is None:
+        if size < VIEW_MIN_BYTES or self.arena is None:
             return True
         (self.parcel or self.open_parcel()).put_buffer(raw)
         self.size += size
         return False
 
     def write(self, data: Any) -> int:
-        """The pickler's file."""
+        """pickle's file.write: append to the stream; return the bytes written."""
         if type(data) is not bytes:
-            # Bytes in the order in which memory holds them: bytes(data) would turn an array in
-            # Fortran order to C order.
+            # The bytes in memory's order: bytes(data) would turn Fortran order to C order.
             data = data.raw() if type(data) is pickle.PickleBuffer else memoryview(data).cast("B")
         size = len(data)
         before = self.written
         self.written = written = before + size
-        if written <= INLINE_MAX or self.arena is None:
+        if written <= INLINE_MAX_BYTES or self.arena is None:
             self.inline.append(data if type(data) is bytes else bytes(data))
             return size
         parcel = self.parcel or self.open_parcel()
-        if before <= INLINE_MAX:
+        if before <= INLINE_MAX_BYTES:
             parcel.put_stream(b"".join(self.inline), size)
             self.inline.clear()
         parcel.put_stream(data)
         return size
 
     def message(self) -> bytes | Message:
-        """What has been written; afterwards this is as new."""
+        """Return what was written, and empty the sink for the next message."""
         inline, parcel = self.inline, self.parcel
-        if parcel is None and len(inline) == 1 and self.written <= INLINE_MAX:
+        if parcel is None and len(inline) == 1 and self.written <= INLINE_MAX_BYTES:
             self.arena, self.written = None, 0
             return inline.pop()
         stream = b"".join(inline)
@@ -124,14 +124,14 @@ class _Sink:
         return message
 
     def abandon(self) -> None:
-        """Give back what was written."""
+        """Free what was written, and empty the sink."""
         if self.parcel is not None:
             self.parcel.clear()  # now, not when the traceback dies
         self.begin(None, -1)
 
 
 class _Dumper:
-    """A pickler kept between messages."""
+    """A pickler that is kept between messages, and its sink."""
 
     def __init__(self) -> None:
         self.sink = _Sink()
@@ -146,26 +146,26 @@ class _Dumper:
 
     def use_reducers(self) -> None:
         self.pickler.dispatch_table = self.reducers
-        self.sink.ndarray = _ndarray() if STOCK_PROTOCOL < 5 else None
+        self.sink.ndarray = _array_class() if STOCK_PROTOCOL < 5 else None
 
     def tidy(self) -> None:
-        """Forget the message's objects."""
-        if self.pickler.__sizeof__() > PICKLER_KEEP:
+        """Forget the objects of the last message."""
+        if self.pickler.__sizeof__() > PICKLER_KEEP_BYTES:
             self.renew()
         else:
             self.pickler.clear_memo()
 
     def refresh_reducers(self, numpy: Any) -> None:
-        """Reducers in force: ForkingPickler's before copyreg's, and those before ours for arrays.
+        """Collect the reducers.  ForkingPickler's precede copyreg's; both precede ours for arrays.
 
         numpy: the module, if the program has imported it.
         """
         registered, extra = copyreg.dispatch_table, _extra_reducers
-        ndarray = _ndarray()
+        ndarray = _array_class()
         ours = {} if ndarray is None else {ndarray: _reduce_array}
         self.reducers = {**ours, **registered, **extra}
         self.use_reducers()
-        # A module that another thread is importing has no ndarray yet: look again next time.
+        # While another thread is importing numpy it has no ndarray: look again next time.
         seen = None if ndarray is None else numpy
         self.reducers_seen = (seen, dict(registered), dict(extra))
 
@@ -173,7 +173,7 @@ class _Dumper:
         sink = self.sink
         sink.arena, sink.fd = arena, fd
         try:
-            # Comparing what was seen last is cheaper than the copy that stock makes each time.
+            # Comparing with the last dump's reducers is cheaper than stock's copy each time.
             numpy = _modules.get("numpy")
             if self.reducers_seen != (numpy, copyreg.dispatch_table, _extra_reducers):
                 self.refresh_reducers(numpy)
@@ -187,18 +187,16 @@ class _Dumper:
 
 
 class _StockAskingPickler(pickle.Pickler):
-    """Asks objects for a reduction as stock's pickler does: with stock's protocol."""
+    """Asks objects for the reduction of stock's protocol, as stock's pickler does."""
 
     dispatch_table: dict[type, Any]
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, _NAMED) or type(obj) in self.dispatch_table:
-            return NotImplemented
-        return obj.__reduce_ex__(STOCK_PROTOCOL)
+        return _reduced_as_by_stock(obj, self.dispatch_table)
 
 
 class _StockAskingDumper(_Dumper):
-    """For messages whose objects answer protocol 5 otherwise: it costs a call for each object."""
+    """For messages with objects that answer protocol 5 differently.  Costs a call per object."""
 
     def renew(self) -> None:
         sink = self.sink
@@ -210,28 +208,35 @@ class _StockAskingDumper(_Dumper):
 
 
 class _ByValueDumper(_Dumper):
-    """One that writes out what has no name to be found by: lambdas, closures, local classes.
+    """Writes by value what cannot be found by name: lambdas, closures, local classes.
 
-    And all that was defined in `__main__`, which is cloudpickle's rule.
+    It also writes by value all that was defined in `__main__`, which is cloudpickle's rule.
     """
 
     def renew(self) -> None:
         self.use_reducers()
 
     def use_reducers(self) -> None:
-        import cloudpickle  # tens of milliseconds that few programs need
+        import cloudpickle  # takes tens of milliseconds, and few programs need it
 
         table = {**cloudpickle.Pickler.dispatch_table, **self.reducers}
-        # A class for each: where a class has a table, pickle's C code does not ask the instance.
-        kind = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+        by_value = cloudpickle.Pickler.reducer_override
+
+        def reducer_override(pickler: Any, obj: Any) -> Any:
+            reduced = by_value(pickler, obj)
+            return _reduced_as_by_stock(obj, table) if reduced is NotImplemented else reduced
+
+        # A class for each table: pickle's C code prefers the class's table to the instance's.
+        names = {"dispatch_table": table, "reducer_override": reducer_override}
+        kind = type("Pickler", (cloudpickle.Pickler,), names)
         self.pickler = kind(self.sink, protocol=5, buffer_callback=self.sink.take_buffer)
 
     def tidy(self) -> None:
-        self.renew()  # it remembers the globals of the functions it wrote
+        self.renew()  # the pickler remembers the globals of the functions it wrote
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether pickle refused a function or class that it cannot find by name."""
+def is_name_failure(error: BaseException) -> bool:
+    """Whether pickle failed because it cannot find a function or class by name."""
     # PicklingError for a lambda, AttributeError for what is local to a function (until 3.13).
     return isinstance(error, (pickle.PicklingError, AttributeError)) and str(error).startswith(
         ("Can't pickle", "Can't get local")
@@ -239,7 +244,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def main_is_importable() -> bool:
-    """Whether a fresh interpreter finds what `__main__` defines; not so in a REPL or a notebook."""
+    """Whether a fresh interpreter can import `__main__`.  False in a REPL or a notebook."""
     main = _modules.get("__main__")
     if getattr(main, "__spec__", None) is not None:
         return True
@@ -252,12 +257,15 @@ class _Policy:
 
 
 def expect_fresh_interpreters() -> None:
-    """Processes that do not inherit `__main__` have been started: send what it defines by value."""
+    """Call when a process is started that does not inherit `__main__`.
+
+    If that process cannot import `__main__` either, messages are sent by value from now on.
+    """
     _Policy.always_by_value = not main_is_importable()
 
 
 def dumps_by_value(obj: object) -> bytes:
-    """`obj` as one pickle that needs no name of `__main__` and no name of what is local."""
+    """Pickle `obj` so that unpickling needs nothing from `__main__` and no local name."""
     message = _ByValueDumper().dump(obj, None, -1)
     return message if isinstance(message, bytes) else bytes(message.stream)
 
@@ -269,21 +277,25 @@ _idle: list[_Dumper] = []
 
 SCALARS = frozenset((int, float, bool, type(None)))
 STRINGS = frozenset((bytes, str))
-"""Types that the pickler writes without asking any reducer: no pickler of our own is needed."""
+"""Types that pickle writes without asking any reducer, so pickle.dumps serves for them.
+
+`dump` tests for them.  QueuePutter.put and SimpleQueuePutter.put have the same test inlined
+(without bool), because a call costs 0.1 us of their 0.5."""
 
 _dumps, _modules = pickle.dumps, sys.modules
 
 
 def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
-    """Pickle `obj`, into the arena where it is large; waits at the high-water mark as `fd` drains.
+    """Pickle `obj`, into the arena if it is large.  Waits at the high-water mark while `fd` drains.
 
-    What pickle cannot find by name it writes by value, in a second try.  Raises whatever the
-    pickler raises, and keeps nothing then.  Out of shared memory gives a plain message.
+    fd: the channel's pipe, or NO_WAIT to raise NoRoomNow instead of waiting.
+    What pickle cannot find by name is written by value in a second try.  Without shared memory left
+    the message takes the plain road.  Raises what the pickler raises; no run is kept then.
     """
     kind = type(obj)
-    if (kind in STRINGS and len(obj) < INLINE_MAX) or kind in SCALARS:  # type: ignore[arg-type]
+    if (kind in STRINGS and len(obj) < INLINE_MAX_BYTES) or kind in SCALARS:  # type: ignore[arg-type]
         stream = _dumps(obj, 5)
-        if len(stream) <= INLINE_MAX:
+        if len(stream) <= INLINE_MAX_BYTES:
             return stream
     if _Policy.always_by_value and config.by_value():
         return _dump_with(_ByValueDumper(), obj, arena, fd)
@@ -291,17 +303,21 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
         dumper = _idle.pop()
     except IndexError:
         dumper = _Dumper()
+    message: bytes | Message | None
     try:
-        message = _dump_with(dumper, obj, arena, fd)
-    except _AskAsStock:
-        message = _dump_with(_StockAskingDumper(), obj, arena, fd)
+        try:
+            message = _dump_with(dumper, obj, arena, fd)
+        except _AskAsStock:
+            message = None
+        if message is None:  # what it raises must not be shown as raised by the other
+            message = _dump_with(_StockAskingDumper(), obj, arena, fd)
     except (pickle.PicklingError, AttributeError) as error:
-        if not (is_refusal(error) and config.by_value()):
+        if not (is_name_failure(error) and config.by_value()):
             raise
         try:
             return _dump_with(_ByValueDumper(), obj, arena, fd)
         except Exception:
-            raise error from None  # stock's own words
+            raise error from None  # stock's own message
     _idle.append(dumper)
     return message
 
@@ -317,10 +333,12 @@ def _dump_with(dumper: _Dumper, obj: object, arena: Arena | None, fd: int) -> by
 
 
 def dump_bytes(data: memoryview, arena: Arena | None, fd: int) -> bytes | Message:
-    """The same for contiguous bytes that are to arrive as they are."""
+    """Make a message of contiguous bytes, not pickled.  Waits and falls back as `dump` does."""
     size = data.nbytes
-    if size <= INLINE_MAX:
-        return b"" + data  # refuses what is not contiguous in stock's own words; bytes() would not
+    if size <= INLINE_MAX_BYTES:
+        return b"" + data  # stock's error for memory that is not contiguous; bytes() has none
+    if not data.c_contiguous:  # stock's error where it does not concatenate
+        raise BufferError("memoryview: underlying buffer is not C-contiguous")
     if arena is None:
         return Message(data, size)
     try:
@@ -343,14 +361,14 @@ class Received:
 
 
 def load(received: bytes | Received) -> Any:
-    """The object a message holds; its large buffers are private views of their runs."""
+    """Unpickle a message.  The large buffers of the object are private views of their runs."""
     if isinstance(received, bytes):
         return pickle.loads(received)
     stream, buffers = received.stream, received.buffers
     try:
         return pickle.loads(stream, buffers=buffers)
     finally:
-        # A traceback keeps this frame; it must not keep the runs.
+        # A traceback keeps this frame alive; it must not keep the runs.
         received.stream, received.buffers = b"", []
         del stream, buffers
 
@@ -361,14 +379,14 @@ def in_band(received: bytes | Received) -> Any:
         return received
     stream, buffers = received.stream, received.buffers
     try:
-        return _rewritten(bytes(stream), buffers) if buffers else stream
+        return _with_buffers_in_band(bytes(stream), buffers) if buffers else stream
     finally:
         received.stream, received.buffers = b"", []
         del stream, buffers
 
 
-def _rewritten(stream: bytes, buffers: list[memoryview]) -> bytes:
-    """A pickle with its out-of-band buffers put in band."""
+def _with_buffers_in_band(stream: bytes, buffers: list[memoryview]) -> bytes:
+    """Rewrite a pickle so that it contains the buffers it had out of band."""
     try:
         ops = [(op.name, at) for op, _, at in pickletools.genops(stream)]
     except ValueError as error:
@@ -389,22 +407,29 @@ def _rewritten(stream: bytes, buffers: list[memoryview]) -> bytes:
 
 
 STOCK_PROTOCOL = pickle.DEFAULT_PROTOCOL
-"""What stock pickles with: 5 from Python 3.14 on, 4 before."""
+"""The protocol that stock pickles with: 5 from Python 3.14 on, 4 before."""
 
-_NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
-"""What is written by its name, and asked for no reduction."""
+_WRITTEN_BY_NAME = (type, types.FunctionType, types.BuiltinFunctionType)
+"""Types that pickle writes by name, without asking for a reduction."""
 
 
-def _ndarray() -> Any:
-    """numpy's class, if the program has imported it; None while another thread is at it."""
+def _reduced_as_by_stock(obj: Any, table: Mapping[type, Any]) -> Any:
+    """Ask `obj` for its reduction with stock's protocol; NotImplemented if nobody asks it."""
+    if isinstance(obj, _WRITTEN_BY_NAME) or type(obj) in table:
+        return NotImplemented
+    return obj.__reduce_ex__(STOCK_PROTOCOL)
+
+
+def _array_class() -> Any:
+    """numpy's array class; None if the program has not imported numpy, or is just importing it."""
     return getattr(_modules.get("numpy"), "ndarray", None)
 
 
-def _is_as_protocol_5_has_it(array: Any) -> bool:
+def _protocols_may_differ(array: Any) -> bool:
     """Whether numpy's own reductions for protocols 4 and 5 may give two different arrays.
 
     With 5 an array stays read-only, keeps a foreign byte order, and keeps its axes in the order in
-    which they lie in memory: the buffer is then that of a view with its axes in that order.
+    which they lie in memory: the buffer then belongs to a view with its axes in that order.
     """
     if array.ndim > 2 and array.base is not None:
         return True
@@ -412,10 +437,10 @@ def _is_as_protocol_5_has_it(array: Any) -> bool:
 
 
 def _reduce_array(array: Any) -> Any:
-    """Out of band, as numpy's own; but read-only arrays arrive writable, as with stock.
+    """Reduce an array out of band, as numpy does; but read-only ones arrive writable, as in stock.
 
-    Arrays of objects, empty ones and those of foreign byte order, which stock turns round on
-    arrival, go the way that stock sends them.  So do all without the core, which makes aliases.
+    Arrays of objects, empty arrays and arrays of foreign byte order (which stock swaps on arrival)
+    are reduced as stock reduces them.  So are all arrays without the core, which makes the aliases.
     """
     dtype, flags = array.dtype, array.flags
     if CORE_MISSING or dtype.hasobject or array.size == 0 or not dtype.isnative:
@@ -423,14 +448,15 @@ def _reduce_array(array: Any) -> Any:
     if not (flags.c_contiguous or flags.f_contiguous):
         array = array.copy()
         flags = array.flags
-    simple = dtype.kind in "biufc"
+    # Another package's dtype may call itself a float, and export no buffer.
+    simple = dtype.kind in "biufc" and dtype.isbuiltin == 1
     if simple and flags.writeable:
         buffer = pickle.PickleBuffer(array.data)
     else:
-        # Some dtypes export no buffer, and a read-only one would arrive read-only.
+        # Some dtypes export no buffer, and a read-only buffer would arrive read-only.
         address = array.__array_interface__["data"][0]
         buffer = pickle.PickleBuffer(writable_alias(address, array.nbytes, array))
-    named = simple and dtype.isbuiltin == 1 and dtype.metadata is None
+    named = simple and dtype.metadata is None
     order = None if flags.c_contiguous else "F"
-    # numpy.ndarray(shape, dtype, buffer, offset, strides, order)
+    # The arguments: numpy.ndarray(shape, dtype, buffer, offset, strides, order).
     return type(array), (array.shape, dtype.str if named else dtype, buffer, 0, None, order)

@@ -1,8 +1,8 @@
-"""Connection: one end of a pipe or socket.  Knows frames and roads.
+"""Connection: one end of a pipe or socket.  This module knows frames and roads.
 
-A message is plain (the stock module's frame, byte for byte) while a pipe takes it in one piece;
-else its frame holds descriptors of runs in the channel's arena.  Every plain message is counted
-with its reason.
+A message that fits a pipe in one piece is plain: the stock module's frame, byte for byte.  The
+frame of a longer one holds descriptors of runs in the channel's arena.  Every plain message is
+counted with its reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from .._memory.buffer import Buffer
 from .._memory.core import CORE_MISSING, NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
 from .._memory.parcel import Parcel
 from .._memory.reader import Reader
-from ..counters import EndCounters, Reason, be_ready_to_show
+from ..config import INLINE_MAX_BYTES
+from ..counters import EndCounters, Reason, import_stats
 from ..errors import BufferTooShort, PlainRoadError, TooLong
 from . import forking, payload, search, totals
 from .payload import Message, Received
@@ -36,24 +37,24 @@ if TYPE_CHECKING:
 
 
 class Connection(stock.Connection):
-    """An end of a channel: a stock Connection whose large messages go through shared memory.
+    """A stock Connection whose large messages go through shared memory.
 
-    arena: the channel's shared memory, or None for a channel that has none, for `reason`.
-    With neither, as libraries build an end anew from its bare descriptor, it is looked for: among
-    the ends and the ancestors of this process, and everywhere when a message cannot do without.
+    arena: the channel's shared memory; None if it has none, for `reason`.
+    With neither, a library has rebuilt an end from its bare file descriptor.  The arena is then
+    searched for in this process and its ancestors, and in all processes once a message needs it.
     """
 
-    __module__ = "mpshm.connection"  # where users find it
+    __module__ = "mpshm.connection"  # users find the class there
 
     _asked = False
-    """Whether something was sent since the last receive: what comes next may be its answer."""
+    """Whether this end has sent since it last received: the next message may be the answer."""
 
     @staticmethod
     def queue_end_class() -> type[Connection]:
-        """QueueEnd.  That is above this module, so mpshm/connection.py replaces this."""
+        """Return QueueEnd.  It is above this module, so mpshm/connection.py replaces this."""
         raise NotImplementedError
 
-    if TYPE_CHECKING:  # what stock's class has and its stub does not name
+    if TYPE_CHECKING:  # stock's class has these and its stub does not name them
         _handle: int
         _readable: bool
         _writable: bool
@@ -80,19 +81,19 @@ class Connection(stock.Connection):
         self._reset_in_child()
         forking.register(self)
         if arena is None and reason is None:
-            arena = _known(handle) or search.find(handle, search.ancestors())
-        self._use(arena)
+            arena = _arena_of_open_end(handle) or search.find_arena(handle, search.ancestor_pids())
+        self._use_arena(arena)
 
     def _new_counters(self) -> EndCounters:
         return EndCounters()
 
-    def _use(self, arena: Arena | None) -> None:
-        """Have this end's messages go through `arena` from now on."""
+    def _use_arena(self, arena: Arena | None) -> None:
+        """Send and receive through `arena` from now on; None: by the plain road."""
         self._arena = arena
         if arena is not None:
-            _open_ends[_pipe_of(self._handle)] = self
+            _open_ends[_pipe_identity(self._handle)] = self
             if arena.is_queue and type(self) is Connection:
-                # Made from the bare descriptor of a queue's pipe.
+                # A library rebuilt a queue's end from the bare descriptor of the queue's pipe.
                 self.__class__ = self.queue_end_class()
                 self._counters = self._new_counters()
                 self._reset_in_child()
@@ -107,17 +108,11 @@ class Connection(stock.Connection):
 
     def __reduce__(self) -> Any:
         self._check_closed()
-        handle = reduction.DupFd(self._handle)
-        return rebuild, (
-            handle,
-            self._arena,
-            self._readable,
-            self._writable,
-            self._no_arena_reason,
-        )
+        rest = (self._arena, self._readable, self._writable, self._no_arena_reason)
+        return rebuild, (reduction.DupFd(self._handle), *rest)
 
     def _close(self, _close: Any = os.close) -> None:
-        # A default argument, as in stock: at interpreter exit this module may be gone before us.
+        # A default argument, as in stock: at interpreter exit this module may already be gone.
         self._arena = None
         _close(self._handle)
 
@@ -137,28 +132,28 @@ class Connection(stock.Connection):
         self._transmit(payload.dump_bytes(memoryview(buf), self._arena, self._handle))
 
     def get_buf(self, size: int) -> Buffer:
-        """A writable buffer of `size` bytes in the arena, to be filled and sent with no copy.
+        """Return a writable buffer of `size` bytes in the arena, to fill and send without a copy.
 
-        The caller owns it until `send_buf`; releasing it instead gives it back.  A channel without
-        shared memory, or out of it, gives private memory that `send_buf` takes all the same.
+        The caller owns it until `send_buf`; `release` gives it back instead.  When there is no
+        shared memory left, or none at all, the buffer is private memory, and `send_buf` copies it.
         """
         self._check_closed()
         self._check_writable()
         if size < 0:
-            raise ValueError("size is negative")
+            raise ValueError(f"size {size} is negative")
         if self._arena is not None and size > 0:
             try:
                 run = self._arena.claim(size)
                 return Buffer(run.view(size), run)
             except OutOfSharedMemory:
-                _refuse_if_required(Reason.OUT_OF_SHARED_MEMORY)
+                _raise_if_required(Reason.OUT_OF_SHARED_MEMORY)
         return Buffer(memoryview(bytearray(size)))
 
     def send_buf(self, buf: Buffer, size: int | None = None) -> None:
         """Send the first `size` bytes of `buf` (default: all) and hand the buffer over.
 
-        Arrives as `send_bytes` of the same bytes would: by recv_buf, recv_bytes or recv.  The
-        buffer must come from this connection's `get_buf`.  When the send fails it is still yours.
+        The message arrives as from `send_bytes`: by recv_buf, recv_bytes or recv.  `buf` must come
+        from this connection's `get_buf`.  When the send fails, the caller still owns it.
         """
         self._check_closed()
         self._check_writable()
@@ -166,7 +161,7 @@ class Connection(stock.Connection):
         if not 0 <= count <= buf.size:
             raise ValueError(f"size {count} is not within the buffer's {buf.size} bytes")
         if buf._run is not None and buf._run._arena is not self._arena:
-            raise ValueError("the buffer comes from another channel's get_buf")
+            raise ValueError("the buffer comes from another channel's get_buf; send it there")
         run, view = buf._hand_over()
         try:
             if run is None or count == 0 or self._arena is None:
@@ -197,12 +192,16 @@ class Connection(stock.Connection):
         self._counters.shm_bytes += size
 
     def _transmit(self, message: bytes | Message) -> None:
-        """Send what `payload` made: by descriptor, small, or the plain road with its reason."""
+        """Send what `payload` made: by descriptor, small, or by the plain road with its reason."""
         counters = self._counters
         self._asked = True
         if isinstance(message, bytes):
             size = len(message)
-            if size > PLAIN_MAX and self._arena is not None and self._copied(self._arena, message):
+            if (
+                size > PLAIN_MAX_BYTES
+                and self._arena is not None
+                and self._try_copy(self._arena, message)
+            ):
                 counters.shm_messages += 1
                 counters.shm_bytes += size
                 return
@@ -228,13 +227,13 @@ class Connection(stock.Connection):
             reason = message.reason
             if self._arena is None:
                 reason = self._no_arena_reason or Reason.NOT_LOCAL
-            _refuse_if_required(reason)
+            _raise_if_required(reason)
             with self._send_lock:
                 super()._send_bytes(memoryview(message.stream).cast("B"))  # type: ignore[misc]
             counters.count_plain(reason, size)
 
-    def _copied(self, arena: Arena, message: bytes) -> bool:
-        """Whether a run took the message, after waiting for room; else it must go plain."""
+    def _try_copy(self, arena: Arena, message: bytes) -> bool:
+        """Send a message in a run, after waiting for room.  False: the message must go plain."""
         mark = config.COPY_MARK_BYTES
         while True:
             with self._send_lock:
@@ -244,22 +243,22 @@ class Connection(stock.Connection):
             if not os.get_blocking(self._handle):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             arena.wait_room(self._handle, len(message), mark)
-            mark = NO_MARK  # also when there was nobody to wait for
+            mark = NO_MARK  # do not wait again, even if nothing drained
 
     # Receiving
 
     def recv(self) -> Any:
         """Receive a picklable object; large arrays in it are private, writable views."""
         message = self._take()
-        # The first alone would do; a small message is spared a call.
+        # payload.load alone would do; a small message is spared a call.
         return _loads(message) if isinstance(message, bytes) else payload.load(message)
 
     def _take(
-        self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX
+        self, maxsize: int | None = None, copy_max: int = INLINE_MAX_BYTES
     ) -> bytes | Received:
-        """The next message: bytes if it came plain or was copied, else its runs, leased.
+        """Take the next message: bytes if it came plain or was copied, else its leased runs.
 
-        Unpickling is the caller's, outside any lock.  Raises TooLong for a plain one over maxsize,
+        The caller unpickles it, outside any lock.  Raises TooLong for a plain message over maxsize,
         whose body may be left unread, as in stock.
         """
         if self._handle is None or not self._readable:
@@ -284,7 +283,7 @@ class Connection(stock.Connection):
             counters.received_plain_bytes += len(message)
             return message
         stream, buffers = message
-        if type(stream) is bytes and not buffers:  # copied out of its run
+        if type(stream) is bytes and not buffers:  # it was copied out of its run
             counters.received_shm_messages += 1
             counters.received_shm_bytes += len(stream)
             return stream
@@ -294,9 +293,9 @@ class Connection(stock.Connection):
         return received
 
     def _find_arena(self) -> Arena | None:
-        """For a message that cannot be had without: look everywhere, once."""
+        """The arena that a message needs, searched for in all processes, once."""
         if self._arena is None and self._no_arena_reason is None:
-            self._use(search.find(self._handle, search.everybody()))
+            self._use_arena(search.find_arena(self._handle, search.all_pids()))
             self._no_arena_reason = Reason.NOT_LOCAL
         return self._arena
 
@@ -309,17 +308,17 @@ class Connection(stock.Connection):
         try:
             return bytes(self._take_in_band(maxlength))
         except TooLong:
-            self._bad_message_length()  # raises
+            self._bad_message_length()  # it raises OSError
 
-    def _take_in_band(self, maxsize: int | None = None, copy_max: int = config.INLINE_MAX) -> Any:
-        """The next message as one bytes-like object; raises TooLong if it is over maxsize."""
+    def _take_in_band(self, maxsize: int | None = None, copy_max: int = INLINE_MAX_BYTES) -> Any:
+        """Take the next message as one bytes-like object.  Raises TooLong if it is over maxsize."""
         data = payload.in_band(self._take(maxsize, copy_max))
         if maxsize is not None and len(data) > maxsize:
             raise TooLong
         return data
 
     def _recv_bytes(self, maxsize: int | None = None) -> io.BytesIO | None:
-        # Stock's private shape, for those who call it: None when over maxsize.
+        # Stock's private method, for libraries that call it.  None when over maxsize.
         try:
             return io.BytesIO(self._take_in_band(maxsize))
         except TooLong:
@@ -359,33 +358,34 @@ class Connection(stock.Connection):
         return totals.stats_of(self)
 
 
-# Looked up once, for every small message needs them.
+# Looked up once, because every small message needs them.
 _write, _length_word, _loads = os.write, plain_frame.plain_header, pickle.loads
-PLAIN_MAX = plain_frame.PLAIN_MAX
+PLAIN_MAX_BYTES = plain_frame.PLAIN_MAX_BYTES
 
 
-def _refuse_if_required(reason: Reason) -> None:
+def _raise_if_required(reason: Reason) -> None:
     if config.mode() is config.Mode.REQUIRE:
-        raise PlainRoadError(f"MPSHM=require, but a message would go plain: {reason.value}")
+        text = f"MPSHM=require, but a message would go plain: {reason.value}"
+        raise PlainRoadError(f"{text}; MPSHM=auto allows that")
 
 
 _open_ends: weakref.WeakValueDictionary[tuple[int, int], Connection] = weakref.WeakValueDictionary()
-"""The open ends with an arena, by the pipe or socket under them."""
+"""The open ends that have an arena, by the device and inode number of their pipe or socket."""
 
 
-def _pipe_of(handle: int) -> tuple[int, int]:
+def _pipe_identity(handle: int) -> tuple[int, int]:
     status = os.fstat(handle)
     return status.st_dev, status.st_ino
 
 
-def _known(handle: int) -> Arena | None:
-    """The arena of another end in this process, of the same pipe."""
+def _arena_of_open_end(handle: int) -> Arena | None:
+    """The arena of another open end of the same pipe in this process."""
     if not _open_ends:
         return None
     try:
-        end = _open_ends.get(_pipe_of(handle))
+        end = _open_ends.get(_pipe_identity(handle))
     except OSError:
-        return None  # no descriptor at all: whoever uses it will hear
+        return None  # not a descriptor: its first use will raise the error
     # A closed end proves nothing: its pipe's number may be another pipe's by now.
     return None if end is None or end.closed else end._arena
 
@@ -393,34 +393,35 @@ def _known(handle: int) -> Arena | None:
 def rebuild(
     handle: Any, arena: Arena | None, readable: bool, writable: bool, reason: Reason | None
 ) -> Connection:
-    """Unpickle a Connection, whose descriptor arrives as the stock module passes one."""
+    """Unpickle a Connection.  Its descriptor arrives as the stock module passes one."""
     return Connection(handle.detach(), readable, writable, arena=arena, reason=reason)
 
 
 def new_arena(*handles: int) -> tuple[Arena | None, Reason]:
-    """An arena for the new channel of that pipe or those sockets, or None and why there is none."""
+    """An arena for the new channel of a pipe or of sockets; or None, and the reason why not."""
     mode = config.mode()
-    config.spin_us()  # complains now, if at all: no end has been made yet
+    config.spin_us()  # raises now for a bad setting, before an end exists
     if mode is config.Mode.OFF:
         return None, Reason.OFF
     try:
         return Arena.create(name=search.name_for(handles)), Reason.NO_MEMORY_FILE
     except OSError as error:
         if mode is config.Mode.REQUIRE:
-            raise PlainRoadError(f"MPSHM=require, but no shared memory: {error}") from error
+            text = f"MPSHM=require, but no shared memory: {error}; MPSHM=auto does without"
+            raise PlainRoadError(text) from error
         return None, Reason.NO_MEMORY_FILE
 
 
 def adopt(*ends: stock.Connection) -> list[Connection]:
-    """Take stock ends of one new channel over: the same descriptors, with an arena beside them."""
+    """Turn the stock ends of one new channel into ours: the same descriptors, and an arena."""
     ours = [end for end in ends if isinstance(end, Connection)]
     if len(ours) == len(ends):
         return ours  # mpshm is installed
     arena, reason = new_arena(*(end.fileno() for end in ends))
-    return [take_over(Connection, end, arena, reason) for end in ends]
+    return [adopt_end(Connection, end, arena, reason) for end in ends]
 
 
-def take_over(
+def adopt_end(
     cls: type[Connection], end: stock.Connection, arena: Arena | None, reason: Reason
 ) -> Connection:
     handle, end._handle = end._handle, None  # type: ignore[attr-defined]
@@ -428,17 +429,17 @@ def take_over(
 
 
 def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
-    """A new channel's two ends; with duplex=False the first only receives, the second sends."""
-    be_ready_to_show()
+    """Return a new channel's two ends.  With duplex=False the first receives, the second sends."""
+    import_stats()
     if duplex:
         pair = socket.socketpair()
         for end in pair:
-            end.setblocking(True)  # whatever socket.setdefaulttimeout() says
+            end.setblocking(True)  # regardless of socket.setdefaulttimeout()
         handles = [end.detach() for end in pair]
     else:
         handles = list(os.pipe())
     try:
-        arena, reason = new_arena(*handles[: 1 + duplex])  # a pipe's ends have one number
+        arena, reason = new_arena(*handles[: 1 + duplex])  # a pipe's two ends have one inode
     except BaseException:
         for handle in handles:
             os.close(handle)

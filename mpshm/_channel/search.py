@@ -1,6 +1,6 @@
-"""Finds a channel's memory file in other processes, by its name, which /proc shows on Linux.
+"""Finds a channel's memory file in other processes, by its name, which Linux shows in /proc.
 
-For an end that some library builds anew from its bare descriptor: nothing else came along.
+This serves ends that a library rebuilds from a bare file descriptor, which brings nothing else.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING
 from ..errors import ProtocolError
 
-_START, _END = "/memfd:mpshm-", " (deleted)"
+_LINK_PREFIX, _LINK_SUFFIX = "/memfd:mpshm-", " (deleted)"
 
 
 def name_for(handles: Iterable[int]) -> str:
-    """What to call the memory file of the channel of that pipe, or of those sockets."""
+    """The name for the memory file of the channel whose pipe or sockets these are."""
     return "-".join(["mpshm", *[str(os.fstat(one).st_ino) for one in handles]])
 
 
-def find(handle: int, pids: Iterable[int]) -> Arena | None:
-    """The arena of the channel of that pipe or socket, if one of those processes has it open."""
+def find_arena(handle: int, pids: Iterable[int]) -> Arena | None:
+    """The arena of the channel of a pipe or socket, if one of those processes has its file open."""
     try:
         if CORE_MISSING or _is_network(handle):
             return None
         number = str(os.fstat(handle).st_ino)
     except OSError:
-        return None  # no descriptor at all: whoever uses it will hear
+        return None  # not a descriptor: its first use will raise the error
     for pid in pids:
-        for path in _files_of(pid):
+        for path in _descriptor_paths(pid):
             try:
-                if _names(path, number):
-                    return _open(path, number)
+                if _is_named_for(path, number):
+                    return _open_arena(path, number)
             except PermissionError:
-                break  # all the others will be refused as well
+                break  # the process's other files will be refused as well
             except OSError:
-                pass  # closed meanwhile, or no arena that we could trust
+                pass  # closed meanwhile, or not an arena that we could trust
     return None
 
 
@@ -47,12 +47,12 @@ def _is_network(handle: int) -> bool:
         return False
     blocking = os.get_blocking(handle)
     with socket.socket(fileno=os.dup(handle)) as line:
-        os.set_blocking(handle, blocking)  # whatever socket.setdefaulttimeout() says
+        os.set_blocking(handle, blocking)  # regardless of socket.setdefaulttimeout()
         return line.family != socket.AF_UNIX
 
 
-def ancestors() -> Iterator[int]:
-    """The processes above this one: a fork server's child is not its parent's own."""
+def ancestor_pids() -> Iterator[int]:
+    """The processes above this one.  A fork server's child is no child of the process it serves."""
     pid = os.getppid()
     while pid > 0:
         yield pid
@@ -63,7 +63,7 @@ def ancestors() -> Iterator[int]:
             return
 
 
-def everybody() -> Iterator[int]:
+def all_pids() -> Iterator[int]:
     """All processes that /proc shows."""
     try:
         return (int(name) for name in os.listdir("/proc") if name.isdigit())
@@ -71,24 +71,25 @@ def everybody() -> Iterator[int]:
         return iter(())
 
 
-def _files_of(pid: int) -> list[str]:
+def _descriptor_paths(pid: int) -> list[str]:
     folder = f"/proc/{pid}/fd"
     try:
         return [f"{folder}/{name}" for name in os.listdir(folder)]
     except OSError:
-        return []  # gone, or not ours to look into
+        return []  # the process has ended, or belongs to another user
 
 
-def _names(path: str, number: str) -> bool:
-    """Whether that is a memory file with a name for the pipe or socket of that number."""
+def _is_named_for(path: str, number: str) -> bool:
+    """Whether a link in /proc leads to a memory file named for the pipe or socket `number`."""
     link = os.readlink(path)
-    return link.startswith(_START) and number in link[len(_START) : -len(_END)].split("-")
+    names = link[len(_LINK_PREFIX) : -len(_LINK_SUFFIX)]
+    return link.startswith(_LINK_PREFIX) and number in names.split("-")
 
 
-def _open(path: str, number: str) -> Arena:
+def _open_arena(path: str, number: str) -> Arena:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    # Looked at again: another file may have got its place, and root may look into everybody's.
-    if _names(f"/proc/self/fd/{fd}", number) and os.fstat(fd).st_uid == os.geteuid():
+    # Checked again: the path may lead to another file by now, and root may open any user's files.
+    if _is_named_for(f"/proc/self/fd/{fd}", number) and os.fstat(fd).st_uid == os.geteuid():
         return Arena.attach(fd, sealed=True)
     os.close(fd)
     raise ProtocolError("not the memory file that was looked for")

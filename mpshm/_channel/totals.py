@@ -1,4 +1,4 @@
-"""What ends of channels have counted, and what their arenas hold now."""
+"""Sums of what the ends of channels have counted, and of what their arenas hold now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .._stats import Stats
 
 
-class Counting(Protocol):
+class CountedEnd(Protocol):
     """One end of a channel."""
 
     @property
@@ -20,8 +20,8 @@ class Counting(Protocol):
     def _arena(self) -> Arena | None: ...
 
 
-def stats_of(*ends: Counting) -> Stats:
-    """What ends of one channel sent and received in this process, and what its arena holds."""
+def stats_of(*ends: CountedEnd) -> Stats:
+    """What the ends of one channel sent and received in this process, and what its arena holds."""
     from .._stats import Gauges
 
     total = Counters()
@@ -29,8 +29,8 @@ def stats_of(*ends: Counting) -> Stats:
         total.add(end._counters)
     for end in ends:
         if end._arena is not None:
-            return total.show(end._arena.gauges())
-    return total.show(Gauges())
+            return total.to_stats(end._arena.gauges())
+    return total.to_stats(Gauges())
 
 
 def process_stats() -> Stats:
@@ -40,4 +40,4 @@ def process_stats() -> Stats:
     gauges = Gauges()
     for arena in process_arenas():
         gauges += arena.gauges()
-    return process_total().show(gauges)
+    return process_total().to_stats(gauges)

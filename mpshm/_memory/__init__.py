@@ -1,4 +1,4 @@
-"""Shared memory: arenas, the runs in them, and a message's way in and out.
+"""Shared memory: arenas, the runs in them, and how a message gets in and out.
 
     sender                        arena's memory file                        receiver
 
@@ -11,5 +11,5 @@
       puts the frame in a slot                                               takes the slot
                                      chunks free again  <-------------------  the last view dies
 
-Knows bytes; knows no pickle.  `core` alone imports the compiled core.
+This package handles bytes and runs; it does not know pickle.  Only `core` imports the C core.
 """

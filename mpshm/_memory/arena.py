@@ -1,6 +1,6 @@
 """Arena and Run: a channel's shared memory, and consecutive chunks of it on loan to this process.
 
-Knows descriptors and bytes; knows no pickle and no frame.
+This module knows descriptors and bytes; it does not know pickle or frames.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import config
 from ..errors import ProtocolError
 from . import plain_frame
-from .core import CORE_MISSING, FILE_AUTO, NO_MARK, Descriptor, failure, ffi, lib, refused
+from .core import CORE_MISSING, FILE_AUTO, NO_MARK, Descriptor, failure, ffi, lib, room_failure
 from .lease import new_holder, view_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 if not CORE_MISSING:
-    # Looked up once: a cffi library's attribute costs more than a global.
+    # Each name is looked up once: a cffi library's attribute costs more than a global.
     _send_copy, _NO_ROOM, _SEND_PLAIN = (
         lib.mpshm_send_copy,
         lib.MPSHM_NO_ROOM,
@@ -31,34 +31,44 @@ if not CORE_MISSING:
 
 
 class Run:
-    """Consecutive chunks on loan to this process, until sealed by a send or abandoned."""
+    """Consecutive chunks on loan to this process, until a send seals them or `abandon` frees them.
+
+    Runs are made by Arena.claim.
+    """
 
     __slots__ = ("__weakref__", "_arena", "_c")
 
     def __init__(self, arena: Arena) -> None:
-        """An empty one, for `Arena.claim` to fill: a claim that an exception interrupts is kept."""
+        """Make an empty run for `Arena.claim` to fill.
+
+        The object exists before it holds chunks, so that an exception during the claim loses none.
+        """
         self._arena = arena
-        # The core's destructor: those of a garbage cycle run in any order, and it keeps the arena.
+        # The destructor is the core's: Python destroys the objects of a garbage cycle in any order,
+        # and the core keeps the arena until its runs are freed.
         self._c = ffi.gc(lib.mpshm_run_new(arena._c), lib.mpshm_run_free)
 
     @property
     def capacity(self) -> int:
-        """Bytes the run holds now, whole chunks."""
+        """Bytes the run holds now: a whole number of chunks."""
         return int(self._c.capacity)
 
     @property
     def is_loaned(self) -> bool:
-        """Whether it is still this process's: neither sent nor abandoned."""
+        """Whether this process still owns the run: it was neither sent nor abandoned."""
         return bool(lib.mpshm_is_loaned(self._c))
 
     def copy_in(self, offset: int, source: Any) -> None:
-        """Copy a contiguous bytes-like object to `offset`, without the GIL."""
+        """Copy the contiguous bytes-like `source` to byte `offset` of the run, without the GIL."""
         with ffi.from_buffer(source) as data:
             if len(data) and (code := lib.mpshm_copy_in(self._c, offset, data, len(data))):
                 raise failure(code, "copy")
 
     def increase(self, size: int, min_size: int) -> int:
-        """Take up to `size` bytes of chunks after the end; bytes gained, 0 if under `min_size`."""
+        """Add up to `size` bytes of free chunks after the run's end; return the bytes gained.
+
+        Gains nothing and returns 0 when fewer than `min_size` bytes are free there.
+        """
         gained = int(lib.mpshm_increase_buf(self._c, size, min_size))
         if gained == -errno.ENOSPC:
             return 0
@@ -67,26 +77,28 @@ class Run:
         return gained
 
     def abandon(self) -> None:
-        """Give every chunk back, unless the run was sent or is another process's."""
+        """Free every chunk.  Does nothing if the run was sent or belongs to another process."""
         lib.mpshm_abandon(self._c)
 
     def view(self, size: int) -> memoryview:
-        """Writable memory of the run's first `size` bytes; keeps the run and its mapping."""
-        return memoryview(ffi.buffer(ffi.gc(self._c.data, self._keep), size))
+        """The run's first `size` bytes, writable.  The view keeps the run and its mapping alive."""
+        return memoryview(ffi.buffer(ffi.gc(self._c.data, self._keep_alive), size))
 
-    def _keep(self, data: Any) -> None:
-        """Called when a view dies: being a destructor kept this object alive."""
+    def _keep_alive(self, data: Any) -> None:
+        """Do nothing when a view dies: as the view's destructor, this method kept the run alive."""
 
 
 class Arena:
     """One channel's shared memory, as this process sees it."""
 
-    __slots__ = ("__weakref__", "_c", "bytes_limit", "frame_max", "identity")
+    __slots__ = ("__weakref__", "_c", "bytes_limit", "frame_max_bytes", "identity")
 
     def __init__(self, handle: Any, identity: int) -> None:
         self._c = ffi.gc(handle, lib.mpshm_arena_close)
         self.identity = identity
-        self.frame_max: int = lib.mpshm_queue_frame_bytes(handle) or plain_frame.FRAME_MAX
+        self.frame_max_bytes: int = (
+            lib.mpshm_queue_frame_bytes(handle) or plain_frame.FRAME_MAX_BYTES
+        )
         self.bytes_limit = int(lib.mpshm_queue_bytes_limit(handle))
         _arenas[identity] = self
 
@@ -94,9 +106,10 @@ class Arena:
     def create(
         cls, geometry: config.Geometry | None = None, kind: int = FILE_AUTO, name: str = "mpshm"
     ) -> Arena:
-        """Make an arena with a memory file of its own.  Raises OSError where none can be had.
+        """Make an arena with a memory file of its own.  Raises OSError when the system refuses one.
 
-        name: what /proc shows the file as, where it names memory files.
+        kind: FILE_AUTO or another of core's FILE_ values.
+        name: the file's name in /proc, on systems that show names of memory files.
         """
         if CORE_MISSING:
             raise OSError(errno.ENOSYS, f"mpshm's compiled core is missing: {CORE_MISSING}")
@@ -114,9 +127,12 @@ class Arena:
 
     @classmethod
     def attach(cls, fd: int, sealed: bool = False) -> Arena:
-        """The arena whose memory file `fd` is; takes `fd` over.  One object per arena here.
+        """Return this process's arena for the memory file `fd`; map it if that is new.  Takes `fd`.
 
-        sealed: refuse a file that its maker could still make smaller, under our hands.
+        A process has one Arena object for each memory file.  `fd` becomes the arena's or is closed,
+        also when this raises.
+        sealed: refuse a file that its maker could still shrink while it is mapped here.
+        Raises ProtocolError if the file is refused or is not an arena.
         """
         try:
             if sealed and not _is_sealed(fd):
@@ -135,7 +151,8 @@ class Arena:
         return cls(out[0], identity)
 
     def __reduce__(self) -> Any:
-        # Both ends of a queue name one arena: pickle's memo passes its descriptor only once.
+        # Both ends of a queue hold the same arena: pickle's memo then passes its descriptor only
+        # once.
         return _rebuild, (reduction.DupFd(self.fileno()),)
 
     def fileno(self) -> int:
@@ -143,37 +160,40 @@ class Arena:
 
     @property
     def is_queue(self) -> bool:
-        """Whether it is a queue's, whose frames are slots."""
-        return self.frame_max < plain_frame.FRAME_MAX
+        """Whether a queue owns this arena.  Its frames are then slots, and shorter."""
+        return self.frame_max_bytes < plain_frame.FRAME_MAX_BYTES
 
     def make_queue(self, places: int, bytes_limit: int, joinable: bool) -> bool:
-        """Have it serve a queue from now on, which nobody else has yet.  0 is no limit.
+        """Turn a new arena, which no other process has yet, into a queue's.  False: no memory left.
 
-        False: there is no memory for that.
+        places: messages the queue holds at most; bytes_limit: bytes of chunks they take at most; 0
+        is no limit.
+        joinable: count unfinished messages for task_done() and join().
         """
         if lib.mpshm_make_queue(self._c, places, bytes_limit, joinable):
             return False
-        self.frame_max = lib.mpshm_queue_frame_bytes(self._c)
+        self.frame_max_bytes = lib.mpshm_queue_frame_bytes(self._c)
         self.bytes_limit = bytes_limit
         return True
 
     @property
     def high_water(self) -> int:
-        """In-flight bytes at which a sender waits; a queue bounded by bytes has its own limit."""
+        """In-flight bytes at which a sender waits.  Infinite for a queue with a limit of bytes."""
         return NO_MARK if self.bytes_limit else config.HIGH_WATER_BYTES
 
     def claim(self, size: int) -> Run:
-        """A run of at least `size` contiguous bytes.  Raises OutOfSharedMemory."""
+        """Claim a run of at least `size` contiguous bytes.  Raises OutOfSharedMemory."""
         run = Run(self)
         if code := lib.mpshm_get_buf(self._c, size, run._c):
-            raise refused(code, f"no {size} bytes")
+            raise room_failure(code, f"no {size} bytes")
         return run
 
     def lease(self, descriptor: Descriptor) -> memoryview:
-        """The run a descriptor names, as writable memory of exactly its size.
+        """Lease the run that a descriptor names, as writable memory of exactly its size.
 
-        The caller owns it: chunks go back when the last view of the memory dies, in whatever
-        thread.  Raises ProtocolError when the descriptor names no run in flight.
+        The caller owns it.  Its chunks are freed when the last view of the memory dies, in any
+        thread.
+        Raises ProtocolError when the descriptor names no run in flight.
         """
         out = ffi.new("char **")
         held = new_holder()
@@ -184,17 +204,15 @@ class Arena:
         return view_of(held)
 
     def wait_room(self, fd: int, size: int, mark: int | None = None) -> None:
-        """Wait until `size` more bytes may be in flight, or nobody drains the pipe.
+        """Wait until `size` more bytes may be in flight, or no receiver drains the pipe `fd`.
 
-        mark: bytes in flight at which to wait, instead of `high_water`.
+        mark: in-flight bytes at which to wait, instead of `high_water`.
         """
-        while not self.wait_room_a_while(fd, size, config.WAIT_SLICE_MS, mark):
+        while not self.wait_room_for(fd, size, config.WAIT_SLICE_MS, mark):
             pass
 
-    def wait_room_a_while(
-        self, fd: int, size: int, timeout_ms: int, mark: int | None = None
-    ) -> bool:
-        """The same for so long: whether there is room."""
+    def wait_room_for(self, fd: int, size: int, timeout_ms: int, mark: int | None = None) -> bool:
+        """Wait as wait_room does, but at most `timeout_ms`; return whether there is room."""
         mark = self.high_water if mark is None else mark
         code = lib.mpshm_wait_room(self._c, fd, size, mark, timeout_ms)
         if code not in (0, -errno.ETIMEDOUT, -errno.EINTR):
@@ -202,9 +220,11 @@ class Arena:
         return bool(code == 0)
 
     def try_send_copy(self, fd: int, data: bytes, mark: int) -> bool | None:
-        """Send `data`, at most INLINE_MAX bytes, by a run that the receiver copies and frees.
+        """Send `data` by a run that the receiver copies out and frees.
 
-        None: `mark` bytes are in flight, and it must wait.  False: had better go plain.
+        data: at most INLINE_MAX_BYTES.  mark: in-flight bytes at which the sender waits.
+        Returns True if sent, None if it must wait because `mark` bytes are in flight, and False if
+        the plain road is better or no run is free.
         """
         while code := _send_copy(self._c, fd, data, len(data), mark):
             if code == _NO_ROOM:
@@ -216,9 +236,9 @@ class Arena:
         return True
 
     def gauges(self) -> Gauges:
-        """What the arena holds now, on loan, in flight and leased, by whatever living process.
+        """What the arena holds now on loan, in flight and leased, summed over all living processes.
 
-        What dead ones held is taken back first.
+        First takes back what dead processes held.
         """
         from .._stats import Gauges
 
@@ -235,7 +255,7 @@ class Arena:
         )
 
     def is_valid(self) -> bool:
-        """Walk every segment and check each invariant of csrc/layout.h."""
+        """Walk every segment and check each invariant of csrc/layout.h.  For tests."""
         return bool(lib.mpshm_arena_is_valid(self._c) == 1)
 
 
@@ -250,7 +270,7 @@ def _identity(fd: int) -> int:
 
 
 def _is_sealed(fd: int) -> bool:
-    """Whether nobody can make the file smaller any more; only Linux can promise that."""
+    """Whether no process can shrink the file any more.  Only Linux can promise that."""
     try:
         import fcntl
 
@@ -260,7 +280,7 @@ def _is_sealed(fd: int) -> bool:
 
 
 def _rebuild(descriptor: Any) -> Arena | None:
-    """Unpickle an arena, in a process that may lack the core."""
+    """Unpickle an arena; None in a process that lacks the core."""
     fd = descriptor.detach()
     if CORE_MISSING:
         os.close(fd)
@@ -274,18 +294,23 @@ def process_arenas() -> list[Arena]:
     return [arena for ref in _arenas.valuerefs() if (arena := ref()) is not None]
 
 
-def fork_announce() -> None:
-    """Before a fork whose child goes on with the views it inherits."""
+def before_fork() -> None:
+    """Call before a fork whose child keeps the views it inherits."""
     lib.mpshm_fork_announce()
 
 
-def fork_over() -> None:
-    """After it, on both sides.  Raises OSError when a view could not be made private."""
+def after_fork() -> None:
+    """Call after the fork, in the parent and in the child.
+
+    Raises OSError when a received view could not be made private to one of them.
+    """
     if code := lib.mpshm_fork_over():
-        raise failure(code, "a received view could not be made private before the fork")
+        raise failure(
+            code, "a received view could not be made private before the fork; release views first"
+        )
 
 
 def release_all() -> None:
-    """At a process's very end: every lease and every segment goes back."""
+    """Free every lease and give up every segment.  Only for the very end of a process."""
     if not CORE_MISSING:
         lib.mpshm_release_all()

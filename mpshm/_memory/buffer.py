@@ -1,4 +1,4 @@
-"""Buffer: memory of one message in a user's hands."""
+"""Buffer: a user's access to the memory of one message."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from types import TracebackType
 
 from ..errors import BufferTooSmall
 from .arena import Run
-from .core import FOREIGN, SPENT
+from .core import FOREIGN_TEXT, SPENT_TEXT
 
 
 class Buffer:
-    """Memory to fill and send without a copy, or received without one.
+    """Memory that is filled and sent without a copy, or received without one.
 
-    From `Connection.get_buf` it is the sender's, until `send_buf` hands it over; from `recv_buf`
-    it is the receiver's, until `release` (or the end of a `with`).  `view` is its memory.  Arrays
-    made over `view` must not be written to after a send.
+    A buffer from `Connection.get_buf` belongs to the sender until `send_buf` hands it over.  One
+    from `recv_buf` belongs to the receiver until `release`, or until the end of a `with` block.
+    `view` is its memory.  Do not write to arrays made over `view` after sending it.
     """
 
-    __module__ = "mpshm"  # where users find it
+    __module__ = "mpshm"  # users find the class there
 
-    __slots__ = ("__weakref__", "_gone", "_run", "_view")
+    __slots__ = ("__weakref__", "_gone_reason", "_run", "_view")
 
     def __init__(self, view: memoryview, run: Run | None = None) -> None:
-        self._gone = SPENT
+        self._gone_reason = SPENT_TEXT
         self._view: memoryview | None = view
         self._run = run
         if run is not None:
@@ -31,9 +31,9 @@ class Buffer:
 
     @property
     def view(self) -> memoryview:
-        """Writable bytes, as many as were asked for or received.  ValueError once let go."""
+        """The buffer's bytes, writable.  Raises ValueError once the buffer was sent or released."""
         if self._view is None:
-            raise ValueError(self._gone)
+            raise ValueError(self._gone_reason)
         return self._view
 
     @property
@@ -47,8 +47,8 @@ class Buffer:
     def increase_buf(self, size: int, min_size: int | None = None) -> int:
         """Extend this buffer in place; return the bytes by which `view` grew.
 
-        Takes whole chunks after the run's end while they are free and never moves data: a view
-        taken before stays good and shows the old length.
+        Takes whole chunks after the run's end while they are free and never moves data.  A view
+        taken before stays valid and shows the old length.
         size: bytes wanted; min_size (default: size): fewer is a failure, and nothing is kept.
         Raises BufferTooSmall when min_size cannot be met, ValueError once sent or released.
         After NGINX Unit's nxt_port_mmap_increase_buf.
@@ -56,36 +56,42 @@ class Buffer:
         have = self.size
         least = size if min_size is None else min_size
         if size < 0 or least < 0:
-            raise ValueError("size is negative")
+            raise ValueError("size or min_size is negative")
         if self._run is None:
             if least > 0:
-                raise BufferTooSmall("a buffer outside shared memory cannot grow in place")
+                raise BufferTooSmall(
+                    "a buffer outside shared memory cannot grow in place; "
+                    "ask get_buf for all its bytes at once"
+                )
             return 0
         slack = self._run.capacity - have
         if size > slack:
             slack += self._run.increase(size - slack, max(0, least - slack))
         if slack < least:
-            raise BufferTooSmall(f"{least} bytes wanted, {slack} free after the buffer's end")
+            raise BufferTooSmall(
+                f"{least} bytes wanted, {slack} free after the buffer's end; "
+                "send this buffer and get another, or get a larger one"
+            )
         grown = min(size, slack)
         self._view = self._run.view(have + grown)
         return grown
 
     def _disown(self) -> None:
-        self._view, self._run, self._gone = None, None, FOREIGN
+        self._view, self._run, self._gone_reason = None, None, FOREIGN_TEXT
 
     def _hand_over(self) -> tuple[Run | None, memoryview]:
-        """For a send: the run and its bytes; this object is empty afterwards."""
+        """Empty this buffer for a send; return its run and its bytes."""
         view, run = self.view, self._run
         self._view = self._run = None
         return run, view
 
     def _take_back(self, run: Run | None, view: memoryview) -> None:
-        """After a send that failed: the buffer is whole again, unless the message did go out."""
+        """Undo `_hand_over` after a failed send, unless the message went out all the same."""
         if run is None or run.is_loaned:
             self._run, self._view = run, view
 
     def release(self) -> None:
-        """Let go.  Views taken from a received buffer keep its memory until they die."""
+        """Let the memory go.  Views taken from a received buffer keep it alive until they die."""
         run, self._view, self._run = self._run, None, None
         if run is not None:
             run.abandon()
@@ -106,7 +112,7 @@ _loaned: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary(
 
 
 def disown_inherited() -> None:
-    """In the child of a fork: what was on loan to the parent is the parent's."""
+    """In a forked child: empty the buffers on loan to the parent, which still owns them."""
     for ref in _loaned.valuerefs():
         if (buffer := ref()) is not None:
             buffer._disown()

@@ -1,7 +1,7 @@
-"""The compiled core: the only importer of `_native`, and what its error codes mean.
+"""The compiled core and what its error codes mean.  Only this module imports `_native`.
 
-Without a C compiler, or on a platform that the core does not know, CORE_MISSING says why.  Then
-there is no arena, and nobody calls what is here.
+CORE_MISSING is empty, or says why there is no core: no C compiler, or an unsupported platform.
+Then no arena exists, and no function of the core may be called.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ffi: Any
 lib: Any
 
 try:
-    # The core asks for it from C: tools that freeze programs, which read imports, must see it here.
+    # Only C code imports this at run time.  Tools that freeze programs look for Python imports.
     import _cffi_backend  # noqa: F401
 
     from .._native import ffi, lib
@@ -27,16 +27,16 @@ except ImportError as _error:
     CORE_MISSING = str(_error)
 
 NO_MARK = (1 << 64) - 1
-"""A high-water mark that nothing reaches."""
+"""A high-water mark that is never reached."""
 NO_WAIT = -2
-"""In place of the descriptor whose draining a put waits for: the put raises NoRoomNow instead."""
+"""In place of the pipe's descriptor: a put that must wait raises NoRoomNow instead."""
 
 FILE_AUTO, FILE_MEMFD, FILE_SHM = 0, 1, 2
-"""How an arena's memory file is made."""
+"""How an arena's memory file is made: as the platform allows, by memfd_create, by shm_open."""
 
 
 class Descriptor(NamedTuple):
-    """Names a sealed run: where it is, its size in bytes, and the tag of this use of it."""
+    """The name of a sealed run: where it is, its size in bytes, and the tag of this use of it."""
 
     mmap_id: int
     chunk_id: int
@@ -45,31 +45,33 @@ class Descriptor(NamedTuple):
 
 
 class OutOfSharedMemory(Exception):
-    """The arena has no run of that size: the message at hand must take the plain road."""
+    """The arena has no run of that size.  A connection then sends the message by the plain road."""
 
 
 class NoRoomNow(Exception):
-    """A put would have to wait.  What it was to send is still its caller's."""
+    """A put would have to wait.  The caller still owns the message."""
 
 
 class QueueFull(Exception):
-    """A bounded queue has no place."""
+    """A bounded queue has no free place."""
 
 
 class ReaderFull(Exception):
-    """The reader holds a frame that its caller has not got yet."""
+    """The reader holds a complete frame that its caller has not received yet."""
 
 
 class NoArena(ProtocolError):
-    """A descriptor frame came where there is no arena; it stays in the reader, for `reopen`."""
+    """A descriptor frame came to an end without an arena.  The reader keeps it for `reopen`."""
 
 
-FOREIGN = "buffer belongs to the process this one was forked from"
-SPENT = "buffer has been sent or released"
+FOREIGN_TEXT = (
+    "buffer belongs to the process this one was forked from; call get_buf in this process"
+)
+SPENT_TEXT = "buffer has been sent or released; get another from get_buf or recv_buf"
 
 
-def _meanings() -> dict[int, tuple[type[Exception], str]]:
-    """The exception for each of the core's codes."""
+def _exceptions() -> dict[int, tuple[type[Exception], str]]:
+    """The exception class and text for each of the core's own error codes."""
     if CORE_MISSING:
         return {}
     wrong = {
@@ -78,7 +80,10 @@ def _meanings() -> dict[int, tuple[type[Exception], str]]:
         lib.MPSHM_E_SIZE: "has a size that its segment cannot hold",
         lib.MPSHM_E_STALE: "is stale, repeated or forged: no run in flight has its tag and length",
         lib.MPSHM_E_MAGIC: "file is not an arena",
-        lib.MPSHM_E_ABI: "arena was made by another version of mpshm (ABI)",
+        lib.MPSHM_E_ABI: (
+            "arena was made by another version of mpshm (ABI); "
+            "install the same version in all processes"
+        ),
         lib.MPSHM_E_GEOMETRY: "arena's geometry does not fit its file",
         lib.MPSHM_E_TORN: "got end of file during message",
         lib.MPSHM_E_LENGTH: "descriptor frame is longer than a frame may be",
@@ -90,11 +95,12 @@ def _meanings() -> dict[int, tuple[type[Exception], str]]:
     }
     return {
         **{code: (ProtocolError, text) for code, text in wrong.items()},
-        lib.MPSHM_E_FOREIGN: (ValueError, FOREIGN),
-        lib.MPSHM_E_STATE: (ValueError, SPENT),
+        lib.MPSHM_E_FOREIGN: (ValueError, FOREIGN_TEXT),
+        lib.MPSHM_E_STATE: (ValueError, SPENT_TEXT),
         lib.MPSHM_E_NO_ARENA: (
             NoArena,
-            "descriptor frame on a channel that has no shared memory here",
+            "descriptor frame on a channel that has no shared memory here: its arena "
+            "was not found; pass the Connection itself to this process, not its bare descriptor",
         ),
         lib.MPSHM_E_FULL: (QueueFull, "queue is full"),
         lib.MPSHM_E_END: (EOFError, ""),
@@ -102,38 +108,42 @@ def _meanings() -> dict[int, tuple[type[Exception], str]]:
     }
 
 
-_MEANINGS = _meanings()
-_OF_A_RUN = frozenset(() if CORE_MISSING else range(lib.MPSHM_E_STALE, lib.MPSHM_E_SEGMENT + 1))
-"""Codes of which a descriptor is to blame."""
-_OUT_OF_MEMORY = frozenset(
+_EXCEPTIONS = _exceptions()
+_DESCRIPTOR_CODES = frozenset(
+    () if CORE_MISSING else range(lib.MPSHM_E_STALE, lib.MPSHM_E_SEGMENT + 1)
+)
+"""Codes that blame a descriptor; their texts name it."""
+_NO_MEMORY_CODES = frozenset(
     (-errno.ENOSPC, -errno.ENOMEM, -errno.EFBIG, -errno.EMFILE, -errno.ENFILE)
 )
 
 
 def failure(code: int, what: str = "", bad: Any = None) -> Exception:
-    """The exception for a negative answer of the core.
+    """The exception for a negative result of the core.
 
     what: what failed, for the text; bad: the core's descriptor that may be to blame.
     """
-    if code in _MEANINGS:
-        kind, text = _MEANINGS[code]
-        if bad is not None and code in _OF_A_RUN:
+    if code in _EXCEPTIONS:
+        kind, text = _EXCEPTIONS[code]
+        if bad is not None and code in _DESCRIPTOR_CODES:
             what = str(Descriptor(bad.mmap_id, bad.chunk_id, bad.size, bad.tag))
         if kind is ProtocolError and what:
             text = f"{what} {text}"
         return kind(text) if text else kind()
     if code == -errno.ENOMEM:
-        return MemoryError(f"{what}: cannot map shared memory")
+        return MemoryError(
+            f"{what}: cannot map shared memory; raise the limit of address space (ulimit -v)"
+        )
     return OSError(-code, os.strerror(-code), what or None)
 
 
-def refused(code: int, what: str = "") -> Exception:
-    """Why memory could not be had, or a message not be put.
+def room_failure(code: int, what: str = "") -> Exception:
+    """The exception for a negative result of a call that needed memory or room for a message.
 
-    NoRoomNow and OutOfSharedMemory where the same call may succeed later.
+    NoRoomNow or OutOfSharedMemory if the same call may succeed later, else as `failure`.
     """
     if code == -errno.EAGAIN:
         return NoRoomNow()
-    if code in _OUT_OF_MEMORY:
+    if code in _NO_MEMORY_CODES:
         return OutOfSharedMemory(f"{what}: {os.strerror(-code)}" if what else os.strerror(-code))
     return failure(code, what)

@@ -1,6 +1,6 @@
-"""Views of memory: a leased run's, which give it back when they die, and an alias of an object's.
+"""Views of memory: of leased runs, which are freed when the views die, and of objects' own memory.
 
-Knows the core's holders; knows no message and no frame.
+This module knows the core's holders; it does not know messages or frames.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ from .core import CORE_MISSING, ffi, lib
 
 
 def new_holder() -> Any:
-    """Holds no run yet, and releases the one that it is given: made first, so none is ever lost."""
+    """Make a holder, which frees the run that it will be given.
+
+    Make it before the lease, so that an interruption cannot lose the run.
+    """
     return ffi.gc(lib.mpshm_held_new(), lib.mpshm_held_free)
 
 
 def take_runs(take: Any, c: Any, numbers: range) -> list[memoryview]:
-    """Those runs of the last frame or frames that `c` has read, each with a holder of its own."""
+    """Move runs out of the frames that `c` has read last; each gets a holder of its own.
+
+    take: the core's function that moves one run; numbers: which runs.
+    """
     views = []
     for i in numbers:
         held = new_holder()
@@ -28,7 +34,11 @@ def take_runs(take: Any, c: Any, numbers: range) -> list[memoryview]:
 def message_of(
     views: list[memoryview], stream_runs: int, stream: bytes
 ) -> tuple[Any, list[memoryview]]:
-    """A message's stream, from its runs if it has any, and its buffers."""
+    """A message as its stream and its buffers.
+
+    views: its leased runs, first those that hold the stream: `stream_runs` of them.
+    stream: the stream itself if stream_runs is 0.
+    """
     if stream_runs == 0:
         return stream, views
     first = views[0] if stream_runs == 1 else b"".join(views[:stream_runs])
@@ -36,18 +46,21 @@ def message_of(
 
 
 def view_of(held: Any) -> memoryview:
-    """A leased run's memory, which keeps its holder."""
-    # The pointer's destructor does nothing that matters: bound to the holder, it keeps it alive.
+    """A leased run's memory.  The view keeps the run's holder alive."""
+    # The pointer's destructor, `count` of a tuple, does nothing.  The tuple keeps the holder alive.
     return memoryview(ffi.buffer(ffi.gc(held.data, (held,).count), held.size))
 
 
 def writable_alias(address: int, size: int, owner: object) -> memoryview:
-    """`owner`'s memory at `address` as a writable view; nobody may write through it."""
-    # The destructor does nothing but keep the owner alive.
+    """The `size` bytes at `address` as a writable view that keeps `owner` alive.
+
+    For buffers whose own export is read-only.  No code may write through it.
+    """
+    # The destructor does nothing: as its default argument, `owner` stays alive.
     pointer = ffi.gc(ffi.cast("char *", address), lambda _, owner=owner: None)
     return memoryview(ffi.buffer(pointer, size))
 
 
 def lease_count() -> int:
-    """Runs this process has leased."""
+    """Number of runs this process has leased."""
     return 0 if CORE_MISSING else int(lib.mpshm_leases())

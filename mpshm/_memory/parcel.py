@@ -1,4 +1,7 @@
-"""Parcel: a message on its way into chunks.  Knows bytes and runs; knows no pickle and no frame."""
+"""Parcel: a message on its way into chunks.
+
+This module knows bytes and runs; it does not know pickle or frames.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import errno
 from typing import Any
 
 from .arena import Arena, Run
-from .core import NO_MARK, NO_WAIT, NoRoomNow, failure, ffi, lib, refused
+from .core import NO_MARK, NO_WAIT, NoRoomNow, failure, ffi, lib, room_failure
 
 
 class Parcel:
-    """A message on its way into chunks: a stream, and buffers with a contiguous run each.
+    """A message on its way into chunks: one stream, and one contiguous run for each buffer.
 
-    Owns its runs until they are sent; what is not sent goes back when the parcel dies.  For one
-    thread at a time.  Each `put` obeys the high-water mark.
+    The parcel owns its runs until they are sent; runs not sent are freed when it dies.  Only one
+    thread may use it at a time.  Each `put` waits at the high-water mark.
     """
 
     __slots__ = ("_arena", "_c", "_fd")
@@ -25,7 +28,10 @@ class Parcel:
 
     @classmethod
     def begin(cls, arena: Arena, fd: int) -> Parcel:
-        """An empty parcel for the channel of that arena and pipe."""
+        """An empty parcel for a channel.
+
+        arena: the channel's; fd: its pipe, whose draining a put waits for, or NO_WAIT.
+        """
         try:
             parcel = _spare_parcels.pop()
         except IndexError:
@@ -36,9 +42,9 @@ class Parcel:
 
     @classmethod
     def of_stream(cls, arena: Arena, fd: int, data: Any, piece_bytes: int = 0) -> Parcel:
-        """A parcel whose stream is a contiguous bytes-like object.  Raises as `put_stream` does.
+        """A parcel whose stream is the contiguous bytes-like `data`.  Raises as `put_stream` does.
 
-        piece_bytes: copy so many at a time, for no segment may hold all of it; 0: all at once.
+        piece_bytes: copy so many bytes at a time, for data longer than any segment; 0: all at once.
         """
         parcel = cls.begin(arena, fd)
         whole = memoryview(data)
@@ -52,7 +58,7 @@ class Parcel:
         return parcel
 
     def clear(self) -> None:
-        """Give back what has not been sent; the parcel is spent."""
+        """Free the runs that were not sent.  The parcel cannot be used afterwards."""
         lib.mpshm_parcel_clear(self._c)
 
     def put_buffer(self, data: Any) -> None:
@@ -61,24 +67,25 @@ class Parcel:
         self._put(lib.mpshm_put_buffer, len(c), c, len(c))
 
     def put_stream(self, data: Any, more: int = 0) -> None:
-        """Copy bytes behind the stream's end; `more` are known to follow.
+        """Append bytes to the stream.  Raises OutOfSharedMemory.
 
-        In place while the stream's run can be extended, then in a further run.
+        Extends the stream's run in place where that is possible, else adds a run.
+        more: bytes that are known to follow, so that the run is claimed large enough.
         """
         c = ffi.from_buffer(data)
         self._put(lib.mpshm_put_stream, len(c), c, len(c), more)
 
     def put_run(self, run: Run, size: int) -> None:
-        """Borrow a loaned run as the whole stream, `size` bytes of it."""
+        """Borrow a loaned run: its first `size` bytes become the whole stream."""
         if code := lib.mpshm_put_run(self._c, run._c, size):
             raise failure(code)
 
     def return_run(self) -> None:
-        """Let go of the borrowed run, which is its owner's again."""
+        """Give the borrowed run back to its owner."""
         lib.mpshm_return_run(self._c)
 
     def settle(self, stream: bytes) -> None:
-        """Find room for what a frame cannot hold.  Before `send`."""
+        """Claim memory for what the frame cannot hold.  Call once, before `send`."""
         size = len(stream)
         self._put(lib.mpshm_settle, size, size)
 
@@ -89,14 +96,14 @@ class Parcel:
                 if self._fd == NO_WAIT:
                     raise NoRoomNow
                 self._arena.wait_room(self._fd, size)
-                mark = NO_MARK  # also when there was nobody to wait for
+                mark = NO_MARK  # do not wait again, even if nothing drained
             else:
-                raise refused(code, f"no {size} bytes")
+                raise room_failure(code, f"no {size} bytes")
 
     def send(self, stream: bytes) -> None:
         """Seal the runs and write the frame that names them: both, or neither and an OSError.
 
-        The parcel is spent afterwards.
+        The parcel cannot be used afterwards.
         """
         while code := lib.mpshm_send(self._c, self._fd, stream, len(stream)):
             if code != -errno.EINTR:
@@ -104,7 +111,12 @@ class Parcel:
         self._spend()
 
     def send_to_ring(self, end: Any, stream: bytes, place: int) -> int:
-        """The same for a queue, and never waits: 0, or the core's code and the parcel as it was."""
+        """Seal the runs and put their frame in a queue's ring, without waiting.
+
+        end: the core's struct of the sending end; place: as in `ring.putter`.
+        Returns 0, and the parcel cannot be used afterwards; or the core's code, and the parcel is
+        unchanged.
+        """
         code = int(lib.mpshm_queue_put_parcel(self._c, end, stream, len(stream), place))
         if code == 0:
             self._spend()
@@ -116,4 +128,4 @@ class Parcel:
 
 
 _spare_parcels: list[Parcel] = []
-"""Spent ones.  list.pop and append are atomic, so threads share it."""
+"""Parcels to use again.  list.pop and append are atomic, so threads share the list."""

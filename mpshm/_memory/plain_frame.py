@@ -1,6 +1,6 @@
-"""The stock module's frame of a plain message, and its reading where there is no core.
+"""Plain frames, which are the stock module's, and how they are read without the core.
 
-Descriptor frames are csrc/frame.c's.
+csrc/frame.c writes and reads descriptor frames.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import struct
 
 from ..errors import ProtocolError, TooLong
 
-FRAME_MAX = 4096
-"""PIPE_BUF: what a pipe takes in one piece or not at all."""
+FRAME_MAX_BYTES = 4096
+"""PIPE_BUF: a write of at most so many bytes enters a pipe in one piece or not at all."""
 
-PLAIN_MAX = FRAME_MAX - 4
-"""Bytes of the longest message that a plain frame gives a pipe in one piece."""
+PLAIN_MAX_BYTES = FRAME_MAX_BYTES - 4
+"""Bytes of the longest message whose plain frame enters a pipe in one piece."""
 
-PIECE_MAX = 64 << 10
-"""Bytes asked of a pipe in one read: as many as it holds by default."""
+READ_MAX_BYTES = 64 << 10
+"""Bytes that one read asks for: as many as a pipe holds by default."""
 
 _LENGTH = struct.Struct("!i")
 HEAD_BYTES = _LENGTH.size
@@ -31,11 +31,11 @@ def plain_header(size: int) -> bytes:
 
 
 def read_exactly(fd: int, size: int) -> bytes:
-    """The rest of a message of which something was read: its end of file is a torn message."""
+    """Read the remaining `size` bytes of a message.  Raises ProtocolError at end of file."""
     pieces: list[bytes] = []
     while size > 0:
-        # Not all at once: a hostile length must not allocate, and a pipe gives no more.
-        piece = os.read(fd, size if size < PIECE_MAX else PIECE_MAX)
+        # In pieces: a hostile length must not make us allocate, and a pipe gives no more at once.
+        piece = os.read(fd, size if size < READ_MAX_BYTES else READ_MAX_BYTES)
         if not piece:
             raise ProtocolError("got end of file during message")
         if len(piece) == size and not pieces:
@@ -46,12 +46,12 @@ def read_exactly(fd: int, size: int) -> bytes:
 
 
 class PlainReader:
-    """`reader.Reader` for a process without the core: it reads plain messages."""
+    """The `reader.Reader` of a process without the core.  It reads plain messages only."""
 
     pending = False
 
     def expect_answer(self) -> None:
-        """It does not look again before it blocks."""
+        """Do nothing: this reader blocks at once and does not spin."""
 
     def read(
         self, fd: int, arena: object = None, maxsize: int | None = None, copy_max: int = 0
@@ -61,7 +61,10 @@ class PlainReader:
             raise EOFError
         (size,) = _LENGTH.unpack(start + read_exactly(fd, _LENGTH.size - len(start)))
         if size < -1:
-            raise ProtocolError("descriptor frame on a channel that has no shared memory here")
+            raise ProtocolError(
+                "descriptor frame on a channel that has no shared memory here: "
+                "this process lacks mpshm's compiled core; reinstall mpshm with a C compiler"
+            )
         if size == -1:
             (size,) = _LONG_SIZE.unpack(read_exactly(fd, _LONG_SIZE.size))
         if maxsize is not None and size > maxsize:

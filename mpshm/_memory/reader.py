@@ -1,4 +1,4 @@
-"""Reader: takes messages off a pipe or socket, frame by frame.  Knows no pickle."""
+"""Reader: takes messages off a pipe or socket, frame by frame.  It does not know pickle."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from .core import CORE_MISSING, NoArena, ReaderFull, failure, ffi, lib
 from .lease import message_of, take_runs
 from .plain_frame import read_exactly
 
-_BODY_MAX = config.INLINE_MAX
-"""Bytes of a message that a reader has room for."""
+_BODY_MAX_BYTES = config.INLINE_MAX_BYTES
+"""Bytes of a plain message's body that a reader has room for."""
 
 
 if not CORE_MISSING:
-    # Looked up once: a cffi library's attribute costs more than a global.
+    # Each name is looked up once: a cffi library's attribute costs more than a global.
     _receive, _NULL = lib.mpshm_receive, ffi.NULL
     _DESCRIPTORS, _LONG, _COPIED = lib.MPSHM_DESCRIPTORS, lib.MPSHM_LONG, lib.MPSHM_COPIED
 
 
 class Reader:
-    """Reads one message's frame at a time off a descriptor and never past it.
+    """Reads one frame at a time from a pipe or socket, and never past its end.
 
-    A frame half read stays here when a signal interrupts, and the next call goes on with it.
+    When a signal interrupts, the part that was read stays here, and the next call continues.  Only
+    one thread may use a reader at a time.
     """
 
     __slots__ = ("_bytes", "_c")
@@ -41,11 +42,11 @@ class Reader:
         return bool(self._c.have)
 
     def expect_answer(self) -> None:
-        """Look longer than else for the next message, which may be an answer, before blocking."""
+        """Spin longer than usual before blocking: the next message may be an answer."""
         self._c.asked = 1
 
     def begin(self, head: bytes) -> None:
-        """Go on from a frame's first bytes, which the caller has read."""
+        """Start with `head`, the first bytes of a frame, which the caller has read."""
         self._bytes[: len(head)] = head
         self._c.have = len(head)
 
@@ -54,17 +55,20 @@ class Reader:
         fd: int,
         arena: Arena | None = None,
         maxsize: int | None = None,
-        copy_max: int = _BODY_MAX,
+        copy_max: int = _BODY_MAX_BYTES,
     ) -> bytes | tuple[Any, list[memoryview]]:
-        """The next message: the bytes of a plain one, else its stream and its buffers, leased.
+        """Read the next message: bytes if it is plain, else its stream and its leased buffers.
 
-        copy_max: bytes up to which a stream without buffers is copied out of its run instead.
-        Raises EOFError, OSError, TooLong, or ProtocolError naming what is wrong; then no run is
-        kept.  Raises ReaderFull when it comes between a frame and its caller, as a signal handler
-        does: it must read on with a new Reader.  After NoArena, `reopen` comes next.
+        fd: the pipe or socket; arena: its shared memory; maxsize: most bytes of a plain message.
+        copy_max: bytes up to which a stream without buffers is copied out of its run, not leased.
+        Raises EOFError, OSError, TooLong, or ProtocolError, which says what is wrong; no run is
+        kept then.
+        Raises ReaderFull when it interrupts another call of this reader after its frame was read,
+        as a signal handler can: read with a new Reader then.  Raises NoArena when arena is None and
+        the frame needs one: call `reopen` next.
         """
         c = self._c
-        body_max = _BODY_MAX if maxsize is None or maxsize > _BODY_MAX else maxsize
+        body_max = _BODY_MAX_BYTES if maxsize is None or maxsize > _BODY_MAX_BYTES else maxsize
         try:
             memory = _NULL if arena is None else arena._c
             while (n := _receive(c, fd, memory, body_max, copy_max)) <= 0:
@@ -83,11 +87,11 @@ class Reader:
                 c.full = 0
                 return body, []
             if n != _LONG:
-                return self._take_over()
+                return self._take_message()
         except (ReaderFull, NoArena):
-            raise  # what it holds is another's, or kept
+            raise  # the frame belongs to the interrupted call, or stays for `reopen`
         except BaseException:
-            lib.mpshm_discard(c)  # an interruption may leave runs without a holder
+            lib.mpshm_discard(c)  # free runs that an interruption left without a holder
             raise
         size = int(c.body_size)
         c.full = 0
@@ -96,19 +100,22 @@ class Reader:
         return read_exactly(fd, size)
 
     def reopen(self, find: Callable[[], Arena | None]) -> tuple[Any, list[memoryview]]:
-        """The message of a frame that came before its arena, which `find` gives; None loses it."""
+        """The message of the frame that raised NoArena.
+
+        find: returns the arena; the message is lost when it returns None.
+        """
         c = self._c
         try:
             arena = find()
             if code := lib.mpshm_reopen(c, _NULL if arena is None else arena._c):
                 raise failure(code, bad=c.bad)
-            return self._take_over()
+            return self._take_message()
         except BaseException:
             lib.mpshm_discard(c)
             raise
 
-    def _take_over(self) -> tuple[Any, list[memoryview]]:
-        """The message of the descriptor frame just read, each run with a holder of its own."""
+    def _take_message(self) -> tuple[Any, list[memoryview]]:
+        """The message of the descriptor frame just read.  Each run gets a holder of its own."""
         c = self._c
         views = take_runs(lib.mpshm_take, c, range(c.count))
         stream = b"" if c.stream_runs else self._bytes[c.stream_at : c.stream_end]

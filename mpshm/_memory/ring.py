@@ -1,6 +1,6 @@
-"""The ring: a queue's messages in and out of it.  Knows bytes and runs; knows no pickle.
+"""The ring: how a queue's messages get in and out of it.  csrc/ring.c has the slots themselves.
 
-csrc/ring.c has the slots themselves.
+This module knows bytes and runs; it does not know pickle.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from .. import config
 from ..counters import EndCounters
 from .arena import Arena
-from .core import CORE_MISSING, failure, ffi, lib, refused
+from .core import CORE_MISSING, failure, ffi, lib, room_failure
 from .lease import message_of, take_runs
 from .parcel import Parcel
 
 if not CORE_MISSING:
-    # Looked up once: a cffi library's attribute costs more than a global.
+    # Each name is looked up once: a cffi library's attribute costs more than a global.
     put_one, receive_one, _unpack = (
         lib.mpshm_queue_put_one,
         lib.mpshm_queue_receive_one,
@@ -32,13 +32,13 @@ if not CORE_MISSING:
     AT_ONCE, NO_PLACE = int(lib.MPSHM_SLOTS_AT_ONCE), int(lib.MPSHM_NO_PLACE)
     TAKE_PLACE, HAS_PLACE = int(lib.MPSHM_TAKE_PLACE), int(lib.MPSHM_HAS_PLACE)
     _stop_receiving, _release = lib.mpshm_end_stop_receiving, lib.mpshm_end_release
-else:  # and no queue asks for them
+else:  # no queue is made without the core, so nothing uses these
     AT_ONCE = NO_PLACE = TAKE_PLACE = HAS_PLACE = TOO_LONG = NO_ROOM_NOW = TINY_BYTES = 0
     put_one = receive_one = None
     _stop_receiving = _release = None
 
 
-_COUNTED = (
+_CORE_COUNTERS = (
     "small_messages",
     "plain_bytes",
     "shm_messages",
@@ -51,14 +51,14 @@ _COUNTED = (
 
 
 class QueueCounters(EndCounters):
-    """What one end counted, counted by the core: half as dear as Python's own sums."""
+    """What one end has counted.  The core counts, at half the cost of sums in Python."""
 
     def __init__(self) -> None:
         self.c = ffi.new("mpshm_counts *")
         super().__init__()
 
 
-def _counted(name: str) -> property:
+def _core_counter(name: str) -> property:
     def read(self: QueueCounters) -> int:
         return int(getattr(self.c, name))
 
@@ -68,12 +68,12 @@ def _counted(name: str) -> property:
     return property(read, write)
 
 
-for _name in _COUNTED:
-    setattr(QueueCounters, _name, _counted(_name))
+for _name in _CORE_COUNTERS:
+    setattr(QueueCounters, _name, _core_counter(_name))
 
 
 class End:
-    """One end of a queue, open, as the core knows it.  fd: its end of the queue's pipe."""
+    """The core's side of an open end.  fd: this end's descriptor of the queue's pipe."""
 
     __slots__ = ("arena", "c")
 
@@ -83,7 +83,7 @@ class End:
         _kept[self.c] = arena, counters
         lib.mpshm_end_open(self.c)
 
-    # Default arguments: at interpreter exit this module may be gone before an end.
+    # Default arguments below: at interpreter exit this module may be destroyed before an end.
 
     def stop_receiving(self, _stop_receiving: Any = _stop_receiving) -> None:
         """Call before close(fd).  From now on no thread of this process uses the descriptor."""
@@ -95,24 +95,25 @@ class End:
         _release(self.c)
 
     def poll(self, timeout_ms: int) -> bool:
-        """Wait until there is a message, or nobody to send one.
+        """Wait until there is a message, or no sender is left; return True then.
 
-        False when the time is over, or earlier: who waits on calls again.
+        Returns False when the time is over, and sometimes earlier: call again to go on waiting.
         """
         return bool(lib.mpshm_queue_poll(self.c, timeout_ms))
 
-    def call(self) -> None:
-        """Have all who wait in `receive` look, and give up."""
+    def wake_receivers(self) -> None:
+        """Wake all threads, of all processes, that wait in `receive`.  They receive nothing."""
         lib.mpshm_queue_call(self.c)
 
     def watch(self) -> None:
-        """From now on the descriptor is readable while poll() is true."""
+        """From now on the descriptor is readable exactly while poll() is true."""
         lib.mpshm_queue_watch(self.c)
 
     def wait_room(self, timeout_ms: int) -> bool:
-        """Wait until the ring has room; False when the time is over, or earlier.
+        """Wait until the ring has room; return True then.
 
-        Raises BrokenPipeError when nobody is left to receive.
+        Returns False when the time is over, and sometimes earlier.  Raises BrokenPipeError when no
+        receiver is left.
         """
         code = lib.mpshm_queue_wait_room(self.c, timeout_ms)
         if code not in (0, -errno.EAGAIN):
@@ -121,47 +122,54 @@ class End:
 
 
 _kept: weakref.WeakKeyDictionary[Any, tuple[Arena, QueueCounters]] = weakref.WeakKeyDictionary()
-"""What an end's struct points to, for whoever still holds that."""
+"""The objects that an end's C struct points to stay alive as long as the struct does."""
 
 
 def putter(end: End) -> Callable[[bytes, int, int], int]:
-    """A function that puts a message of at most INLINE_MAX bytes in the queue, and never waits.
+    """A function that puts a message in the queue and never waits.
 
-    It takes the message, its size and what is to be done for its place; it gives 1, or a code for
-    `refused`: TOO_LONG for a longer one.  A place taken is kept when that is NoRoomNow.
-
-    `put_one(end.c, ...)` is the same.
+    Its arguments: the message, at most INLINE_MAX_BYTES; its size in bytes; and NO_PLACE,
+    TAKE_PLACE, or HAS_PLACE if the caller has taken a place before.
+    It returns 1, or a negative code for `room_failure`; TOO_LONG is the code for a longer message.
+    When the code stands for NoRoomNow, the caller keeps the place that the call took, unless the
+    queue is bounded by bytes.
+    `put_one(end.c, ...)` does the same.
     """
     return functools.partial(put_one, end.c)
 
 
 def put_some(end: End, messages: list[bytes], place: int) -> int:
-    """The same for up to AT_ONCE messages: how many it were, from the first on.
+    """Put up to AT_ONCE messages without waiting; return how many, counted from the first.
 
-    Places taken for more than one are not kept.
+    place: as for `putter`.  Raises as `room_failure` says when it put none.  Unlike a putter it
+    keeps no place of a message that it did not put.
     """
     sizes = array.array("I", map(len, messages))
     data, c_sizes = b"".join(messages), ffi.from_buffer("uint32_t[]", sizes)
     n = lib.mpshm_queue_put_some(end.c, data, c_sizes, len(sizes), place)
     if n < 0:
-        raise refused(n)
+        raise room_failure(n)
     return int(n)
 
 
 def send(parcel: Parcel, end: End, stream: bytes, place: int) -> None:
-    """The same for a message in runs, which stay the parcel's if it does not go out."""
+    """Put a message that lies in runs, without waiting.  place: as for `putter`.
+
+    Raises as `room_failure` says; the parcel keeps its runs then.
+    """
     if code := parcel.send_to_ring(end.c, stream, place):
-        raise refused(code)
+        raise room_failure(code)
 
 
 Message = bytes | tuple[Any, list[memoryview]]
-"""A message as it arrives: bytes, or its stream and its buffers, leased."""
+"""A message as it arrives: its bytes, or its stream and its leased buffers."""
 
 
 class Batch:
-    """Receives an end's messages, one or some at a time.  For one thread at a time.
+    """Receives an end's messages, one or several at a time.  Only one thread may use it at a time.
 
-    tiny: a message of at most TINY_BYTES that receive_one took, with zeros behind it.
+    tiny: the first TINY_BYTES of `data`.  After receive_one took a message no longer than that, it
+    begins with the message, and zeros follow.
     """
 
     __slots__ = ("_end", "c", "data", "tiny")
@@ -169,15 +177,15 @@ class Batch:
     def __init__(self, end: End) -> None:
         self._end = end
         self.c = ffi.gc(lib.mpshm_batch_new(end.c, config.spin_us()), lib.mpshm_batch_free)
-        self._look_at(self.c.data)
+        self._use_data(self.c.data)
 
-    def _look_at(self, data: Any) -> None:
+    def _use_data(self, data: Any) -> None:
         self.data, self.tiny = data, ffi.buffer(data, TINY_BYTES)
 
     def receive_some(self, most: int, timeout_ms: int) -> list[Message | Exception]:
-        """Up to `most` messages that are there, one after the other; none when none came in time.
+        """Up to `most` messages, waiting for the first; an empty list when none came in time.
 
-        In the place of a message that cannot be had stands its exception.
+        In place of a message that cannot be received the list has its exception.
         """
         c = self.c
         n = lib.mpshm_queue_receive(c, most, timeout_ms)
@@ -186,7 +194,7 @@ class Batch:
                 return []
             raise failure(n, bad=c.messages[0].bad)
         if c.data != self.data:
-            self._look_at(c.data)  # it had to grow
+            self._use_data(c.data)  # the core has enlarged its buffer
         data = _unpack(c.data, c.data_used)
         messages: list[Any] = []
         at = 0
@@ -197,15 +205,15 @@ class Batch:
             elif c.messages[i].error:
                 messages.append(failure(c.messages[i].error, bad=c.messages[i].bad))
             else:
-                messages.append(self.with_runs(i))
+                messages.append(self.take_message(i))
                 at += c.messages[i].size
         return messages
 
-    def with_runs(self, i: int) -> tuple[Any, list[memoryview]]:
-        """The i-th message received, each of its runs with a holder of its own."""
+    def take_message(self, i: int) -> tuple[Any, list[memoryview]]:
+        """The i-th message of the last receive; it has runs.  Each run gets a holder of its own."""
         c, message = self.c, self.c.messages[i]
         if c.data != self.data:
-            self._look_at(c.data)  # it had to grow
+            self._use_data(c.data)  # the core has enlarged its buffer
         numbers = range(message.first_run, message.first_run + message.runs)
         views = take_runs(lib.mpshm_batch_take, c, numbers)
         stream = ffi.buffer(c.data + message.at, message.size)[:]
@@ -213,12 +221,12 @@ class Batch:
 
 
 def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
-    """A function that gives the next message; None when there was none in so many milliseconds.
+    """A function that receives the next message, or returns None when none came in time.
 
-    It may give up earlier; -1 is as long as it likes.  It raises EOFError, OSError, or
-    ProtocolError for a message that cannot be had.  Any number of threads may use it at once.
-
-    idle: batches that nobody uses.  list.pop and append are atomic.
+    Its argument: milliseconds to wait, or -1 for as long as one sleep lasts.  It may return None
+    earlier.  Any number of threads may call it at once.
+    It raises EOFError, OSError, or ProtocolError for a message that cannot be received.
+    idle: batches that no thread uses.  list.pop and append are atomic.
     """
 
     def receive(timeout_ms: int) -> Message | None:
@@ -227,7 +235,7 @@ def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
         except IndexError:
             batch = Batch(end)
         message = received(batch, receive_one(batch.c, timeout_ms))
-        if end.c.fd >= 0:  # else it would keep the arena of a closed end
+        if end.c.fd >= 0:  # a closed end's batch would keep the arena alive
             idle.append(batch)
         return message
 
@@ -235,12 +243,15 @@ def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
 
 
 def received(batch: Batch, n: int) -> Message | None:
-    """What receive_one(batch.c, timeout_ms), which gave `n`, has left in the batch."""
+    """The message that receive_one(batch.c, timeout_ms) left in the batch when it returned `n`.
+
+    None when it returned without a message, because the time was over or for a signal.
+    """
     if 0 <= n < _WITH_RUNS:
         body: bytes = _unpack(batch.data, n)
         return body
     if n == _WITH_RUNS:
-        return batch.with_runs(0)
+        return batch.take_message(0)
     if n not in (_NOTHING_NOW, -errno.EINTR):
         raise failure(n, bad=batch.c.messages[0].bad)
     return None

@@ -1,4 +1,4 @@
-"""Waiting for descriptors on asyncio, with no thread.  Knows nothing of ours."""
+"""Waiting on asyncio without a thread: for file descriptors and for conditions."""
 
 from __future__ import annotations
 
@@ -10,48 +10,49 @@ from collections.abc import Callable
 
 _Waiters = collections.deque["asyncio.Future[None]"]
 
-_waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _Waiters]] = (
+_waiters_by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _Waiters]] = (
     weakref.WeakKeyDictionary()
 )
-"""A loop takes one callback per descriptor: those who wait for it stand in line here."""
+"""Tasks that wait for a file descriptor, oldest first.  A loop takes one callback for a descriptor,
+so all its tasks share that one."""
 
-FIRST_PAUSE, LAST_PAUSE = 0.0005, 0.02
-"""Seconds between two looks at what no descriptor tells."""
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.0005, 0.02
+"""Seconds between two checks of a condition that no descriptor shows: first, and at most."""
 
 
-async def readable(fd: int, timeout: float) -> None:
-    """Return when `fd` may have something to read, for one task at a time, or the time is over."""
+async def readable(fd: int, timeout_s: float) -> None:
+    """Return when `fd` may be readable, or after `timeout_s`.  Wakes one waiting task at a time."""
     loop = asyncio.get_running_loop()
-    lines = _waiting.setdefault(loop, {})
-    waiters = lines.setdefault(fd, collections.deque())
-    mine = loop.create_future()
-    waiters.append(mine)
+    waiters_by_fd = _waiters_by_loop.setdefault(loop, {})
+    waiters = waiters_by_fd.setdefault(fd, collections.deque())
+    waiter = loop.create_future()
+    waiters.append(waiter)
     if len(waiters) == 1:
         loop.add_reader(fd, _wake_first, waiters)
     try:
-        await asyncio.wait((mine,), timeout=timeout)
+        await asyncio.wait((waiter,), timeout=timeout_s)
     finally:
-        waiters.remove(mine)
+        waiters.remove(waiter)
         if not waiters:
             loop.remove_reader(fd)
-            lines.pop(fd, None)
+            waiters_by_fd.pop(fd, None)
 
 
 def is_writable(fd: int) -> bool:
-    """Whether a write of up to select.PIPE_BUF bytes to this pipe would not wait."""
+    """Whether a write of up to select.PIPE_BUF bytes to this pipe would not block."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(0))
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return when `condition()` holds; looks ever more rarely."""
-    pause = FIRST_PAUSE
+    """Return when `condition()` holds.  Checks it ever more rarely."""
+    pause_s = FIRST_PAUSE_S
     while True:
-        await asyncio.sleep(pause)  # first, for the caller has just looked
+        await asyncio.sleep(pause_s)  # first, because the caller has just checked
         if condition():
             return
-        pause = min(2 * pause, LAST_PAUSE)
+        pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
 
 def _wake_first(waiters: _Waiters) -> None:

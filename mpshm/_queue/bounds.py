@@ -1,4 +1,4 @@
-"""Places of bounded queues, and what stands where stock's queues have locks and a semaphore."""
+"""Places of bounded queues, and stand-ins for the locks and the semaphore of stock's queues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _NoLock:
-    """Stands where stock's queues have a lock, for those who reach for it: nothing to wait for."""
+    """Stands in for the locks of stock's queues, for code that uses them.  It never blocks."""
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         return True
@@ -36,23 +36,23 @@ class _NoLock:
 NO_LOCK: Any = _NoLock()
 
 
-class Places:
-    """Stands where stock's Queue has its semaphore of free places."""
+class PlaceSemaphore:
+    """Stands in for the semaphore of free places in stock's Queue."""
 
     def __init__(self, end: QueueEnd, strict: bool) -> None:
         self._end, self.strict = end, strict
         self._semlock = self
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Take a place for a message that somebody else will put."""
+        """Take a place for a message that will be put later; return whether one came in time."""
         try:
-            wait_for_place(self._end, deadline_of(block, timeout))
+            take_place_within(self._end, deadline_of(block, timeout))
         except Full:
             return False
         return True
 
     def release(self) -> None:
-        """Give such a place back."""
+        """Give back a place that `acquire` took."""
         places.give_place(self._end.arena)
 
     def _is_zero(self) -> bool:
@@ -60,13 +60,13 @@ class Places:
 
 
 def deadline_of(block: bool, timeout: float | None) -> float | None:
-    """When a put has waited for long enough, by time.monotonic(); None: never."""
+    """The time.monotonic() at which a put gives up; None: never."""
     if not block:
         return 0.0
     return None if timeout is None else time.monotonic() + timeout
 
 
-def wait_for_place(end: QueueEnd, deadline: float | None) -> None:
+def take_place_within(end: QueueEnd, deadline: float | None) -> None:
     """Take a place for a message that is put later.  Raises queue.Full at the deadline."""
     arena = end.arena
     while True:
@@ -75,8 +75,8 @@ def wait_for_place(end: QueueEnd, deadline: float | None) -> None:
             places.take_place(arena)
             return
         except QueueFull:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is None or left > 0:
-                places.wait_place(arena, used, places.milliseconds(left, config.WAIT_SLICE_MS))
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is None or left_s > 0:
+                places.wait_place(arena, used, places.slice_ms(left_s, config.WAIT_SLICE_MS))
             elif places.queue_full(arena):
                 raise Full from None

@@ -1,50 +1,47 @@
-"""Feeder: puts in a queue what could not be put at once.
+"""Feeder: the thread that puts messages which `put` could not put at once.
 
-Knows objects in a buffer and the end that they go to; the queue itself may die before it.
+It knows a buffer of objects and the end they go to, but not the queue, which may die before it.
 """
 
 from __future__ import annotations
 
-import errno
+import functools
 import threading
 from multiprocessing import queues as stock
-from multiprocessing.util import info, is_exiting
 from typing import Any
 
 from .._channel import payload
 from .._memory import places, ring
 from .._memory.core import NO_WAIT, NoRoomNow
-from .putting import Pickled, put_some_within, put_within
+from .putting import Pickled, put_some_within, put_within, report_from_feeder
 from .queue_end import QueueEnd
 
 
 class FeederState:
-    """Whether a feeder thread has messages that must go first.
+    """Whether a feeder thread holds messages, behind which later ones must wait.
 
-    direct: where a message is put at once; None while that is so, when there is no shared memory,
-    and when the queue is closed.
+    is_busy: it does.
+    direct: the core's struct of the end, to which `put` may put at once.  None while is_busy,
+    without shared memory, and once the queue is closed.
     """
 
-    now = False
+    is_busy = False
 
     def __init__(self, end: QueueEnd | None) -> None:
         self._open = self.direct = None if end is None else end.direct
 
     def begin(self) -> None:
-        self.now, self.direct = True, None
+        self.is_busy, self.direct = True, None
 
     def end(self) -> None:
-        self.now, self.direct = False, self._open
+        self.is_busy, self.direct = False, self._open
 
     def close(self) -> None:
         self._open = self.direct = None
 
 
 class Feeder:
-    """The feeder thread's work: puts what had to wait, in order, until told to end.
-
-    Small messages go some at a time.
-    """
+    """The feeder thread's work: put messages in order, small ones in batches, until told to end."""
 
     def __init__(
         self,
@@ -61,7 +58,7 @@ class Feeder:
         self._close_reader, self._close_writer = close_reader, close_writer
         self._ignore_epipe, self._on_error = ignore_epipe, on_error
         self._arena = end.arena
-        self._waiting: list[tuple[Any, bytes]] = []  # objects, and what they were pickled to
+        self._waiting: list[tuple[Any, bytes]] = []  # objects and their pickles, to be put next
 
     def run(self) -> None:
         buffer, notempty = self._buffer, self._notempty
@@ -84,7 +81,7 @@ class Feeder:
                 return
 
     def _feed(self, obj: Any) -> bool:
-        """Put one object, or keep it for the next flush; False when it is of no use to go on."""
+        """Put one object, or keep it for the next flush.  False: the thread must end."""
         try:
             if isinstance(obj, Pickled):
                 message = obj.message
@@ -102,7 +99,7 @@ class Feeder:
                 return False
             put_within(self._end, message, ring.HAS_PLACE)
         except Exception as error:
-            return self._failed(error, obj)
+            return self._report_failure(error, obj)
         return True
 
     def _flush(self) -> bool:
@@ -112,17 +109,14 @@ class Feeder:
             put_some_within(self._end, messages, ring.HAS_PLACE)
         except Exception as error:
             unsent = waiting[len(waiting) - len(messages) :]
-            return all(self._failed(error, obj) for obj, _ in unsent)
+            return all(self._report_failure(error, obj) for obj, _ in unsent)
         return True
 
-    def _failed(self, error: Exception, obj: Any) -> bool:
-        if self._ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE:
-            return False
-        # A daemon thread may find its resources gone while the process exits.
-        if is_exiting():
-            info("error in queue thread: %s", error)
-            return False
-        # The object counts as taken out of the queue.
-        places.give_place(self._arena)
-        self._on_error(error, obj.obj if isinstance(obj, Pickled) else obj)
-        return True
+    def _report_failure(self, error: Exception, obj: Any) -> bool:
+        return report_from_feeder(
+            error,
+            obj.obj if isinstance(obj, Pickled) else obj,
+            self._ignore_epipe,
+            functools.partial(places.give_place, self._arena),
+            self._on_error,
+        )

@@ -1,4 +1,4 @@
-"""Getting: what all queues over slots share when they are got from, one message or many."""
+"""QueueGetter: how one object, or many, are got from a queue.  All our queues share it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from .._channel import forking, totals
 from .._memory import places, ring
 from .._memory.ring import TINY_BYTES
 from . import aio, queue_end
-from .queue_end import LOOK_MS, QueueEnd
+from .queue_end import SLEEP_MAX_MS, QueueEnd
 
 if TYPE_CHECKING:
     from .._stats import Stats
 
-MANY = 4096
-"""Messages that get_many takes at most when it is not told how many."""
+GET_MANY_MAX = 4096
+"""Objects that get_many takes at most when max_items is None."""
 
 
-class _Got:
-    """Left aside, what has been unpickled already."""
+class _Unpickled:
+    """A leftover that is already unpickled."""
 
     def __init__(self, obj: Any) -> None:
         self.obj = obj
 
 
-class Getting:
-    """What all queues over slots can do."""
+class QueueGetter:
+    """The getting side of a queue.
+
+    _source: the end to get from, and _end: the end to put to, if they are ours, else None.
+    _leftovers: messages, _Unpickled objects or errors that get_many took off the ring and could not
+    return; the next get returns them.  Each process has its own.
+    _idle: _source.idle while get() may use its fast path, else None.
+    """
 
     if TYPE_CHECKING:
         _poll: Any
@@ -41,42 +47,42 @@ class Getting:
     _reader: Any
     _writer: Any
 
-    def _adopt(self) -> None:
-        """Look at the ends: are they ours?"""
+    def _bind_ends(self) -> None:
+        """Find out whether the ends are ours, and whether they have shared memory."""
         self._end: QueueEnd | None = self._writer if isinstance(self._writer, QueueEnd) else None
         self._source: QueueEnd | None = self._reader if isinstance(self._reader, QueueEnd) else None
         self._arena: Any = None if self._end is None else self._end.arena
-        self._ahead: collections.deque[Any] = collections.deque()
-        self._use_idle()
+        self._leftovers: collections.deque[Any] = collections.deque()
+        self._update_fast_path()
 
-    def _use_idle(self) -> None:
-        """Have get() take what comes next from the ring itself, as long as it may."""
+    def _update_fast_path(self) -> None:
+        """Let get() take messages from the ring directly, unless leftovers come first."""
         source = self._source
-        barred = source is None or self._ahead or self._closed
+        barred = source is None or self._leftovers or self._closed
         self._idle: list[ring.Batch] | None = None if barred else source.idle  # type: ignore[union-attr]
-        if self._ahead:
-            self._idle = None  # left aside meanwhile, by another thread
+        if self._leftovers:
+            self._idle = None  # another thread has added leftovers meanwhile
 
-    def _next_ahead(self) -> Any:
-        """What get_many has taken off the ring and could not give out; None if there is nothing."""
+    def _next_leftover(self) -> Any:
+        """Take the first leftover; None if there is none."""
         try:
-            return self._ahead.popleft()
+            return self._leftovers.popleft()
         except IndexError:
             return None
         finally:
-            if not self._ahead:
-                self._use_idle()
+            if not self._leftovers:
+                self._update_fast_path()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take an object off the queue; its large arrays are private, writable views.
 
-        Waits for one, unless told not to, and raises queue.Empty when none comes in `timeout`
+        Waits for one unless block is False.  Raises queue.Empty when none comes in `timeout`
         seconds.
         """
         idle = self._idle
         if idle is None or not block or timeout is not None:
             return self._get_in_time(block, timeout)
-        # What source.receive and queue_end.load do, with no call that can be spared.
+        # Fast path: source.receive and queue_end.load, inlined to save their calls.
         while True:
             try:
                 batch = idle.pop()
@@ -87,11 +93,11 @@ class Getting:
                 try:
                     return _loads(batch.tiny)
                 except pickle.UnpicklingError:
-                    return _loads(batch.tiny[:n])  # which fails as it would have with stock
+                    return _loads(batch.tiny[:n])  # it fails with the error that stock would raise
                 finally:
                     idle.append(batch)
             message = ring.received(batch, n)
-            # None: for a signal, whose handler has run, or for what another thread has done.
+            # None: a signal's handler has run, or another thread has called wake_receivers.
             if message is None and self._idle is not idle:
                 return self._get_in_time(block, timeout)
             idle.append(batch)
@@ -104,35 +110,37 @@ class Getting:
     def _get_in_time(self, block: bool, timeout: float | None) -> Any:
         self._check_open()
         source = self._source
-        most = timeout if block else 0
-        deadline = None if most is None else time.monotonic() + most
+        timeout_s = timeout if block else 0
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         wait_ms = 0
         while True:
-            if self._ahead and (message := self._next_ahead()) is not None:
+            if self._leftovers and (message := self._next_leftover()) is not None:
                 break
             if source is None:
                 return self._get_by_lock(block, timeout)
             if (message := source.receive(wait_ms)) is not None:
                 break
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
                 raise Empty
-            wait_ms = -1 if left is None else places.milliseconds(left, LOOK_MS)
+            wait_ms = -1 if left_s is None else places.slice_ms(left_s, SLEEP_MAX_MS)
         try:
             return _load(message)
         finally:
-            del message  # as above
+            del message  # a traceback keeps this frame; it must not keep the runs
 
     def get_many(self, max_items: int | None = None, timeout: float | None = None) -> list[Any]:
-        """Up to `max_items` objects: waits for the first as get does, then takes what is there.
+        """Take up to `max_items` objects: wait for the first as get does, then take what is there.
 
         Raises queue.Empty when none comes in `timeout` seconds.
+        An object that cannot be unpickled raises its error if it is the first, else in the next
+        get.
         """
-        most = MANY if max_items is None else max_items
+        most = GET_MANY_MAX if max_items is None else max_items
         if most <= 0:
             return []
         source = self._source
-        if source is None or self._ahead:
+        if source is None or self._leftovers:
             return self._get_one_by_one(most, timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         self._check_open()
@@ -145,11 +153,11 @@ class Getting:
             except Exception as error:
                 if not objects:
                     raise
-                if not isinstance(error, EOFError):  # which comes again by itself
-                    self._leave_aside([error.with_traceback(None)])
+                if not isinstance(error, EOFError):  # EOFError comes again by itself
+                    self._keep_leftovers([error.with_traceback(None)])
                 break
             except BaseException:
-                self._leave_aside(map(_Got, objects))
+                self._keep_leftovers(map(_Unpickled, objects))
                 raise
             if some:
                 if not self._load_all(some, objects) or len(some) < wanted:
@@ -158,55 +166,58 @@ class Getting:
             elif objects:
                 break
             else:
-                left = None if deadline is None else deadline - time.monotonic()
-                if self._ahead:
-                    return self._get_one_by_one(most, left)
-                if left is not None and left <= 0:
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if self._leftovers:
+                    return self._get_one_by_one(most, left_s)
+                if left_s is not None and left_s <= 0:
                     raise Empty
-                wait_ms = -1 if left is None else places.milliseconds(left, LOOK_MS)
+                wait_ms = -1 if left_s is None else places.slice_ms(left_s, SLEEP_MAX_MS)
         return objects
 
     def _check_open(self) -> None:
         pass
 
     def _load_all(self, some: list[Any], objects: list[Any]) -> bool:
-        """Unpickle into `objects`; False when one failed, and waits its turn with those behind."""
+        """Unpickle `some` into `objects`.  False: one failed; it and those behind are leftovers."""
         before = len(objects)
         try:
-            # What has been loaded before one fails is in the list.
+            # If one fails, the objects before it are in the list already.
             plain = {*map(type, some)} == {bytes}
             objects.extend(map(_loads if plain else _load, some))
         except BaseException as error:
             rest = some[len(objects) - before :]
             some.clear()
             if not isinstance(error, Exception):
-                self._leave_aside([*map(_Got, objects), *rest])
+                self._keep_leftovers([*map(_Unpickled, objects), *rest])
                 objects.clear()
                 rest.clear()  # a traceback keeps these frames; they must not keep the runs
                 raise
             del rest[0]
             if not objects:
-                self._leave_aside(rest)
+                self._keep_leftovers(rest)
                 rest.clear()
                 raise
-            # The next to ask gets the error, as it would have from get().
-            self._leave_aside([error.with_traceback(None), *rest])
+            # The next get raises the error, as it would have without get_many.
+            self._keep_leftovers([error.with_traceback(None), *rest])
             return False
         return True
 
-    def _leave_aside(self, last: Iterable[Any], first: Iterable[Any] = ()) -> None:
-        """Keep messages, objects or errors for those who ask next."""
-        forking.register(self)  # a child has no part in it
-        self._idle = None  # first: an interruption must not leave get() blind to it
-        self._ahead.extendleft(reversed([*first]))
-        self._ahead.extend(last)
-        self._use_idle()
+    def _keep_leftovers(self, last: Iterable[Any], first: Iterable[Any] = ()) -> None:
+        """Keep messages, objects or errors for the next get.
+
+        first: go before the leftovers there are; last: go behind them.
+        """
+        forking.register(self)  # a forked child must not have them as well
+        self._idle = None  # before the change: after an interruption get() must still see them
+        self._leftovers.extendleft(reversed([*first]))
+        self._leftovers.extend(last)
+        self._update_fast_path()
         if self._source is not None:
-            self._source.call()  # other threads may wait for a message from the ring
+            self._source.wake_receivers()  # other threads may be waiting for the ring
 
     def _reset_in_child(self) -> None:
-        self._ahead.clear()
-        self._use_idle()
+        self._leftovers.clear()
+        self._update_fast_path()
 
     def _get_one_by_one(self, most: int, timeout: float | None) -> list[Any]:
         objects = [self.get(True, timeout)]
@@ -216,10 +227,10 @@ class Getting:
             except Empty:
                 break
             except Exception as error:
-                self._leave_aside([], [error.with_traceback(None)])  # its turn is next
+                self._keep_leftovers([], [error.with_traceback(None)])  # the next get raises it
                 break
             except BaseException:
-                self._leave_aside([], map(_Got, objects))
+                self._keep_leftovers([], map(_Unpickled, objects))
                 raise
         return objects
 
@@ -228,41 +239,41 @@ class Getting:
         return totals.stats_of(self._reader, self._writer)
 
     def qsize(self) -> int:
-        """Messages in the queue, wherever they are."""
+        """Messages in the queue, including this process's leftovers."""
         if self._arena is None:
             stocks: int = super().qsize()  # type: ignore[misc]
-            return stocks + len(self._ahead)
+            return stocks + len(self._leftovers)
         if self._writer.closed and self._reader.closed:
             return 0
-        return places.queue_size(self._arena) + len(self._ahead)
+        return places.queue_size(self._arena) + len(self._leftovers)
 
     def empty(self) -> bool:
-        return not self._ahead and not self._poll()
+        return not self._leftovers and not self._poll()
 
     async def aget(self) -> Any:
-        """get() for asyncio: other tasks run while it waits, and no thread is needed."""
+        """get() for asyncio: other tasks run while it waits, and it needs no thread."""
         while True:
             try:
                 return self.get(False)
             except Empty:
-                # For a while: what another task's get_many leaves aside no descriptor tells.
-                await aio.readable(self._reader.fileno(), LOOK_MS / 1000)
+                # With a timeout: no descriptor shows the leftovers of another task's get_many.
+                await aio.readable(self._reader.fileno(), SLEEP_MAX_MS / 1000)
 
 
-# Looked up once, for every message needs them.
+# Looked up once, because every message needs them.
 _loads, _receive_one = pickle.loads, ring.receive_one
 
 
 def _load(received: Any) -> Any:
-    """The object of a message, or of one left aside; or its error is raised."""
+    """The object of a message or of a leftover.  Raises a leftover that is an error."""
     if isinstance(received, Exception):
         try:
             raise received
         finally:
             del received  # a cycle with the traceback would keep what the message held
-    if isinstance(received, _Got):
+    if isinstance(received, _Unpickled):
         return received.obj
     try:
         return queue_end.load(received)
     finally:
-        del received  # as in get()
+        del received  # a traceback keeps this frame; it must not keep the runs

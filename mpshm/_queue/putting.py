@@ -1,12 +1,12 @@
-"""Putting: how an object gets into a queue.  Getting has a module of its own.
+"""QueuePutter: how an object is put in a queue.  getting.py has the way out.
 
-A put climbs a ladder of three rungs, each for one message and for some:
+A put tries three functions in turn; each has a variant for several small messages:
 
-    try_put         try_put_some           into the ring at once, or not at all
+    try_put         try_put_some           puts into the ring at once, or raises
     put_within      put_some_within        waits for a place, for room in the ring, for memory
-    give_to_feeder  give_some_to_feeder    leaves it to a thread that waits, and returns
+    give_to_feeder  give_some_to_feeder    leaves the object to a thread that waits, and returns
 
-A queue that is bounded by bytes has no feeder, since it counts pickled messages only.  Nor has a
+A queue that is bounded by bytes has no feeder, because it counts pickled messages only.  Nor has a
 SimpleQueue (simple_putting.py).
 """
 
@@ -15,6 +15,8 @@ from __future__ import annotations
 import errno
 import pickle
 import time
+from collections.abc import Callable
+from multiprocessing.util import info, is_exiting
 from queue import Full
 from typing import TYPE_CHECKING, Any
 
@@ -22,24 +24,24 @@ from .. import config
 from .._channel import payload
 from .._channel.payload import Message
 from .._memory import places, ring
-from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory, QueueFull, refused
+from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory, QueueFull, room_failure
 from .._memory.parcel import Parcel
 from .._memory.ring import AT_ONCE, HAS_PLACE, NO_ROOM_NOW, TAKE_PLACE, TOO_LONG
-from ..config import INLINE_MAX
+from ..config import INLINE_MAX_BYTES
 from . import aio
-from .bounds import deadline_of, wait_for_place
+from .bounds import deadline_of, take_place_within
 
 if TYPE_CHECKING:
     from .feeder import FeederState
     from .queue_end import QueueEnd
 
-_PIECE_BYTES = 1 << 20
-_HOPELESS = 3
-"""Looks in a row at an arena that has no run for a message though nothing is in use."""
+_COPY_PIECE_BYTES = 1 << 20
+_HOPELESS_MAX = 3
+"""How often in a row a put looks for memory in an arena where no run is in use, before it fails."""
 
 
 class Pickled:
-    """In the feeder's buffer, an object that `put` has pickled already."""
+    """An object in the feeder's buffer that `put` has already pickled."""
 
     __slots__ = ("message", "obj")
 
@@ -47,8 +49,8 @@ class Pickled:
         self.obj, self.message = obj, message
 
 
-class Batch:
-    """Small messages that are to be put together, and the objects that they were."""
+class PutBatch:
+    """Small messages to be put together, and the objects they were pickled from."""
 
     def __init__(self, messages: list[bytes], objects: list[Any]) -> None:
         self.messages, self.objects = messages, objects
@@ -58,49 +60,50 @@ class Batch:
         return Pickled(self.objects.pop(0), self.messages.pop(0))
 
     def forget_sent(self) -> None:
-        """Messages were taken off the front."""
+        """Drop the objects of the messages that were taken off the front of `messages`."""
         del self.objects[: len(self.objects) - len(self.messages)]
 
 
-def drop(message: bytes | Message) -> None:
-    """Give back the runs of a message that will not go out; now, not when a traceback dies."""
+def abandon_runs(message: bytes | Message) -> None:
+    """Free the runs of a message that will not be put: now, not when a traceback dies."""
     if isinstance(message, Message) and message.parcel is not None:
         message.parcel.clear()
 
 
-# The first rung
+# At once
 
 
 def try_put(end: QueueEnd, message: bytes | Message, place: int) -> None:
     """Put a message in the queue without waiting.
 
     place: NO_PLACE for a queue that counts none, TAKE_PLACE, or HAS_PLACE if one was taken before.
-    Raises NoRoomNow, after which a place taken is kept (unless the queue is bounded by bytes), and
-    QueueFull and OutOfSharedMemory, after which none is.  The message can be put again.
+    Raises NoRoomNow if the ring is full; the caller keeps the place that was taken, unless the
+    queue is bounded by bytes.  Raises QueueFull without a place and OutOfSharedMemory without
+    memory; no place is kept then.  After each of these the message can be put again.
     """
     end.check_writable()
     if isinstance(message, bytes):
         if (code := end.put_now(message, len(message), place)) < 0:
-            raise refused(code)
+            raise room_failure(code)
         return
-    if message.parcel is None:  # there was no room for it when it was pickled
+    if message.parcel is None:  # shared memory was full when it was pickled
         try:
-            message.parcel = _to_runs(end.arena, NO_WAIT, message.stream, _PIECE_BYTES)
+            message.parcel = _to_runs(end.arena, NO_WAIT, message.stream, _COPY_PIECE_BYTES)
         except NoRoomNow:
-            # Not NoRoomNow, after which its place would be taken for kept: it has none yet.
+            # Not NoRoomNow: the caller would believe that it keeps a place, and it has none yet.
             raise OutOfSharedMemory("as many bytes are in flight as there may be") from None
     _send(message.parcel, end.ring_end, message.stream, place)
 
 
 def try_put_some(end: QueueEnd, messages: list[bytes], place: int) -> int:
-    """Put the first of some small messages, in one write; how many.
+    """Put the first of some small messages with one call; return how many.
 
-    Raises as try_put does when it was none; no place that was taken is kept.
+    Raises as try_put does when it put none.  Keeps no place of a message that it did not put.
     """
     return _put_some(end.ring_end, messages[:AT_ONCE], place)
 
 
-# The second rung
+# Waiting
 
 
 def put_within(
@@ -108,154 +111,180 @@ def put_within(
     message: bytes | Message,
     place: int,
     deadline: float | None = None,
-    or_feeder: bool = False,
+    has_feeder: bool = False,
 ) -> None:
     """Put a message, waiting for a place, for room in the ring and for memory.
 
-    deadline: by time.monotonic(); queue.Full is raised then.  None: wait for ever.
-    or_feeder: wait for room only as long as consumers take messages, and not for memory: raise
-    NoRoomNow, with the place kept, or OutOfSharedMemory, with none, for the feeder to go on from.
+    deadline: the time.monotonic() at which to raise queue.Full; None: wait for ever.
+    has_feeder: the caller has a feeder to fall back on.  Then wait for room only while consumers
+    take messages, and never for memory: raise NoRoomNow, and the caller keeps the place, or
+    OutOfSharedMemory, and it has none.
     """
     arena = end.ring_end.arena
-    wait = _Wait(end, deadline, or_feeder)
+    wait = _PutWait(end, deadline, has_feeder)
     try:
         while True:
             used = places.places_used(arena) if place == TAKE_PLACE else 0
             try:
                 return try_put(end, message, place)
             except NoRoomNow as full:
-                if or_feeder:
+                if has_feeder:
                     place = HAS_PLACE
-                wait.after(full, used)
+                wait.wait_after(full, used)
             except (QueueFull, OutOfSharedMemory) as full:
-                if place == HAS_PLACE and or_feeder:
-                    raise NoRoomNow from None  # which says that it keeps its place
-                wait.after(full, used)
+                if place == HAS_PLACE and has_feeder:
+                    raise NoRoomNow from None  # it tells the caller that it keeps its place
+                wait.wait_after(full, used)
     except NoRoomNow:
         raise
     except BaseException:
-        if place == HAS_PLACE and or_feeder:
+        if place == HAS_PLACE and has_feeder:
             places.give_place(arena)
         raise
 
 
 def put_some_within(
-    end: QueueEnd, messages: list[bytes], place: int, or_feeder: bool = False
+    end: QueueEnd, messages: list[bytes], place: int, has_feeder: bool = False
 ) -> None:
-    """Put small messages, waiting as put_within does, and leave none in the list.
+    """Put small messages, waiting as put_within does, and empty the list.
 
-    What it raises leaves in the list what was not put, and keeps no place.
+    After an exception the list holds the messages that were not put, and no place is kept.
     """
-    wait = _Wait(end, None, or_feeder)
+    wait = _PutWait(end, None, has_feeder)
     while messages:
         used = places.places_used(end.ring_end.arena) if place == TAKE_PLACE else 0
-        # Out of the list first: what an interruption leaves in doubt must not go out twice.
+        # Off the list first: what an interruption leaves in doubt must not be put twice.
         some = messages[:AT_ONCE]
         del messages[: len(some)]
         try:
             n = try_put_some(end, some, place)
             messages[:0] = some[n:]
-            wait.renew()
+            wait.restart()
         except (NoRoomNow, QueueFull, OutOfSharedMemory) as full:
             messages[:0] = some
-            wait.after(full, used)
+            wait.wait_after(full, used)
         except Exception:
             messages[:0] = some
             raise
 
 
-class _Wait:
-    """One put's waiting, which ends by an exception."""
+class _PutWait:
+    """How long one put waits in all.  It counts its waits and ends them by an exception."""
 
-    def __init__(self, end: QueueEnd, deadline: float | None, or_feeder: bool) -> None:
-        self._end, self._deadline, self._or_feeder = end, deadline, or_feeder
-        self._looked = False  # for places of the dead
-        self.renew()
+    def __init__(self, end: QueueEnd, deadline: float | None, has_feeder: bool) -> None:
+        self._end, self._deadline, self._has_feeder = end, deadline, has_feeder
+        self._has_reaped = False  # for places that dead processes held
+        self.restart()
 
-    def renew(self) -> None:
-        """Something was put: begin to count anew."""
+    def restart(self) -> None:
+        """Start counting again, because a message was put."""
         self._pauses = self._hopeless = 0
 
-    def after(self, reason: Exception, used: int) -> None:
-        """Wait a little for what was missing; or raise `reason`, Full, or OSError.
+    def wait_after(self, reason: Exception, used: int) -> None:
+        """Wait a little for what `reason` says is missing; or raise it, queue.Full, or OSError.
 
-        used: places that were used before the put.
+        used: places in use before the put that failed.
         """
         end, arena = self._end, self._end.ring_end.arena
-        left = None if self._deadline is None else self._deadline - time.monotonic()
-        is_over = left is not None and left <= 0
-        if self._or_feeder and not isinstance(reason, QueueFull):
+        left_s = None if self._deadline is None else self._deadline - time.monotonic()
+        is_over = left_s is not None and left_s <= 0
+        if self._has_feeder and not isinstance(reason, QueueFull):
             self._pauses += 1
             if (
                 isinstance(reason, OutOfSharedMemory)
                 or is_over
-                or self._pauses > config.PAUSES
+                or self._pauses > config.PAUSE_COUNT_MAX
                 or not end.has_room(config.PAUSE_MS)
             ):
                 raise reason
             return
         if isinstance(reason, OutOfSharedMemory):
             self._hopeless = self._hopeless + 1 if arena.gauges().runs_in_use == 0 else 0
-            if self._hopeless == _HOPELESS:
-                text = f"a queue cannot hold this message: {reason}"
+            if self._hopeless == _HOPELESS_MAX:
+                text = f"a queue cannot hold this message: {reason}; put it in smaller parts"
                 raise OSError(errno.ENOSPC, text) from None
         else:
             self._hopeless = 0
-        if isinstance(reason, QueueFull) and not self._looked:
-            self._looked = True
-            places.queue_full(arena)  # takes back the places of the dead
+        if isinstance(reason, QueueFull) and not self._has_reaped:
+            self._has_reaped = True
+            places.queue_full(arena)  # takes back the places of dead processes
             return
         if is_over:
             raise Full from None
-        wait_ms = places.milliseconds(left, config.WAIT_SLICE_MS)
+        wait_ms = places.slice_ms(left_s, config.WAIT_SLICE_MS)
         if isinstance(reason, QueueFull):
             places.wait_place(arena, used, wait_ms)
         else:
             end.wait_room(reason, wait_ms)
 
 
-# The third rung
+# By the feeder
 
 
 def give_to_feeder(
-    queue: Putting, obj: Any, deadline: float | None, has_place: bool = False
+    queue: QueuePutter, obj: Any, deadline: float | None, has_place: bool = False
 ) -> None:
-    """Have the feeder put an object, or what is Pickled, when its turn has come.
+    """Have the feeder put an object, or a Pickled one, after those it holds already.
 
-    Waits for a place until the deadline, and raises queue.Full then, unless it has one.
+    has_place: the caller has taken a place.  Else this waits for one, and raises queue.Full at the
+    deadline.
     """
     end = queue._end
     assert end is not None
     if queue._sem.strict and not isinstance(obj, Pickled):
         obj = Pickled(obj, _dump(obj, None, -1))
     if not has_place:
-        wait_for_place(end, deadline)
+        take_place_within(end, deadline)
     with queue._notempty:
-        queue._feeding.begin()
+        queue._feeder_state.begin()
         if queue._thread is None:
             queue._start_thread()
         queue._buffer.append(obj)
         queue._notempty.notify()
 
 
-def give_some_to_feeder(queue: Putting, batch: Batch) -> None:
-    """Have the feeder put small messages, and leave none in the batch."""
+def give_some_to_feeder(queue: QueuePutter, batch: PutBatch) -> None:
+    """Have the feeder put the small messages, and empty the batch."""
     while batch.messages:
         give_to_feeder(queue, batch.pop(), None)
+
+
+def report_from_feeder(
+    error: Exception,
+    obj: Any,
+    ignore_epipe: bool,
+    give_place_back: Callable[[], None],
+    on_error: Callable[[Exception, Any], None],
+) -> bool:
+    """Report an object that a feeder thread could not put, as stock does; return whether to go on.
+
+    give_place_back: releases the object's place; on_error: the queue's _on_queue_feeder_error.
+    When it returns False, the thread must end.
+    """
+    if ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE:
+        return False
+    # A daemon thread may find its resources gone while the process exits.
+    if is_exiting():
+        info("error in queue thread: %s", error)
+        return False
+    # The object counts as taken out of the queue.
+    give_place_back()
+    on_error(error, obj)
+    return True
 
 
 # Queues
 
 
-class Putting:
-    """How objects are put in a Queue and a JoinableQueue."""
+class QueuePutter:
+    """The putting side of a Queue and a JoinableQueue."""
 
     if TYPE_CHECKING:
         _arena: Any
         _buffer: Any
         _closed: bool
         _end: QueueEnd | None
-        _feeding: FeederState
+        _feeder_state: FeederState
         _ignore_epipe: bool
         _notempty: Any
         _on_queue_feeder_error: Any
@@ -266,17 +295,18 @@ class Putting:
         def _start_thread(self) -> None: ...
         def full(self) -> bool: ...
 
-    _strict = False  # where there are locks; elsewhere _sem knows
+    _strict = False  # for queues with stock's locks; for others self._sem knows
 
     def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
         """Put an object in the queue.
 
-        Waits only where the queue is bounded, and raises queue.Full as stock does.
+        Waits only if the queue is bounded, and raises queue.Full as stock does.
+        A strict queue raises what pickle raises; others report it as stock's feeder does.
         """
-        kind, direct = type(obj), self._feeding.direct
-        # What payload.dump asks; a class need not have a hash.
+        kind, direct = type(obj), self._feeder_state.direct
+        # payload.dump's test for small types, without `in`: a class may lack a hash.
         if direct is not None and (
-            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX)
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)
             or kind is int
             or kind is float
             or obj is None
@@ -298,7 +328,7 @@ class Putting:
             super().put(obj, block, timeout)  # type: ignore[misc]
             return
         deadline = deadline_of(block, timeout)
-        if self._feeding.now:
+        if self._feeder_state.is_busy:
             give_to_feeder(self, obj, deadline)
             return
         try:
@@ -307,29 +337,29 @@ class Putting:
             self._put_at_high_water(end, obj, deadline)
             return
         except Exception as error:
-            self._refuse(error, obj)
+            self._raise_or_report(error, obj)
             return
         if type(message) is not bytes:
             self._put_pickled(end, obj, message, 0, deadline)
             return
         try:
             code = end.put_now(message, len(message), TAKE_PLACE)
-        except OSError as error:  # it is closed
-            self._refuse(error, obj)
+        except OSError as error:  # the end is closed
+            self._raise_or_report(error, obj)
             return
         if code < 0:
             self._put_pickled(end, obj, message, code, deadline)
 
     def _put_at_high_water(self, end: QueueEnd, obj: Any, deadline: float | None) -> None:
-        """Put an object that found as many bytes in flight as there may be."""
+        """Put an object when too many bytes are in flight: wait once, then leave it to a feeder."""
         try:
             pause_ms = config.PAUSE_MS if deadline is None or deadline > 0 else 0
-            self._arena.wait_room_a_while(end._handle, 1, pause_ms)
+            self._arena.wait_room_for(end._handle, 1, pause_ms)
             message = _dump(obj, self._arena, NO_WAIT)
         except NoRoomNow:
             give_to_feeder(self, obj, deadline)
         except Exception as error:
-            self._refuse(error, obj)
+            self._raise_or_report(error, obj)
         else:
             self._put_pickled(end, obj, message, 0, deadline)
 
@@ -341,33 +371,33 @@ class Putting:
         code: int,
         deadline: float | None,
     ) -> None:
-        """Put a message that was not taken at once: `code` says why, if it was tried."""
-        or_feeder = not self._arena.bytes_limit
+        """Put a message that was not put at once.  code: why not; 0 if it was not tried."""
+        has_feeder = not self._arena.bytes_limit
         try:
-            kept = or_feeder and code == NO_ROOM_NOW
-            put_within(end, message, HAS_PLACE if kept else TAKE_PLACE, deadline, or_feeder)
+            kept = has_feeder and code == NO_ROOM_NOW
+            put_within(end, message, HAS_PLACE if kept else TAKE_PLACE, deadline, has_feeder)
         except NoRoomNow:
-            drop(message)
+            abandon_runs(message)
             give_to_feeder(self, obj, deadline, has_place=True)
         except OutOfSharedMemory:
-            drop(message)
+            abandon_runs(message)
             give_to_feeder(self, obj, deadline)
         except OSError as error:
-            drop(message)
-            self._refuse(error, obj)
+            abandon_runs(message)
+            self._raise_or_report(error, obj)
         except BaseException:
-            drop(message)
+            abandon_runs(message)
             raise
 
-    def _refuse(self, error: Exception, obj: Any) -> None:
-        """An object that cannot be put: stock's feeder finds out when put has returned."""
+    def _raise_or_report(self, error: Exception, obj: Any) -> None:
+        """If strict, raise the error of an object that cannot be put; else report it as stock."""
         if self._sem.strict:
             raise error
         if not (self._ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE):
             self._on_queue_feeder_error(error, obj.obj if isinstance(obj, Pickled) else obj)
 
     async def aput(self, obj: Any) -> None:
-        """put() for asyncio: other tasks run while the queue is full, and no thread is needed."""
+        """put() for asyncio: other tasks run while the queue is full, and it needs no thread."""
         while True:
             try:
                 return self.put(obj, False)
@@ -375,6 +405,6 @@ class Putting:
                 await aio.until(lambda: not self.full())
 
 
-# Looked up once, for every message needs them.
+# Looked up once, because every message needs them.
 _dumps, _dump, _to_runs = pickle.dumps, payload.dump, Parcel.of_stream
 _put_one, _put_some, _send = ring.put_one, ring.put_some, ring.send

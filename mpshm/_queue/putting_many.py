@@ -1,4 +1,4 @@
-"""Putting many objects with one call: small ones some at a time, in order with the others."""
+"""BatchPutter: puts many objects with one call.  Small ones go in batches; all stay in order."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from .._channel import payload
 from .._channel.payload import SCALARS, STRINGS
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .._memory.ring import AT_ONCE, TAKE_PLACE
-from ..config import INLINE_MAX
+from ..config import INLINE_MAX_BYTES
 from .putting import (
-    Batch,
     Pickled,
-    Putting,
-    drop,
+    PutBatch,
+    QueuePutter,
+    abandon_runs,
     give_some_to_feeder,
     give_to_feeder,
     put_some_within,
 )
 
-# Looked up once, for every message needs them.
+# Looked up once, because every message needs them.
 _dumps, _dump = pickle.dumps, payload.dump
 
 
-class PuttingMany(Putting):
-    """How objects are put in a Queue and a JoinableQueue, one or many."""
+class BatchPutter(QueuePutter):
+    """The putting side of a Queue and a JoinableQueue, for one object or many."""
 
     def put_many(self, objects: Iterable[Any]) -> int:
-        """Put all of them, small ones some at a time: one wake-up for many.  How many it were.
+        """Put all objects, small ones in batches with one wake-up each; return how many.
 
-        Waits for places as put does, and reports what cannot be pickled as put does.
+        Waits for places and reports what cannot be pickled, as put does.
         """
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         objects = snapshot(objects)
         if self._end is not None and are_small(objects):
-            for some, streams in pickled_some(objects):
-                self._put_batch(Batch(streams, some))
+            for some, streams in pickle_in_batches(objects):
+                self._put_batch(PutBatch(streams, some))
             return len(objects)
         count = 0
-        batch = Batch([], [])
-        for obj in flushing(objects, lambda: self._put_batch(batch)):
+        batch = PutBatch([], [])
+        for obj in flush_on_error(objects, lambda: self._put_batch(batch)):
             count += 1
             self._put_next(obj, batch)
         self._put_batch(batch)
         return count
 
-    def _put_next(self, obj: Any, batch: Batch) -> None:
-        """Put an object behind a batch, or add it to that."""
-        if self._end is None or self._feeding.now:
+    def _put_next(self, obj: Any, batch: PutBatch) -> None:
+        """Put an object behind the batch's, or add it to the batch if it is small."""
+        if self._end is None or self._feeder_state.is_busy:
             self._put_batch(batch)
             self.put(obj)
             return
@@ -61,7 +61,7 @@ class PuttingMany(Putting):
             self.put(obj)
         except Exception as error:
             self._put_batch(batch)
-            self._refuse(error, obj)
+            self._raise_or_report(error, obj)
         else:
             if type(message) is bytes:
                 batch.messages.append(message)
@@ -70,21 +70,21 @@ class PuttingMany(Putting):
                     self._put_batch(batch)
                 return
             self._put_batch(batch)
-            if not self._feeding.now:
+            if not self._feeder_state.is_busy:
                 self._put_pickled(self._end, obj, message, 0, None)
                 return
-            # The batch may have left some to the feeder: this one stays behind them.
+            # The feeder may have got some of the batch: this message must stay behind them.
             try:
                 give_to_feeder(self, Pickled(obj, message), None)
             except BaseException:
-                drop(message)
+                abandon_runs(message)
                 raise
 
-    def _put_batch(self, batch: Batch) -> None:
-        """Put small messages, and leave none in the batch."""
+    def _put_batch(self, batch: PutBatch) -> None:
+        """Put the small messages, and empty the batch."""
         end = self._end
         while batch.messages and end is not None:
-            if self._feeding.now:
+            if self._feeder_state.is_busy:
                 give_some_to_feeder(self, batch)
                 return
             try:
@@ -92,21 +92,21 @@ class PuttingMany(Putting):
             except (NoRoomNow, OutOfSharedMemory):
                 give_some_to_feeder(self, batch)
             except OSError as error:
-                self._refuse(error, batch.pop())
+                self._raise_or_report(error, batch.pop())
             finally:
                 batch.forget_sent()
 
 
-STRING_MAX = INLINE_MAX // 4 - 64
-"""Characters of a string whose pickle is not longer than INLINE_MAX, whatever they are."""
+STRING_MAX_CHARS = INLINE_MAX_BYTES // 4 - 64
+"""A pickled string of fewer characters, of any kind, is at most INLINE_MAX_BYTES long."""
 
 INT_MAX = 1 << 63
 
 
 def are_small(objects: Iterable[object]) -> TypeGuard[Sequence[object]]:
-    """Whether these are a tuple of bytes and strings, or of scalars, that pickle.dumps does for.
+    """Whether this is a tuple of bytes and strings, or of scalars, that pickle.dumps alone serves.
 
-    None of them has a pickle longer than INLINE_MAX.
+    No pickle of them is longer than INLINE_MAX_BYTES.
     """
     if type(objects) is not tuple or not objects:
         return False
@@ -115,34 +115,34 @@ def are_small(objects: Iterable[object]) -> TypeGuard[Sequence[object]]:
     except TypeError:  # a class without a hash
         return False
     if kinds <= STRINGS:
-        return max(map(len, objects)) < STRING_MAX
-    if int in kinds:  # of any size; bool is none, and None cannot be compared
+        return max(map(len, objects)) < STRING_MAX_CHARS
+    if int in kinds:  # an int may be too long; other scalars cannot be compared
         return kinds == {int} and -INT_MAX < min(objects) <= max(objects) < INT_MAX
     return kinds <= SCALARS
 
 
 def snapshot(objects: Iterable[Any]) -> Iterable[Any]:
-    """A list as it is now: another thread may change it while its objects wait for room."""
+    """Copy a list, which another thread might change while its objects wait for room."""
     return tuple(objects) if type(objects) is list else objects
 
 
-def pickled_some(objects: Sequence[Any]) -> Iterator[tuple[list[Any], list[bytes]]]:
-    """Objects that are_small() has passed, as many as go out at once, and their pickles."""
+def pickle_in_batches(objects: Sequence[Any]) -> Iterator[tuple[list[Any], list[bytes]]]:
+    """Pickle objects that are_small() has passed; yield up to AT_ONCE, with their pickles."""
     for at in range(0, len(objects), AT_ONCE):
         some = [*objects[at : at + AT_ONCE]]
         yield some, [_dumps(obj, 5) for obj in some]
 
 
-def flushing(objects: Iterable[Any], flush: Callable[[], None]) -> Iterable[Any]:
-    """Those objects; when they end in an exception of their own, `flush()` comes first.
+def flush_on_error(objects: Iterable[Any], flush: Callable[[], None]) -> Iterable[Any]:
+    """Iterate over `objects`; if their iterator raises, call `flush()` before the exception.
 
-    An exception of the code that takes them is another matter: it may have come out of a flush.
+    Exceptions of the loop's body do not flush: they may have come out of a flush.
     """
-    # A list raises nothing, and costs half.
-    return objects if type(objects) in (list, tuple) else _flushing(iter(objects), flush)
+    # Iterating over a list raises nothing, and without the generator it costs half.
+    return objects if type(objects) in (list, tuple) else _flush_on_error(iter(objects), flush)
 
 
-def _flushing(iterator: Iterator[Any], flush: Callable[[], None]) -> Iterator[Any]:
+def _flush_on_error(iterator: Iterator[Any], flush: Callable[[], None]) -> Iterator[Any]:
     while True:
         try:
             obj = next(iterator)

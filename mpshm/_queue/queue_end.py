@@ -1,8 +1,8 @@
 """QueueEnd: a Connection over a queue's ring in shared memory.
 
-Any number of processes may send on it and receive from it at the same time, with no lock.  Its
-pipe tells when nobody is left at the other end.  It also shows that there are messages, once
-somebody has asked for its descriptor.
+Any number of processes may send and receive on it at the same time, without a lock.  Its pipe tells
+when no process is left at the other end.  Once a program has asked for its file descriptor, the
+pipe also tells that there are messages.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
 from .._memory.ring import NO_PLACE
-from ..config import INLINE_MAX
-from ..counters import Reason, be_ready_to_show
+from ..config import INLINE_MAX_BYTES
+from ..counters import Reason, import_stats
 from ..errors import PlainRoadError
 from . import putting
 
 if TYPE_CHECKING:
     from .._memory.ring import Batch, QueueCounters
 
-LOOK_MS = 1000
-"""How long a wait with a timeout sleeps at most: what it asks of the kernel is an int."""
+SLEEP_MAX_MS = 1000
+"""Longest sleep of a wait with a timeout: the kernel takes the time as an int."""
 
 
 class QueueEnd(pipe_end.Connection):
@@ -47,39 +47,39 @@ class QueueEnd(pipe_end.Connection):
     idle: list[Batch]
     """Batches that no thread uses.  Always the same list; empty in a new child and once closed."""
     direct: Any = None
-    """What ring.put_one needs, while this end can be put to."""
+    """The core's struct, for ring.put_one, while this end can be put to; else None."""
 
     def _new_counters(self) -> Any:
         return ring.QueueCounters()
 
-    def _use(self, arena: Arena | None) -> None:
-        super()._use(arena)
+    def _use_arena(self, arena: Arena | None) -> None:
+        super()._use_arena(arena)
         self._reset_in_child()
 
     def _reset_in_child(self) -> None:
         self._reader = plain_frame.PlainReader()  # never used: no slot is read in part
-        self._empty_idle()
+        self._clear_idle()
         if self._arena is None:
-            self.put_now = self.receive = self.new_batch = self._unusable
+            self.put_now = self.receive = self.new_batch = self._raise_unusable
         else:
             if self._ring_end is None:
                 self._ring_end = ring.End(self._arena, self._counters, self._handle, self._readable)
-            self.put_now = ring.putter(self._ring_end) if self._writable else self._read_only
+            self.put_now = ring.putter(self._ring_end) if self._writable else self._raise_read_only
             self.receive = ring.receiver(self._ring_end, self.idle)
             self.new_batch = functools.partial(ring.Batch, self._ring_end)
             self.direct = self._ring_end.c if self._writable else None
 
-    def _empty_idle(self) -> None:
+    def _clear_idle(self) -> None:
         try:
             self.idle.clear()
         except AttributeError:
             self.idle = []
 
     def _close(self, _close: Any = os.close) -> None:
-        self.put_now = self.receive = self.new_batch = self._unusable
+        self.put_now = self.receive = self.new_batch = self._raise_unusable
         self.direct = None
-        self._empty_idle()
-        end, self._ring_end = self._ring_end, None  # which keeps the arena
+        self._clear_idle()
+        end, self._ring_end = self._ring_end, None  # the struct keeps the arena
         if end is not None:
             end.stop_receiving()
         super()._close(_close)
@@ -109,7 +109,7 @@ class QueueEnd(pipe_end.Connection):
     @property
     def ring_end(self) -> ring.End:
         """The core's side of this end.  Raises OSError once closed."""
-        return self._ring_end or self._unusable()
+        return self._ring_end or self._raise_unusable()
 
     # Sending
 
@@ -121,16 +121,19 @@ class QueueEnd(pipe_end.Connection):
     def send(self, obj: object) -> None:
         """Send a picklable object, waiting while the ring is full."""
         message = payload.dump(obj, self._arena, self._handle)
-        # If it does not go out at once, then once more with patience.
+        # A small message is tried at once.  If that fails, _transmit waits and tries again.
         if type(message) is not bytes or self.put_now(message, len(message), NO_PLACE) < 0:
             self._transmit(message)
 
     def has_room(self, timeout_ms: int) -> bool:
-        """Wait until the ring has room for a message; False when the time is over."""
+        """Wait until the ring has room for a message; return False when the time is over first."""
         return self.ring_end.wait_room(timeout_ms)
 
     def wait_room(self, reason: Exception, timeout_ms: int) -> None:
-        """Wait a little after a put that failed: for room in the ring, or for memory."""
+        """Wait a little for what a failed put lacked: room in the ring, or memory.
+
+        reason: the exception that the put raised.
+        """
         if isinstance(reason, OutOfSharedMemory):
             time.sleep(timeout_ms / 1000)
             if self._arena is not None:
@@ -138,7 +141,7 @@ class QueueEnd(pipe_end.Connection):
         else:
             self.has_room(timeout_ms)
             if self._arena is not None:
-                self._arena.wait_room_a_while(self._handle, 1, timeout_ms)
+                self._arena.wait_room_for(self._handle, 1, timeout_ms)
 
     def check_writable(self) -> None:
         """Raise OSError if this end only receives."""
@@ -149,7 +152,7 @@ class QueueEnd(pipe_end.Connection):
         try:
             putting.put_within(self, message, NO_PLACE)
         except BaseException:
-            putting.drop(message)
+            putting.abandon_runs(message)
             raise
 
     def _send_parcel(self, parcel: Parcel, size: int) -> None:
@@ -158,12 +161,12 @@ class QueueEnd(pipe_end.Connection):
     # Receiving
 
     def receive_some(self, most: int, timeout_ms: int) -> list[Any]:
-        """Up to `most` messages as `receive` gives them, waiting for the first.
+        """Take up to `most` messages, in the form `receive` gives them.  Waits for the first.
 
-        In place of one that cannot be had stands its exception.
+        In place of a message that cannot be received the list has its exception.
         """
         if self._arena is None:
-            self._unusable()
+            self._raise_unusable()
         try:
             batch = self.idle.pop()
         except IndexError:
@@ -173,43 +176,48 @@ class QueueEnd(pipe_end.Connection):
             self.idle.append(batch)
         return messages
 
-    def call(self) -> None:
-        """Have all threads that wait for a message look at what has changed."""
+    def wake_receivers(self) -> None:
+        """Wake all threads that wait for a message; they look at what has changed."""
         if self._ring_end is not None:
-            self._ring_end.call()
+            self._ring_end.wake_receivers()
 
     def _poll(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
         wait_ms = 0
         while not self.ring_end.poll(wait_ms):
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
                 return False
-            wait_ms = -1 if left is None else places.milliseconds(left, LOOK_MS)
+            wait_ms = -1 if left_s is None else places.slice_ms(left_s, SLEEP_MAX_MS)
         return True
 
-    def _unusable(self, *args: object) -> NoReturn:
-        """Raise why this end cannot do what was asked of it."""
+    def _raise_unusable(self, *args: object) -> NoReturn:
+        """Raise the reason why this end is unusable."""
         self._check_closed()
         if self._arena is None:
-            raise PlainRoadError("a queue needs shared memory, and this process has none for it")
+            raise PlainRoadError(
+                "a queue made in shared memory needs mpshm's compiled core, and this process "
+                "lacks it; reinstall mpshm with a C compiler"
+            )
         raise OSError("handle is invalid")
 
-    def _read_only(self, *args: object) -> NoReturn:
+    def _raise_read_only(self, *args: object) -> NoReturn:
         self._check_closed()
         self._check_writable()
-        self._unusable()
+        self._raise_unusable()
 
-    def _take(self, maxsize: int | None = None, copy_max: int = INLINE_MAX) -> bytes | Received:
+    def _take(
+        self, maxsize: int | None = None, copy_max: int = INLINE_MAX_BYTES
+    ) -> bytes | Received:
         if not self._readable:
             self._check_readable()
         while (message := self.receive(-1)) is None:
-            pass  # a signal: its handler has run
+            pass  # a signal's handler has run
         return Received(*message) if isinstance(message, tuple) else message
 
 
 def load(received: Any) -> Any:
-    """The object of a message that `receive` gave."""
+    """Unpickle a message that `receive` gave."""
     if type(received) is tuple:
         received = Received(*received)
     return payload.load(received)
@@ -220,14 +228,16 @@ def rebuild(handle: Any, arena: Arena | None, readable: bool, writable: bool) ->
     return QueueEnd(handle.detach(), readable, writable, arena=arena, reason=Reason.NO_MEMORY_FILE)
 
 
-def pipe(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, QueueEnd] | None:
-    """A new queue's two ends: the one to get from, the one to put to.
+def make_ends(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, QueueEnd] | None:
+    """Make a queue's two ends; return the end to get from and the end to put to.
 
-    None where none can be had: without shared memory, and wherever there is no futex.
+    places: messages it holds at most; bytes_limit: bytes of chunks they take at most; 0 is no
+    limit.
+    Returns None without shared memory, and on systems without futex.
     """
     if CORE_MISSING or sys.platform != "linux":
         return None
-    be_ready_to_show()
+    import_stats()
     reader, writer = os.pipe()
     arena = None
     try:
@@ -242,8 +252,8 @@ def pipe(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, Queue
         return None
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
-    # So that ring.c's show() can write to it though the process is another user's by now; nobody
-    # else can reach it.
+    # show() in ring.c reopens the pipe for writing, also when the process has become another
+    # user's.  No other process can reach the pipe.
     os.fchmod(reader, 0o666)
     return (
         QueueEnd(reader, True, False, arena=arena, reason=reason),

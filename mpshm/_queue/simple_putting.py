@@ -1,4 +1,7 @@
-"""How objects are put in a SimpleQueue, which has no feeder.  The rungs are putting.py's."""
+"""SimpleQueuePutter: how objects are put in a SimpleQueue, which has no feeder.
+
+It uses the functions of putting.py.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,20 @@ from .._channel.payload import Message
 from .._memory import places, ring
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .._memory.ring import AT_ONCE, NO_PLACE
-from ..config import INLINE_MAX
+from ..config import INLINE_MAX_BYTES
 from . import aio
 from .putting import put_some_within, put_within, try_put
-from .putting_many import are_small, flushing, pickled_some, snapshot
+from .putting_many import are_small, flush_on_error, pickle_in_batches, snapshot
 
 if TYPE_CHECKING:
     from .queue_end import QueueEnd
 
-# Looked up once, for every message needs them.
+# Looked up once, because every message needs them.
 _dumps, _dump, _put_one = pickle.dumps, payload.dump, ring.put_one
 
 
-class SimplePutting:
-    """How objects are put in a SimpleQueue, which has no feeder: a put waits."""
+class SimpleQueuePutter:
+    """The putting side of a SimpleQueue.  It has no feeder, so put waits."""
 
     if TYPE_CHECKING:
         _arena: Any
@@ -44,24 +47,24 @@ class SimplePutting:
             return
         kind = type(obj)
         if (
-            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX)
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)
             or kind is int
             or kind is float
             or obj is None
         ):
-            # Fast path, as in Queue.put.
+            # Fast path, as in QueuePutter.put: payload.dump's test for small types, inlined.
             direct, stream = end.direct, _dumps(obj, 5)
-            if direct is not None and len(stream) <= INLINE_MAX:
+            if direct is not None and len(stream) <= INLINE_MAX_BYTES:
                 if _put_one(direct, stream, len(stream), NO_PLACE) < 0:
                     put_within(end, stream, NO_PLACE)
                 return
         end.send(obj)
 
     def put_many(self, objects: Iterable[Any]) -> int:
-        """Put all of them, small ones some at a time: one wake-up for many.  How many it were."""
+        """Put all objects, small ones in batches with one wake-up each; return how many."""
         end, objects = self._end, snapshot(objects)
         if end is not None and are_small(objects):
-            for _, streams in pickled_some(objects):
+            for _, streams in pickle_in_batches(objects):
                 put_some_within(end, streams, NO_PLACE)
             return len(objects)
         count = 0
@@ -71,7 +74,7 @@ class SimplePutting:
             if end is not None:
                 put_some_within(end, waiting, NO_PLACE)
 
-        for obj in flushing(objects, flush):
+        for obj in flush_on_error(objects, flush):
             count += 1
             if end is None:
                 self.put(obj)
@@ -107,7 +110,7 @@ class SimplePutting:
                 places.reap(arena)
                 await aio.until(lambda: True)
             except NoRoomNow:
-                if message is None:  # it is not the ring that is full
-                    await aio.until(lambda: arena.wait_room_a_while(end._handle, 1, 0))
+                if message is None:  # too many bytes are in flight; the ring was not tried
+                    await aio.until(lambda: arena.wait_room_for(end._handle, 1, 0))
                 else:
                     await aio.until(lambda: end.has_room(0))

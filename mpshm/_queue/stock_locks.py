@@ -1,21 +1,19 @@
-"""What queues with stock's locks do with our ends in them.
+"""Queues that keep stock's locks but have our ends.
 
-For queues that classes of other people's derive from stock's, while mpshm is installed, and where
-there is no shared memory.  What is pickled goes into the arena before any lock is taken, what is
-received is unpickled after the lock is let go, as in stock.
+There are two kinds: those of classes that a program derives from stock's, while mpshm is
+installed, and all queues where there is no shared memory.  A message is pickled, into the arena if
+it is large, before a lock is taken, and unpickled after the lock is released, as in stock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import select
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing import queues as stock
 from multiprocessing import reduction
-from multiprocessing.util import info, is_exiting
 from queue import Empty
 from typing import Any
 
@@ -23,29 +21,31 @@ from .._channel import payload
 from .._channel.pipe_end import Connection
 from .._memory import plain_frame
 from . import aio
+from .putting import report_from_feeder
 
 
-def _ours(method: Any) -> Connection | None:
-    """The Connection whose bound method a queue keeps, if it is one of ours."""
+def _owning_connection(method: Any) -> Connection | None:
+    """The Connection whose bound method a queue keeps, if it is one of ours; else None."""
     owner = getattr(method, "__self__", None)
     return owner if isinstance(owner, Connection) else None
 
 
 def get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
-    """Queue.get of a queue with stock's locks, and our ends or not."""
+    """Queue.get for a queue with stock's locks, whether its ends are ours or not."""
     if queue._closed:
         raise ValueError(f"Queue {queue!r} is closed")
-    reader = _ours(queue._recv_bytes)
+    reader = _owning_connection(queue._recv_bytes)
     take = queue._recv_bytes if reader is None else reader._take
-    return payload.load(_in_turn(queue, take, block, timeout, queue._sem))
+    return payload.load(_take_under_lock(queue, take, block, timeout, queue._sem))
 
 
-def _in_turn(
+def _take_under_lock(
     queue: Any, take: Callable[[], Any], block: bool, timeout: float | None, places: Any = None
 ) -> Any:
-    """What `take()` gives, under the lock of those who get; Empty when nothing comes in time.
+    """Return what `take()` returns under the readers' lock.  Raises Empty if nothing comes in time.
 
-    The wait for the lock counts: who has it may be waiting for a message himself.
+    The wait for the lock counts: its holder may itself be waiting for a message.
+    places: the queue's semaphore of places, if it is bounded.
     """
     start = time.monotonic()
     if not queue._rlock.acquire(block, timeout):
@@ -72,10 +72,13 @@ def feed(
     writer_close: Any,
     ignore_epipe: bool,
     on_error: Any,
-    slots: Any,
+    place_sem: Any,
 ) -> None:
-    """The feeder thread of such a queue; in the place of stock's while mpshm is installed."""
-    writer = _ours(send_bytes)
+    """The feeder thread of a queue with stock's locks.  install() puts it in place of stock's.
+
+    Its parameters are those of stock's Queue._feed.
+    """
+    writer = _owning_connection(send_bytes)
     while True:
         with notempty:
             if not buffer:
@@ -96,35 +99,29 @@ def feed(
                     with write_lock:
                         writer._transmit(message)
             except Exception as error:
-                if ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE:
+                if not report_from_feeder(error, obj, ignore_epipe, place_sem.release, on_error):
                     return
-                # A daemon thread may find its resources gone while the process exits.
-                if is_exiting():
-                    info("error in queue thread: %s", error)
-                    return
-                # The object counts as taken out of the queue.
-                slots.release()
-                on_error(error, obj)
             del obj
 
 
 def simple_get(queue: Any, block: bool = True, timeout: float | None = None) -> Any:
-    """SimpleQueue.get of a queue whose reader is ours; with the arguments of Queue.get."""
-    return payload.load(_in_turn(queue, queue._reader._take, block, timeout))
+    """SimpleQueue.get for a queue whose reader is ours.  It has the parameters of Queue.get."""
+    return payload.load(_take_under_lock(queue, queue._reader._take, block, timeout))
 
 
 def simple_put(queue: Any, obj: object) -> None:
-    """SimpleQueue.put of a queue whose writer is ours."""
+    """SimpleQueue.put for a queue whose writer is ours."""
     message = queue._writer._dump(obj)
     with queue._wlock:
         queue._writer._transmit(message)
 
 
 async def simple_aput(queue: Any, obj: object) -> None:
-    """SimpleQueue.aput of a queue whose writer is ours: other tasks run while it waits.
+    """SimpleQueue.aput for a queue whose writer is ours: other tasks run while it waits.
 
-    What the pipe takes at once or not at all goes when there is room.  A longer message may have to
-    wait half-way, with the lock held: a thread does that, and a cancelled task does not end it.
+    A message that the pipe takes in one piece is written once the pipe has room.  A longer one may
+    block half-way, with the lock held, so a thread sends it; cancelling the task does not end the
+    thread.
     """
     writer, lock = queue._writer, queue._wlock
     message = writer._dump(obj)

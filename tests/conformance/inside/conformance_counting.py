@@ -123,8 +123,8 @@ def _wrap_ring(ring):
 def _small_by_descriptor(module):
     if os.environ.get("CONFORMANCE_BY_DESCRIPTOR"):
         # The suites' messages are small: this sends all but the smallest by descriptor.
-        module.payload.INLINE_MAX, module.payload.VIEW_MIN = 0, 1
-        module.INLINE_MAX = 0  # of those who ask before they call payload
+        module.payload.INLINE_MAX_BYTES, module.payload.VIEW_MIN_BYTES = 0, 1
+        module.INLINE_MAX_BYTES = 0  # of those who ask before they call payload
 
 
 _WATCHED = {
