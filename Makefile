@@ -53,7 +53,7 @@ bench-against: $(BUILD)/bench-deps $(AGAINST)/tree/installed
 	$(BIN)/python -m bench.against $(OLD)/site $(AGAINST)/tree/site $(ARGS)
 
 stress: $(BUILD)/installed $(BUILD)/demo-deps
-	$(BIN)/python -m stress $(ARGS)
+	cd tests && $(BIN)/python -m stress $(ARGS)
 
 stress-large: $(BUILD)/installed
 	mkdir -p $(BUILD)/run
@@ -63,22 +63,22 @@ stress-large: $(BUILD)/installed
 PYTHONS ?= $(PYTHON) $(wildcard $(HOME)/.pyenv/versions/3.1[02-9].*/bin/python)
 
 conformance: $(BUILD)/installed
-	$(BIN)/python -m conformance.every $(BUILD)/dist/mpshm-*.tar.gz $(PYTHONS) -- --jobs 2 $(ARGS)
+	cd tests && $(BIN)/python -m conformance.every $(BUILD)/dist/mpshm-*.tar.gz $(PYTHONS) -- --jobs 2 $(ARGS)
 
 # 2: this Python comes without the suites, and that has been said.
 conformance-quick: $(BUILD)/installed
-	$(BIN)/python -m conformance --quick --jobs 2 --python $(BIN)/python || [ $$? = 2 ]
+	cd tests && $(BIN)/python -m conformance --quick --jobs 2 --python $(BIN)/python || [ $$? = 2 ]
 
 clients: $(BUILD)/installed $(BUILD)/clients-deps
 	$(CLIENTS)/bin/pip install -q --force-reinstall --no-deps $(BUILD)/dist/*.whl
-	$(CLIENTS)/bin/python clients/run.py $(ARGS)
+	cd tests && $(CLIENTS)/bin/python -m clients $(ARGS)
 
 clean:
 	rm -rf $(BUILD) build dist mpshm.egg-info
 
-$(BUILD)/clients-deps: clients/requirements.txt
+$(BUILD)/clients-deps: tests/clients/requirements.txt
 	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/pip install -q -r $< 'cffi>=1.16' 'cloudpickle>=2.2'
+	$(CLIENTS)/bin/pip install -q -r $< 'cffi>=1.16' 'cloudpickle>=2.2' psutil
 	touch $@
 
 $(VENV):

@@ -14,7 +14,7 @@ REPORT = "report.md"
 
 
 def write_report(data: dict[str, Any], folder: Path) -> str:
-    """Write report.md, ratio.png and ratio.svg into a folder; return the report's text."""
+    """Write report.md and ratio.png into a folder; return the report's text."""
     results = Results(data["results"])
     text = tables.render(data, results)
     (folder / REPORT).write_text(text)

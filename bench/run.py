@@ -199,7 +199,7 @@ def main() -> int:
     }
     target.write_text(json.dumps(data, indent=1) + "\n")
     print(report.write_report(data, options.out))
-    print(f"written: {target}, and {report.REPORT}, ratio.png, ratio.svg in {options.out}")
+    print(f"written: {target}, and {report.REPORT} and ratio.png in {options.out}")
     return 1 if interrupted or any("error" in result for result in results) else 0
 
 

@@ -216,6 +216,6 @@ def render(data: dict[str, Any], results: Results) -> str:
     parts += [
         "## All cases",
         table(head, list(case_rows(results, competitors))),
-        "![ratio to stock by payload size](ratio.svg)",
+        "![ratio to stock by payload size](ratio.png)",
     ]
     return "\n\n".join(parts) + "\n"

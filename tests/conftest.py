@@ -6,7 +6,7 @@ only shared memory can pass carry the mark `shared_memory`, with the reason.
 
 from __future__ import annotations
 
-import contextlib
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -18,9 +18,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from by_road import SHARED
 
 import mpshm
+from kit.leaks import open_descriptors
+from kit.processes import children
+from kit.road import SHARED
 from mpshm._memory import arena, lease
 
 TREE = Path(__file__).parent.parent
@@ -49,24 +51,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if needs := item.get_closest_marker("shared_memory"):
                 (reason,) = needs.args
                 item.add_marker(pytest.mark.skip(reason=f"needs shared memory: {reason}"))
-
-
-def open_descriptors() -> dict[int, str]:
-    """This process's descriptors and what they are."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
-
-
-def children() -> set[int]:
-    """Pids of this process's children, dead and not waited for included."""
-    found: set[int] = set()
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError):
-            found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
-    return found
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,6 +82,14 @@ def guard(request: pytest.FixtureRequest) -> Iterator[None]:
     after = holdings()
     assert set(before[2].items()) == set(after[2].items())  # pytest shows what differs
     assert after == before
+
+
+@pytest.fixture
+def hang_guard() -> Iterator[None]:
+    """For tests that could wait in C without end: show all stacks after two minutes, and exit."""
+    faulthandler.dump_traceback_later(120, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(params=["fork", "spawn", "forkserver"])

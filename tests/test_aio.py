@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED
-from queue_parts import KINDS, LARGE, WAIT_S, finish
 
 import mpshm
+from kit.queues import KINDS, LARGE, finish
+from kit.road import SHARED
+from kit.waiting import WAIT_S
 
 
 def put_late(q: Any, count: int) -> None:
@@ -22,7 +23,7 @@ def put_late(q: Any, count: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_aget_waits_without_a_thread_while_others_run(context: Any, kind: str) -> None:
+def test_aget_waits_without_a_thread_while_other_tasks_run(context: Any, kind: str) -> None:
     q = getattr(context, kind)()
     process = context.Process(target=put_late, args=(q, 3))
     process.start()
@@ -49,7 +50,7 @@ def test_aget_waits_without_a_thread_while_others_run(context: Any, kind: str) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_of_ten_agets_gets_one(kind: str) -> None:
+def test_ten_concurrent_agets_get_one_message_each(kind: str) -> None:
     q = getattr(mpshm, kind)()
 
     async def get_ten() -> list[int]:
@@ -107,7 +108,7 @@ def test_aget_that_times_out_leaves_the_next_message_to_others() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
-def test_aput_waits_for_a_place_and_goes_on(kind: str) -> None:
+def test_aput_to_a_full_queue_returns_once_a_get_makes_room(kind: str) -> None:
     q = getattr(mpshm, kind)(2)
     threads = threading.active_count()
 
@@ -130,7 +131,7 @@ def test_aput_waits_for_a_place_and_goes_on(kind: str) -> None:
     finish(q)
 
 
-def test_cancelled_aput_has_not_put() -> None:
+def test_cancelled_aput_puts_nothing() -> None:
     q = mpshm.Queue(1)
 
     async def main() -> None:
@@ -146,7 +147,7 @@ def test_cancelled_aput_has_not_put() -> None:
     finish(q)
 
 
-def test_aput_of_a_simple_queue_waits_for_its_pipe() -> None:
+def test_aput_to_a_full_simple_queue_returns_once_a_get_makes_room() -> None:
     q = mpshm.SimpleQueue()
 
     async def put_all() -> None:
@@ -174,7 +175,7 @@ def drain_slowly(q: Any, count: int) -> None:
         q.get(timeout=WAIT_S)
 
 
-def test_aput_waits_for_a_consumer_elsewhere(context: Any) -> None:
+def test_aput_waits_for_a_consumer_in_another_process(context: Any) -> None:
     q = context.Queue(3)
     process = context.Process(target=drain_slowly, args=(q, 60))
     process.start()
@@ -255,7 +256,7 @@ def test_aget_of_a_closed_queue_is_refused() -> None:
     finish(q)
 
 
-def test_agets_of_two_queues_and_two_loops_do_not_mix() -> None:
+def test_agets_of_two_queues_on_two_loops_get_their_own_messages() -> None:
     one, other = mpshm.Queue(), mpshm.Queue()
 
     async def main(n: int) -> list[Any]:
@@ -271,7 +272,7 @@ def test_agets_of_two_queues_and_two_loops_do_not_mix() -> None:
     finish(one, other)
 
 
-def test_large_arrays_arrive_by_aget_and_error_reaches_the_task() -> None:
+def test_aget_returns_large_arrays_and_raises_unpickling_errors() -> None:
     q = mpshm.Queue(strict=True)
 
     async def main() -> None:

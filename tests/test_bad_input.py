@@ -7,7 +7,6 @@ describes them, and written to the descriptor behind the connection's back.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import pickle
 import socket
@@ -25,19 +24,15 @@ import mpshm
 from mpshm import config
 from mpshm._memory import arena
 
-pytestmark = pytest.mark.shared_memory("no descriptor comes in on the plain road")
+pytestmark = [
+    pytest.mark.shared_memory("no descriptor comes in on the plain road"),
+    pytest.mark.usefixtures("hang_guard"),
+]
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LARGE = 100_000
 CHUNK = config.GEOMETRY.chunk_bytes
 FRAME_MAX = 4096
-
-
-@pytest.fixture(autouse=True)
-def hang_guard() -> Iterator[None]:
-    faulthandler.dump_traceback_later(120, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 class Descriptor(NamedTuple):
@@ -103,7 +98,7 @@ def assert_sound(pipe: Ends, runs: int = 0) -> None:
     assert all(one.is_valid() for one in arena.process_arenas())
 
 
-def test_frames_made_here_are_right(pipe: Ends) -> None:
+def test_frames_built_by_these_tests_are_accepted(pipe: Ends) -> None:
     """Or the errors below would prove nothing."""
     a, b = pipe
     data = os.urandom(LARGE)
@@ -182,7 +177,7 @@ def test_forged_descriptor_is_refused_and_the_true_one_arrives(
     assert_sound(pipe)
 
 
-def test_error_shows_the_descriptor(pipe: Ends) -> None:
+def test_error_names_every_field_of_the_descriptor(pipe: Ends) -> None:
     a, b = pipe
     put(a, frame(Descriptor(3, 77, 12_345, 9)))
     with pytest.raises(mpshm.ProtocolError) as caught:
@@ -193,7 +188,7 @@ def test_error_shows_the_descriptor(pipe: Ends) -> None:
 
 
 @pytest.mark.parametrize("by", [-1, 1])
-def test_size_forged_inside_the_last_chunk(pipe: Ends, by: int) -> None:
+def test_descriptor_with_a_size_forged_within_its_chunk_is_refused(pipe: Ends, by: int) -> None:
     a, b = pipe
     one = in_flight(pipe, bytes(LARGE))
     put(a, frame(one._replace(size=one.size + by), stream_runs=1))
@@ -204,7 +199,7 @@ def test_size_forged_inside_the_last_chunk(pipe: Ends, by: int) -> None:
     assert_sound(pipe)
 
 
-def test_descriptor_repeated_while_its_run_is_leased(pipe: Ends) -> None:
+def test_descriptor_repeated_while_its_run_is_leased_is_refused(pipe: Ends) -> None:
     a, b = pipe
     a.send(np.arange(LARGE))
     raw = take_frame(b)
@@ -220,7 +215,7 @@ def test_descriptor_repeated_while_its_run_is_leased(pipe: Ends) -> None:
     assert_sound(pipe)
 
 
-def test_stale_descriptor_of_a_released_run(pipe: Ends) -> None:
+def test_descriptor_of_a_released_run_is_refused(pipe: Ends) -> None:
     a, b = pipe
     a.send(np.arange(LARGE))
     raw = take_frame(b)
@@ -250,7 +245,7 @@ def test_stale_descriptor_does_not_get_the_next_messages_bytes(pipe: Ends) -> No
     assert_sound(pipe)
 
 
-def test_run_on_loan_cannot_be_leased(pipe: Ends) -> None:
+def test_descriptor_of_a_buffer_not_yet_sent_is_refused(pipe: Ends) -> None:
     a, b = pipe
     gone = in_flight(pipe, bytes(LARGE))
     put(a, frame(gone, stream_runs=1))
@@ -264,7 +259,7 @@ def test_run_on_loan_cannot_be_leased(pipe: Ends) -> None:
     assert_sound(pipe)
 
 
-def test_descriptor_named_twice_in_one_frame(pipe: Ends) -> None:
+def test_frame_that_names_a_descriptor_twice_is_refused(pipe: Ends) -> None:
     a, b = pipe
     for runs in (0, 1, 2):
         one = in_flight(pipe, bytes(LARGE))
@@ -274,7 +269,7 @@ def test_descriptor_named_twice_in_one_frame(pipe: Ends) -> None:
         assert_sound(pipe)
 
 
-def test_overlapping_descriptors_in_one_frame(pipe: Ends) -> None:
+def test_frame_with_overlapping_descriptors_is_refused(pipe: Ends) -> None:
     a, b = pipe
     one = in_flight(pipe, bytes(LARGE))
     overlap = one._replace(chunk=one.chunk + 2, size=LARGE - 2 * CHUNK)
@@ -295,7 +290,7 @@ def test_one_bad_descriptor_amid_good_ones_loses_no_run(pipe: Ends, at: int) -> 
     assert_sound(pipe)
 
 
-def test_descriptor_of_another_channel(pipe: Ends) -> None:
+def test_descriptor_of_another_channel_is_refused(pipe: Ends) -> None:
     a, b = pipe
     c, d = mpshm.Pipe()
     with c, d:
@@ -360,8 +355,8 @@ def test_wrong_frame_is_refused_and_the_next_message_arrives(pipe: Ends, name: s
     assert_sound(pipe)
 
 
-def test_frame_as_long_as_one_may_be(pipe: Ends) -> None:
-    """And not one byte longer, though its descriptors are well."""
+def test_frame_of_maximum_length_is_accepted(pipe: Ends) -> None:
+    """A frame of one byte more is refused, as the next test shows."""
     a, b = pipe
     one = in_flight(pipe, bytes(LARGE))
     stream = b"\x80\x05\x8e" + struct.pack("<Q", 0) + b"."
@@ -383,7 +378,7 @@ def test_overlong_frame_is_refused_before_its_body_is_read(pipe: Ends, length: i
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 5, 11, 12, 20, 31])
-def test_frame_cut_short_by_the_end_of_file(cut: int) -> None:
+def test_frame_cut_short_raises_end_of_file_during_message(cut: int) -> None:
     a, b = mpshm.Pipe()
     whole = frame(REAL, stream_runs=1)
     assert cut < len(whole)
@@ -396,7 +391,7 @@ def test_frame_cut_short_by_the_end_of_file(cut: int) -> None:
     b.close()
 
 
-def test_frame_that_comes_byte_by_byte(pipe: Ends) -> None:
+def test_frame_that_comes_byte_by_byte_is_received_whole(pipe: Ends) -> None:
     a, b = pipe
     data = os.urandom(LARGE)
     raw = frame(in_flight(pipe, data), stream_runs=1)
@@ -411,7 +406,7 @@ def test_frame_that_comes_byte_by_byte(pipe: Ends) -> None:
     assert_sound(pipe)
 
 
-def test_descriptor_frame_on_a_channel_without_shared_memory(
+def test_descriptor_frame_is_refused_on_a_channel_without_shared_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MPSHM", "off")
@@ -457,7 +452,7 @@ def test_hostile_length_allocates_nothing(name: str, follow: int) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_length_is_over_maxlength(name: str) -> None:
+def test_hostile_length_exceeds_maxlength_and_closes_the_end(name: str) -> None:
     a, b = mpshm.Pipe()
     with a, b:
         put(a, HOSTILE[name] + b"body")
@@ -479,7 +474,7 @@ def test_hostile_size_in_a_descriptor_maps_nothing(pipe: Ends) -> None:
 # Streams and indexes that are not what they should be
 
 
-def test_truncated_pickle_in_a_run(pipe: Ends) -> None:
+def test_truncated_pickle_in_a_run_raises_and_releases_the_run(pipe: Ends) -> None:
     a, b = pipe
     whole = pickle.dumps([list(range(20_000)), "end"])
     for cut in (20_000, len(whole) - 1):
@@ -496,7 +491,9 @@ LENT = pickle.dumps(
 
 @pytest.mark.parametrize("buffers", [1, 2])
 @pytest.mark.parametrize("kind", ["recv", "recv_bytes", "recv_buf", "recv_bytes_into"])
-def test_pickle_that_wants_more_buffers_than_came(pipe: Ends, buffers: int, kind: str) -> None:
+def test_pickle_that_wants_more_buffers_than_came_raises_and_releases_runs(
+    pipe: Ends, buffers: int, kind: str
+) -> None:
     a, b = pipe
     parts = [in_flight(pipe, bytes(LARGE)) for _ in range(buffers)]
     put(a, frame(*parts, stream=LENT))
@@ -506,7 +503,7 @@ def test_pickle_that_wants_more_buffers_than_came(pipe: Ends, buffers: int, kind
     assert_sound(pipe)
 
 
-def test_pickle_that_wants_fewer_buffers_than_came(pipe: Ends) -> None:
+def test_pickle_that_wants_fewer_buffers_than_came_is_received(pipe: Ends) -> None:
     a, b = pipe
     parts = [in_flight(pipe, bytes([n]) * LARGE) for n in range(5)]
     put(a, frame(*parts, stream=LENT))
@@ -519,7 +516,9 @@ def test_pickle_that_wants_fewer_buffers_than_came(pipe: Ends) -> None:
 
 @pytest.mark.parametrize("stream", [b"", b"\xff", b"\x80", b"\x80\x05\x95", b"no pickle at all"])
 @pytest.mark.parametrize("kind", ["recv", "recv_bytes"])
-def test_nonsense_beside_buffers(pipe: Ends, stream: bytes, kind: str) -> None:
+def test_nonsense_in_place_of_a_pickle_raises_and_releases_buffers(
+    pipe: Ends, stream: bytes, kind: str
+) -> None:
     a, b = pipe
     put(a, frame(in_flight(pipe, bytes(LARGE)), stream=stream))
     with pytest.raises((OSError, EOFError, ValueError, pickle.UnpicklingError)):
@@ -537,7 +536,7 @@ def index_of(pipe: Ends, table: bytes) -> Descriptor:
     return one
 
 
-def test_index_made_here_is_right(pipe: Ends) -> None:
+def test_index_built_by_these_tests_is_accepted(pipe: Ends) -> None:
     a, b = pipe
     parts = [in_flight(pipe, bytes([n]) * LARGE) for n in range(3)]
     index = index_of(pipe, b"".join(one.pack() for one in parts))
@@ -546,7 +545,7 @@ def test_index_made_here_is_right(pipe: Ends) -> None:
     assert_sound(pipe)
 
 
-def test_index_with_a_descriptor_too_few_or_too_many(pipe: Ends) -> None:
+def test_index_of_wrong_length_is_refused(pipe: Ends) -> None:
     a, b = pipe
     for named in (1, 2, 4, 3000, 0xFFFFFFFF):
         parts = [in_flight(pipe, bytes(LARGE)) for _ in range(3)]
@@ -561,7 +560,7 @@ def test_index_with_a_descriptor_too_few_or_too_many(pipe: Ends) -> None:
         assert_sound(pipe)
 
 
-def test_index_of_torn_descriptors(pipe: Ends) -> None:
+def test_index_that_ends_within_a_descriptor_is_refused(pipe: Ends) -> None:
     a, b = pipe
     index = index_of(pipe, REAL.pack()[:-1])
     put(a, frame(index, flags=1, buffer_runs=1))
@@ -571,7 +570,7 @@ def test_index_of_torn_descriptors(pipe: Ends) -> None:
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_index_with_a_forged_descriptor(pipe: Ends, name: str) -> None:
+def test_index_with_a_forged_descriptor_is_refused(pipe: Ends, name: str) -> None:
     a, b = pipe
     forged, named = FORGED[name]
     true = in_flight(pipe, bytes(LARGE))
@@ -585,7 +584,7 @@ def test_index_with_a_forged_descriptor(pipe: Ends, name: str) -> None:
     assert_sound(pipe)
 
 
-def test_index_that_names_itself(pipe: Ends) -> None:
+def test_index_that_names_itself_is_refused(pipe: Ends) -> None:
     a, b = pipe
     probe = index_of(pipe, bytes(20))
     put(a, frame(probe, stream_runs=1))
@@ -659,7 +658,9 @@ def assert_next_arrives(pipe: Ends) -> None:
 @given(body=st.binary(max_size=200))
 @example(body=b"")
 @example(body=bytes(28))
-def test_any_body_of_a_descriptor_frame(busy_pipe: Any, body: bytes) -> None:
+def test_any_body_of_a_descriptor_frame_is_refused_and_the_next_message_arrives(
+    busy_pipe: Any, body: bytes
+) -> None:
     (a, b), _ = busy_pipe
     put(a, struct.pack("!I", 0x80000000 | len(body)) + body)
     assert refused_or(b.recv_bytes) is None
@@ -674,7 +675,7 @@ def test_any_body_of_a_descriptor_frame(busy_pipe: Any, body: bytes) -> None:
     buffer_runs=st.one_of(st.integers(0, 6), st.just(0xFFFFFFFF)),
     stream=st.sampled_from([b"", b"N.", LENT]),
 )
-def test_any_descriptors_in_a_frame(
+def test_any_descriptors_in_a_frame_are_refused_and_the_next_message_arrives(
     busy_pipe: Any,
     named: list[Descriptor],
     flags: int,
@@ -693,7 +694,9 @@ def test_any_descriptors_in_a_frame(
 
 @fuzz
 @given(at=st.integers(4, 31), bits=st.integers(1, 255))
-def test_any_byte_of_a_true_frame_changed(busy_pipe: Any, at: int, bits: int) -> None:
+def test_frame_with_any_byte_changed_is_refused_and_the_next_message_arrives(
+    busy_pipe: Any, at: int, bits: int
+) -> None:
     (a, b), held = busy_pipe
     data = bytes(range(256)) * 170
     a.send_bytes(data)
@@ -714,7 +717,7 @@ def test_any_byte_of_a_true_frame_changed(busy_pipe: Any, at: int, bits: int) ->
 @example(raw=b"\x80\0\0\x08" + bytes(8))
 @example(raw=b"\xff" * 40)
 @example(raw=b"\0" * 40)
-def test_any_bytes_in_a_pipe_end_in_errors_or_messages(raw: bytes) -> None:
+def test_any_bytes_in_a_pipe_give_errors_or_messages(raw: bytes) -> None:
     a, b = mpshm.Pipe()
     put(a, raw)
     a.close()

@@ -7,8 +7,6 @@ import os
 import pickle
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from multiprocessing import reduction
 from multiprocessing.connection import Connection as StockConnection
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.programs import run_python
 from mpshm._channel import search
 from mpshm._memory import core
 from mpshm._memory import reader as reader_module
@@ -117,7 +116,7 @@ def make_and_hand_over(line: mpshm.Connection) -> None:
 
 
 @pytest.mark.shared_memory("there is no memory to be found")
-def test_channel_of_a_process_that_is_no_ancestor(context: Any) -> None:
+def test_end_finds_the_memory_of_a_process_that_is_no_ancestor(context: Any) -> None:
     """It is looked for everywhere once a message needs it."""
     ours, theirs = context.Pipe()
     process = context.Process(target=make_and_hand_over, args=(theirs,))
@@ -168,19 +167,16 @@ process.join()
 
 @pytest.mark.shared_memory("there is no memory to be found")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_stock_end_built_anew_while_installed(method: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INSTALLED, method, str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+def test_stock_end_built_anew_while_installed_finds_its_memory(method: str) -> None:
+    done = run_python("-c", INSTALLED, method, Path(__file__).parent)
     assert ("((1, 1, set()), (1, 1, set()))\n", "") == (done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("timeout", [None, 1.0])
-def test_looking_leaves_a_socket_as_it_is(blocking: bool, timeout: float | None) -> None:
+def test_search_for_memory_leaves_the_socket_mode_unchanged(
+    blocking: bool, timeout: float | None
+) -> None:
     left, right = socket.socketpair()
     left.setblocking(blocking)
     socket.setdefaulttimeout(timeout)
@@ -263,7 +259,9 @@ FORGED = (0x80000000 | 28).to_bytes(4, "big") + struct.pack("=HHIIIQI", 0, 0, 1,
     ],
     ids=["not sealed", "no arena", "another user's", "accepted"],
 )
-def test_file_of_that_name(fill: Callable[[int], None], at_once: bool, error: str) -> None:
+def test_search_skips_files_that_are_no_sealed_arena_of_this_user(
+    fill: Callable[[int], None], at_once: bool, error: str
+) -> None:
     """Not followed where it is no sealed arena of this user: then the error is clear."""
     context = mpshm.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -288,7 +286,7 @@ def test_file_of_that_name(fill: Callable[[int], None], at_once: bool, error: st
     assert 2 == len([one for one in said if error in one]), said
 
 
-def test_nobody_has_it() -> None:
+def test_recv_fails_when_no_process_holds_the_arena() -> None:
     left, right = os.pipe()
     with mpshm.Connection(left, writable=False) as end:
         os.write(right, FORGED)
@@ -303,7 +301,7 @@ def test_nobody_has_it() -> None:
 
 
 @pytest.mark.shared_memory("there is no memory to be found")
-def test_frame_waits_for_its_arena_and_is_lost_only_without() -> None:
+def test_frame_is_read_once_its_arena_is_found() -> None:
     """A signal handler that receives while it is looked for goes on with a reader of its own."""
     reader, writer = mpshm.Pipe(duplex=False)
     with reader, writer:

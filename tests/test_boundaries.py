@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import os
 import pickle
@@ -14,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried, sending
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mpshm
+from kit.road import SHARED, carried, sending
 from mpshm import config
 from mpshm._memory import arena, plain_frame
+
+pytestmark = pytest.mark.usefixtures("hang_guard")
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 CHUNK = config.GEOMETRY.chunk_bytes
@@ -31,13 +32,6 @@ TINY = config.Geometry(segment_limit=16, stride=1 << 20, segment_bytes=128 << 10
 """Segments that one message fills; a megabyte is more than any may hold."""
 TINIEST = config.Geometry(segment_limit=16, stride=1 << 18, segment_bytes=1024, chunk_bytes=16)
 """64 chunks of 16 bytes, as NGINX Unit's tests have them."""
-
-
-@pytest.fixture(autouse=True)
-def hang_guard() -> Iterator[None]:
-    faulthandler.dump_traceback_later(120, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 def pipe_of(geometry: config.Geometry, monkeypatch: pytest.MonkeyPatch) -> Ends:
@@ -106,7 +100,9 @@ def noise() -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_size_at_an_edge(pipe: Ends, noise: np.ndarray, size: int) -> None:
+def test_sizes_at_every_edge_arrive_on_the_expected_road(
+    pipe: Ends, noise: np.ndarray, size: int
+) -> None:
     a, b = pipe
     a.get_buf(1).release()  # there is a segment from now on, for short messages too
     data = noise[:size]
@@ -135,7 +131,7 @@ def test_size_at_an_edge(pipe: Ends, noise: np.ndarray, size: int) -> None:
 
 
 @pytest.mark.parametrize("limit", [plain_frame.PLAIN_MAX_BYTES, config.INLINE_MAX_BYTES])
-def test_pickle_around_a_limit(pipe: Ends, limit: int) -> None:
+def test_pickles_around_a_limit_take_the_expected_road(pipe: Ends, limit: int) -> None:
     a, b = pipe
     a.get_buf(1).release()
     small = 0
@@ -155,7 +151,7 @@ def test_pickle_around_a_limit(pipe: Ends, limit: int) -> None:
 
 
 @pytest.mark.shared_memory("a plain frame holds no descriptors")
-def test_stream_around_what_a_frame_holds(pipe: Ends) -> None:
+def test_streams_around_the_frame_limit_arrive(pipe: Ends) -> None:
     a, b = pipe
     inside = outside = 0
     for size in range(FRAME_MAX - 350, FRAME_MAX + 10):
@@ -173,7 +169,7 @@ def test_stream_around_what_a_frame_holds(pipe: Ends) -> None:
     assert 360 == inside + outside
 
 
-def test_every_size_around_the_pickles_own_frames(pipe: Ends) -> None:
+def test_strings_of_every_size_around_a_pickle_frame_arrive(pipe: Ends) -> None:
     """The C pickler hands over about 64 KiB at once, and large objects as themselves."""
     a, b = pipe
     for size in range((64 << 10) - 40, (64 << 10) + 20):
@@ -181,7 +177,7 @@ def test_every_size_around_the_pickles_own_frames(pipe: Ends) -> None:
         assert sent == carried(a.send, sent, b.recv)
 
 
-def test_stream_that_grows_by_small_steps(pipe: Ends) -> None:
+def test_stream_that_grows_by_small_steps_uses_one_segment(pipe: Ends) -> None:
     a, b = pipe
     for count in (1000, 10_000, 100_000, 700_000):
         sent = [str(i) for i in range(count)]
@@ -190,7 +186,7 @@ def test_stream_that_grows_by_small_steps(pipe: Ends) -> None:
 
 
 @pytest.mark.shared_memory("it counts segments")
-def test_message_larger_than_a_segment_then_small_ones_in_it(pipe: Ends) -> None:
+def test_small_messages_reuse_the_segment_of_a_huge_one(pipe: Ends) -> None:
     a, b = pipe
     size = config.GEOMETRY.segment_bytes * 2 + 12_345
     for _ in range(2):
@@ -225,7 +221,7 @@ def test_stream_goes_on_in_a_second_run_when_its_neighbour_is_taken(tiny: Ends) 
 
 
 @pytest.mark.shared_memory("it needs an arena of its own geometry")
-def test_chained_message_as_bytes(tiny: Ends) -> None:
+def test_message_in_several_runs_is_received_as_bytes(tiny: Ends) -> None:
     a, b = tiny
     sent = [[str(i) for i in range(9000)], np.arange(8000), [str(i) for i in range(30_000)]]
     for kind in ("recv_bytes", "recv_buf"):
@@ -251,7 +247,7 @@ def test_stream_grows_across_segments(tiny: Ends) -> None:
 
 @pytest.mark.shared_memory("it needs an arena of its own geometry")
 @pytest.mark.parametrize("by", [-4097, -4096, -1, 0, 1, 4096, 4097])
-def test_sizes_around_a_tiny_segment(tiny: Ends, by: int) -> None:
+def test_sizes_around_a_tiny_segment_arrive(tiny: Ends, by: int) -> None:
     a, b = tiny
     size = TINY.segment_bytes + by
     data = bytes(i % 251 for i in range(size))
@@ -282,7 +278,7 @@ piece = st.one_of(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(messages=st.lists(st.lists(piece, max_size=6), min_size=1, max_size=4), keep=st.booleans())
-def test_any_message_in_a_tiny_arena(
+def test_any_message_arrives_through_a_tiny_arena(
     monkeypatch: pytest.MonkeyPatch, messages: list[list[Any]], keep: bool
 ) -> None:
     with monkeypatch.context() as patch:
@@ -367,7 +363,9 @@ def test_out_of_shared_memory_is_refused_when_required(little: Ends, name: str) 
 
 
 @pytest.mark.shared_memory("it needs an arena of its own geometry")
-def test_send_bytes_out_of_shared_memory(little: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_send_bytes_out_of_shared_memory_goes_plain_or_is_refused(
+    little: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = little
     data = bytes(range(256)) * 8192
     with pytest.raises(mpshm.PlainRoadError, match="out of shared memory"):
@@ -387,7 +385,7 @@ def test_send_bytes_out_of_shared_memory(little: Ends, monkeypatch: pytest.Monke
 
 
 @pytest.mark.shared_memory("it needs an arena of its own geometry")
-def test_receiver_that_keeps_all_of_a_little_arena(
+def test_receiver_that_keeps_a_whole_arena_gets_the_rest_plain(
     little: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the rest goes plain, until it lets go."""
@@ -409,7 +407,7 @@ def test_receiver_that_keeps_all_of_a_little_arena(
 
 
 @pytest.mark.shared_memory("it needs an arena of its own geometry")
-def test_arena_too_small_for_any_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arena_too_small_for_a_message_sends_it_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPSHM", "auto")
     a, b = pipe_of(config.Geometry(1, 1 << 18, 4096, 4096), monkeypatch)
     with a, b:
@@ -461,7 +459,7 @@ def test_buffer_that_holds_a_pickle_is_received_as_an_object(pipe: Ends) -> None
     assert {"numbers": list(range(1000))} == b.recv()
 
 
-def test_array_made_in_a_buffer(pipe: Ends) -> None:
+def test_array_made_in_a_buffer_is_aligned_and_arrives(pipe: Ends) -> None:
     a, b = pipe
     buf = a.get_buf(8 * LARGE)
     np.multiply(np.arange(LARGE), 3, out=np.frombuffer(buf.view, "i8"))
@@ -483,7 +481,7 @@ def test_part_of_a_buffer_is_sent(pipe: Ends, part: int) -> None:
     assert bytes(i % 256 for i in range(part)) == b.recv_bytes()
 
 
-def test_nothing_of_a_buffer_is_sent(pipe: Ends) -> None:
+def test_empty_part_of_a_buffer_is_sent_as_empty_message(pipe: Ends) -> None:
     a, b = pipe
     for buf, size in ((a.get_buf(LARGE), 0), (a.get_buf(0), None), (a.get_buf(0), 0)):
         a.send_buf(buf, size)
@@ -495,7 +493,7 @@ def test_nothing_of_a_buffer_is_sent(pipe: Ends) -> None:
         assert b"" == got.view
 
 
-def test_wrong_sizes(pipe: Ends) -> None:
+def test_buffer_sizes_out_of_range_are_refused(pipe: Ends) -> None:
     a, _ = pipe
     with pytest.raises(ValueError, match="negative"):
         a.get_buf(-1)
@@ -513,7 +511,7 @@ def test_wrong_sizes(pipe: Ends) -> None:
             a.get_buf(wrong)  # type: ignore[arg-type]
 
 
-def test_buffer_is_the_callers_no_more_once_sent(pipe: Ends) -> None:
+def test_sent_buffer_refuses_further_use(pipe: Ends) -> None:
     a, b = pipe
     buf = a.get_buf(LARGE)
     a.send_buf(buf)
@@ -535,7 +533,7 @@ def test_buffer_is_the_callers_no_more_once_sent(pipe: Ends) -> None:
     assert LARGE == len(b.recv_bytes())
 
 
-def test_released_buffer_is_nobodys(pipe: Ends) -> None:
+def test_released_buffer_refuses_further_use(pipe: Ends) -> None:
     a, b = pipe
     buf = a.get_buf(LARGE)
     buf.release()
@@ -590,7 +588,7 @@ def test_buffers_dropped_or_left_by_an_error_are_given_back(pipe: Ends) -> None:
     assert int(SHARED) == a.stats().segments
 
 
-def test_views_outlive_everything(pipe: Ends) -> None:
+def test_view_may_be_read_after_its_buffer_and_channel_are_gone(pipe: Ends) -> None:
     """Reading what has been given back is a mistake, and not a crash."""
     a, b = mpshm.Pipe()
     buf = a.get_buf(LARGE)
@@ -631,7 +629,7 @@ def test_received_memory_stays_while_a_view_lives(pipe: Ends) -> None:
     assert 0 == a.stats().runs_in_use
 
 
-def test_recv_buf_of_every_road(pipe: Ends) -> None:
+def test_recv_buf_receives_messages_of_every_road(pipe: Ends) -> None:
     a, b = pipe
     for sent in (b"small", b"m" * 20_000, b"L" * LARGE):
         a.send_bytes(sent)
@@ -642,7 +640,7 @@ def test_recv_buf_of_every_road(pipe: Ends) -> None:
         assert np.array_equal(np.arange(LARGE), pickle.loads(got.view)["a"])
 
 
-def test_buffer_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffer_without_shared_memory_is_sent_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPSHM", "off")
     a, b = mpshm.Pipe()
     with a, b:
@@ -702,7 +700,7 @@ def test_buffer_grows_no_further_than_its_neighbour(tiniest: Ends) -> None:
 
 
 @pytest.mark.shared_memory("private memory does not grow in place")
-def test_increase_that_cannot_reach_its_minimum_keeps_nothing(tiniest: Ends) -> None:
+def test_increase_buf_short_of_its_minimum_keeps_nothing(tiniest: Ends) -> None:
     """From the first chunk on, where the original's roll-back would run below nought."""
     a, _ = tiniest
     buf = a.get_buf(1)
@@ -753,7 +751,7 @@ def test_slack_of_the_last_chunk_is_given_first(tiniest: Ends) -> None:
 
 
 @pytest.mark.shared_memory("private memory does not grow in place")
-def test_minimum_larger_than_what_is_wanted(tiniest: Ends) -> None:
+def test_increase_buf_refuses_a_minimum_above_the_size(tiniest: Ends) -> None:
     """Fewer than the minimum is a failure, or as much is given: never fewer and no error."""
     a, _ = tiniest
     buf = a.get_buf(16)
@@ -785,7 +783,7 @@ def test_minimum_larger_than_what_is_wanted(tiniest: Ends) -> None:
         max_size=40,
     )
 )
-def test_any_use_of_buffers_keeps_their_bytes(
+def test_buffers_keep_their_bytes_in_any_order_of_calls(
     monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, int, int, int]]
 ) -> None:
     """A model: what lies in each buffer, on loan or received, is what was last written to it."""

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, sending
 
 import mpshm
+from kit.programs import run_python
+from kit.road import SHARED, sending
+from kit.waiting import WAIT_S
 
 COUNT = 50_000
-TIMEOUT_S = 60
 
 
 def make_adder(n: int) -> Any:
     return lambda x: x + n
 
 
-def test_lambdas_and_closures_in_a_message(pipe: Any) -> None:
+def test_lambdas_and_closures_arrive_in_a_message(pipe: Any) -> None:
     a, b = pipe
     with sending(a.send, {"add": make_adder(3), "array": np.arange(COUNT)}):
         got = b.recv()
@@ -42,22 +40,18 @@ def test_lambdas_and_closures_in_a_message(pipe: Any) -> None:
 
 
 def test_ordinary_messages_do_not_import_cloudpickle() -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import mpshm, sys; a, b = mpshm.Pipe(); a.send([1, {}, print]); b.recv();"
-            "q = mpshm.Queue(); q.put(1); q.get(); print('cloudpickle' in sys.modules)",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
+    done = run_python(
+        "-c",
+        "import mpshm, sys; a, b = mpshm.Pipe(); a.send([1, {}, print]); b.recv();"
+        "q = mpshm.Queue(); q.put(1); q.get(); print('cloudpickle' in sys.modules)",
     )
     assert "False\n" == done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("obj", ["lambda", "local"])
-def test_switch_turns_it_off(pipe: Any, monkeypatch: pytest.MonkeyPatch, obj: str) -> None:
+def test_pickling_by_value_is_off_under_mpshm_cloudpickle_off(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, obj: str
+) -> None:
     a, b = pipe
     monkeypatch.setenv("MPSHM_CLOUDPICKLE", "off")
     with pytest.raises((pickle.PicklingError, AttributeError), match="Can't"):
@@ -75,7 +69,7 @@ def test_stocks_objects_beside_a_lambda_keep_their_reducers(method: str) -> None
     factor = 3
     worker = mpshm.get_context(method).Process(target=lambda: q.put(factor))
     worker.start()
-    assert 3 == q.get(timeout=TIMEOUT_S)
+    assert 3 == q.get(timeout=WAIT_S)
     worker.join()
     q.close()
     q.join_thread()
@@ -110,17 +104,17 @@ def put_through(function: Any, q: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_process_and_pool_with_what_has_no_name(method: str) -> None:
+def test_process_and_pool_run_functions_without_a_global_name(method: str) -> None:
     context = mpshm.get_context(method)
     q = context.Queue()
     factor = 3
     worker = context.Process(target=lambda: q.put(np.full(COUNT, factor)))
     worker.start()
-    assert 3 * COUNT == q.get(timeout=TIMEOUT_S).sum()
+    assert 3 * COUNT == q.get(timeout=WAIT_S).sum()
     worker.join()
     worker = context.Process(target=put_through, args=(lambda x: 2 * x, q))
     worker.start()
-    assert 2 * COUNT == q.get(timeout=TIMEOUT_S).sum()
+    assert 2 * COUNT == q.get(timeout=WAIT_S).sum()
     worker.join()
     q.close()
     q.join_thread()
@@ -134,7 +128,7 @@ def test_process_and_pool_with_what_has_no_name(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_executor_with_what_has_no_name(method: str) -> None:
+def test_executor_runs_functions_without_a_global_name(method: str) -> None:
     context = mpshm.get_context(method)
     with mpshm.ProcessPoolExecutor(1, mp_context=context) as pool:
         assert [2, 4] == list(pool.map(lambda x: 2 * x, [1, 2]))
@@ -170,20 +164,13 @@ for method in ("fork", "spawn", "forkserver"):
 
 
 @pytest.mark.parametrize("how", ["-c", "stdin", "interactive"])
-def test_what_was_typed_into_an_interpreter(how: str) -> None:
+def test_functions_typed_into_an_interpreter_run_in_children(how: str) -> None:
     args, text = {
         "-c": (["-c", REPL], ""),
         "stdin": (["-"], REPL),
         "interactive": (["-q", "-i"], "exec('''" + REPL + "''')\n"),
     }[how]
-    done = subprocess.run(
-        [sys.executable, *args],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        env={**os.environ, "MPSHM": "auto" if SHARED else "off"},
-    )
+    done = run_python(*args, input=text, env={"MPSHM": "auto" if SHARED else "off"})
     assert 3 * ["True 8", "6", "10"] == done.stdout.splitlines(), done.stderr
 
 
@@ -197,7 +184,7 @@ class Holder:
         return self.array.__reduce_ex__(protocol)
 
 
-def test_lambda_beside_an_object_that_answers_protocol_5_otherwise(pipe: Any) -> None:
+def test_lambda_and_an_object_that_reduces_by_protocol_arrive_together(pipe: Any) -> None:
     """Behind it the lambda was refused; before it the array arrived read-only."""
     a, b = pipe
     array = np.arange(10)

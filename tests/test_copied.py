@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import faulthandler
 import gc
 import os
 import random
@@ -12,19 +11,25 @@ import signal
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing import BufferTooShort
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import mpshm
+from kit.processes import is_asleep
+from kit.threads import in_thread, threads
+from kit.waiting import wait_until
 from mpshm import config
 from mpshm._memory import arena, core, plain_frame
 from mpshm._memory import reader as reader_module
 
-pytestmark = pytest.mark.shared_memory("no message is copied through a run on the plain road")
+pytestmark = [
+    pytest.mark.shared_memory("no message is copied through a run on the plain road"),
+    pytest.mark.usefixtures("hang_guard"),
+]
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LEAST, MOST = plain_frame.PLAIN_MAX_BYTES + 1, config.INLINE_MAX_BYTES
@@ -33,13 +38,6 @@ FRAME = 32  # bytes of its frame
 MARK = config.COPY_MARK_BYTES
 MIB = 1 << 20
 HANG_S = 60  # nothing here takes seconds; past this it hangs
-
-
-@pytest.fixture(autouse=True)
-def hang_guard() -> Iterator[None]:
-    faulthandler.dump_traceback_later(HANG_S, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 class Interrupted(Exception):
@@ -124,24 +122,8 @@ def take_frames(b: mpshm.Connection, count: int) -> list[bytes]:
     return frames
 
 
-def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """Start `call`; the list will hold what it returned or raised."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append(call())
-        except BaseException as error:
-            outcome.append(error)
-
-    # Should it hang, this process is to end all the same.
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread, outcome
-
-
 def wait_asleep_at_the_mark(a: mpshm.Connection) -> None:
-    """Until senders have filled the mark, whoever they are."""
+    """Return once senders, of any process, have filled the mark."""
     while a.stats().bytes_in_flight + SIZE <= MARK:
         os.sched_yield()
 
@@ -203,7 +185,9 @@ def test_objects_received_are_the_receivers_own(pipe: Ends) -> None:
 
 
 @pytest.mark.parametrize("size", [LEAST, MOST])
-def test_too_long_for_its_receiver_as_in_stock_and_its_run_is_free(pipe: Ends, size: int) -> None:
+def test_message_too_long_for_its_receiver_fails_as_in_stock_and_frees_its_run(
+    pipe: Ends, size: int
+) -> None:
     a, b = pipe
     a.send_bytes(data_of(1, size))
     with pytest.raises(BufferTooShort) as caught:
@@ -229,11 +213,11 @@ def test_messages_of_all_roads_keep_their_order(simplex: Ends) -> None:
         for number, size in enumerate(sizes):
             writer.send_bytes(data_of(number, size))
 
-    thread, raised = in_thread(send)
+    thread, _, raised = in_thread(send)
     for number, size in enumerate(sizes):
         assert data_of(number, size) == reader.recv_bytes()
     thread.join()
-    assert [None] == raised
+    assert [] == raised
     sent, got = writer.stats(), reader.stats()
     assert (sent.shm_messages, sent.shm_bytes, sent.plain_messages, sent.plain_bytes) == (
         got.received_shm_messages,
@@ -244,7 +228,7 @@ def test_messages_of_all_roads_keep_their_order(simplex: Ends) -> None:
     assert sum(sizes) == sent.shm_bytes + sent.plain_bytes
 
 
-def test_message_behind_a_large_one_that_nobody_takes_yet_goes_plain(simplex: Ends) -> None:
+def test_small_message_behind_an_unread_large_one_goes_plain(simplex: Ends) -> None:
     """Its sender did not have to wait when it went in the pipe."""
     reader, writer = simplex
     writer.send(np.zeros(3 * MIB, "u1"))
@@ -360,7 +344,7 @@ def test_message_that_came_before_its_arena_is_whole(simplex: Ends) -> None:
     assert 0 == writer.stats().runs_in_use
 
 
-def test_end_that_finds_its_arena_only_when_a_message_needs_it() -> None:
+def test_end_that_finds_its_arena_late_receives_copied_messages() -> None:
     reader, writer = new_pipe(duplex=False)
     with writer:
         bare = mpshm.Connection(reader.fileno(), writable=False, reason=None)
@@ -377,7 +361,7 @@ def test_end_that_finds_its_arena_only_when_a_message_needs_it() -> None:
 
 
 @pytest.mark.parametrize("both_ways", [True, False])
-def test_send_to_nobody_keeps_no_run(both_ways: bool) -> None:
+def test_send_to_a_closed_reader_fails_and_keeps_no_run(both_ways: bool) -> None:
     b, a = new_pipe(both_ways)
     b.close()
     with a:
@@ -390,7 +374,9 @@ def test_send_to_nobody_keeps_no_run(both_ways: bool) -> None:
 
 @pytest.mark.parametrize("full_of", ["small messages", "copied ones"])
 @pytest.mark.parametrize("both_ways", [True, False])
-def test_descriptor_that_does_not_block(both_ways: bool, full_of: str) -> None:
+def test_nonblocking_end_raises_where_the_pipe_or_the_mark_is_full(
+    both_ways: bool, full_of: str
+) -> None:
     """Full is an error, as in stock, of the pipe and of the mark alike; nothing is kept."""
     b, a = new_pipe(both_ways)
     with a, b:
@@ -413,19 +399,19 @@ def test_descriptor_that_does_not_block(both_ways: bool, full_of: str) -> None:
         assert data_of(2) == b.recv_bytes()
 
 
-# The mark, and those who wait at it
+# The mark, and senders that wait at it
 
 
 def test_sender_waits_at_the_mark_and_all_arrives(simplex: Ends) -> None:
     reader, writer = simplex
-    thread, raised = in_thread(lambda: send_all(writer, 1000))
+    thread, _, raised = in_thread(lambda: send_all(writer, 1000))
     wait_asleep_at_the_mark(writer)
     for number in range(1000):
         # Beyond it only what passes when the pipe has been drained: one more.
         assert writer.stats().bytes_in_flight <= MARK + 2 * 4096 + SIZE
         assert data_of(number) == reader.recv_bytes()
     thread.join()
-    assert [None] == raised
+    assert [] == raised
 
 
 @pytest.mark.parametrize("both_ways", [True, False])
@@ -433,18 +419,16 @@ def test_receiver_that_goes_away_ends_the_wait(both_ways: bool) -> None:
     b, a = new_pipe(both_ways)
     with a:
         fill_to_the_mark(a)
-        thread, outcome = in_thread(lambda: a.send_bytes(data_of(1)))
-        thread.join(0.1)
-        assert thread.is_alive()
+        _, done, raised = in_thread(lambda: a.send_bytes(data_of(1)))
+        assert not done.wait(0.1)
         b.close()
-        thread.join(HANG_S / 4)
-        assert not thread.is_alive()
-        assert [BrokenPipeError] == [type(error) for error in outcome]
-        outcome.clear()
+        assert done.wait(HANG_S / 4)
+        assert [BrokenPipeError] == [type(error) for error in raised]
+        raised.clear()
 
 
 @pytest.mark.parametrize("size", [SIZE, MIB + MIB // 2], ids=["copied", "larger than the mark"])
-def test_messages_in_a_killed_receivers_hand_stop_no_sender(simplex: Ends, size: int) -> None:
+def test_messages_read_by_a_killed_receiver_do_not_block_senders(simplex: Ends, size: int) -> None:
     """It read their frames and leased nothing: they are in flight for ever."""
     reader, writer = simplex
     if size == SIZE:
@@ -465,7 +449,7 @@ def test_sender_at_the_mark_does_not_stop_the_other_way(pipe: Ends) -> None:
     """Both ends are this process's, and one arena counts for both ways."""
     a, b = pipe
     sent = fill_to_the_mark(a)
-    thread, outcome = in_thread(lambda: a.send_bytes(data_of(sent)))
+    thread, _, raised = in_thread(lambda: a.send_bytes(data_of(sent)))
     with never_hangs():
         for number in range(3):
             b.send_bytes(data_of(number))
@@ -473,25 +457,21 @@ def test_sender_at_the_mark_does_not_stop_the_other_way(pipe: Ends) -> None:
     for number in range(sent + 1):
         assert data_of(number) == b.recv_bytes()
     thread.join()
-    assert [None] == outcome
+    assert [] == raised
 
 
-def test_both_ways_at_the_mark_at_once(pipe: Ends) -> None:
+def test_both_ways_pass_the_mark_at_once(pipe: Ends) -> None:
     """Each end's leases count down what the other awaits."""
     a, b = pipe
 
-    def take(end: mpshm.Connection) -> bool:
-        return all(data_of(number) == end.recv_bytes() for number in range(1500))
+    def take(end: mpshm.Connection) -> None:
+        for number in range(1500):
+            assert data_of(number) == end.recv_bytes()
 
-    threads = [
-        in_thread(lambda end=end: send_all(end, 1500))  # type: ignore[misc]
-        for end in (a, b)
-    ]
-    wait_asleep_at_the_mark(a)
-    takers = [in_thread(lambda end=end: take(end)) for end in (a, b)]  # type: ignore[misc]
-    for thread, _ in threads + takers:
-        thread.join()
-    assert [[None], [None], [True], [True]] == [outcome for _, outcome in threads + takers]
+    with threads(*(partial(send_all, end, 1500) for end in (a, b))):
+        wait_asleep_at_the_mark(a)
+        with threads(*(partial(take, end) for end in (a, b))):
+            pass
 
 
 def send_for_ever(reader: mpshm.Connection, writer: mpshm.Connection) -> None:
@@ -508,11 +488,10 @@ def test_sender_killed_at_the_mark_leaves_whole_messages_and_no_run(context: Any
     process = context.Process(target=send_for_ever, args=(reader, writer))
     process.start()
     wait_asleep_at_the_mark(reader)
-    while ") S " not in Path(f"/proc/{process.pid}/stat").read_text():
-        os.sched_yield()
+    wait_until(lambda: is_asleep(process.pid))
     process.kill()
     process.join()
-    writer.send_bytes(data_of(99))  # who lives has a mark of his own
+    writer.send_bytes(data_of(99))  # a sender that lives has a mark of its own
     writer.close()
     number = 0
     while (got := reader.recv_bytes()) != data_of(99):
@@ -542,13 +521,13 @@ def test_ends_of_another_process_copy_too(context: Any) -> None:
     process.start()
     taking.close()
     giving.close()
-    thread, raised = in_thread(lambda: send_all(up, 300))
+    thread, _, raised = in_thread(lambda: send_all(up, 300))
     for number in range(300):
         assert data_of(number)[::-1] == down.recv_bytes()
     assert (300, 300) == down.recv()
     thread.join()
     process.join()
-    assert ([None], 0) == (raised, process.exitcode)
+    assert ([], 0) == (raised, process.exitcode)
     assert 0 == up.stats().runs_in_use + down.stats().runs_in_use
     up.close()
     down.close()
@@ -609,14 +588,14 @@ def test_signal_whose_handler_empties_the_full_pipe(simplex: Ends) -> None:
 
 def test_signals_whose_handler_returns_change_nothing(simplex: Ends) -> None:
     reader, writer = simplex
-    thread, outcome = in_thread(
-        lambda: all(data_of(number) == reader.recv_bytes() for number in range(3000))
-    )
-    with alarm(lambda: None, 0.0005, 0.0005):
+
+    def take() -> None:
+        for number in range(3000):
+            assert data_of(number) == reader.recv_bytes()
+
+    with alarm(lambda: None, 0.0005, 0.0005), threads(take):
         for number in range(3000):
             writer.send_bytes(data_of(number))
-        thread.join()
-    assert [True] == outcome
 
 
 def test_signal_handler_that_sends_from_within_a_send_at_the_mark(pipe: Ends) -> None:
@@ -720,15 +699,12 @@ def test_threads_that_wait_at_one_mark_all_go_on(simplex: Ends) -> None:
             size = 400_000 if sender == 0 and number % 10 == 0 else SIZE
             writer.send((sender, number, data_of(number, size)))
 
-    threads = [in_thread(lambda n=n: send(n)) for n in range(4)]  # type: ignore[misc]
-    wait_asleep_at_the_mark(writer)
-    following = [0] * 4
-    for _ in range(1200):
-        sender, number, data = reader.recv()
-        assert following[sender] == number  # each sender's in its order
-        following[sender] += 1
-        assert data_of(number, len(data)) == data
-    for thread, _ in threads:
-        thread.join()
-    assert [[None]] * 4 == [outcome for _, outcome in threads]
+    with threads(*(partial(send, n) for n in range(4))):
+        wait_asleep_at_the_mark(writer)
+        following = [0] * 4
+        for _ in range(1200):
+            sender, number, data = reader.recv()
+            assert following[sender] == number  # each sender's in its order
+            following[sender] += 1
+            assert data_of(number, len(data)) == data
     assert 0 == writer.stats().runs_in_use

@@ -13,8 +13,6 @@ import pickle
 import select
 import signal
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
@@ -22,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from kit.programs import run_python
 from mpshm import config
 from mpshm._memory import arena as arena_module
 from mpshm._memory import core, lease, plain_frame
@@ -148,9 +147,7 @@ def in_child(work: Callable[[], Any]) -> Callable[[], bytes]:
 
 def run_alone(code: str) -> str:
     """What `code` prints in an interpreter of its own: a crash there must not end the session."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False
-    )
+    done = run_python("-c", code, cwd="/")
     return done.stdout + (f"{done.stderr}\nexit {done.returncode}" if done.returncode else "")
 
 
@@ -377,7 +374,7 @@ def test_frame_with_one_bad_descriptor_gives_back_the_good(channel: Channel) -> 
 # Sending
 
 
-def test_send_to_nobody_is_all_or_nothing(channel: Channel) -> None:
+def test_send_to_a_closed_reader_is_all_or_nothing(channel: Channel) -> None:
     parcel = Parcel.begin(channel.arena, channel.writer)
     parcel.put_buffer(b"kept" * 25)
     os.close(channel.reader)
@@ -435,7 +432,7 @@ def test_dropped_parcel_gives_its_runs_back(channel: Channel) -> None:
 
 
 @pytest.mark.parametrize("gone", ["drained", "deserted"])
-def test_sender_past_the_mark_ends_its_wait_when_nobody_can_end_it(
+def test_sender_past_the_mark_stops_waiting_when_no_receiver_is_left(
     monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     # Was: the wait returned at once and the claim said "wait" again, for ever.
@@ -507,7 +504,7 @@ def test_reader_goes_on_after_an_interruption(channel: Channel) -> None:
     assert not reader.pending
 
 
-def test_reader_at_the_end_of_the_stream(channel: Channel) -> None:
+def test_reader_raises_at_the_end_of_the_stream(channel: Channel) -> None:
     os.write(channel.writer, b"\x80\x00")
     os.close(channel.writer)
     reader = Reader()
@@ -655,7 +652,7 @@ def test_increase_buf_of_a_received_buffer_is_too_small() -> None:
         buffer.increase_buf(1)
 
 
-# Where the original is weak (DESIGN.md section 9)
+# Weak spots of NGINX Unit's allocator, after which ours is made
 
 
 def test_descriptor_is_checked_before_its_memory_is_touched(channel: Channel) -> None:
@@ -736,7 +733,7 @@ def test_sender_waits_for_room_and_a_lease_ends_the_wait(
     channel.get().release()
 
 
-def test_segments_of_a_killed_process_serve_others() -> None:
+def test_segments_of_a_killed_process_are_used_by_others() -> None:
     """In the original nothing takes chunks back from a process that died."""
     arena = Arena.create(TINY._replace(segment_limit=1))
 

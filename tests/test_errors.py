@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import multiprocessing
 import os
@@ -10,8 +9,6 @@ import pickle
 import random
 import signal
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -19,12 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried, sending
 
 import mpshm
+from kit.programs import run_python
+from kit.road import SHARED, carried, sending
+from kit.threads import in_thread
 from mpshm import config
 from mpshm._memory import arena
 from mpshm._memory import reader as reader_module
+
+pytestmark = pytest.mark.usefixtures("hang_guard")
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LARGE = 40_000
@@ -32,32 +33,9 @@ MIB = 1 << 20
 HANG_S = 60  # nothing here takes a second; past this it hangs
 
 
-@pytest.fixture(autouse=True)
-def hang_guard() -> Iterator[None]:
-    faulthandler.dump_traceback_later(HANG_S, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
-
-
 def runs() -> int:
     """Runs in use in all arenas of this process, which no garbage must hide."""
     return sum(one.gauges().runs_in_use for one in arena.process_arenas())
-
-
-def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, threading.Event, list[Any]]:
-    """Start `call`; the event is set when it is done, the list then holds what it raised."""
-    done, raised = threading.Event(), []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            raised.append(error)
-        done.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, done, raised
 
 
 # Objects that cannot be pickled, or not be unpickled
@@ -142,7 +120,9 @@ def test_unpicklable_object_raises_as_in_stock_and_leaves_nothing(
 
 @pytest.mark.parametrize("how", SURROUNDINGS)
 @pytest.mark.parametrize("kind", [Refusal, KeyboardInterrupt, MemoryError, EOFError, OSError])
-def test_object_that_refuses_to_arrive(pipe: Ends, how: str, kind: type[BaseException]) -> None:
+def test_error_while_unpickling_is_raised_and_leaves_nothing(
+    pipe: Ends, how: str, kind: type[BaseException]
+) -> None:
     a, b = pipe
     bad = surrounded(RefusesToArrive(kind), how)
     with sending(lambda: [a.send(bad), a.send("next")]):
@@ -153,7 +133,7 @@ def test_object_that_refuses_to_arrive(pipe: Ends, how: str, kind: type[BaseExce
     assert LARGE == carried(a.send, np.arange(LARGE), b.recv).size
 
 
-def test_object_that_refuses_to_arrive_does_so_in_stock(duplex: Any) -> None:
+def test_error_while_unpickling_is_raised_by_stock_too(duplex: Any) -> None:
     a, b = duplex
     a.send(RefusesToArrive())
     a.send("next")
@@ -170,7 +150,7 @@ def test_kept_error_keeps_no_run(pipe: Ends) -> None:
     assert kept.value.__traceback__ is not None
 
 
-def test_bytes_that_are_no_pickle(duplex: Any) -> None:
+def test_bytes_that_are_no_pickle_raise_and_the_next_message_arrives(duplex: Any) -> None:
     a, b = duplex
     for data in (b"\x80\x05 nonsense", b"x" * 100, pickle.dumps(list(range(1000)))[:-5]):
         a.send_bytes(data)
@@ -221,7 +201,7 @@ class SendsFirst:
 
 
 @pytest.mark.parametrize("inner", ["small", "large"])
-def test_object_whose_pickling_sends(duplex: Any, inner: str) -> None:
+def test_object_may_send_while_it_is_pickled(duplex: Any, inner: str) -> None:
     a, b = duplex
     message = "inner" if inner == "small" else np.arange(LARGE)
     outer = [np.arange(LARGE), SendsFirst(a, message), np.arange(LARGE)]
@@ -249,7 +229,7 @@ def receive_another() -> Any:
     return ["with", receiving.recv()]
 
 
-def test_object_whose_unpickling_receives(duplex: Any) -> None:
+def test_object_may_receive_while_it_is_unpickled(duplex: Any) -> None:
     global receiving
     a, b = duplex
     receiving = b
@@ -302,7 +282,7 @@ def alarm() -> Iterator[Alarm]:
 
 
 @pytest.mark.parametrize("kind", ["recv", "recv_bytes", "poll"])
-def test_interrupted_while_waiting_for_a_message(duplex: Any, alarm: Any, kind: str) -> None:
+def test_interrupted_recv_loses_nothing(duplex: Any, alarm: Any, kind: str) -> None:
     a, b = duplex
     alarm(0.05)
     with pytest.raises(Interrupted):
@@ -312,7 +292,7 @@ def test_interrupted_while_waiting_for_a_message(duplex: Any, alarm: Any, kind: 
 
 
 @pytest.mark.parametrize("both_ways", [True, False])
-def test_interrupted_while_the_pipe_is_full(
+def test_interrupted_send_into_a_full_pipe_sends_once_or_not(
     module: ModuleType, alarm: Any, both_ways: bool
 ) -> None:
     b, a = module.Pipe(both_ways)
@@ -333,7 +313,7 @@ def test_interrupted_while_the_pipe_is_full(
 
 
 @pytest.mark.shared_memory("a pipe has no high-water mark, and tears what is interrupted")
-def test_interrupted_at_the_high_water_mark(pipe: Ends, alarm: Any) -> None:
+def test_interrupted_send_at_the_high_water_mark_keeps_nothing(pipe: Ends, alarm: Any) -> None:
     a, b = pipe
     block = np.ones(2 * MIB)  # 16 MiB
     sent = 0
@@ -351,7 +331,7 @@ def test_interrupted_at_the_high_water_mark(pipe: Ends, alarm: Any) -> None:
 
 
 @pytest.mark.shared_memory("a pipe has no high-water mark, and tears what is interrupted")
-def test_interrupted_amid_a_message_of_many_runs(pipe: Ends, alarm: Any) -> None:
+def test_interrupted_send_of_many_runs_releases_them(pipe: Ends, alarm: Any) -> None:
     """Part of the message has its runs already when the rest must wait."""
     a, b = pipe
     a.send(np.ones(2 * MIB))
@@ -379,7 +359,9 @@ def test_interrupted_send_buf_at_the_mark_leaves_the_buffer(pipe: Ends, alarm: A
 
 
 @pytest.mark.parametrize("first", [4, 500])
-def test_interrupted_half_way_through_a_frame(pipe: Ends, alarm: Any, first: int) -> None:
+def test_recv_interrupted_within_a_frame_continues_with_the_next_call(
+    pipe: Ends, alarm: Any, first: int
+) -> None:
     """Beyond stock, which loses the half that it has read; so do we past what one frame holds."""
     a, b = pipe
     size = 1000
@@ -464,16 +446,11 @@ print(sorted(seen))
 
 
 @pytest.mark.parametrize("where", ["send", "recv"])
-def test_signal_handler_that_uses_the_connection_it_interrupted(
+def test_signal_handler_may_use_the_connection_it_interrupted(
     module: ModuleType, where: str
 ) -> None:
     """Such as one that reports on SIGTERM.  A lock held over the wait would hang it for ever."""
-    done = subprocess.run(
-        [sys.executable, "-c", HANDLER_USES_THE_CONNECTION, module.__name__, where],
-        capture_output=True,
-        text=True,
-        timeout=HANG_S / 3,
-    )
+    done = run_python("-c", HANDLER_USES_THE_CONNECTION, module.__name__, where, limit_s=HANG_S / 3)
     expected = ["end", "from the handler"] if where == "send" else ["one", "two"]
     assert (0, "", str(expected)) == (done.returncode, done.stderr, done.stdout.strip())
 
@@ -626,7 +603,7 @@ def test_message_larger_than_the_mark_waits_until_it_is_alone(pipe: Ends) -> Non
     assert [] == raised
 
 
-def test_receiver_that_keeps_everything_blocks_nobody(pipe: Ends) -> None:
+def test_receiver_that_keeps_everything_blocks_no_sender(pipe: Ends) -> None:
     a, b = pipe
     kept = []
     for number in range(40):
@@ -696,7 +673,7 @@ def test_receiver_that_is_killed_ends_the_wait(context: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["send", "send_bytes", "send_buf"])
-def test_send_to_nobody_leaves_no_run(simplex: Ends, kind: str) -> None:
+def test_send_to_a_closed_reader_leaves_no_run(simplex: Ends, kind: str) -> None:
     reader, writer = simplex
     reader.close()
     for _ in range(50):

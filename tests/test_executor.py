@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
-import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED
-from queue_parts import finish
 
 import mpshm
+from kit.programs import run_python
+from kit.queues import finish
+from kit.road import SHARED
 from mpshm import queues
 
 COUNT = 50_000
@@ -41,7 +41,7 @@ def test_tasks_and_results_go_by_descriptor(context: Any) -> None:
         del got
 
 
-def test_is_a_stock_executor_and_a_stock_queue() -> None:
+def test_executor_and_its_queue_subclass_stocks() -> None:
     with mpshm.ProcessPoolExecutor(1) as pool:
         assert isinstance(pool, concurrent.futures.ProcessPoolExecutor)
         assert isinstance(pool._call_queue, queues.Queue)
@@ -53,7 +53,7 @@ def double(n: int) -> int:
     return 2 * n
 
 
-def test_errors_come_back(context: Any) -> None:
+def test_errors_of_tasks_are_raised_by_their_futures(context: Any) -> None:
     with mpshm.ProcessPoolExecutor(1, mp_context=context) as pool:
         with pytest.raises(KeyError, match="why"):
             pool.submit(fail, "why").result()
@@ -99,7 +99,7 @@ def lengths(array):
 
 def main():
     if sys.argv[1] == "EPERM":
-        from sandbox import refuse_memfd_create
+        from kit.seccomp import refuse_memfd_create
         if not refuse_memfd_create(errno.EPERM):
             print("no seccomp here")
             return
@@ -131,17 +131,9 @@ def test_executors_work_on_the_plain_road(tmp_path: Path, without: str) -> None:
     """MPSHM=off, a sandbox without memfd_create and a small `ulimit -f` made them TypeErrors."""
     script = tmp_path / "executors.py"
     script.write_text(PLAIN_EXECUTORS)
-    done = subprocess.run(
-        [sys.executable, str(script), without],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={
-            **os.environ,
-            "MPSHM": "off" if without == "off" else "auto",
-            "PYTHONPATH": str(Path(__file__).parent),
-        },
-    )
+    mode = "off" if without == "off" else "auto"
+    env = {"MPSHM": mode, "PYTHONPATH": str(Path(__file__).parent)}
+    done = run_python(script, without, limit_s=120, env=env)
     assert (0, "") == (done.returncode, done.stderr)
     if done.stdout == "no seccomp here\n":
         pytest.skip(done.stdout)
@@ -175,7 +167,7 @@ def test_a_queue_with_further_bases_is_made_by_stocks_queue(monkeypatch: Any) ->
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="max_tasks_per_child is new in 3.11")
-def test_workers_that_are_replaced() -> None:
+def test_replaced_workers_complete_all_tasks() -> None:
     with mpshm.ProcessPoolExecutor(1, max_tasks_per_child=1) as pool:
         pids = {pool.submit(os.getpid).result() for _ in range(2)}
         assert 2 == len(pids)

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, sending
-from queue_parts import KINDS, LARGE, RING_SLOTS, WAIT_S, finish, take_many
 
 import mpshm
+from kit.queues import KINDS, LARGE, RING_SLOTS, finish, take_many
+from kit.road import SHARED, sending
+from kit.waiting import WAIT_S, wait_until
 from mpshm import queues
 
 INLINE = 32 << 10  # config.INLINE_MAX_BYTES: no longer pickle goes the fast way
@@ -93,7 +94,7 @@ PUTS: dict[str, Callable[[Any, Any], Any]] = {
 
 @pytest.mark.parametrize("put", PUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_objects_keep_type_and_value(kind: str, put: str) -> None:
+def test_objects_keep_their_type_and_value(kind: str, put: str) -> None:
     q = getattr(mpshm, kind)()
     for get in GETS.values():
         for name, sent in OBJECTS.items():
@@ -106,7 +107,7 @@ def test_objects_keep_type_and_value(kind: str, put: str) -> None:
 
 @pytest.mark.parametrize("get", GETS)
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
-def test_every_length_at_a_boundary(kind: str, get: str) -> None:
+def test_objects_of_every_length_at_a_boundary_arrive(kind: str, get: str) -> None:
     """The slot's end, the overflow's, the zeros' behind it, and the longest that is copied."""
     q = getattr(mpshm, kind)()
     for boundary in (124, 1148, 1152, INLINE):
@@ -118,7 +119,7 @@ def test_every_length_at_a_boundary(kind: str, get: str) -> None:
     finish(q)
 
 
-def test_short_message_after_a_long_one_has_nothing_of_it() -> None:
+def test_short_message_contains_no_bytes_of_the_long_one_before() -> None:
     """All lie in the same buffer, one after the other."""
     q = mpshm.Queue()
     for size in (30_000, 1152, 1000, 3, 0, 700, 1148, 1):
@@ -224,7 +225,7 @@ def test_scalars_of_threads_keep_their_order_across_the_feeder(module: ModuleTyp
 
 
 @pytest.mark.parametrize("maxsize", [0, RING_SLOTS + 200])
-def test_order_holds_whatever_way_each_goes(maxsize: int) -> None:
+def test_order_holds_over_mixed_paths(maxsize: int) -> None:
     """Scalars, strings, lists, lists of them and large ones, before, with and after the feeder."""
     q = mpshm.Queue(maxsize)
     count = 0
@@ -263,7 +264,7 @@ def test_order_holds_whatever_way_each_goes(maxsize: int) -> None:
 
 
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
-def test_put_goes_the_fast_way_again_when_the_feeder_is_done() -> None:
+def test_put_takes_the_fast_path_again_once_the_feeder_is_done() -> None:
     q = mpshm.Queue()
     direct = q._feeder_state.direct
     assert direct is q._writer.direct is not None
@@ -271,9 +272,7 @@ def test_put_goes_the_fast_way_again_when_the_feeder_is_done() -> None:
         q.put(n)
     assert q._feeder_state.direct is None
     assert [*range(RING_SLOTS + 10)] == [q.get() for _ in range(RING_SLOTS + 10)]
-    deadline = time.monotonic() + WAIT_S
-    while q._feeder_state.is_busy and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: not q._feeder_state.is_busy)
     assert q._feeder_state.direct is direct
     q.close()
     assert q._feeder_state.direct is None
@@ -408,11 +407,8 @@ def putting_many_into_a_full_queue(q: Any, objects: list[Any], said: list[Any]) 
     """A thread that waits for room in put_many; what that gives or raises goes to `said`."""
     producer = threading.Thread(target=lambda: said.extend(failures(lambda: q.put_many(objects))))
     producer.start()
-    deadline = time.monotonic() + WAIT_S
     # A SimpleQueue has no bound but its ring.
-    has_room = (lambda: not q.full()) if hasattr(q, "full") else (lambda: q._writer.has_room(0))
-    while time.monotonic() < deadline and has_room():
-        time.sleep(0.001)
+    wait_until(q.full if hasattr(q, "full") else lambda: not q._writer.has_room(0))
     return producer
 
 
@@ -467,7 +463,7 @@ def test_list_that_gets_another_kind_meanwhile_is_put_as_it_is(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
-def test_strict_and_places_of_the_fast_way(kind: str) -> None:
+def test_full_strict_queue_refuses_objects_on_the_fast_path(kind: str) -> None:
     q = getattr(mpshm.get_context(), kind)(2, strict=True)
     q.put(1)
     q.put_many(["2"])
@@ -538,7 +534,7 @@ def reported_by(q: Any, obj: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("obj", [1, "x", []], ids=["scalar", "string", "list"])
-def test_put_past_a_closed_end_tells_the_same_of_all_objects(obj: Any) -> None:
+def test_put_to_a_closed_end_fails_alike_for_all_objects(obj: Any) -> None:
     """Reported, as stock does."""
     said = []
     for module in (multiprocessing, mpshm):
@@ -552,7 +548,7 @@ def test_put_past_a_closed_end_tells_the_same_of_all_objects(obj: Any) -> None:
 @pytest.mark.parametrize("close", [close_reader, close_both, lambda q: q.close()])
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_closed_queue_gives_and_takes_nothing(kind: str, used: bool, close: Any) -> None:
+def test_closed_queue_refuses_put_and_get(kind: str, used: bool, close: Any) -> None:
     q = getattr(mpshm, kind)()
     if used:
         q.put(1)
@@ -578,7 +574,7 @@ def test_closed_queue_gives_and_takes_nothing(kind: str, used: bool, close: Any)
     finish(q)
 
 
-@pytest.mark.shared_memory("nobody tells who waits at a pipe that his own end is closed")
+@pytest.mark.shared_memory("a get that waits at a pipe is not told that its own end is closed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_get_that_waits_ends_when_another_thread_closes(kind: str) -> None:
     q = getattr(mpshm, kind)()
@@ -627,7 +623,7 @@ def test_queue_closed_while_a_message_is_unpickled_gives_no_more(kind: str, get:
     after = failures(q.get)
     idle = (
         len(q._reader.idle) if SHARED else 0
-    )  # the batch in use when it was closed goes with who asks next
+    )  # the next call drops the batch that was in use at the close
     finish(q)
     assert "the last" == first
     assert [OSError] == [type(one) for one in after]
@@ -647,8 +643,7 @@ def test_child_uses_no_batch_of_its_parents(kind: str) -> None:
     waiting = threading.Thread(target=lambda: got.append(q.get()))
     got: list[Any] = []
     waiting.start()
-    while q._reader.idle:
-        time.sleep(0.001)
+    wait_until(lambda: not q._reader.idle)
     idle = q._reader.idle
     q._reader.idle.append(q._reader.new_batch())
     pid = os.fork()
@@ -673,7 +668,7 @@ def after_a_fork(q: Any, back: Any) -> None:
 
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
-def test_child_goes_the_fast_way_whatever_its_parent_has_aside(kind: str) -> None:
+def test_child_takes_the_fast_path_though_its_parent_has_unreturned_messages(kind: str) -> None:
     context = mpshm.get_context("fork")
     q, back = getattr(context, kind)(), context.SimpleQueue()
     q.put_many([Boom(), 1])
@@ -733,7 +728,7 @@ def test_subclass_may_wrap_put_and_get(module: ModuleType, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_that_get_while_others_leave_aside_lose_and_double_nothing(kind: str) -> None:
+def test_concurrent_gets_and_failing_get_many_lose_and_repeat_nothing(kind: str) -> None:
     q = getattr(mpshm, kind)()
     count, crew_size = 1_500, 4
     got: list[list[Any]] = [[] for _ in range(crew_size)]
@@ -767,18 +762,17 @@ def test_threads_that_get_while_others_leave_aside_lose_and_double_nothing(kind:
     finish(q)
 
 
-@pytest.mark.shared_memory("it looks at an end's batches to see who waits")
+@pytest.mark.shared_memory("it looks at an end's batches to see which thread waits")
 @pytest.mark.parametrize("kind", KINDS)
-def test_thread_that_waits_gets_what_another_leaves_aside(kind: str) -> None:
-    """As with stock: whoever waits is given the next message there is."""
+def test_waiting_thread_gets_messages_another_thread_did_not_return(kind: str) -> None:
+    """As with stock: a waiting get is given the next message there is."""
     q = getattr(mpshm, kind)()
     got: list[Any] = []
     waiting = threading.Thread(target=lambda: got.append(q.get()))
 
-    def start() -> None:  # by who has both messages off the ring already
+    def start() -> None:  # called when both messages are off the ring
         waiting.start()
-        while len(q._reader.idle) > 1:
-            time.sleep(0.001)
+        wait_until(lambda: len(q._reader.idle) <= 1)
         time.sleep(0.2)
         raise ZeroDivisionError
 
@@ -799,7 +793,7 @@ def test_thread_that_waits_gets_what_another_leaves_aside(kind: str) -> None:
     assert (["for the other"], []) == (got, left)
 
 
-def test_task_that_waits_gets_what_another_leaves_aside() -> None:
+def test_waiting_task_gets_messages_another_task_did_not_return() -> None:
     q = mpshm.Queue()
 
     async def both() -> list[Any]:
@@ -914,7 +908,7 @@ def test_interrupted_get_loses_at_most_its_own(kind: str) -> None:
 
 @pytest.mark.shared_memory("stock's feeder is slow to give the others that are left aside")
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
-def test_interrupted_while_it_leaves_aside_gets_that_first(kind: str) -> None:
+def test_interrupted_get_many_keeps_its_messages_before_those_of_the_ring(kind: str) -> None:
     """Wherever Ctrl-C comes, what is aside is before what the ring has."""
     q = getattr(mpshm, kind)()
     skipped = []
@@ -932,7 +926,7 @@ def test_interrupted_while_it_leaves_aside_gets_that_first(kind: str) -> None:
 
 
 @pytest.mark.shared_memory("a handler hangs at stock's lock that it interrupted, as in stock")
-def test_handler_that_puts_keeps_what_it_interrupts() -> None:
+def test_put_in_a_signal_handler_keeps_the_interrupted_put() -> None:
     """A signal may come between any two steps of put."""
     q = mpshm.Queue()
     sent, handled = 0, 0
@@ -965,7 +959,7 @@ def test_handler_that_puts_keeps_what_it_interrupts() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_plain_road_gives_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_road_gives_the_same_objects(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPSHM", "off")
     q = getattr(mpshm, kind)()
     assert q._idle is None
@@ -991,7 +985,7 @@ def test_plain_road_gives_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 @pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
-def test_counters_count_what_goes_the_fast_way(kind: str) -> None:
+def test_counters_include_messages_of_the_fast_path(kind: str) -> None:
     q = getattr(mpshm, kind)()
     q.put(1)
     q.put("x" * 2_000)  # in a run, though small

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from by_road import SHARED
 
-TIMEOUT_S = 30
+from kit.programs import run_python
+from kit.road import SHARED
 
 PRELUDE = """
 import json, multiprocessing as mp, os, sys
@@ -28,13 +27,7 @@ def say(**what):
 
 
 def python(code: str, *flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *flags, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        env={**os.environ, **environ},
-    )
+    return run_python(*flags, "-c", code, env=environ)
 
 
 def script(folder: Path, text: str, name: str = "program.py") -> Path:
@@ -47,14 +40,7 @@ def run(
     path: Path | str, *args: str, swapped: bool = True, cwd: Path | None = None, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     how = ["-m", "mpshm", "run"] if swapped else []
-    return subprocess.run(
-        [sys.executable, *how, str(path), *args],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        cwd=cwd,
-        env={**os.environ, **environ},
-    )
+    return run_python(*how, path, *args, cwd=cwd, env=environ)
 
 
 def both(path: Path | str, *args: str, cwd: Path | None = None) -> list[tuple[int, str, str]]:
@@ -140,7 +126,7 @@ class DerivedConnection(Connection):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_names_bound_and_classes_derived_before_and_after(when: str) -> None:
+def test_names_and_subclasses_made_before_install_still_work(when: str) -> None:
     install = "import mpshm\nmpshm.install()\n"
     done = python(
         PRELUDE
@@ -270,12 +256,7 @@ def test_children_without_site_packages_are_swapped(tmp_path: Path, method: str)
     )
     text = path.read_text()
     path.write_text(f"import sys; sys.path[:] = {sys.path!r}\n" + text)
-    done = subprocess.run(
-        [sys.executable, "-S", "-E", "-O", str(path), method],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
+    done = run_python("-S", "-E", "-O", path, method)
     assert 3 == done.stdout.count("mpshm.connection"), done.stderr
 
 
@@ -297,13 +278,13 @@ def test_program_that_does_not_use_multiprocessing_does_not_load_it() -> None:
     assert "False False\nTrue\n" == done.stdout, done.stderr
 
 
-def test_interpreter_with_nothing_set_is_not() -> None:
+def test_interpreter_without_mpshm_install_is_not_swapped() -> None:
     done = python("import sys; print('mpshm' in sys.modules, 'multiprocessing' in sys.modules)")
     assert "False False\n" == done.stdout
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_swapped_parent_with_an_unswapped_child(tmp_path: Path, method: str) -> None:
+def test_swapped_parent_talks_to_an_unswapped_child(tmp_path: Path, method: str) -> None:
     text = """
 def child(q, s, back, conn):
     import mpshm
@@ -379,9 +360,7 @@ def test_missing_program_fails_as_with_python(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("args", [[], ["walk"], ["run"]])
 def test_wrong_usage_is_explained(args: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mpshm", *args], capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+    done = run_python("-m", "mpshm", *args)
     assert 2 == done.returncode
     assert "usage: python -m mpshm run script.py" in done.stderr
 
@@ -478,6 +457,6 @@ if __name__ == "__main__":
     assert f'{sums}\n{{"by_descriptor": {3 * SHARED}}}\n' == done.stdout, done.stderr
 
 
-def test_nothing_is_imported_or_set_for_who_does_not_install(tmp_path: Path) -> None:
+def test_unswapped_program_has_no_install_variable(tmp_path: Path) -> None:
     done: Any = run(script(tmp_path, "say(v=os.environ.get('MPSHM_INSTALL'))"), swapped=False)
     assert '{"v": null}\n' == done.stdout

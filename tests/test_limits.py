@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kit.programs import run_python
+
 COMMON = """
-import json, os, pickle, resource, signal, sys, threading
+import json, os, pickle, psutil, resource, signal, sys, threading
+
+this = psutil.Process()
 
 def say(**facts):
     print(json.dumps(facts))
@@ -43,16 +44,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; C programs t
 
 def run(code: str, *args: object, mpshm: str | None = "auto", ok: bool = True) -> Any:
     """Run COMMON and `code`; what it said, after it ended of itself."""
-    environ = {key: value for key, value in os.environ.items() if key != "MPSHM"}
-    if mpshm is not None:
-        environ["MPSHM"] = mpshm
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", COMMON + code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=environ,
-    )
+    done = run_python("-X", "faulthandler", "-c", COMMON + code, *args, env={"MPSHM": mpshm})
     assert done.returncode >= 0, f"died of signal {-done.returncode}: {done.stderr}"
     if ok:
         assert (0, "") == (done.returncode, done.stderr)
@@ -83,7 +75,7 @@ for duplex in (True, False):
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 1 << 20, 16 << 20, 40 << 20, 1 << 30, 1 << 40])
-def test_small_limit_on_file_size(size: int) -> None:
+def test_small_limit_on_file_size_lets_messages_arrive(size: int) -> None:
     for said in run(FSIZE, size):
         assert said["whole"]
         assert 1 == said["messages"]
@@ -95,18 +87,20 @@ def test_limit_on_file_size_still_leaves_shared_memory_where_it_can() -> None:
     assert {"no memory file": 1} == run(FSIZE, 4096)[0]["reasons"]
 
 
-def test_limit_on_file_size_when_shared_memory_is_required() -> None:
-    code = """
-limit(resource.RLIMIT_FSIZE, 4096)
+PIPE_IS_REFUSED = """
 import mpshm
-before = os.listdir("/proc/self/fd")
+before = this.num_fds()
 try:
     mpshm.Pipe()
 except mpshm.PlainRoadError as error:
     text = str(error)
-say(error=text, leaked=len(os.listdir("/proc/self/fd")) - len(before))
+say(error=text, leaked=this.num_fds() - before)
 """
-    (said,) = run(code, mpshm="require")
+
+
+def test_limit_on_file_size_is_refused_when_shared_memory_is_required() -> None:
+    small_files = "limit(resource.RLIMIT_FSIZE, 4096)"
+    (said,) = run(small_files + PIPE_IS_REFUSED, mpshm="require")
     assert "MPSHM=require, but no shared memory" in said["error"]
     assert 0 == said["leaked"]
 
@@ -115,7 +109,7 @@ DEMANDS_NOEXEC = (
     f"""
 import errno
 sys.path.append({str(Path(__file__).parent)!r})
-from sandbox import MFD_NOEXEC_SEAL, refuse_memfd_create
+from kit.seccomp import MFD_NOEXEC_SEAL, refuse_memfd_create
 if not refuse_memfd_create(int(sys.argv[1]), unless=MFD_NOEXEC_SEAL):
     say(skip="no seccomp here")
     sys.exit()
@@ -145,7 +139,7 @@ def test_system_that_demands_files_without_execution_gets_them(error: int) -> No
     assert [{"refused": error}, {"whole": True}, {"shm": 1}, {"whole": True, "shm": 1}] == said
 
 
-def test_limit_on_file_size_set_while_a_channel_is_open() -> None:
+def test_limit_on_file_size_does_not_affect_an_open_channel() -> None:
     code = """
 import mpshm, numpy as np
 a, b = mpshm.Pipe()
@@ -162,13 +156,10 @@ a.close(), b.close()
 
 ADDRESS_SPACE = """
 import mpshm, numpy as np
-def vm_bytes():
-    with open("/proc/self/status") as file:
-        return next(int(x.split()[1]) << 10 for x in file if x.startswith("VmSize"))
 room, channel_first = int(sys.argv[1]), sys.argv[2] == "after"
 if channel_first:
     a, b = mpshm.Pipe()
-limit(resource.RLIMIT_AS, vm_bytes() + room)
+limit(resource.RLIMIT_AS, this.memory_info().vms + room)
 if not channel_first:
     a, b = mpshm.Pipe()
 sent = np.arange(12_500)
@@ -191,7 +182,7 @@ a.close(), b.close()
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("room", [1 << 20, 4 << 20, 20 << 20, 70 << 20, 100 << 20, 200 << 20])
-def test_small_limit_on_address_space(room: int, when: str) -> None:
+def test_small_limit_on_address_space_lets_messages_arrive_or_raises(room: int, when: str) -> None:
     (said,) = run(ADDRESS_SPACE, room, when)
     assert set(map(str, said["outcomes"])) <= {"True", "MemoryError"}
     assert said["after"]
@@ -212,9 +203,7 @@ reader, writer = context.Pipe(duplex=False)
 back, told = context.Pipe(duplex=False)
 
 def receive():
-    with open("/proc/self/status") as file:
-        size = next(int(x.split()[1]) << 10 for x in file if x.startswith("VmSize"))
-    limit(resource.RLIMIT_AS, size + (16 << 20))
+    limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + (16 << 20))
     for _ in range(3):
         try:
             told.send(int(reader.recv().sum()))
@@ -236,7 +225,7 @@ for end in (reader, writer, back, told):
 """
 
 
-def test_receiver_short_of_address_space() -> None:
+def test_receiver_short_of_address_space_raises_or_receives_and_then_recovers() -> None:
     (said,) = run(RECEIVER_SHORT, mpshm="require")
     assert set(map(str, said["got"][:3])) <= {"10000", "MemoryError"}
     assert 10_000 == said["got"][3]
@@ -281,7 +270,7 @@ except OSError:
 
 @pytest.mark.parametrize("mode", ["auto", "require"])
 @pytest.mark.parametrize("spare", range(5))
-def test_few_descriptors_left(spare: int, mode: str) -> None:
+def test_few_descriptors_left_takes_the_plain_road_or_is_refused(spare: int, mode: str) -> None:
     ways = "duplex" if mode == "auto" else "oneway"
     said, after = run(DESCRIPTORS, spare, ways, mpshm=mode)
     assert {"free": spare} == after
@@ -301,9 +290,9 @@ def test_few_descriptors_left(spare: int, mode: str) -> None:
 def test_off_takes_the_plain_road_alone() -> None:
     code = """
 import mpshm, numpy as np
-before = set(os.listdir("/proc/self/fd"))
+before = this.num_fds()
 a, b = mpshm.Pipe()
-say(descriptors=len(set(os.listdir("/proc/self/fd")) - before))
+say(descriptors=this.num_fds() - before)
 got = through(a, b, {"x": np.arange(100_000), "y": "y" * 100_000})
 say(size=got["x"].size, writeable=got["x"].flags.writeable)
 buf = a.get_buf(10_000)
@@ -333,20 +322,20 @@ queue.close(), queue.join_thread(), a.close(), b.close()
 def test_unknown_mode_is_named_where_a_channel_is_made(value: str) -> None:
     code = """
 import mpshm
-before = os.listdir("/proc/self/fd")
+before = this.num_fds()
 for make in (mpshm.Pipe, mpshm.Queue, mpshm.SimpleQueue, mpshm.get_context("spawn").Pipe):
     try:
         make()
     except ValueError as error:
         say(error=str(error))
-say(leaked=len(os.listdir("/proc/self/fd")) - len(before))
+say(leaked=this.num_fds() - before)
 """
     *errors, leaked = run(code, mpshm=value)
     assert [{"error": f"MPSHM={value!r}: expected auto, off or require"}] * 4 == errors
     assert {"leaked": 0} == leaked
 
 
-def test_auto_is_what_holds_when_nothing_is_said() -> None:
+def test_auto_is_the_default_mode() -> None:
     code = """
 import mpshm, numpy as np
 a, b = mpshm.Pipe()
@@ -477,18 +466,7 @@ say(exit=process.exitcode)
 
 
 def test_missing_core_is_refused_when_required() -> None:
-    code = (
-        NO_CORE
-        + """
-before = os.listdir("/proc/self/fd")
-try:
-    mpshm.Pipe()
-except mpshm.PlainRoadError as error:
-    text = str(error)
-say(error=text, leaked=len(os.listdir("/proc/self/fd")) - len(before))
-"""
-    )
-    (said,) = run(code, mpshm="require")
+    (said,) = run(NO_CORE + PIPE_IS_REFUSED, mpshm="require")
     assert "core is missing" in said["error"]
     assert 0 == said["leaked"]
 
@@ -521,7 +499,7 @@ for kind in ("recv", "recv_bytes", "recv_buf"):
         assert "no shared memory" in said["error"]
 
 
-def test_connection_passed_to_a_process_without_the_core() -> None:
+def test_connection_passed_to_a_process_without_the_core_goes_plain() -> None:
     code = """
 import mpshm, numpy as np
 a, b = mpshm.Pipe()

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried
 
 import mpshm
+from kit.listeners import accept
+from kit.road import SHARED, carried
+from kit.threads import meanwhile
 from mpshm import connection as ours
 from mpshm import managers
 from mpshm._channel import handshake
@@ -32,14 +34,7 @@ def peers(
 ) -> tuple[Any, Any]:
     """The accepted end and the caller's, connected."""
     with listening.Listener(family=family, authkey=keys[0]) as listener:
-        called: list[Any] = []
-        caller = threading.Thread(
-            target=lambda: called.append(calling.Client(listener.address, authkey=keys[1]))
-        )
-        caller.start()
-        accepted = listener.accept()
-        caller.join()
-    return accepted, called[0]
+        return accept(listener, lambda: calling.Client(listener.address, authkey=keys[1]))
 
 
 @pytest.fixture
@@ -83,7 +78,7 @@ def test_either_may_speak_first(first: str) -> None:
 @pytest.mark.usefixtures("plain_allowed")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("role", ["listens", "calls"])
-def test_stock_peer_in_either_role(family: str, role: str) -> None:
+def test_stock_peer_in_either_role_gets_plain_messages(family: str, role: str) -> None:
     modules = (ours, stock) if role == "listens" else (stock, ours)
     ends = peers(*modules, family)
     with ends[0], ends[1]:
@@ -100,7 +95,7 @@ def test_stock_peer_in_either_role(family: str, role: str) -> None:
 
 
 @pytest.mark.usefixtures("plain_allowed")
-def test_network_is_the_plain_road() -> None:
+def test_network_peers_take_the_plain_road() -> None:
     accepted, called = peers(ours, ours, "AF_INET")
     with accepted, called:
         sent = threading.Thread(target=accepted.send, args=(np.arange(COUNT),))
@@ -113,7 +108,7 @@ def test_network_is_the_plain_road() -> None:
 
 
 @pytest.mark.usefixtures("plain_allowed")
-def test_who_is_not_authenticated_gets_no_memory() -> None:
+def test_unauthenticated_peer_gets_no_memory() -> None:
     accepted, called = peers(ours, ours, "AF_UNIX", (None, None))
     with accepted, called:
         accepted.send_bytes(b"#WELCOME# and more")
@@ -125,19 +120,14 @@ def test_who_is_not_authenticated_gets_no_memory() -> None:
 
 def test_wrong_key_is_refused_as_by_stock_and_no_memory_given() -> None:
     with ours.Listener(family="AF_UNIX", authkey=KEY) as listener:
-        raised: list[type] = []
 
         def call() -> None:
-            with pytest.raises(mpshm.AuthenticationError) as caught:
+            with pytest.raises(mpshm.AuthenticationError):
                 ours.Client(listener.address, authkey=b"wrong")
-            raised.append(caught.type)
 
-        caller = threading.Thread(target=call)
-        caller.start()
-        with pytest.raises(mpshm.AuthenticationError, match="digest received was wrong"):
+        wrong = pytest.raises(mpshm.AuthenticationError, match="digest received was wrong")
+        with meanwhile(call), wrong:
             listener.accept()
-        caller.join()
-    assert [mpshm.AuthenticationError] == raised
 
 
 def send_file(line: socket.socket, fd: int) -> None:
@@ -199,7 +189,7 @@ def test_empty_key_is_a_key_as_far_as_it_is_with_stock() -> None:
             caller = threading.Thread(target=accept)
             caller.start()
             caller.join(0.5)
-            hung.append(caller.is_alive())  # it challenges a peer who says nothing
+            hung.append(caller.is_alive())  # it challenges a peer that says nothing
             end.close()
             caller.join()
             for one in called:
@@ -280,7 +270,7 @@ def test_manager_classes_are_stocks_and_ours() -> None:
         managers.nothing  # noqa: B018
 
 
-def test_own_manager_and_shared_proxies(context: Any) -> None:
+def test_custom_manager_carries_arrays_both_ways(context: Any) -> None:
     with Ours(ctx=context) as running:
         thing = running.Thing(COUNT)  # type: ignore[attr-defined]
         assert np.array_equal(np.arange(COUNT), thing.get())
@@ -292,7 +282,9 @@ def test_own_manager_and_shared_proxies(context: Any) -> None:
 @pytest.mark.parametrize("address", ["local", "network"])
 @pytest.mark.parametrize("serving", [Ours, Stocks])
 @pytest.mark.parametrize("calling", [Ours, Stocks])
-def test_remote_managers_of_either_kind(address: str, serving: Any, calling: Any) -> None:
+def test_remote_manager_serves_stock_and_our_clients(
+    address: str, serving: Any, calling: Any
+) -> None:
     context = multiprocessing.get_context("spawn")
     where = ("127.0.0.1", 0) if address == "network" else None
     server = serving(address=where, authkey=KEY, ctx=context)

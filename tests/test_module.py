@@ -1,18 +1,18 @@
-"""The package from outside: its names, its floors, what importing it costs and starts."""
+"""The package from outside: its names, its layers, what importing it costs and starts."""
 
 from __future__ import annotations
 
 import ast
 import modulefinder
 import multiprocessing
-import subprocess
-import sys
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import mpshm
+from kit.programs import run_python
 from mpshm._memory import core
 
 PACKAGE = Path(mpshm.__file__).parent
@@ -125,7 +125,7 @@ def test_modules_are_short() -> None:
     assert lines["queues"] < 300
 
 
-def test_names_are_stocks_and_ours() -> None:
+def test_public_names_are_stocks_and_ours() -> None:
     ours = {
         "Buffer",
         "BufferTooSmall",
@@ -149,20 +149,20 @@ def test_names_are_stocks_and_ours() -> None:
 
 
 def run(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    ).stdout.strip()
+    done = run_python("-c", code, env={"PYTHONPATH": str(Path(__file__).parent)})
+    assert 0 == done.returncode, done.stderr
+    return done.stdout.strip()
 
 
 def test_importing_starts_nothing_and_opens_nothing() -> None:
     before = (
         "import os, threading; from multiprocessing import context, connection, reduction;"
-        "a = os.listdir('/proc/self/fd'); import mpshm;"
+        "from kit.leaks import open_descriptors; from kit.processes import children;"
+        "a = open_descriptors(); import mpshm;"
     )
-    assert run(before + "print(os.listdir('/proc/self/fd') == a)") == "True"
+    assert run(before + "print(open_descriptors() == a)") == "True"
     assert run(before + "print(threading.active_count())") == "1"
-    children = "print(open(f'/proc/self/task/{os.getpid()}/children').read())"
-    assert run(before + children) == ""
+    assert run(before + "print(children())") == "set()"
 
 
 def test_importing_brings_neither_numpy_nor_cloudpickle() -> None:
@@ -199,11 +199,11 @@ def test_unknown_start_method_is_refused_as_in_stock() -> None:
         mpshm.get_context("spawn").set_start_method("fork")
 
 
-def test_the_core_is_there() -> None:
+def test_core_is_present() -> None:
     assert core.CORE_MISSING == ""
 
 
-def test_whoever_reads_the_imports_finds_all_that_a_frozen_program_needs() -> None:
+def test_module_finder_finds_everything_a_frozen_program_needs() -> None:
     """Without cffi's module, which the core asks for from C, a frozen program lost the core."""
     finder = modulefinder.ModuleFinder([str(PACKAGE.parent)], excludes=["cloudpickle"])
     finder.import_hook("mpshm")
@@ -213,7 +213,7 @@ def test_whoever_reads_the_imports_finds_all_that_a_frozen_program_needs() -> No
     assert own | {"mpshm._native", "_cffi_backend"} <= {*finder.modules, *finder.badmodules}
 
 
-def test_freeze_support_is_what_a_freezer_has_put_in_stocks_place(
+def test_freeze_support_is_the_one_a_freezer_put_in_stocks_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """PyInstaller replaces it at start-up; ours was stock's still: each child was a new program."""
@@ -224,7 +224,7 @@ def test_freeze_support_is_what_a_freezer_has_put_in_stocks_place(
     assert ["theirs", "theirs"] == calls
 
 
-def test_freeze_support_is_stocks_where_nobody_has_replaced_it(
+def test_freeze_support_is_stocks_unless_a_freezer_replaced_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """cx_Freeze replaces the method that stock's contexts have."""
@@ -245,3 +245,35 @@ def test_freeze_support_may_itself_stand_in_stocks_place(monkeypatch: pytest.Mon
         monkeypatch.setattr(multiprocessing, "freeze_support", theirs)
         mpshm.freeze_support()
         mpshm.get_context("spawn").freeze_support()
+
+
+TREE = Path(__file__).parent.parent
+CITATION = re.compile(r"`((?:mpshm|tests)/[\w./]+|_mpshm_start\.py)`(?: \(([^)]*)\))?")
+
+
+def test_contributing_names_files_and_functions_that_exist() -> None:
+    """Its table of what to open for which change is of use only while it is right."""
+    text = (TREE / "CONTRIBUTING.md").read_text()
+    table = text[text.index("## To change X, open Y") : text.index("## Run the checks")]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    missing = []
+    for path, names in CITATION.findall("\n".join(rows)):
+        if not (TREE / path).exists():
+            missing.append(path)
+            continue
+        source = (TREE / path).read_text() if (TREE / path).is_file() else ""
+        cited = re.findall(r"`(\w+)`", names)
+        missing += [f"{path}: {name}" for name in cited if not re.search(rf"\b{name}\b", source)]
+    assert [] == missing
+    assert 20 <= len(rows)
+
+
+def test_contributing_names_every_module_and_c_file() -> None:
+    text = (TREE / "CONTRIBUTING.md").read_text()
+    owners = text[text.index("### Modules") : text.index("## To change X, open Y")]
+    named = set(re.findall(r"`([\w/]+\.[ch]|[\w/]+\.py)`", owners))
+    package = TREE / "mpshm"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    core = {path.name for path in (package / "csrc").glob("*.[ch]")}
+    drawings = {"_channel/__init__.py", "_memory/__init__.py", "_queue/__init__.py"}
+    assert (modules | core) - drawings == named

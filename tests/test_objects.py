@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import copyreg
 import dataclasses
 import datetime
@@ -27,7 +28,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import (
+
+import mpshm
+from kit.arrays import (
     ARRAYS,
     HOLDERS,
     RECORD,
@@ -39,9 +42,8 @@ from arrays import (
     read_only,
     same_values,
 )
-from by_road import SHARED, carried, sending
-
-import mpshm
+from kit.road import SHARED, carried, sending
+from kit.threads import threads
 from mpshm import config
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
@@ -58,26 +60,14 @@ def module(request: pytest.FixtureRequest) -> ModuleType:
 def through(module: ModuleType, obj: object) -> Any:
     """Send `obj` through a new one-way channel and return what arrived, or raise what send did."""
     reader, writer = module.Pipe(duplex=False)
-    failed: list[BaseException] = []
 
     def send() -> None:
-        try:
+        with writer:
             writer.send(obj)
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            writer.close()
 
-    thread = threading.Thread(target=send)  # stock's pipe takes no large message unread
-    thread.start()
-    try:
+    # In a thread: stock's pipe takes no large message unread.
+    with reader, threads(send), contextlib.suppress(EOFError):  # what send() raised is raised
         return reader.recv()
-    except EOFError:
-        thread.join()
-        raise failed[0] from None
-    finally:
-        thread.join()
-        reader.close()
 
 
 def outcome(module: ModuleType, obj: object) -> tuple[Any, ...]:
@@ -194,7 +184,7 @@ def test_only_the_view_of_a_larger_array_travels(pipe: Ends) -> None:
     assert got.base is None or getattr(got.base, "nbytes", 40_000) == 40_000
 
 
-def test_what_the_receiver_writes_nobody_else_sees(pipe: Ends) -> None:
+def test_writes_of_the_receiver_are_seen_by_no_other_end(pipe: Ends) -> None:
     a, b = pipe
     original = np.arange(LARGE)
     first = carried(a.send, original, b.recv)
@@ -249,7 +239,7 @@ def test_small_arrays_pin_nothing(pipe: Ends) -> None:
 
 
 @pytest.mark.shared_memory("it counts the runs of a message")
-def test_dict_of_a_thousand_arrays(pipe: Ends) -> None:
+def test_dict_of_a_thousand_arrays_arrives(pipe: Ends) -> None:
     a, b = pipe
     sent = {f"array {i}": np.full(4000, i) for i in range(1000)}
     a.send(sent)
@@ -261,7 +251,7 @@ def test_dict_of_a_thousand_arrays(pipe: Ends) -> None:
 
 
 @pytest.mark.parametrize("extra", [0, 3000], ids=["bare", "with text beside"])
-def test_number_of_arrays_that_a_frame_just_holds_and_does_not(pipe: Ends, extra: int) -> None:
+def test_as_many_arrays_as_a_frame_holds_and_one_more_arrive(pipe: Ends, extra: int) -> None:
     a, b = pipe
     text = "x" * extra
     for count in range(1 if extra else 190, 60 if extra else 210):
@@ -282,14 +272,14 @@ def test_same_array_twice_in_a_message_arrives_as_one(module: ModuleType) -> Non
         assert 42 == named["x"][0]
 
 
-def test_two_views_of_one_array_arrive_apart(module: ModuleType) -> None:
+def test_two_views_of_one_array_arrive_as_two_arrays(module: ModuleType) -> None:
     whole = np.arange(LARGE)
     first, second = through(module, [whole[:], whole[:]])
     first[0] = 42
     assert 0 == second[0]
 
 
-def test_shared_references_of_every_kind(module: ModuleType) -> None:
+def test_shared_references_of_every_kind_stay_shared(module: ModuleType) -> None:
     text, data, box = "t" * 100_000, b"d" * 100_000, [1]
     raw = bytearray(100_000)
     got = through(module, [text, data, box, raw, (text, data, box, raw)])
@@ -297,7 +287,7 @@ def test_shared_references_of_every_kind(module: ModuleType) -> None:
         assert one is other
 
 
-def test_objects_that_hold_themselves(module: ModuleType) -> None:
+def test_objects_that_contain_themselves_arrive(module: ModuleType) -> None:
     ring: list[Any] = [np.arange(LARGE)]
     ring.append(ring)
     got = through(module, ring)
@@ -318,7 +308,7 @@ def test_objects_that_hold_themselves(module: ModuleType) -> None:
     objects[0] = got[0] = None  # numpy's arrays of objects do not take part in garbage collection
 
 
-def test_ten_thousand_small_objects(module: ModuleType) -> None:
+def test_ten_thousand_small_objects_arrive(module: ModuleType) -> None:
     sent = [{"id": i, "name": f"object {i}", "at": (i / 7, None, True)} for i in range(10_000)]
     assert sent == through(module, sent)
 
@@ -335,7 +325,7 @@ def test_small_messages_after_a_huge_memo_are_whole(pipe: Ends) -> None:
         assert [one, one] == got
 
 
-def test_deeply_nested(module: ModuleType) -> None:
+def test_deeply_nested_object_arrives(module: ModuleType) -> None:
     sent: Any = np.arange(LARGE)
     for _ in range(150):
         sent = [sent, {"deeper": sent}]
@@ -346,7 +336,7 @@ def test_deeply_nested(module: ModuleType) -> None:
     assert np.array_equal(np.arange(LARGE), got)
 
 
-def test_too_deep_raises_as_stock_does_and_harms_nothing(module: ModuleType) -> None:
+def test_too_deeply_nested_object_raises_as_in_stock(module: ModuleType) -> None:
     deep: Any = np.arange(LARGE)
     for _ in range(100_000):
         deep = [deep]
@@ -477,7 +467,7 @@ def test_object_arrives_as_with_stock(name: str) -> None:
         assert stock[2]() == ours[2]()
 
 
-def test_partial_and_bound_method_of_a_large_object(module: ModuleType) -> None:
+def test_partial_and_bound_method_of_a_large_object_arrive(module: ModuleType) -> None:
     partial = through(module, functools.partial(doubled, b"x" * 100_000))
     assert b"x" * 200_000 == partial()
     method = through(module, bytearray(b"x" * 100_000).count)
@@ -543,7 +533,7 @@ def test_picklebuffer_not_contiguous_raises_as_pickle_does(pipe: Ends) -> None:
 
 
 class Lent:
-    """Gives its memory out of band to whoever speaks protocol 5, as Arrow and pandas do."""
+    """Gives its memory out of band where protocol 5 is asked for, as Arrow and pandas do."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -555,7 +545,7 @@ class Lent:
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_objects_that_lend_their_memory(module: ModuleType, size: int) -> None:
+def test_objects_with_out_of_band_buffers_arrive(module: ModuleType, size: int) -> None:
     got = through(module, [Lent(b"a" * size), Lent(bytearray(b"b" * size)), Lent(bytearray(0))])
     assert [b"a" * size, b"b" * size, b""] == [bytes(one.data) for one in got]
 
@@ -572,7 +562,7 @@ def test_lent_memory_is_not_copied_into_the_stream(pipe: Ends) -> None:
     assert 0 == address(np.frombuffer(got.data, "u1")) % 64
 
 
-def test_same_lent_buffer_twice(pipe: Ends) -> None:
+def test_buffer_lent_twice_arrives_as_with_stock(pipe: Ends) -> None:
     a, b = pipe
     buffer = pickle.PickleBuffer(bytearray(b"z" * 50_000))
     a.send([buffer, buffer])
@@ -786,7 +776,7 @@ def test_arrow_arrives_as_with_stock_and_by_descriptor(kind: str, name: str) -> 
 
 
 @pytest.mark.shared_memory("it counts the runs of a message")
-def test_arrow_keeps_its_memory_and_shares_it_with_nobody() -> None:
+def test_arrow_table_keeps_its_memory_and_shares_it_with_no_other() -> None:
     sent = arrow("table")
     reader, writer = mpshm.Pipe(duplex=False)
     writer.send(sent)
@@ -825,7 +815,7 @@ def marked(size: int) -> np.ndarray:
 
 @pytest.mark.large
 @pytest.mark.parametrize("size", GIANT)
-def test_array_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
+def test_array_beyond_31_and_32_bits_arrives(pipe: Ends, size: int) -> None:
     a, b = pipe
     sent = marked(size)
     a.send(sent)
@@ -838,7 +828,7 @@ def test_array_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
 
 @pytest.mark.large
 @pytest.mark.parametrize("size", GIANT)
-def test_bytes_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
+def test_bytes_beyond_31_and_32_bits_arrive(pipe: Ends, size: int) -> None:
     a, b = pipe
     sent = marked(size)
     a.send_bytes(sent)
@@ -849,7 +839,7 @@ def test_bytes_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
 
 @pytest.mark.large
 @pytest.mark.parametrize("size", GIANT)
-def test_bytes_object_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
+def test_bytes_object_beyond_31_and_32_bits_arrives(pipe: Ends, size: int) -> None:
     a, b = pipe
     sent = bytes(size - 1) + b"!"
     a.send([sent, "after"])
@@ -859,7 +849,7 @@ def test_bytes_object_beyond_31_and_32_bits(pipe: Ends, size: int) -> None:
 
 
 @pytest.mark.large
-def test_text_beyond_31_bits(pipe: Ends) -> None:
+def test_text_beyond_31_bits_arrives(pipe: Ends) -> None:
     a, b = pipe
     sent = "a" * (1 << 31) + "z"
     a.send(sent)
@@ -867,7 +857,7 @@ def test_text_beyond_31_bits(pipe: Ends) -> None:
 
 
 @pytest.mark.large
-def test_native_buffer_beyond_32_bits(pipe: Ends) -> None:
+def test_native_buffer_beyond_32_bits_arrives(pipe: Ends) -> None:
     a, b = pipe
     size = (1 << 32) + 4097
     buf = a.get_buf(size)
@@ -878,7 +868,7 @@ def test_native_buffer_beyond_32_bits(pipe: Ends) -> None:
 
 
 @pytest.mark.large
-def test_giant_bytes_off_the_shared_road(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_giant_bytes_arrive_on_the_plain_road(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stock module's long header, both ways between it and us."""
     monkeypatch.setenv("MPSHM", "off")
     size = (1 << 31) + 5

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from queue_parts import KINDS, LARGE, WAIT_S, finish
 
 import mpshm
+from kit.queues import KINDS, LARGE, finish
+from kit.waiting import WAIT_S
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +21,8 @@ def off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_get_does_not_outwait_its_time_behind_one_who_waits(kind: str) -> None:
-    """Who waits for a message holds the lock; a SimpleQueue looked at the pipe, then waited."""
+def test_timed_get_ends_in_time_behind_a_blocked_get(kind: str) -> None:
+    """A blocked get holds the lock; SimpleQueue.get saw the pipe empty, then waited for it."""
     q = getattr(mpshm, kind)()
     q.put(1)
     assert q._reader.poll(WAIT_S)
@@ -74,7 +75,7 @@ def test_cancelled_aput_of_a_small_message_has_not_put() -> None:
     finish(q)
 
 
-def test_aput_of_a_simple_queue_to_nobody() -> None:
+def test_aput_to_a_simple_queue_without_readers_raises() -> None:
     q = mpshm.SimpleQueue()
     q._reader.close()
     for obj in (1, np.ones(LARGE)):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried
 
 import mpshm
+from kit.programs import run_python
+from kit.road import SHARED, carried
 from mpshm._memory import arena
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
@@ -127,7 +126,7 @@ def test_released_view_is_shared_again(pipe: Ends) -> None:
     assert int(SHARED) == b.stats().segments
 
 
-def test_many_forks_of_one_view(pipe: Ends) -> None:
+def test_many_forked_children_read_one_view(pipe: Ends) -> None:
     held = [received(pipe)]
     for number in range(20):
         assert float(COUNT) == in_fork(lambda: float(held[0].sum())), number
@@ -193,7 +192,7 @@ def test_child_claims_segments_of_its_own(pipe: Ends) -> None:
     assert 2 == a.stats().segments
 
 
-def test_a_dead_senders_segment_serves_the_next_one(pipe: Ends) -> None:
+def test_segment_of_a_dead_sender_is_used_by_the_next(pipe: Ends) -> None:
     a, b = pipe
     for _ in range(5):
         process = mpshm.get_context("fork").Process(target=lambda: a.send(np.ones(COUNT)))
@@ -287,12 +286,7 @@ main()
 
 @pytest.mark.shared_memory("views of a process's own memory keep nothing else")
 def test_views_at_interpreter_exit_do_no_harm() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", EXIT_WITH_VIEWS],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python("-X", "faulthandler", "-c", EXIT_WITH_VIEWS)
     assert (0, "") == (done.returncode, done.stderr)
 
 

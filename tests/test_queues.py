@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED
-from queue_parts import KINDS, finish
 
 import mpshm
+from kit.queues import KINDS, finish
+from kit.road import SHARED
 
 COUNT = 1 << 16  # 512 KiB of float64
 
@@ -124,7 +124,7 @@ def test_feeder_reports_what_it_cannot_pickle_and_goes_on() -> None:
     finish(q)
 
 
-def test_put_never_blocks_though_nobody_gets() -> None:
+def test_put_never_blocks_without_a_consumer() -> None:
     """The feeder waits at the high-water mark, not the producer."""
     q = mpshm.Queue()
     for n in range(40):
@@ -288,7 +288,7 @@ if __name__ == "__main__":
 """
 
 
-def test_descriptors_0_to_2_closed(module: Any, tmp_path: Path) -> None:
+def test_queues_work_when_descriptors_0_to_2_were_closed(module: Any, tmp_path: Path) -> None:
     """The channel and its arena get these numbers, and nobody takes them for what they were."""
     result = tmp_path / "result"
     command = [sys.executable, "-c", WITHOUT_DESCRIPTORS, module.__name__, str(result)]

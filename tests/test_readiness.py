@@ -1,4 +1,4 @@
-"""Descriptors of queues: readable while there is a message, whoever asks and since when."""
+"""Descriptors of queues: readable while there is a message, in every process and at any time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import pytest
-from by_road import SOON_S
-from queue_parts import KINDS, WAIT_S, finish, raw_ring, take_many
 
 import mpshm
+from kit.queues import KINDS, finish, raw_ring, take_many
+from kit.road import SOON_S
+from kit.waiting import WAIT_S
 
 
 def is_readable(q: Any, seconds: float = 0) -> bool:
@@ -24,7 +25,7 @@ def is_readable(q: Any, seconds: float = 0) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_readable_while_there_are_messages(kind: str) -> None:
+def test_queue_is_readable_while_it_has_messages(kind: str) -> None:
     q = getattr(mpshm, kind)()
     assert not is_readable(q)
     for n in range(3):
@@ -43,7 +44,7 @@ def test_readable_while_there_are_messages(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_messages_put_before_anybody_asked_are_seen(kind: str) -> None:
+def test_messages_put_before_the_first_fileno_make_it_readable(kind: str) -> None:
     q = getattr(mpshm, kind)()
     q.put_many(range(100))
     for n in range(100):
@@ -69,7 +70,7 @@ def watch(q: Any, seen: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_processes_put_and_watch(context: Any, kind: str) -> None:
+def test_puts_of_other_processes_make_a_queue_readable(context: Any, kind: str) -> None:
     q, go, seen = getattr(context, kind)(), context.SimpleQueue(), context.Queue()
     putter = context.Process(target=put_later, args=(q, go))
     watcher = context.Process(target=watch, args=(q, seen))
@@ -121,7 +122,7 @@ def test_byte_of_a_message_that_a_killed_consumer_took_is_dropped(kind: str) -> 
     finish(q)
 
 
-def test_readable_at_end_of_file() -> None:
+def test_queue_is_readable_at_end_of_file() -> None:
     q = mpshm.SimpleQueue()
     q.put("last")
     assert is_readable(q)
@@ -152,8 +153,8 @@ def block(q: Any, ready: Any) -> None:
     q.get()
 
 
-@pytest.mark.shared_memory("stock's lock stays with who is killed while he waits")
-def test_sleepers_that_were_killed_keep_nobody_awake(context: Any) -> None:
+@pytest.mark.shared_memory("stock's lock stays with a process that is killed while it waits")
+def test_killed_waiters_do_not_absorb_wakeups(context: Any) -> None:
     """They stay counted as asleep until many a wake-up was in vain."""
     q = context.SimpleQueue()
     for process in started_sleepers(context, block, q):
@@ -174,7 +175,7 @@ def claim_and_die(q: Any) -> None:
 
 @pytest.mark.shared_memory("it looks into the ring in shared memory")
 @pytest.mark.parametrize("kind", KINDS)
-def test_slot_of_a_producer_killed_while_it_wrote(context: Any, kind: str) -> None:
+def test_slot_of_a_producer_killed_while_writing_is_skipped(context: Any, kind: str) -> None:
     """Those behind it are got; a lap later, its place is there again."""
     q = getattr(context, kind)()
     process = context.Process(target=claim_and_die, args=(q,))
@@ -197,7 +198,7 @@ def put_all(q: Any, count: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ready_means_that_a_get_does_not_block(kind: str) -> None:
+def test_get_of_a_ready_queue_does_not_block(kind: str) -> None:
     """Two producers, and one that waits for the descriptor: as the thread of an executor does."""
     context = mpshm.get_context("fork")
     q = getattr(context, kind)()
@@ -221,7 +222,7 @@ def look_as_another_user(q: Any, seen: Any) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
-def test_process_that_gave_up_its_rights_sees_what_is_there_already() -> None:
+def test_process_without_ptrace_rights_sees_messages_already_there() -> None:
     context = mpshm.get_context("fork")
     q, seen = context.Queue(), context.Queue()
     q.put(1)
@@ -234,7 +235,7 @@ def test_process_that_gave_up_its_rights_sees_what_is_there_already() -> None:
 
 
 @pytest.mark.parametrize("obj", [1, b"x" * 1000, b"x" * (1 << 20)])
-def test_end_to_receive_by_does_not_send(obj: Any) -> None:
+def test_receiving_end_refuses_to_send(obj: Any) -> None:
     q = mpshm.SimpleQueue()
     with pytest.raises(OSError, match="read-only"):
         q._reader.send(obj)
@@ -249,7 +250,7 @@ def wait_for_the_end(q: Any, ready: Any) -> None:
         q.get()
 
 
-def test_all_who_sleep_see_the_last_writer_close() -> None:
+def test_all_waiting_consumers_see_the_last_writer_close() -> None:
     context = mpshm.get_context("fork")
     q = context.SimpleQueue()
     processes = started_sleepers(context, wait_for_the_end, q)

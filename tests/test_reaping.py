@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from queue_parts import LARGE, WAIT_S, finish, raw_ring
 
 import mpshm
+from kit.queues import LARGE, finish, raw_ring
+from kit.waiting import WAIT_S
 
 pytestmark = pytest.mark.shared_memory(
     "stock's locks and places stay with the killed, and nobody reaps"
@@ -41,7 +42,7 @@ def echo(q: Any, back: Any, timeout: float | None) -> None:
 
 
 @pytest.mark.parametrize("timeout", [None, WAIT_S])
-def test_consumers_killed_while_they_wait_leave_the_queue_to_others(
+def test_consumers_killed_while_waiting_do_not_block_others(
     context: Any, timeout: float | None
 ) -> None:
     q, back = context.Queue(2), context.Queue()
@@ -72,7 +73,7 @@ def put_for_ever(q: Any, large: bool) -> None:
 
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("maxsize", [0, 3])
-def test_producer_killed_in_a_stream_of_puts(maxsize: int, large: bool) -> None:
+def test_killed_producer_leaves_a_usable_queue_and_no_run(maxsize: int, large: bool) -> None:
     context = mpshm.get_context("fork")
     q = context.Queue(maxsize)
     for n in range(10):
@@ -115,7 +116,7 @@ def take_places_and_die(q: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["block", "timeout", "nowait"])
-def test_places_of_a_killed_producer_are_free(context: Any, how: str) -> None:
+def test_places_of_a_killed_producer_are_returned(context: Any, how: str) -> None:
     """They were taken for messages that will not come."""
     q = context.Queue(2)
     process = context.Process(target=take_places_and_die, args=(q,))
@@ -134,7 +135,7 @@ def hold_and_die(q: Any, back: Any) -> None:
     q.get()
 
 
-def test_arrays_that_a_killed_consumer_held_come_back(context: Any) -> None:
+def test_memory_of_arrays_held_by_a_killed_consumer_is_returned(context: Any) -> None:
     q, back = context.Queue(), context.Queue()
     process = context.Process(target=hold_and_die, args=(q, back))
     process.start()
@@ -152,7 +153,7 @@ def sleep_on(back: Any) -> None:
     time.sleep(600)
 
 
-def test_view_shared_with_a_killed_child_comes_back() -> None:
+def test_memory_of_a_view_shared_with_a_killed_child_is_returned() -> None:
     context = mpshm.get_context("fork")
     q, back = context.Queue(), context.SimpleQueue()
     q.put(np.ones(LARGE))
@@ -191,7 +192,7 @@ def test_message_that_a_killed_consumer_had_just_read_comes_back(context: Any) -
     finish(q)
 
 
-def test_producer_that_waits_for_a_place_goes_on_when_the_dead_had_it(context: Any) -> None:
+def test_producer_waiting_for_a_place_of_a_killed_one_goes_on(context: Any) -> None:
     q = context.Queue(1)
     process = context.Process(target=take_places_and_die, args=(q,))
     process.start()
@@ -207,7 +208,7 @@ def put_three_and_die(q: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
-def test_what_was_in_the_queue_outlives_its_killed_producer(context: Any, kind: str) -> None:
+def test_messages_outlive_their_killed_producer(context: Any, kind: str) -> None:
     q = getattr(context, kind)()
     process = context.Process(target=put_three_and_die, args=(q,))
     process.start()

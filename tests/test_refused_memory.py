@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import ByArray, ByParts, by_stock, described
-from queue_parts import finish
 
 import mpshm
+from kit.arrays import ByArray, ByParts, by_stock, described
+from kit.listeners import accept
+from kit.queues import finish
 from mpshm._memory import core
 from mpshm.connection import Client, Listener
 
@@ -265,14 +266,8 @@ def test_a_client_and_its_listener(count: int) -> None:
     with Listener(family="AF_UNIX", authkey=b"key") as listener:
 
         def do() -> None:
-            clients: list[Any] = []
-            connecting = threading.Thread(
-                target=lambda: clients.append(Client(listener.address, authkey=b"key"))
-            )
-            connecting.start()
-            server = listener.accept()
-            connecting.join()
-            with server, clients[0] as client:
+            server, client = accept(listener, lambda: Client(listener.address, authkey=b"key"))
+            with server, client:
                 for name in ("Fortran order", "several", "small"):
                     for x, y in ((client, server), (server, client)):
                         got = through(x.send, y.recv, MESSAGES[name])

@@ -6,18 +6,19 @@ import contextlib
 import gc
 import os
 import resource
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from arrays import HOLDERS, NESTED, OFFSETS, PADDED, RECORD, by_stock, described
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from queue_parts import finish
 
 import mpshm
+from kit.arrays import HOLDERS, NESTED, OFFSETS, PADDED, RECORD, by_stock, described
+from kit.listeners import accept
+from kit.queues import finish
+from kit.threads import meanwhile
 from mpshm import config, managers
 from mpshm.connection import Client, Listener
 
@@ -138,22 +139,15 @@ class Ends:
         self.owned = owned
 
     def carry(self, obj: Any) -> Any:
-        failed: list[BaseException] = []
-
         def send() -> None:
             try:
                 self._send(obj)
             except BaseException as error:
-                failed.append(error)
                 self._send(error)  # else the receiver would wait for ever
+                raise
 
-        thread = threading.Thread(target=send)
-        thread.start()
-        got = self._receive()
-        thread.join()
-        if failed:
-            raise failed[0]
-        return got
+        with meanwhile(send):
+            return self._receive()
 
 
 class There:
@@ -198,14 +192,8 @@ def many(kind: str) -> Iterator[Ends]:
 @contextlib.contextmanager
 def listener(family: str) -> Iterator[Ends]:
     with Listener(family=family, authkey=b"key") as listening:
-        clients: list[Any] = []
-        connecting = threading.Thread(
-            target=lambda: clients.append(Client(listening.address, authkey=b"key"))
-        )
-        connecting.start()
-        server = listening.accept()
-        connecting.join()
-        with server, clients[0] as client:
+        server, client = accept(listening, lambda: Client(listening.address, authkey=b"key"))
+        with server, client:
             yield Ends(client.send, server.recv, client)
 
 

@@ -11,8 +11,6 @@ import re
 import select
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +23,8 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.programs import run_python
+from kit.threads import meanwhile
 
 SMALL, LARGE = 100, 300_000  # inline and by descriptor; the large one fills a pipe and a socket
 
@@ -35,26 +35,6 @@ def oneway(module: ModuleType) -> Iterator[Any]:
     yield reader, writer
     reader.close()
     writer.close()
-
-
-@contextlib.contextmanager
-def meanwhile(*calls: Callable[[], Any]) -> Iterator[None]:
-    """Make calls that may block in a thread, one after the other, and raise here what they did."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            for call in calls:
-                call()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield
-    thread.join()
-    if failed:
-        raise failed[0]
 
 
 def error_of(call: Callable[[], Any]) -> tuple[type, str] | None:
@@ -83,7 +63,7 @@ def test_eof_comes_after_the_last_message_and_again(oneway: Any, kind: str) -> N
     assert not reader.closed
 
 
-def test_eof_on_a_duplex_channel(duplex: Any) -> None:
+def test_recv_from_a_closed_duplex_peer_raises_eof(duplex: Any) -> None:
     a, b = duplex
     a.send("x")
     a.close()
@@ -94,7 +74,7 @@ def test_eof_on_a_duplex_channel(duplex: Any) -> None:
 
 @pytest.mark.parametrize("size", [0, SMALL, LARGE])
 @pytest.mark.parametrize("kind", ["send", "send_bytes"])
-def test_broken_pipe(oneway: Any, kind: str, size: int) -> None:
+def test_send_to_a_closed_reader_raises_broken_pipe(oneway: Any, kind: str, size: int) -> None:
     reader, writer = oneway
     reader.close()
     for _ in range(2):
@@ -104,7 +84,7 @@ def test_broken_pipe(oneway: Any, kind: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_broken_pipe_on_a_duplex_channel(duplex: Any, size: int) -> None:
+def test_send_to_a_closed_duplex_peer_raises_broken_pipe(duplex: Any, size: int) -> None:
     a, b = duplex
     b.close()
     with pytest.raises(BrokenPipeError):
@@ -172,7 +152,7 @@ def test_message_over_maxlength_leaves_a_duplex_end_write_only(
         thread.join()
 
 
-def test_object_over_maxlength(duplex: Any) -> None:
+def test_pickled_object_over_maxlength_raises_bad_message_length(duplex: Any) -> None:
     a, b = duplex
     a.send(list(range(100)))
     with pytest.raises(OSError, match=r"^bad message length$"):
@@ -187,7 +167,7 @@ def test_negative_maxlength_takes_nothing(duplex: Any) -> None:
     assert b"abc" == b.recv_bytes(3)
 
 
-def test_empty_message(duplex: Any) -> None:
+def test_empty_message_arrives(duplex: Any) -> None:
     a, b = duplex
     a.send_bytes(b"")
     assert b.poll(1)
@@ -230,7 +210,7 @@ def test_recv_bytes_into_writes_at_its_offset_only(duplex: Any, size: int) -> No
         assert b"-" * offset + message + b"-" * after == buf
 
 
-def test_recv_bytes_into_arrays(duplex: Any) -> None:
+def test_recv_bytes_into_fills_arrays(duplex: Any) -> None:
     a, b = duplex
     numbers = np.arange(10, dtype="i8")
     a.send_bytes(numbers[2:5])
@@ -294,7 +274,7 @@ SENDS: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", SENDS)
-def test_send_bytes_with_offset_and_size(name: str) -> None:
+def test_send_bytes_honours_offset_and_size(name: str) -> None:
     seen = []
     for module in (multiprocessing, mpshm):
         reader, writer = module.Pipe(duplex=False)
@@ -319,7 +299,7 @@ def test_send_bytes_with_offset_and_size(name: str) -> None:
 # poll, wait, readiness
 
 
-def test_poll_without_waiting(duplex: Any) -> None:
+def test_poll_without_timeout_returns_at_once(duplex: Any) -> None:
     a, b = duplex
     assert not b.poll()
     assert not b.poll(0)
@@ -361,7 +341,7 @@ def test_poll_is_false_between_messages_of_any_size(duplex: Any, size: int) -> N
         assert not b.poll()
 
 
-def test_wait_names_the_ready_ones(module: ModuleType) -> None:
+def test_wait_returns_the_ready_connections(module: ModuleType) -> None:
     pipes = [module.Pipe(duplex=False) for _ in range(4)]
     readers = [reader for reader, _ in pipes]
     try:
@@ -493,12 +473,12 @@ def test_wrong_way_answers_as_stocks_does(name: str) -> None:
     assert (OSError, text) == seen[1]
 
 
-def test_poll_on_a_write_only_end(oneway: Any) -> None:
+def test_poll_on_a_write_only_end_fails_as_stocks_does(oneway: Any) -> None:
     with pytest.raises(OSError, match=r"^connection is write-only$"):
         oneway[1].poll()
 
 
-def test_native_calls_on_closed_and_wrong_ends() -> None:
+def test_native_calls_on_closed_and_wrong_ends_are_refused() -> None:
     reader, writer = mpshm.Pipe(duplex=False)
     buf = writer.get_buf(10)
     with pytest.raises(OSError, match=r"^connection is read-only$"):
@@ -531,7 +511,7 @@ def test_wrong_construction_fails_as_stocks_does(args: Any) -> None:
     assert seen[0][1] == seen[1][1] or "positional argument" in seen[1][1]
 
 
-def test_attributes(duplex: Any, oneway: Any) -> None:
+def test_attributes_are_stocks(duplex: Any, oneway: Any) -> None:
     for end, readable_, writable in (
         (duplex[0], True, True),
         (duplex[1], True, True),
@@ -546,19 +526,19 @@ def test_attributes(duplex: Any, oneway: Any) -> None:
                 setattr(end, name, True)
 
 
-def test_representation(duplex: Any) -> None:
+def test_representation_is_stocks(duplex: Any) -> None:
     pattern = r"<(multiprocessing|mpshm)\.connection\.Connection object at 0x[0-9a-f]+>"
     assert re.fullmatch(pattern, repr(duplex[0]))
 
 
-def test_equal_to_itself_alone_and_hashable(duplex: Any) -> None:
+def test_connection_equals_only_itself_and_is_hashable(duplex: Any) -> None:
     a, b = duplex
     assert a == a
     assert a != b
     assert 2 == len({a, b, a})
 
 
-def test_with_statement_closes(module: ModuleType) -> None:
+def test_with_statement_closes_the_connection(module: ModuleType) -> None:
     a, b = module.Pipe()
     with a as same, b:
         assert same is a
@@ -599,16 +579,11 @@ ends = module.Pipe()
 
 
 def test_ends_left_open_at_interpreter_exit_say_nothing(module: ModuleType) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", EXIT_WITH_OPEN_ENDS, module.__name__],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python("-X", "faulthandler", "-c", EXIT_WITH_OPEN_ENDS, module.__name__)
     assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
 
 
-def test_nonblocking_descriptor(duplex: Any) -> None:
+def test_nonblocking_descriptor_raises_blocking_io_error(duplex: Any) -> None:
     a, b = duplex
     os.set_blocking(b.fileno(), False)
     with pytest.raises(BlockingIOError):
@@ -651,7 +626,7 @@ MESSAGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_send_and_recv_bytes(duplex: Any, name: str) -> None:
+def test_object_sent_is_received_as_pickle_bytes(duplex: Any, name: str) -> None:
     a, b = duplex
     with meanwhile(lambda: a.send(MESSAGES[name]), lambda: a.send("next")):
         data = b.recv_bytes()
@@ -661,7 +636,7 @@ def test_send_and_recv_bytes(duplex: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_send_bytes_and_recv(duplex: Any, name: str) -> None:
+def test_pickle_bytes_sent_are_received_as_object(duplex: Any, name: str) -> None:
     a, b = duplex
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         data = pickle.dumps(MESSAGES[name], protocol)
@@ -675,7 +650,7 @@ def test_send_bytes_and_recv(duplex: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_send_and_recv_bytes_into(duplex: Any, name: str) -> None:
+def test_object_sent_is_received_into_a_buffer(duplex: Any, name: str) -> None:
     a, b = duplex
     into = bytearray(16 << 20)
     with meanwhile(lambda: a.send(MESSAGES[name])):
@@ -693,7 +668,7 @@ def test_message_relayed_as_bytes(module: ModuleType, name: str) -> None:
         assert same(MESSAGES[name], d.recv())
 
 
-def test_all_four_mixed_on_one_stream(duplex: Any) -> None:
+def test_bytes_and_objects_mix_on_one_stream(duplex: Any) -> None:
     a, b = duplex
     order = [(name, how) for how in range(4) for name in MESSAGES]
     order.sort(key=lambda one: hash((len(one[0]) * 7 + one[1] * 5) % 11))
@@ -711,7 +686,7 @@ def test_all_four_mixed_on_one_stream(duplex: Any) -> None:
             assert same(MESSAGES[name], got)
 
 
-def test_both_ways_at_once(duplex: Any) -> None:
+def test_both_ways_carry_messages_at_once(duplex: Any) -> None:
     a, b = duplex
 
     def echo() -> None:
@@ -741,7 +716,7 @@ def in_child(module: ModuleType, line: Any) -> Any:
     return process
 
 
-def test_connection_sent_to_another_process(module: ModuleType) -> None:
+def test_connection_works_in_another_process(module: ModuleType) -> None:
     ours, theirs = module.Pipe()
     reader, writer = module.Pipe(duplex=False)
     process = in_child(module, theirs)
@@ -756,7 +731,7 @@ def test_connection_sent_to_another_process(module: ModuleType) -> None:
         end.close()
 
 
-def test_connection_pickled_in_one_process(module: ModuleType) -> None:
+def test_connection_pickled_within_a_process_works(module: ModuleType) -> None:
     a, b = module.Pipe()
     copy = pickle.loads(ForkingPickler.dumps(a))
     assert type(a) is type(copy)
@@ -770,7 +745,7 @@ def test_connection_pickled_in_one_process(module: ModuleType) -> None:
     b.close()
 
 
-def test_connection_in_a_message_with_arrays(module: ModuleType) -> None:
+def test_connection_arrives_in_a_message_with_arrays(module: ModuleType) -> None:
     a, b = module.Pipe()
     reader, writer = module.Pipe(duplex=False)
     message = [np.arange(50_000), writer, {"again": writer}]
@@ -799,7 +774,7 @@ def stock_peer() -> Iterator[tuple[mpshm.Connection, stock_connection.Connection
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL, 4091, 4092])
-def test_small_messages_with_a_stock_peer(stock_peer: Any, size: int) -> None:
+def test_small_messages_pass_to_and_from_a_stock_peer(stock_peer: Any, size: int) -> None:
     ours, stock = stock_peer
     for sender, receiver in ((ours, stock), (stock, ours)):
         sender.send_bytes(b"p" * size)
@@ -817,7 +792,7 @@ def test_a_stock_peer_may_send_what_it_likes(stock_peer: Any, size: int) -> None
 
 
 @pytest.mark.parametrize("size", [16_385, 65_536, LARGE, 5_000_000])
-def test_large_messages_with_a_stock_peer_when_off(
+def test_large_messages_pass_to_and_from_a_stock_peer_when_off(
     monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setenv("MPSHM", "off")
@@ -862,7 +837,7 @@ def test_stocks_long_header_is_understood(duplex: Any) -> None:
     assert not b.poll()
 
 
-def test_message_that_comes_in_pieces(duplex: Any) -> None:
+def test_message_that_comes_in_pieces_is_received_whole(duplex: Any) -> None:
     a, b = duplex
     data = (
         struct.pack("!i", 5) + b"hello" + struct.pack("!i", 0) + struct.pack("!iQ", -1, 3) + b"end"
@@ -877,7 +852,7 @@ def test_message_that_comes_in_pieces(duplex: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 20_000])
-def test_eof_in_the_middle_of_a_message(duplex: Any, size: int) -> None:
+def test_eof_within_a_message_raises_as_in_stock(duplex: Any, size: int) -> None:
     a, b = duplex
     os.write(a.fileno(), struct.pack("!i", size) + bytes(size - 1))
     a.close()
@@ -887,7 +862,7 @@ def test_eof_in_the_middle_of_a_message(duplex: Any, size: int) -> None:
         b.recv_bytes()
 
 
-def test_eof_in_the_length_word(duplex: Any) -> None:
+def test_eof_within_the_length_word_raises_as_in_stock(duplex: Any) -> None:
     a, b = duplex
     os.write(a.fileno(), b"\0\0")
     a.close()
@@ -895,7 +870,7 @@ def test_eof_in_the_length_word(duplex: Any) -> None:
         b.recv_bytes()
 
 
-# Those who reach inside
+# Private attributes that libraries use
 
 
 def test_private_shape_of_stock_is_kept(duplex: Any) -> None:
@@ -910,7 +885,7 @@ def test_private_shape_of_stock_is_kept(duplex: Any) -> None:
     a._check_writable()
 
 
-def test_subclass_that_sends_otherwise(module: ModuleType) -> None:
+def test_subclass_may_override_how_it_sends(module: ModuleType) -> None:
     """Libraries pickle by themselves and hand the bytes to the class underneath."""
     base = mpshm.Connection if module is mpshm else stock_connection.Connection
 

@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-import faulthandler
-import os
 import queue
-import subprocess
-import sys
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from by_road import SHARED, carried, sending
 
 import mpshm
+from kit.leaks import open_descriptors
+from kit.programs import run_python
+from kit.road import SHARED, carried, sending
+from kit.threads import threads
 from mpshm import config
 from mpshm._memory import arena, lease
 
+pytestmark = pytest.mark.usefixtures("hang_guard")
+
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LARGE = 40_000
-
-
-@pytest.fixture(autouse=True)
-def hang_guard() -> Iterator[None]:
-    faulthandler.dump_traceback_later(120, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
-
-
-class Threads:
-    """Threads whose errors are raised where they are joined."""
-
-    def __init__(self, *calls: Callable[[], Any]) -> None:
-        self.raised: list[BaseException] = []
-        self.threads = [threading.Thread(target=self.run, args=(call,)) for call in calls]
-
-    def run(self, call: Callable[[], Any]) -> None:
-        try:
-            call()
-        except BaseException as error:
-            self.raised.append(error)
-
-    def __enter__(self) -> Threads:
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for thread in self.threads:
-            thread.join()
-        raised, self.raised = self.raised, []
-        if raised:
-            raise raised[0]
 
 
 def message(sender: int, number: int) -> Any:
@@ -91,7 +59,7 @@ def test_threads_that_send_on_one_end_keep_messages_whole(both_ways: bool) -> No
         return lambda: [a.send(message(sender, n)) for n in range(count)] and None
 
     seen = defaultdict(list)
-    with a, b, Threads(*map(send, range(senders))):
+    with a, b, threads(*map(send, range(senders))):
         for _ in range(senders * count):
             got = b.recv()
             assert_whole(got)
@@ -110,7 +78,7 @@ def test_threads_that_receive_on_one_end_get_each_message_once(pipe: Ends) -> No
             assert_whole(got)
             seen[got[0][1]] += 1
 
-    with Threads(*[receive] * receivers):
+    with threads(*[receive] * receivers):
         for number in range(count):
             a.send(message(1, number))
         for _ in range(receivers):
@@ -135,7 +103,7 @@ def test_threads_that_send_and_receive_bytes_and_objects_at_once(pipe: Ends) -> 
 
         return run
 
-    with Threads(talk(a, 1), talk(b, 2), listen(a), listen(b)):
+    with threads(talk(a, 1), talk(b, 2), listen(a), listen(b)):
         pass
 
 
@@ -149,7 +117,7 @@ def test_array_is_released_by_another_thread(pipe: Ends) -> None:
             sums.append(int(got.sum()))
             del got
 
-    with Threads(release, release):
+    with threads(release, release):
         for number in range(300):
             a.send(np.full(4000, number))
             hand_over.put(b.recv())
@@ -181,7 +149,7 @@ def test_buffers_are_filled_sent_and_released_by_other_threads(pipe: Ends) -> No
             received.put(got)
         received.put(None)
 
-    with Threads(fill, send, receive):
+    with threads(fill, send, receive):
         for number in range(200):
             with received.get() as got:
                 assert bytes([number]) * 50_000 == got.view
@@ -189,7 +157,7 @@ def test_buffers_are_filled_sent_and_released_by_other_threads(pipe: Ends) -> No
     assert 0 == a.stats().runs_in_use
 
 
-def test_views_live_on_after_close() -> None:
+def test_views_stay_valid_after_close() -> None:
     a, b = mpshm.Pipe()
     arrays = {n: np.full(LARGE, n) for n in range(5)}
     with sending(lambda a=a: [a.send(arrays), a.send(np.arange(LARGE))]):
@@ -209,16 +177,15 @@ def test_views_live_on_after_close() -> None:
     assert (last == -3).all()
     holder = [last]
     del last
-    with Threads(holder.clear):  # any thread may be the last to look
+    with threads(holder.clear):  # any thread may be the last to look
         pass
     assert 0 == lease.lease_count()
 
 
 @pytest.mark.shared_memory("the plain road has no memory file")
-def test_memory_file_goes_with_the_last_view() -> None:
+def test_memory_file_is_closed_with_the_last_view() -> None:
     def memory_files() -> int:
-        links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
-        return sum("memfd:mpshm" in os.readlink(link) for link in links if os.path.islink(link))
+        return sum("memfd:mpshm" in target for target in open_descriptors().values())
 
     before = memory_files()
     a, b = mpshm.Pipe()
@@ -237,7 +204,7 @@ def test_message_received_while_another_thread_lets_go_of_the_channel() -> None:
     for number in range(50):
         a, b = mpshm.Pipe()
         held = [carried(a.send, np.full(LARGE, number), b.recv)]
-        with Threads(a.close, b.close, held.clear):
+        with threads(a.close, b.close, held.clear):
             pass
 
 
@@ -257,15 +224,15 @@ def test_channels_made_and_closed_while_others_are_looked_at() -> None:
             assert mpshm.stats().runs_in_use >= 0
             assert all(one.is_valid() for one in arena.process_arenas())
 
-    with Threads(look):
+    with threads(look):
         try:
-            with Threads(make, make):
+            with threads(make, make):
                 pass
         finally:
             stop.set()
 
 
-def test_each_thread_its_own_channel() -> None:
+def test_threads_with_own_channels_do_not_disturb_each_other() -> None:
     def talk(sender: int) -> Callable[[], None]:
         def run() -> None:
             a, b = mpshm.Pipe()
@@ -277,7 +244,7 @@ def test_each_thread_its_own_channel() -> None:
 
         return run
 
-    with Threads(*map(talk, range(4))):
+    with threads(*map(talk, range(4))):
         pass
 
 
@@ -314,11 +281,6 @@ print("exits")
 
 
 @pytest.mark.parametrize("attempt", range(3))
-def test_exit_while_daemon_threads_are_blocked(attempt: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", EXIT_WHILE_BLOCKED],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def test_process_exits_while_daemon_threads_are_blocked(attempt: int) -> None:
+    done = run_python("-X", "faulthandler", "-c", EXIT_WHILE_BLOCKED)
     assert (0, "exits\n", "") == (done.returncode, done.stdout, done.stderr)

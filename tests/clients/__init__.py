@@ -1,0 +1,1 @@
+"""Runs real programs over stock multiprocessing and over mpshm, and compares them."""

@@ -1,0 +1,115 @@
+"""Helpers for tests of queues: close, get many, check order, and write to the ring by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import time
+from typing import Any
+
+import pytest
+
+from .road import SHARED
+from .waiting import WAIT_S
+
+KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
+LARGE = 1 << 17  # 1 MiB of float64
+BY_BYTES = pytest.mark.shared_memory("maxbytes counts bytes of shared memory")
+
+
+def finish(*queues: Any) -> None:
+    """Close queues and their ends: Queue.close() leaves the ends to its feeder."""
+    for q in queues:
+        q.close()
+        if hasattr(q, "join_thread"):
+            q.join_thread()
+        q._reader.close()
+        q._writer.close()
+
+
+def take_many(q: Any, count: int) -> list[Any]:
+    """Get `count` objects by one get_many; on the plain road by several: a feeder may be slow."""
+    got: list[Any] = q.get_many(count)
+    while not SHARED and len(got) < count:
+        got += q.get_many(count - len(got), timeout=WAIT_S)
+    return got
+
+
+def take_all(q: Any, count: int) -> list[Any]:
+    """Get the `count` objects that are there by one get_many() without a limit."""
+    return q.get_many() if SHARED else take_many(q, count)
+
+
+def put_numbers(q: Any, who: int, numbers: range) -> None:
+    """Put (who, number) pairs, which check_order() gets."""
+    for n in numbers:
+        q.put((who, n))
+
+
+def check_order(q: Any, back: Any, producers: int, count: int) -> None:
+    """Get (producer, number) pairs; tell `back` of each out of order, and that all have come."""
+    seen = [0] * producers
+    for number in range(producers * count):
+        who, n = q.get(timeout=WAIT_S)
+        if n != seen[who]:
+            back.put((who, seen[who], n))
+        seen[who] += 1
+        if number % 1500 == 0:
+            time.sleep(0.02)
+    back.put("in order")
+
+
+def fill_ring_and_feeder(q: Any) -> int:
+    """Put numbers until the ring is full and the feeder has some; return how many were put."""
+    count = RING_SLOTS + 88
+    for n in range(count):
+        q.put(n)
+    return count
+
+
+PEERS_AT = range(4096, 1 << 16, 64)
+RING_AT, RING_SLOTS, SLOTS_AT, SLOT_STRIDE = 1 << 16, 512, 192, 192  # csrc/layout.h
+
+
+class RawRing:
+    """A queue's ring as any process may find it, past all that the core checks."""
+
+    def __init__(self, q: Any) -> None:
+        size = RING_AT + SLOTS_AT + RING_SLOTS * SLOT_STRIDE
+        self._memory = mmap.mmap(q._reader.arena.fileno(), size)
+        self._words = memoryview(self._memory)[RING_AT:].cast("Q")
+
+    def close(self) -> None:
+        self._words.release()
+        self._memory.close()
+
+    def _slot(self, position: int) -> int:
+        return (SLOTS_AT + position % RING_SLOTS * SLOT_STRIDE) // 8
+
+    def put(self, data: bytes) -> None:
+        """Put a slot's 128 bytes."""
+        tail = self._words[0]
+        at = self._slot(tail)
+        for i, word in enumerate(memoryview(data).cast("Q")):
+            self._words[at + 1 + i] = word
+        self._words[at] = tail // RING_SLOTS << 16 | 2  # READY
+        self._words[0] = tail + 1
+
+    def claim(self) -> None:
+        """Mark the next slot as being written by this process, which has sent before."""
+        pids = [int.from_bytes(self._memory[at : at + 4], "little") for at in PEERS_AT]
+        owner, tail = 1 + pids.index(os.getpid()), self._words[0]
+        self._words[self._slot(tail)] = tail // RING_SLOTS << 16 | owner << 2 | 1  # WRITING
+        self._words[0] = tail + 1
+
+    def take(self) -> None:
+        """Take a slot without touching the run that it names."""
+        head = self._words[8]
+        self._words[self._slot(head)] = (head // RING_SLOTS + 1) << 16  # FREE in the next lap
+        self._words[8] = head + 1
+
+
+def raw_ring(q: Any) -> contextlib.closing[RawRing]:
+    """A RawRing for the length of a block."""
+    return contextlib.closing(RawRing(q))

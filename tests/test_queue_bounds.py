@@ -1,0 +1,187 @@
+"""Bounds of queues: maxsize and maxbytes are exact, Full and Empty come at the limit."""
+
+from __future__ import annotations
+
+import errno
+import queue
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mpshm
+from kit.queues import BY_BYTES, LARGE, RING_SLOTS, check_order, finish
+from kit.waiting import WAIT_S, wait_until
+from mpshm._memory import places
+
+
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
+def test_put_never_blocks_without_a_consumer(module: Any, kind: str) -> None:
+    q = getattr(module.get_context("fork"), kind)()
+    assert (0, True, False) == (q.qsize(), q.empty(), q.full())
+    for n in range(100_000):
+        q.put(n)
+    assert 100_000 == q.qsize()
+    assert not q.empty()
+    assert not q.full()
+    assert list(range(100_000)) == [q.get() for _ in range(100_000)]
+    assert (0, True, False) == (q.qsize(), q.empty(), q.full())
+    finish(q)
+
+
+def put_without_blocking(q: Any, who: int, count: int) -> None:
+    n = 0
+    while n < count:
+        try:
+            if n % 2:
+                q.put((who, n), block=False)
+            else:
+                q.put((who, n), timeout=0.01)
+            n += 1
+        except queue.Full:
+            pass
+
+
+def test_maxsize_is_exact_with_several_producers(context: Any) -> None:
+    q = context.Queue(maxsize=4)
+    crew = [context.Process(target=put_without_blocking, args=(q, i, 300)) for i in range(3)]
+    for process in crew:
+        process.start()
+    seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    most = 0
+    for _ in range(900):
+        most = max(most, q.qsize())
+        who, n = q.get(timeout=WAIT_S)
+        seen[who].append(n)
+    assert most <= 4
+    assert {who: list(range(300)) for who in seen} == seen
+    for process in crew:
+        process.join(WAIT_S)
+        assert 0 == process.exitcode
+    assert (0, False) == (q.qsize(), q.full())
+    finish(q)
+
+
+def test_full_and_empty_are_raised_at_the_limit(module: Any) -> None:
+    q = module.Queue(maxsize=3)
+    for n in range(3):
+        assert not q.full()
+        q.put(n, block=False)
+    assert q.full()
+    for how in ((False,), (True, 0.01), (True, 0), (True, -1)):
+        with pytest.raises(queue.Full):
+            q.put(9, *how)
+    with pytest.raises(queue.Full):
+        q.put_nowait(9)
+    assert [0, 1, 2] == [q.get(timeout=WAIT_S) for _ in range(3)]
+    assert not q.full()
+    for how in ((False,), (True, 0.01), (True, 0), (True, -1)):
+        with pytest.raises(queue.Empty):
+            q.get(*how)
+    finish(q)
+
+
+def test_bounded_queue_larger_than_its_ring_is_exact() -> None:
+    """put_many with places for some of its messages, and no room in the pipe for these."""
+    q = mpshm.Queue(maxsize=RING_SLOTS + 8)
+    q.put_many(range(RING_SLOTS - 2))
+    rest = range(RING_SLOTS - 2, RING_SLOTS + 30)
+    more = threading.Thread(target=q.put_many, args=(rest,), daemon=True)
+    more.start()
+    wait_until(q.full)
+    time.sleep(0.2)  # whatever it does wrong, it has done by now
+    assert RING_SLOTS + 8 == q.qsize()
+    assert more.is_alive()
+    assert list(range(RING_SLOTS + 30)) == [q.get(timeout=WAIT_S) for _ in range(RING_SLOTS + 30)]
+    more.join(WAIT_S)
+    assert (0, False) == (q.qsize(), q.full())
+    q.put(1, block=False)
+    assert 1 == q.get()
+    finish(q)
+
+
+@pytest.mark.parametrize("maxsize", [1, 40, RING_SLOTS + 8])
+def test_put_many_waits_for_places(context: Any, maxsize: int) -> None:
+    q, back = context.Queue(maxsize), context.Queue()
+    consumer = context.Process(target=check_order, args=(q, back, 1, 3_000))
+    consumer.start()
+    numbers = [(0, n) for n in range(3_000)]
+    producer = threading.Thread(target=q.put_many, args=(numbers,), daemon=True)
+    producer.start()
+    producer.join(WAIT_S)
+    assert not producer.is_alive()
+    assert "in order" == back.get(timeout=WAIT_S)
+    consumer.join(WAIT_S)
+    assert (0, False) == (q.qsize(), q.full())
+    finish(q, back)
+
+
+@BY_BYTES
+def test_maxbytes_bounds_the_memory_and_one_larger_message_passes_alone() -> None:
+    q = mpshm.Queue(maxbytes=5 << 19)  # 2.5 MiB
+    one = np.ones(LARGE)
+    q.put(one)
+    q.put(one)
+    with pytest.raises(queue.Full):
+        q.put(one, block=False)
+    with pytest.raises(queue.Full):
+        q.put(one, timeout=0.05)
+    q.put("small", block=False)
+    assert 3 == q.qsize()
+    assert LARGE == q.get().sum()
+    q.put(one, block=False)
+    assert [LARGE, LARGE] == [np.size(x) for x in q.get_many() if not isinstance(x, str)]
+    q.put(np.ones(4 * LARGE), block=False)
+    assert q.full()
+    with pytest.raises(queue.Full):
+        q.put(1, block=False)
+    assert 4 * LARGE == q.get().sum()
+    assert (0, False) == (q.qsize(), q.full())
+    assert 0 == q.stats().runs_in_use
+    finish(q)
+
+
+@BY_BYTES
+def test_maxbytes_queue_is_full_when_its_ring_is() -> None:
+    """It has no feeder, which would hold objects of unknown size."""
+    q = mpshm.Queue(maxbytes=64 << 20)
+    assert not q.full()
+    for n in range(RING_SLOTS):
+        q.put(n, block=False)
+    assert q.full()
+    with pytest.raises(queue.Full):
+        q.put(RING_SLOTS, block=False)
+    assert list(range(RING_SLOTS)) == [q.get() for _ in range(RING_SLOTS)]
+    assert not q.full()
+    q.put(RING_SLOTS, block=False)
+    assert RING_SLOTS == q.get()
+    finish(q)
+
+
+@BY_BYTES
+def test_put_that_waits_for_bytes_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not full, but too full for this one: that is no reason to look all the time."""
+    looks = []
+    wait_place = places.wait_place
+
+    def count(*args: Any) -> None:
+        looks.append(1)
+        wait_place(*args)
+
+    monkeypatch.setattr(places, "wait_place", count)
+    q = mpshm.Queue(maxbytes=3 << 19)  # 1.5 MiB
+    q.put(np.ones(LARGE))
+    with pytest.raises(queue.Full):
+        q.put(np.ones(LARGE), timeout=0.5)
+    assert len(looks) < 100  # each sleeps for 50 ms, or until woken
+    q.get()
+    finish(q)
+
+
+def test_maxbytes_without_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPSHM", "off")
+    with pytest.raises(OSError, match="maxbytes") as raised:
+        mpshm.Queue(maxbytes=1)
+    assert errno.ENOSYS == raised.value.errno
