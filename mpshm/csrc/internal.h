@@ -66,6 +66,14 @@ struct process {
     mpshm_arena *arenas;
 };
 extern struct process mpshm_process;
+void heap_keep(uint64_t size);           /* needs no lock */
+
+/* memfile.c: needs no lock. */
+uint64_t memfile_fresh_id(void);
+int memfile_open(int kind, const char *name, bool *bounded);
+int memfile_seal(int fd, bool bounded);
+bool memfile_is_sealed(int fd);
+int memfile_reserve(int fd, uint64_t offset, uint64_t size);
 
 /* peers.c.  arena_lock takes the process's lock and enters; the others are called under it. */
 struct glimpse {
@@ -95,11 +103,9 @@ uint64_t segment_file_offset(const struct segment *seg);
 
 /* arena.c */
 void arena_unref(mpshm_arena *arena);    /* under the lock; the next two take it */
-void heap_keep(uint64_t size);           /* needs no lock */
 void arena_keep(mpshm_arena *arena);
 void arena_let_go(mpshm_arena *arena);
 void arena_notify(mpshm_arena *arena);
-int arena_reserve(mpshm_arena *arena, uint64_t offset, uint64_t size); /* needs no lock */
 
 /* sender.c.  All but the last three under arena_lock. */
 int sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);

@@ -23,7 +23,7 @@ mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinab
     if (arena->ring == NULL) {
         return -EINVAL;
     }
-    int error = arena_reserve(arena, 0, RING_OFFSET + RING_BYTES);
+    int error = arena->bounded ? memfile_reserve(arena->fd, 0, RING_OFFSET + RING_BYTES) : 0;
 
     if (error != 0) {
         return error;

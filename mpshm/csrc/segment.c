@@ -176,8 +176,10 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
     if (error != 0) {
         return error;
     }
-    error = arena_reserve(seg->arena, segment_file_offset(seg),
-                          seg->head_bytes + ((uint64_t) seg->count << seg->shift));
+    if (arena->bounded) {
+        error = memfile_reserve(arena->fd, segment_file_offset(seg),
+                                seg->head_bytes + ((uint64_t) seg->count << seg->shift));
+    }
     if (error == 0) {
         error = segment_map_data(seg);
     }
