@@ -232,6 +232,9 @@ take(mpshm_batch *batch, uint32_t most)
     arena_lock(arena);
     do {
         few = ring_take(arena, frames, most - n < FEW ? most - n : FEW);
+        if (few > 0) {
+            waiters_let_in(arena);
+        }
         open_slots(batch, (unsigned char *) frames, few);
         n += few;
     } while (few == FEW && n < most);

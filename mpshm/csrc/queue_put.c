@@ -92,6 +92,9 @@ put_placed(const mpshm_end *end, const char *frames, const uint64_t *bytes, uint
         error = -EPIPE;
     } else {
         n = ring_put(arena, end->fd, frames, count);
+        if (n > 0) {
+            waiters_rouse(arena, (int) n); /* behind ring_put's fence: G4 */
+        }
     }
     if (n < count && place != MPSHM_NO_PLACE) {
         bool kept = place == MPSHM_HAS_PLACE

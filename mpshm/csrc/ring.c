@@ -184,8 +184,9 @@ ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
                               SLOT_WORD(lap_of(positions[i]), 0, SLOT_READY),
                               memory_order_release);
     }
-    atomic_thread_fence(memory_order_seq_cst); /* waiters.c, G4 */
-    waiters_rouse(arena, (int) n);
+    /* G4: pairs with the fence of a receiver between its `sleepers` and its last look (waiters.c).
+       Either it finds READY, or the caller, which reads `sleepers` next, finds it counted. */
+    atomic_thread_fence(memory_order_seq_cst);
     return n;
 }
 
@@ -318,9 +319,6 @@ ring_take(mpshm_arena *arena, char *to, uint32_t most)
             n++;
             advance_head(ring, head);
         }
-    }
-    if (n > 0) {
-        waiters_let_in(arena);
     }
     return n;
 }

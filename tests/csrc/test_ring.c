@@ -86,14 +86,14 @@ put_frames(mpshm_arena *its, const struct note *notes, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         memcpy(frames + i * RING_FRAME_BYTES, &notes[i], sizeof notes[i]);
     }
-    return ring_put(its, ends[1], frames, count);
+    return put_and_rouse(its, ends[1], frames, count);
 }
 
 static uint32_t
 take_frames(mpshm_arena *its, struct note *notes, uint32_t most)
 {
     static _Thread_local char frames[AT_ONCE * RING_FRAME_BYTES];
-    uint32_t n = ring_take(its, frames, most);
+    uint32_t n = take_and_let_in(its, frames, most);
 
     for (uint32_t i = 0; i < n; i++) {
         memcpy(&notes[i], frames + i * RING_FRAME_BYTES, sizeof notes[i]);
