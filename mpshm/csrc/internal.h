@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "freemap.h"
+#include "invariants.h"
 #include "layout.h"
 #include "mpshm.h"
 #include "refuse.h"

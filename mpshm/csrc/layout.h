@@ -8,20 +8,12 @@
    A hole reads as zero, and zero means "lent": a segment whose maker died before it set the free
    bits lends nothing, and needs no repair.
 
-   Invariants (asserts cite the number):
-   L1  A free bit is 1.  The bit past the last chunk, the guard, is 0 for ever.
-   L2  The run table's word of a run's first chunk holds its state, its length and its tag; the
-       words of its other chunks are in state FREE.
-   L3  A segment's geometry never changes once its directory word is not 0; only the owner does.
-   L4  Chunks of a run that is not FREE have their free bits 0.
-   L5  A peer's record is its own to write; others only free it, under `reaper`, when it is dead.
-   L6  What a process changes here it changes between enter and leave (peers.c), its `steps` odd.
+   Invariants: L1 to L6 (invariants.h).
 
    A run:   FREE -> LOANED -> IN_FLIGHT -> LEASED -> FREE       (abandon: LOANED -> FREE)
 
-   Memory order: seal stores IN_FLIGHT with release, paired with the lease's acquiring
-   compare-and-swap.  Release sets free bits with release, paired with the acquiring fetch_and of a
-   claim. */
+   Memory order: the lease's compare-and-swap acquires what seal's store of IN_FLIGHT released.  The
+   fetch_and of a claim acquires what the release of a run released with its free bits. */
 #ifndef MPSHM_LAYOUT_H
 #define MPSHM_LAYOUT_H
 
@@ -56,7 +48,7 @@ struct arena_header {
     _Atomic uint64_t segment[SEGMENT_LIMIT];
     _Atomic uint32_t reaper; /* the peer that reaps, 0: none */
     _Atomic uint32_t crowded; /* a process found the peer table full: nobody can tell who is idle */
-    /* Of a queue (slot.c): */
+    /* Of a queue (places.c): */
     uint32_t places;        /* how many messages it may hold, 0: any number */
     uint32_t slot_bytes;    /* of each frame in its ring; 0: no queue, but a connection's arena */
     uint64_t bytes_limit;   /* and how many bytes of slots and chunks, 0: any number */

@@ -4,7 +4,7 @@
    Q1  A message's slot is put in the window in which its runs are sealed, and taken in the window in
        which they are leased.  So when all peers rest and the ring is empty, a run in flight is an
        orphan.
-   Q2  Nothing in these files blocks while it holds the process's lock. */
+   Q3  Nothing in these files blocks while it holds the process's lock. */
 #ifndef MPSHM_QUEUE_H
 #define MPSHM_QUEUE_H
 
