@@ -15,7 +15,7 @@
 #define MPSHM_LONG 131072
 #define MPSHM_COPIED 196608
 
-/* What was wrong with a frame or a descriptor; arena.py turns each into a sentence. */
+/* What was wrong with a frame or a descriptor; _memory/core.py turns each into a sentence. */
 enum {
     MPSHM_E_SEGMENT = -10001,
     MPSHM_E_CHUNK = -10002,
