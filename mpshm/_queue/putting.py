@@ -192,7 +192,10 @@ class _Wait:
                 or self._pauses > config.PAUSES
                 or not end.has_room(config.PAUSE_MS)
             ):
-                raise reason
+                try:
+                    raise reason
+                finally:
+                    del reason  # a cycle by its traceback would keep the message's memory
             return
         if isinstance(reason, OutOfSharedMemory):
             self._hopeless = self._hopeless + 1 if arena.gauges().runs_in_use == 0 else 0
@@ -362,7 +365,10 @@ class Putting:
     def _refuse(self, error: Exception, obj: Any) -> None:
         """An object that cannot be put: stock's feeder finds out when put has returned."""
         if self._sem.strict:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # see _Wait.after
         if not (self._ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE):
             self._on_queue_feeder_error(error, obj.obj if isinstance(obj, Pickled) else obj)
 
