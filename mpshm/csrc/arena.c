@@ -1,11 +1,14 @@
-/* Arenas: the memory file, its header, its life in this process, and what is read off it.
+/* Arenas: the header of a memory file, and an arena's life in this process.
 
-   Knows files and the process's list of arenas; messages it knows only as counted bytes.
+   Knows the layout's outermost parts and the process's list of arenas.  Does not know what runs hold,
+   nor any message.
 
-   Invariants:
-   A1  The file's size is fixed at creation and sealed where that can be had.
-   A2  An arena's struct lives while its handle, or a lease, run or parcel of this process, does.
-   A3  Nothing in process-local state is trusted in the child of a fork (receiver.c resets it). */
+   Invariants: A1, A2, A4, A5 (invariants.h).
+
+   An arena here:   attached, 1 reference --keep / let_go--> ... --last reference--> unmapped
+
+   Memory order: the header's geometry is written before the file has a second user, and never after.
+   arena_notify's fence pairs with the one in mpshm_wait_room (sender.c). */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -17,7 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A smaller plan: first fewer segments, then smaller ones. */
+/* Make the plan smaller: first fewer segments, then smaller ones.  False: it is at its smallest. */
 static bool
 shrink(uint32_t *segments, uint64_t *stride)
 {
@@ -29,8 +32,8 @@ shrink(uint32_t *segments, uint64_t *stride)
     return *stride >= UINT64_C(1) << 20;
 }
 
-/* The header of an arena of that geometry, or of less where RLIMIT_FSIZE asks for it: growing a
-   file past the limit raises SIGXFSZ. */
+/* Write the header of an arena of that geometry, or of a smaller one where RLIMIT_FSIZE asks for it:
+   growing a file past the limit raises SIGXFSZ. */
 static int
 plan_header(const mpshm_geometry *geometry, struct arena_header *header)
 {
@@ -62,6 +65,8 @@ plan_header(const mpshm_geometry *geometry, struct arena_header *header)
         header->segment_bytes /= 2;
     }
     header->id = memfile_fresh_id();
+    INVARIANT(A5, header->segment_limit > 0 && header->segment_limit <= SEGMENT_LIMIT);
+    INVARIANT(A5, header->stride % SMALL_ALIGN == 0 && header->stride > 0);
     return 0;
 }
 
@@ -98,8 +103,8 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, m
     return error;
 }
 
-/* Of the mapping that begins with the header: with the ring and its overflow, where the stride has room
-   for them. */
+/* How many bytes the mapping that begins with the header has: with the ring, and with its overflow,
+   where the stride has room for them. */
 static uint64_t
 head_bytes(uint64_t stride)
 {
@@ -115,6 +120,7 @@ ring_fits(uint64_t stride)
     return head_bytes(stride) > RING_OFFSET;
 }
 
+/* Read the header and check all that this process will believe.  A5 */
 static int
 read_header(int fd, struct arena_header *header)
 {
@@ -186,6 +192,8 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
     arena->segment_limit = header.segment_limit;
     arena->chunk_shift = header.chunk_shift;
     arena->bounded = !memfile_is_sealed(fd);
+    INVARIANT(A5, head_bytes(arena->stride) <= arena->stride);
+    INVARIANT(A5, arena->overflow == NULL || arena->ring != NULL);
     pthread_mutex_lock(&mpshm_process.lock);
     arena->next = mpshm_process.arenas;
     mpshm_process.arenas = arena;
@@ -194,13 +202,34 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
     return 0;
 }
 
-/* Under the lock.  A2. */
+#ifdef MPSHM_DEBUG
+/* Whether the invariants hold in all that this process has mapped of the arena. */
+static bool
+mapped_is_valid(mpshm_arena *arena)
+{
+    bool valid = arena->ring == NULL || ring_validate(arena, false) == 1;
+
+    for (uint32_t id = 0; id < SEGMENT_LIMIT && valid; id++) {
+        valid = arena->segments[id] == NULL || segment_validate(arena->segments[id]) == 1;
+    }
+    return valid;
+}
+#endif
+
+/* Drop a reference; the last one ends the arena here.  Under the lock.  A2 */
 void
 arena_unref(mpshm_arena *arena)
 {
+    INVARIANT(A4, process_is_locked());
+    INVARIANT(A2, arena->refs > 0);
     if (--arena->refs > 0) {
         return;
     }
+    INVARIANT(A2, arena->leases == 0 && arena->receivers == 0);
+#ifdef MPSHM_DEBUG
+    /* So every process of every test walks each of its arenas once. */
+    INVARIANT(L2, mapped_is_valid(arena));
+#endif
     for (mpshm_arena **link = &mpshm_process.arenas; *link != NULL; link = &(*link)->next) {
         if (*link == arena) {
             *link = arena->next;
@@ -212,7 +241,7 @@ arena_unref(mpshm_arena *arena)
             segment_unmap(arena->segments[id]);
         }
     }
-    if (arena->loans == 0) { /* else the reaper finds what we leave */
+    if (arena->loans == 0) { /* else a reaper is to find what this process leaves, by its number */
         peer_depart(arena);
     }
     munmap(arena->header, head_bytes(arena->stride));
@@ -225,6 +254,7 @@ void
 arena_keep(mpshm_arena *arena)
 {
     pthread_mutex_lock(&mpshm_process.lock);
+    INVARIANT(A2, arena->refs > 0);
     arena->refs++;
     pthread_mutex_unlock(&mpshm_process.lock);
 }
@@ -272,8 +302,9 @@ mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out)
     return 0;
 }
 
-/* Wake the senders that wait for room, if this is the last lease they await.  The fence pairs with the
-   one in mpshm_wait_room: either it sees our lease, or we see its count. */
+/* A run was leased: wake the senders that wait for room, if it is the last lease they await.  The fence
+   pairs with the one in mpshm_wait_room (sender.c): either the sender sees the lease, or this process
+   sees its count in `wanted`. */
 void
 arena_notify(mpshm_arena *arena)
 {

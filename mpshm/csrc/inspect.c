@@ -42,7 +42,9 @@ visit_valid(struct segment *seg, void *context)
 int
 mpshm_arena_is_valid(mpshm_arena *arena)
 {
-    return for_each_segment(arena, visit_valid, NULL);
+    int ring = arena->ring == NULL ? 1 : ring_validate(arena, false);
+
+    return ring < 0 ? ring : for_each_segment(arena, visit_valid, NULL);
 }
 
 static int

@@ -20,7 +20,7 @@
 
    The free map
    M1  A claim takes all its bits or none, and never one at or past `count`.
-   M2  A bit that is put back was 0: nobody gives back what is free.
+   M2  A bit that is put back was 0: what is free is never given back.
 
    Segments
    S1  A segment is mapped at most once in a process, head and data each.
@@ -36,8 +36,8 @@
    P2  A run is the parcel's until its frame is out: then it is the receiver's, and the parcel is
        empty.
    P3  Nothing is moved: a stream that cannot grow in place goes on in a second run.
-   P4  A part's size is at most its run's capacity, and a parcel has a reference to its arena while
-       it has parts.
+   P4  A parcel with parts has a reference to its arena, in which they lie.  What is sealed is no longer
+       than its run.
 
    Leases
    V1  A leased run of this process stands in the table exactly once.

@@ -100,6 +100,7 @@ memfile_open(int kind, const char *name, bool *bounded)
 int
 memfile_seal(int fd, bool bounded)
 {
+    INVARIANT(A1, !memfile_is_sealed(fd));
 #ifdef F_SEAL_SHRINK
     if (!bounded && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == -1) {
         return -errno;
@@ -131,6 +132,7 @@ memfile_is_sealed(int fd)
 int
 memfile_reserve(int fd, uint64_t offset, uint64_t size)
 {
+    INVARIANT(A1, size > 0);
 #ifdef __linux__
     return fallocate(fd, 0, (off_t) offset, (off_t) size) == -1 ? -errno : 0;
 #else

@@ -3,12 +3,24 @@
 
    Knows no arena's inside and no shared memory.
 
-   Invariants: A3 (invariants.h).  mpshm_process.lock guards the rest; there is no other order. */
+   Invariants: A3, A4 (invariants.h).  mpshm_process.lock orders all; no shared word is here. */
 #include "internal.h"
 
 #include <stdlib.h>
 
 struct process mpshm_process = {.lock = PTHREAD_MUTEX_INITIALIZER, .generation = 1};
+
+/* Whether the lock is held: by this thread, if the caller is right; by another, and a mistake is not
+   seen. */
+bool
+process_is_locked(void)
+{
+    if (pthread_mutex_trylock(&mpshm_process.lock) == 0) {
+        pthread_mutex_unlock(&mpshm_process.lock);
+        return false;
+    }
+    return true;
+}
 
 /* glibc maps blocks above a threshold and unmaps them when they are freed, and raises the threshold
    to the largest block freed so far.  Stock allocates a block for each message, so beside it the

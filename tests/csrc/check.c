@@ -127,10 +127,13 @@ is_filled(const char *data, uint64_t size, unsigned seed)
 void
 frame_of(const mpshm_run *run, uint64_t size, char frame[FRAME_BYTES])
 {
+    static mpshm_arena none; /* a forged run has none */
     struct part part = {*run, size};
+    mpshm_parcel parcel = {.arena = run->arena, .parts = &part, .count = 1, .stream_runs = 1};
 
-    mpshm_parcel parcel = {.parts = &part, .count = 1, .stream_runs = 1};
-
+    if (parcel.arena == NULL) {
+        parcel.arena = &none;
+    }
     CHECK_EQ(FRAME_BYTES, frame_put(frame, &parcel, NULL, 0));
 }
 
@@ -243,6 +246,7 @@ void
 close_clean(mpshm_arena *arena)
 {
     check_all_free(arena);
+    CHECK_EQ(1, ring_validate(arena, true));
     mpshm_arena_close(arena);
 }
 
