@@ -1,7 +1,7 @@
-"""Check that calls between the core's C files go down: `layers.py FILE.o...` reads the linker's symbols.
+"""Check that calls between the core's C files go down; `layers.py FILE.o...` asks nm for symbols.
 
-A file calls those of the lines above its own and none of its own line, so the files can be read from
-the top down.  Exits with each call that does not.
+A file calls those of the lines above its own and none of its own line, so the files can be read
+from the top down.
 """
 
 import subprocess
