@@ -21,15 +21,16 @@ SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildc
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
 
-# All tests twice.  require: through shared memory, and a message that takes the plain road without
-# need is an error.  off: the plain road alone, which macOS and some sandboxes have; what only shared
-# memory can pass is skipped there, with its reason.  Then, with the debug build, memory is refused.
+# All tests three times.  require: through shared memory, and a message that takes the plain road
+# without need is an error.  off: the plain road alone, which macOS and some sandboxes have; what only
+# shared memory can pass is skipped there, with its reason.  Then require with the debug build: its
+# assertions hold, each arena is walked when it ends, and memory is refused.
 test: lint core-test $(BUILD)/installed $(BUILD)/debug/installed
 	mkdir -p $(BUILD)/run
 	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
 	cd $(BUILD)/run && MPSHM=off $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
-	cd $(BUILD)/run && MPSHM_DEBUG=1 PYTHONPATH=$(BUILD)/debug \
-	    $(BIN)/python -m pytest -q $(CURDIR)/tests/test_refused_memory.py $(ARGS)
+	cd $(BUILD)/run && MPSHM=require MPSHM_DEBUG=1 PYTHONPATH=$(BUILD)/debug \
+	    $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
 
 lint: $(BUILD)/test-deps
 	$(BIN)/ruff check .

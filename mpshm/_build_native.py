@@ -6,9 +6,12 @@ from pathlib import Path
 from cffi import FFI
 
 SOURCES = (
+    "process.c",
+    "memfile.c",
     "freemap.c",
     "segment.c",
     "arena.c",
+    "inspect.c",
     "peers.c",
     "sender.c",
     "parcel.c",

@@ -10,7 +10,8 @@ INLINE_MAX_BYTES = 32 << 10
 """Largest pickle that gets no view and no lease.  It travels in the pipe if that takes it in one
 piece.  Else one call copies it into a run and another copies it out, which is cheaper than two pipe
 copies and a wake-up of the sender for each (measured one way at 16 KiB, of stock: bytes x1.4 in the
-pipe, x1.8 copied, x0.9 leased; objects x1.0, x1.1, x1.0).  See the size classes in docs/design.md."""
+pipe, x1.8 copied, x0.9 leased; objects x1.0, x1.1, x1.0).  See the size classes in
+docs/design.md."""
 
 COPY_MARK_BYTES = 1 << 20
 """In-flight bytes at which the sender of copied messages waits.  Their chunks then stay in the

@@ -1,7 +1,8 @@
 """What every test stands on: the built wheel, no silent plain road, and nothing left behind.
 
-All tests run twice: with MPSHM=require, and with MPSHM=off over the plain road alone.  Those that
-only shared memory can pass carry the mark `shared_memory`, with the reason.
+All tests run with MPSHM=require, on the released core and on the debug build, and with MPSHM=off
+over the plain road alone.  Those that only shared memory can pass carry the mark `shared_memory`,
+with the reason.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from kit.leaks import open_descriptors
 from kit.processes import children
 from kit.road import SHARED
 from mpshm._memory import arena, lease
+from mpshm._memory.core import lib
 
 TREE = Path(__file__).parent.parent
 
@@ -66,14 +68,20 @@ def holdings() -> tuple[int, int, dict[int, str], set[int]]:
     return in_use, lease.lease_count(), open_descriptors(), children()
 
 
+IS_DEBUG_BUILD = hasattr(lib, "mpshm_debug_refuse")
+"""The core has its assertions.  It walks each arena that ends; the guard walks what is left."""
+
+
 @pytest.fixture(autouse=True)
 def guard(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After the test: no run in use, the same descriptors, no new child."""
+    """After the test: no run in use, the same descriptors, no new child, and valid arenas."""
     # Compared, not absolute: a test that fails must not take the next ones with it.
     before = holdings()
     yield
     if request.node.get_closest_marker("unguarded"):
         return
+    if IS_DEBUG_BUILD:
+        assert all(one.is_valid() for one in arena.process_arenas())
     sys.last_traceback = None  # type: ignore[attr-defined]
     multiprocessing.active_children()  # waits for the dead
     resource_sharer.stop(timeout=5)

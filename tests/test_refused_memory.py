@@ -1,6 +1,6 @@
 """Memory is refused at the first, second, ... request, and what was sent arrives all the same.
 
-Needs the debug build of the core, which refuses on demand: `make test` makes one for this file.
+Needs the debug build of the core, which refuses on demand: `make test` runs all tests with it.
 """
 
 from __future__ import annotations

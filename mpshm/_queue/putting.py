@@ -393,7 +393,10 @@ class QueuePutter:
     def _raise_or_report(self, error: Exception, obj: Any) -> None:
         """If strict, raise the error of an object that cannot be put; else report it as stock."""
         if self._sem.strict:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # a cycle of it and this frame would keep what the put held
         if not (self._ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE):
             self._on_queue_feeder_error(error, obj.obj if isinstance(obj, Pickled) else obj)
 

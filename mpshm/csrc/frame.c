@@ -1,4 +1,6 @@
-/* Frames: how descriptors lie in a pipe.  Knows bytes and leases; knows no state of a run.
+/* Frames: how descriptors lie in a pipe or in a slot, and a reader of them.
+
+   Knows bytes and leases.  Does not know a run's state, and trusts no frame: it checks each field.
 
    A plain message is the stock module's frame.  A descriptor frame has the sign bit set in its
    length word (stock uses that for -1 alone) and is at most MPSHM_FRAME_BYTES long, so that a pipe
@@ -12,13 +14,13 @@
        descriptors  20 each          mmap_id 32, chunk_id 32, size in bytes 64, tag 32
        stream       the rest         when no run holds it
 
-   A queue's frames are the same, of at most MPSHM_SLOT_BYTES and filled up to them (slot.c).
+   In a queue a descriptor frame has at most MPSHM_SLOT_BYTES, and is filled up to that (queue_put.c).
 
-   Invariants:
-   F1  Reading never goes past a frame: other processes may share the end.
-   F2  A frame half read stays in the reader when a signal interrupts.
-   F3  A frame's runs are leased in the call that reads it, all or none, and stay the reader's until
-       each has a holder: no interruption of the caller comes in between. */
+   Invariants: F1 to F5 (invariants.h).
+
+   A reader:   empty --read--> part of a frame --read--> whole --its receiver clears `full`--> empty
+
+   Memory order: a lease acquires what the run's seal released (layout.h); the pipe orders all else. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -43,12 +45,13 @@
 #define INDEX 1
 #define STREAM_IN_INDEX 2
 
-/* How much longer to look for an answer, of the time that others are looked for: as long as the other
+/* A process that has asked a question spins longer, by this part of the usual time: as long as the other
    side needs to unpickle a question of 16 KiB and to pickle its answer (measured, objects: a round trip
-   x1.0 of stock with 0, x1.6 so).  Whoever asked has nothing to do meanwhile, and a wake-up more is half
-   of what it waits; who takes what a slow sender streams gains a twentieth, and so does not. */
+   x1.0 of stock without, x1.6 with).  It has nothing else to do, and a wake-up is half of what it waits.
+   A receiver of a slow sender's stream would gain a twentieth, so it does not spin longer. */
 #define ANSWER_MORE 3 / 2
 
+/* Whether a frame with so many descriptors and bytes of stream fits its pipe or its slot.  F4 */
 bool
 frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size)
 {
@@ -66,10 +69,12 @@ put_descriptor(char *at, const struct part *part)
     return at + DESCRIPTOR_BYTES;
 }
 
-/* Write the frame, and the index if there is one; the frame's size.  It must fit. */
+/* Write the frame, and the index if there is one.  Gives the frame's bytes.  It must fit.  F4 */
 uint32_t
 frame_put(char *frame, const mpshm_parcel *parcel, const char *stream, uint64_t stream_size)
 {
+    INVARIANT(P1, parcel->stream_runs <= parcel->count && parcel->stream_runs <= UINT16_MAX);
+    INVARIANT(F4, parcel->has_index || frame_fits(parcel->arena, parcel->count, stream_size));
     const struct part *index = parcel->has_index ? &parcel->index : NULL;
     uint16_t flags = index == NULL ? 0 : stream_size > 0 ? INDEX | STREAM_IN_INDEX : INDEX;
     uint16_t head[2] = {flags, (uint16_t) parcel->stream_runs};
@@ -86,17 +91,21 @@ frame_put(char *frame, const mpshm_parcel *parcel, const char *stream, uint64_t 
         at += stream_size;
     }
     if (index != NULL) {
+        INVARIANT(F4, (uint64_t) (at - index->run.data) == index->size);
         at = put_descriptor(frame + LENGTH_BYTES + HEAD_BYTES, index);
     }
     uint32_t size = (uint32_t) (at - frame);
+
+    INVARIANT(F4, size <= MPSHM_FRAME_BYTES && (index == NULL || frame_fits(parcel->arena, 1, 0)));
     uint32_t length = htonl(SIGN | (size - LENGTH_BYTES));
 
     memcpy(frame, &length, 4);
     return size;
 }
 
-/* What the length word asks for, with what follows it when it is -1.  A plain body longer than
-   body_max is left in the pipe, unless its reading has begun. */
+/* How many bytes to have before the frame is whole, by its length word: for -1, with the 8 bytes of
+   length that follow.  A plain body longer than body_max stays in the pipe, unless its reading has
+   begun. */
 static uint32_t
 bytes_needed(const mpshm_reader *reader, uint32_t word, uint32_t body_max)
 {
@@ -112,6 +121,7 @@ bytes_needed(const mpshm_reader *reader, uint32_t word, uint32_t body_max)
     return LENGTH_BYTES + (word & ~SIGN);
 }
 
+/* The frame is whole: what mpshm_receive answers.  The reader is empty then. */
 static int
 whole_frame(mpshm_reader *reader, uint32_t word)
 {
@@ -133,8 +143,8 @@ whole_frame(mpshm_reader *reader, uint32_t word)
     return (int) have;
 }
 
-/* Begin a frame: the first look is the read itself, so that a message that is there already costs the
-   one system call it always did. */
+/* Read a frame's first bytes, spinning where that pays.  The first look is the read itself, so a message
+   that is there already costs one system call. */
 static ssize_t
 read_first(mpshm_reader *reader, int fd, uint32_t need)
 {
@@ -164,13 +174,14 @@ read_first(mpshm_reader *reader, int fd, uint32_t need)
     }
     spin_end(&reader->spin, until, false);
     if (until != 0) {
-        errno = EINTR; /* a signal meanwhile has interrupted nothing: the caller looks */
+        errno = EINTR; /* a signal during the spin interrupted no call: have the caller look for it */
         return -1;
     }
 #endif
     return read(fd, reader->bytes, need);
 }
 
+/* Read until a frame is whole: what mpshm_receive answers, without its leases.  F1, F2 */
 int
 frame_read(mpshm_reader *reader, int fd, uint32_t body_max)
 {
@@ -192,7 +203,8 @@ frame_read(mpshm_reader *reader, int fd, uint32_t body_max)
         if (reader->have == need) {
             return whole_frame(reader, word);
         }
-        /* F1, F2 */
+        INVARIANT(F1, reader->have < need);
+        INVARIANT(F5, need <= MPSHM_READER_BYTES);
         ssize_t n = reader->have == 0 ? read_first(reader, fd, need)
                                       : read(fd, reader->bytes + reader->have, need - reader->have);
 
@@ -206,6 +218,7 @@ frame_read(mpshm_reader *reader, int fd, uint32_t body_max)
             return -errno;
         }
         reader->have += (uint32_t) n;
+        INVARIANT(F1, reader->have <= need);
     }
 }
 
@@ -221,7 +234,7 @@ get_descriptor(const unsigned char *at)
     return d;
 }
 
-/* What a descriptor frame's head says, checked against its length. */
+/* Parse a descriptor frame's head, checking it against the frame's length: 0, or MPSHM_E_...  F5 */
 int
 frame_head(const unsigned char *frame, struct frame_head *head)
 {
@@ -255,29 +268,34 @@ frame_head(const unsigned char *frame, struct frame_head *head)
         || (head->stream_in_index && head->stream_runs > 0)) {
         return MPSHM_E_EXTRA;
     }
+    INVARIANT(F5, head->descriptors <= head->stream && head->stream <= head->end);
     return 0;
 }
 
-/* Under arena_lock, as all that follows.  A failure leaves its descriptor in `bad`. */
+/* Lease the run of the descriptor at `at`.  A failure leaves the descriptor in `bad`.  Under arena_lock,
+   as the next two. */
 int
 frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run,
                 mpshm_descriptor *bad)
 {
+    INVARIANT(L6, arena_is_locked(arena));
     mpshm_descriptor d = get_descriptor(at);
     int error = lease_run(arena, d.mmap_id, d.chunk_id, d.size, d.tag, &run->data);
 
     run->size = d.size;
+    INVARIANT(F3, (error == 0) == (run->data != NULL));
     if (error != 0) {
         *bad = d;
     }
     return error;
 }
 
-/* A run's bytes, copied and released; -EMSGSIZE if it has more than `most`, and is untouched. */
+/* Copy a run's bytes and release it.  -EMSGSIZE: it has more than `most`, and is untouched. */
 int
 frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t most,
                uint64_t *size, mpshm_descriptor *bad)
 {
+    INVARIANT(L6, arena_is_locked(arena));
     mpshm_descriptor d = get_descriptor(at);
 
     if (d.size > most) {
@@ -292,8 +310,8 @@ frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t m
     return error;
 }
 
-/* F3.  `count` runs to `to`, or none: after a failure the others' chunks go back as well, for their
-   message cannot be had. */
+/* Lease `count` runs to `to`, or none: after a failure the others go back as well, for their message
+   cannot be had.  F3 */
 int
 frame_lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_held *to,
                 mpshm_descriptor *bad)
@@ -313,13 +331,14 @@ frame_lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, 
             *bad = this_one;
         }
     }
+    INVARIANT(F3, first_error != 0 || have == count);
     while (first_error != 0 && have > 0) {
         release_run(to[--have].data);
     }
     return first_error;
 }
 
-/* Release what was not taken.  Under no lock. */
+/* Release the runs that were not taken over.  Under no lock. */
 void
 mpshm_discard(mpshm_reader *reader)
 {
@@ -331,7 +350,7 @@ mpshm_discard(mpshm_reader *reader)
     reader->full = 0;
 }
 
-/* Bytes of stream behind an index's descriptors. */
+/* How many bytes of stream an index holds behind its descriptors: 0, or MPSHM_E_...  F5 */
 int
 frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most, uint64_t *stream)
 {
@@ -344,6 +363,7 @@ frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most, u
     return *stream > most ? MPSHM_E_EXTRA : 0;
 }
 
+/* Lease the runs that the reader's frame names, all or none.  F3 */
 static int
 lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *head)
 {
@@ -371,6 +391,8 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
         reader->stream_runs = head->stream_runs;
         reader->stream_at = head->indexed ? LENGTH_BYTES : head->stream;
         reader->stream_end = head->indexed ? LENGTH_BYTES + (uint32_t) stream_size : head->end;
+        INVARIANT(F5, reader->stream_at <= reader->stream_end
+                          && reader->stream_end <= MPSHM_READER_BYTES);
         if (stream_size > 0) {
             memcpy(reader->bytes + LENGTH_BYTES, index.data + (index.size - stream_size),
                    stream_size);
@@ -385,8 +407,8 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
     return error;
 }
 
-/* The stream that is all a frame names, copied behind a plain frame's head; -EMSGSIZE if there is
-   more, or it is longer than copy_max. */
+/* Copy the stream of a frame that names nothing else to where a plain frame's body would be.  -EMSGSIZE:
+   there is more, or it is longer than copy_max. */
 static int
 copy_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *head,
            uint32_t copy_max)
@@ -405,11 +427,13 @@ copy_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *he
         reader->stream_runs = 0;
         reader->stream_at = LENGTH_BYTES;
         reader->stream_end = LENGTH_BYTES + (uint32_t) size;
+        INVARIANT(F5, reader->stream_end <= MPSHM_READER_BYTES);
     }
     return error;
 }
 
-/* Lease every run that the frame just read names, or none; or copy and free its one. */
+/* Open the frame just read: copy and free its only run if that is short, else lease all its runs, or
+   none. */
 int
 frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max)
 {
@@ -440,7 +464,7 @@ mpshm_reader_new(uint32_t spin_us)
     mpshm_reader *reader = malloc(sizeof *reader);
 
     if (reader != NULL) {
-        /* The bytes stay untouched, and not resident, until a message is long enough for them. */
+        /* `bytes` is not touched, so its pages are not resident before a message needs them. */
         memset(reader, 0, offsetof(mpshm_reader, bytes));
         spin_init(&reader->spin, spin_us);
     }
@@ -461,7 +485,7 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
     if (reader->full) {
         return -EBUSY;
     }
-    mpshm_discard(reader); /* of runs that were taken nothing is left but their places */
+    mpshm_discard(reader); /* all were taken: this frees the list */
     int n = frame_read(reader, fd, body_max);
 
     if (n >= MPSHM_DESCRIPTORS && n != MPSHM_LONG) {
@@ -492,6 +516,7 @@ mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena)
 void
 mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to)
 {
+    INVARIANT(F3, i < reader->count && reader->runs[i].data != NULL);
     *to = reader->runs[i];
     reader->runs[i].data = NULL; /* releasing NULL does nothing */
 }

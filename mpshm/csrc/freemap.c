@@ -1,21 +1,23 @@
-/* The free map: one bit a chunk, 1 = free.  Claims are all or nothing, by whole words.
+/* The free map: one bit for each chunk, 1 = free.
 
-   Knows no memory and no owner: every change is an atomic operation on a word, so any number of
-   processes may claim from and put back to one map.  That a segment has an owner keeps senders
-   out of each other's cache lines; it is not needed for safety.
+   Every change is one atomic operation on a word, so any number of processes may claim from one map
+   and put back to it.  Segments have owners to keep senders out of each other's cache lines; safety
+   does not need that.  Does not know what a chunk is: no memory, no run, no owner.
 
-   Invariants: L1 of layout.h.  A claim never takes a bit at or past `count`, whatever the words
-   hold; putting back a bit that is free already is a bug of the caller.
+   Invariants: L1, M1, M2 (invariants.h).  M1 holds whatever the words say.
 
-   Memory order: put_back releases, claims acquire: who claims a chunk sees all that its last
-   holder did to it. */
+   A bit:   free (1) --claim, acquires--> taken (0) --put back, releases--> free (1)
+
+   Memory order: a claim's fetch_and acquires what the fetch_or of freemap_put_back released, so a
+   chunk's next holder sees all that its last one did to it. */
 #include "freemap.h"
 
-#include <assert.h>
+#include "invariants.h"
 
 static uint64_t
 mask_of(uint32_t first_bit, uint32_t bits)
 {
+    INVARIANT(M1, bits > 0 && first_bit + bits <= 64);
     uint64_t ones = bits == 64 ? ~UINT64_C(0) : (UINT64_C(1) << bits) - 1;
 
     return ones << first_bit;
@@ -29,6 +31,7 @@ bits_in_word(uint32_t start, uint32_t n)
     return n < room ? n : room;
 }
 
+/* Free the `n` chunks from `start` on, which the caller has taken. */
 void
 freemap_put_back(mapword *map, uint32_t start, uint32_t n)
 {
@@ -37,14 +40,14 @@ freemap_put_back(mapword *map, uint32_t start, uint32_t n)
         uint64_t mask = mask_of(start % 64, bits);
         uint64_t old = atomic_fetch_or_explicit(&map[start / 64], mask, memory_order_release);
 
-        assert((old & mask) == 0 && "L1: put back twice");
+        INVARIANT(M2, (old & mask) == 0);
         (void) old;
         start += bits;
         n -= bits;
     }
 }
 
-/* Take [start, start + n) or nothing. */
+/* Take [start, start + n) or nothing.  M1 */
 static bool
 try_take(mapword *map, uint32_t start, uint32_t n)
 {
@@ -66,10 +69,11 @@ try_take(mapword *map, uint32_t start, uint32_t n)
     return true;
 }
 
-/* The length of the free stretch at `start`, as seen now, looking no further than `want`. */
+/* How many chunks from `start` on are free now, counting to `want` at most. */
 static uint32_t
 free_stretch(mapword *map, uint32_t count, uint32_t start, uint32_t want)
 {
+    INVARIANT(M1, start < count);
     uint32_t at = start, limit = want < count - start ? start + want : count;
 
     while (at < limit) {
@@ -86,12 +90,14 @@ free_stretch(mapword *map, uint32_t count, uint32_t start, uint32_t want)
     return (at < limit ? at : limit) - start;
 }
 
-/* First fit from the low end: the chunks lent last are low and hot. */
+/* Take the lowest `want` chunks in a row that are free; false: there are none.  Low chunks are those
+   lent last, so their memory is hot. */
 bool
 freemap_try_claim(mapword *map, uint32_t count, uint32_t want, uint32_t *start)
 {
     uint32_t at = 0;
 
+    INVARIANT(M1, want > 0);
     while (at < count && want <= count - at) {
         uint64_t word = atomic_load_explicit(&map[at / 64], memory_order_relaxed) >> (at % 64);
 
@@ -106,6 +112,7 @@ freemap_try_claim(mapword *map, uint32_t count, uint32_t want, uint32_t *start)
         uint32_t length = free_stretch(map, count, at, want);
 
         if (length == want && try_take(map, at, want)) {
+            INVARIANT(M1, at + want <= count);
             *start = at;
             return true;
         }
@@ -114,13 +121,14 @@ freemap_try_claim(mapword *map, uint32_t count, uint32_t want, uint32_t *start)
     return false;
 }
 
-/* Take up to `want` chunks at exactly `start`; how many. */
+/* Take up to `want` chunks, the first of them `start`.  Gives how many, 0 if that one is not free. */
 uint32_t
 freemap_claim_from(mapword *map, uint32_t count, uint32_t start, uint32_t want)
 {
     while (start < count) {
         uint32_t length = free_stretch(map, count, start, want);
 
+        INVARIANT(M1, length <= want && length <= count - start);
         if (length == 0 || try_take(map, start, length)) {
             return length;
         }
@@ -128,6 +136,7 @@ freemap_claim_from(mapword *map, uint32_t count, uint32_t start, uint32_t want)
     return 0;
 }
 
+/* Acquires: a caller that sees a bit free sees what was done before it was put back. */
 bool
 freemap_is_free(mapword *map, uint32_t chunk)
 {

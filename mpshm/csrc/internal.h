@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "freemap.h"
+#include "invariants.h"
 #include "layout.h"
 #include "mpshm.h"
 #include "refuse.h"
@@ -66,6 +67,15 @@ struct process {
     mpshm_arena *arenas;
 };
 extern struct process mpshm_process;
+bool process_is_locked(void);            /* for INVARIANT, in the debug build only: A4 */
+void heap_keep(uint64_t size);           /* needs no lock */
+
+/* memfile.c: needs no lock. */
+uint64_t memfile_fresh_id(void);
+int memfile_open(int kind, const char *name, bool *bounded);
+int memfile_seal(int fd, bool bounded);
+bool memfile_is_sealed(int fd);
+int memfile_reserve(int fd, uint64_t offset, uint64_t size);
 
 /* peers.c.  arena_lock takes the process's lock and enters; the others are called under it. */
 struct glimpse {
@@ -73,6 +83,13 @@ struct glimpse {
 };
 void arena_lock(mpshm_arena *arena);
 void arena_unlock(mpshm_arena *arena);
+/* Whether this process holds arena_lock, for INVARIANT: A4, L6. */
+static inline bool
+arena_is_locked(const mpshm_arena *arena)
+{
+    return process_is_locked() && arena->joined == mpshm_process.generation
+           && (arena->me == 0 || atomic_load(&arena->peers[arena->me - 1].steps) % 2 != 0);
+}
 void peer_enter(mpshm_arena *arena);
 void peer_leave(mpshm_arena *arena);
 struct peer *peer_self(mpshm_arena *arena);
@@ -95,11 +112,9 @@ uint64_t segment_file_offset(const struct segment *seg);
 
 /* arena.c */
 void arena_unref(mpshm_arena *arena);    /* under the lock; the next two take it */
-void heap_keep(uint64_t size);           /* needs no lock */
 void arena_keep(mpshm_arena *arena);
 void arena_let_go(mpshm_arena *arena);
 void arena_notify(mpshm_arena *arena);
-int arena_reserve(mpshm_arena *arena, uint64_t offset, uint64_t size); /* needs no lock */
 
 /* sender.c.  All but the last three under arena_lock. */
 int sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
@@ -182,6 +197,7 @@ uint32_t ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count
 uint32_t ring_take(mpshm_arena *arena, char *to, uint32_t most);
 uint32_t ring_unread(mpshm_arena *arena);
 bool ring_is_ready(mpshm_arena *arena);
+int ring_validate(mpshm_arena *arena, bool rests);
 bool ring_is_full(mpshm_arena *arena);
 void ring_reap(mpshm_arena *arena, uint32_t number);
 void ring_was_taken(mpshm_arena *arena, int fd);

@@ -8,20 +8,12 @@
    A hole reads as zero, and zero means "lent": a segment whose maker died before it set the free
    bits lends nothing, and needs no repair.
 
-   Invariants (asserts cite the number):
-   L1  A free bit is 1.  The bit past the last chunk, the guard, is 0 for ever.
-   L2  The run table's word of a run's first chunk holds its state, its length and its tag; the
-       words of its other chunks are in state FREE.
-   L3  A segment's geometry never changes once its directory word is not 0; only the owner does.
-   L4  Chunks of a run that is not FREE have their free bits 0.
-   L5  A peer's record is its own to write; others only free it, under `reaper`, when it is dead.
-   L6  What a process changes here it changes between enter and leave (peers.c), its `steps` odd.
+   Invariants: L1 to L6 (invariants.h).
 
    A run:   FREE -> LOANED -> IN_FLIGHT -> LEASED -> FREE       (abandon: LOANED -> FREE)
 
-   Memory order: seal stores IN_FLIGHT with release, paired with the lease's acquiring
-   compare-and-swap.  Release sets free bits with release, paired with the acquiring fetch_and of a
-   claim. */
+   Memory order: the lease's compare-and-swap acquires what seal's store of IN_FLIGHT released.  The
+   fetch_and of a claim acquires what the release of a run released with its free bits. */
 #ifndef MPSHM_LAYOUT_H
 #define MPSHM_LAYOUT_H
 
@@ -58,8 +50,8 @@ struct arena_header {
     _Atomic uint32_t wanted; /* leases that waiting senders await; the futex they sleep on */
     _Atomic uint64_t segment[SEGMENT_LIMIT];
     _Atomic uint32_t reaper; /* the peer that reaps, 0: none */
-    _Atomic uint32_t crowded; /* a process found the peer table full: nobody can tell who is idle */
-    /* Of a queue (slot.c): */
+    _Atomic uint32_t crowded; /* a process found the peer table full: whether all rest cannot be told */
+    /* Of a queue (places.c): */
     uint32_t places;        /* how many messages it may hold, 0: any number */
     uint32_t slot_bytes;    /* of each frame in its ring; 0: no queue, but a connection's arena */
     uint64_t bytes_limit;   /* and how many bytes of slots and chunks, 0: any number */
@@ -72,7 +64,8 @@ struct arena_header {
     uint32_t joinable;
     _Atomic uint32_t visits; /* peers that came and peers that went */
     _Atomic uint32_t shares; /* forks may have given leases more than one holder */
-    _Atomic uint32_t trim_pending; /* memory was lent for what died since the arena was last cooled */
+    _Atomic uint32_t trim_pending; /* a peer died since memory was last returned to the system: trim once nothing
+                                    is in use */
 };
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");
 _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");
@@ -104,13 +97,14 @@ _Static_assert(sizeof(struct peer) == 64, "layout");
 #define PEERS_OFFSET UINT64_C(4096)
 #define HEADER_BYTES (PEERS_OFFSET + PEER_LIMIT * sizeof(struct peer))
 _Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
-/* A queue's messages (ring.c), and who waits for some or for room.  Positions only grow; position p is
-   slot p % RING_SLOTS in lap p / RING_SLOTS.  What different processes write lies in lines apart. */
+/* A queue's messages (ring.c), and what is said of processes that wait for a message or for room
+   (waiters.c).  Positions only grow; position p is slot p % RING_SLOTS in lap p / RING_SLOTS.  What
+   different processes write lies in different cache lines. */
 #define RING_SLOTS UINT64_C(512)
 #define RING_DATA_BYTES 128
-/* A longer frame goes on in the overflow, where each slot has a place of its own: apart, so that short
-   ones, which are the rule, lie close together and make less memory resident.  See the size classes
-   in docs/design.md. */
+/* A longer frame goes on in the overflow, where each slot has a place of its own.  The overflow lies
+   apart, so that short frames, which are the rule, lie close together and make less memory resident.
+   See the size classes in docs/design.md. */
 #define OVERFLOW_BYTES 1024
 #define RING_FRAME_BYTES (RING_DATA_BYTES + OVERFLOW_BYTES)
 struct ring_slot {
@@ -119,15 +113,15 @@ struct ring_slot {
     uint64_t unused[7];    /* to whole lines */
 };
 struct ring {
-    _Atomic uint64_t tail; /* no position from here on is claimed, but perhaps this one */
+    _Atomic uint64_t tail; /* no position after this one is claimed; this one may be */
     uint64_t unused_1[7];
-    _Atomic uint64_t head; /* all positions before are done with */
+    _Atomic uint64_t head; /* all positions before this one are done with */
     uint64_t unused_2[7];
     _Atomic uint32_t sleepers; /* receivers that may sleep: epoch 16 | count 16 */
-    _Atomic uint32_t bell;     /* the futex they sleep on: counts the times somebody woke them */
+    _Atomic uint32_t bell;     /* the futex they sleep on: counts wake-ups */
     _Atomic uint32_t crowd;    /* senders may sleep: one is woken when so few slots are claimed; or 0 */
     _Atomic uint32_t room;     /* and their futex */
-    _Atomic uint32_t watched;  /* somebody waits for the pipe: it is to be readable with the ring */
+    _Atomic uint32_t watched;  /* a receiver polls the pipe: it is readable while there is a message */
     uint32_t unused_3;
     _Atomic uint64_t watchdog_at_ms; /* when the lookout among them looks again, in ms of the clock */
     _Atomic int64_t spin_until_ns; /* when a receiver gives up that is awake and looks, or has promised

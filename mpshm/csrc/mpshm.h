@@ -17,7 +17,7 @@
 #define MPSHM_LONG 131072
 #define MPSHM_COPIED 196608
 
-/* What was wrong with a frame or a descriptor; arena.py turns each into a sentence. */
+/* What was wrong with a frame or a descriptor; _memory/core.py turns each into a sentence. */
 enum {
     MPSHM_E_SEGMENT = -10001,
     MPSHM_E_CHUNK = -10002,
@@ -124,13 +124,14 @@ int mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *nam
 int mpshm_arena_attach(int fd, mpshm_arena **out);
 /* The arena's identity: equal in all processes that share it.  Reads fd only. */
 int mpshm_arena_identity(int fd, uint64_t *id);
-/* Let go; mappings and descriptor live on until the last lease of this process is released. */
+/* Close the handle.  Mappings and descriptor live on until this process's last lease is released. */
 void mpshm_arena_close(mpshm_arena *arena);
 int mpshm_arena_fd(mpshm_arena *arena);
 uint64_t mpshm_arena_id(mpshm_arena *arena);
 int mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out);
 int mpshm_arena_gauges(mpshm_arena *arena, mpshm_gauges *out);
-/* Walk every segment: 1 if each invariant holds, else -line of the one that does not. */
+/* Walk every segment and the ring: 1 if each invariant holds, else -line of the one that does not.
+   Other processes may be at work meanwhile. */
 int mpshm_arena_is_valid(mpshm_arena *arena);
 
 /* The sender's verbs. */
@@ -143,7 +144,8 @@ int mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t 
 int mpshm_abandon(mpshm_run *run);
 int mpshm_is_loaned(const mpshm_run *run);
 int mpshm_seal(mpshm_run *run, uint64_t size);
-/* 0 when `bytes` more may fly under `mark`, or nobody is left to wait for; -ETIMEDOUT else. */
+/* Wait until `bytes` more may be in flight under `mark`: 0.  Also 0 when no receiver is left that could
+   make room; -ETIMEDOUT when the time is over. */
 int mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms);
 
 /* A message on its way into chunks: a stream, and buffers with a contiguous run each.  Owns its runs
@@ -165,7 +167,7 @@ void mpshm_parcel_read_stream(const mpshm_parcel *parcel, char *to, uint64_t siz
 int mpshm_put_run(mpshm_parcel *parcel, mpshm_run *run, uint64_t size);
 void mpshm_return_run(mpshm_parcel *parcel);
 /* Find room for what a frame cannot hold: the descriptors, and `size` bytes of stream that are not
-   in runs. */
+   in runs.  mpshm_send is then given as many bytes of stream. */
 int mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark);
 /* Seal all runs and write the frame that names them: both or neither.  EINTR and EAGAIN are
    reported as such, and the parcel can be sent again. */
@@ -193,17 +195,18 @@ void mpshm_reader_free(mpshm_reader *reader);
    MPSHM_E_NO_ARENA and stays in `reader`, for mpshm_reopen or mpshm_discard. */
 int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max,
                   uint32_t copy_max);
-/* Lease the runs of the frame that stayed, all or none: 0, or the error and it stays no longer. */
+/* Lease the runs of the frame that stayed in `reader`, all or none: 0, or the error.  The frame is used
+   up either way. */
 int mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena);
 /* Move the i-th run to a holder of its own. */
 void mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to);
-/* Give back what was not taken, as mpshm_reader_free does. */
+/* Release the runs that were not taken.  mpshm_reader_free does so too. */
 void mpshm_discard(mpshm_reader *reader);
 mpshm_held *mpshm_held_new(void);
 void mpshm_held_free(mpshm_held *held);
 
-/* Queues: frames in a ring, of MPSHM_SLOT_BYTES, or somewhat more for a message with no run; many
-   senders, many receivers, no lock. */
+/* Queues: frames in a ring, of MPSHM_SLOT_BYTES, or up to MPSHM_TINY_BYTES for a message with no run.
+   Many senders, many receivers, no lock. */
 typedef struct {
     uint64_t at, size;      /* in data: a small message whole, else the stream that no run holds */
     uint32_t first_run, stream_runs, runs;
@@ -258,60 +261,62 @@ typedef struct {
                                 queue is bounded by bytes */
 #define MPSHM_HAS_PLACE 2    /* kept from before */
 
-/* Make a new arena a queue's, before anybody else has it.  0 is any number. */
+/* Make a new arena a queue's, before a second process has it.  0 is any number. */
 int mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable);
 uint32_t mpshm_queue_frame_bytes(mpshm_arena *arena);
 uint64_t mpshm_queue_bytes_limit(mpshm_arena *arena);
-/* While this process has it open. */
+/* Count the end as open in this process, and keep its arena until mpshm_end_release. */
 void mpshm_end_open(const mpshm_end *end);
+/* Call before close(fd) of a receiving end: it no longer counts as one that may take messages. */
 void mpshm_end_stop_receiving(const mpshm_end *end);
-/* Its descriptor has been closed, and it is no longer used: receivers look whether it was the last to
-   send by. */
+/* Call after close(fd).  If this was a sending end, wakes receivers so that they check for end of
+   file. */
 void mpshm_end_release(const mpshm_end *end);
 /* Put a message in the queue and never wait.  -EAGAIN: its ring is full; MPSHM_E_FULL: the queue is;
-   -EPIPE: nobody is left to receive. */
+   -EPIPE: no receiver is left. */
 int mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
                     int place);
-/* The same for up to MPSHM_SLOTS_AT_ONCE small ones, one behind the other in data: how many it
-   were. */
+/* Put up to MPSHM_SLOTS_AT_ONCE small messages, which lie one behind the other in data, without
+   waiting: how many, or the error of the first. */
 int mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
                    int place);
 int mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, int place);
-/* A place for a message that is put later, by MPSHM_HAS_PLACE, or MPSHM_E_FULL; back with one whose
-   message will not come. */
+/* Take a place for a message that is put later, by MPSHM_HAS_PLACE: 0 or MPSHM_E_FULL.  The second gives
+   a place back whose message will not come. */
 int mpshm_place_take(mpshm_arena *arena);
 void mpshm_place_give(mpshm_arena *arena);
-/* Wait until there are no longer so many places used as were when a put failed, or the time is over.
-   The places of the dead are found. */
+/* Wait until the number of places used is no longer `used`, as it was when a put failed, or the time is
+   over.  First takes back the places of the dead. */
 uint32_t mpshm_places_used(mpshm_arena *arena);
 void mpshm_place_wait(mpshm_arena *arena, uint32_t used, int timeout_ms);
-/* Wait until the ring takes a slot: 0, -EAGAIN, or -EPIPE when nobody is left to receive. */
+/* Wait until the ring takes a slot: 0, -EAGAIN, or -EPIPE when no receiver is left. */
 int mpshm_queue_wait_room(const mpshm_end *end, int timeout_ms);
-/* Messages in the queue: in the ring, and those with a place that are not there yet. */
+/* How many messages are in the queue: those in the ring, and those that have a place and are not in the
+   ring yet. */
 int64_t mpshm_queue_size(mpshm_arena *arena);
-/* Whether it has no place. */
+/* Whether the queue has no place. */
 int mpshm_queue_full(mpshm_arena *arena);
-/* One message more is done: how many are left, or -ERANGE when none was put. */
+/* Count one message more as done: how many are left, or -ERANGE when none was left. */
 int64_t mpshm_task_done(mpshm_arena *arena);
-/* Wait until all are: 0, or -ETIMEDOUT. */
+/* Wait until all messages are done: 0, or -ETIMEDOUT. */
 int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
 
 mpshm_batch *mpshm_batch_new(const mpshm_end *end, uint32_t spin_us);
 void mpshm_batch_free(mpshm_batch *batch);
-/* Receive up to `most` messages, waiting for the first: timeout_ms 0 not at all, -1 as long as one sleep
-   lasts.  How many, their runs leased; -EAGAIN or -EINTR when there is none. */
+/* Receive up to `most` messages, waiting for the first: with timeout_ms 0 not at all, with -1 as long as
+   one sleep lasts.  Gives how many, their runs leased, or -EAGAIN or -EINTR. */
 int mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms);
 /* Receive one.  The size of a small message, which lies whole at the beginning of data, and zeros up to
    MPSHM_TINY_BYTES behind it; or MPSHM_DESCRIPTORS for one with runs; or its error. */
 int mpshm_queue_receive_one(mpshm_batch *batch, int timeout_ms);
 void mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to);
-/* Give back what was not taken. */
+/* Release the runs that were not taken, and forget the messages. */
 void mpshm_batch_discard(mpshm_batch *batch);
 
-/* Wait until a message is there or nobody is left to send: 1; or 0 when the time is over, or
-   earlier: who waits on comes again, and looks for signals meanwhile. */
+/* Wait until a message is there or no sender is left: 1; or 0 when the time is over, or
+   earlier: a caller that waits on calls again, and looks for signals between. */
 int mpshm_queue_poll(const mpshm_end *end, int timeout_ms);
-/* Have all who wait for a message look for themselves, and return. */
+/* Wake all receivers that wait for a message, so that they look for themselves. */
 void mpshm_queue_call(const mpshm_end *end);
 /* From now on the pipe is readable whenever mpshm_queue_poll would give 1. */
 void mpshm_queue_watch(const mpshm_end *end);

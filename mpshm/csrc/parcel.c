@@ -1,11 +1,15 @@
-/* Parcels: a message on its way into chunks, and its sending.
+/* Parcels: a message on its way into chunks, and its sending through a pipe.
 
-   Knows runs as wholes and the frame that names them; their bits it leaves to sender.c.
+   Knows runs as wholes, and that a frame names them.  Does not know how runs are claimed, grown or
+   sealed (sender.c), nor what a frame looks like (frame.c).
 
-   Invariants:
-   P1  parts holds the stream's runs first, then the buffers'.
-   P2  A run is the parcel's until its frame is out: then the receiver's, and the parcel is empty.
-   P3  Nothing is moved: a stream that cannot grow in place goes on in a second run. */
+   Invariants: P1, P2, P3, P4, R2 (invariants.h).
+
+   A part's run:   LOANED --parcel_seal--> IN_FLIGHT --the frame is out--> the receiver's
+                      ^---parcel_unseal--------'--the write failed
+
+   Memory order: parcel_seal releases the run's bytes with its word before the frame is written; the
+   receiver's lease acquires them.  The parcel itself belongs to one thread at a time. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -15,7 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Room behind a large first write: the pickle's last opcodes, which follow it. */
+/* Bytes left free behind a large first write, for the pickle's last opcodes, which follow it. */
 #define STREAM_SLACK 64
 
 mpshm_parcel *
@@ -24,11 +28,42 @@ mpshm_parcel_new(void)
     return calloc(1, sizeof(mpshm_parcel));
 }
 
+/* What a run's word says. */
+static uint64_t
+word_of(const mpshm_run *run)
+{
+    return atomic_load(&run->arena->segments[run->mmap_id]->runs[run->chunk_id]);
+}
+
+/* Whether the run is still on loan with its full length.  For INVARIANT: R2, P4 */
+static bool
+is_loaned_whole(const mpshm_run *run)
+{
+    const struct segment *seg = run->arena->segments[run->mmap_id];
+
+    return word_of(run)
+           == RUN_WORD(run->tag, run->capacity >> seg->shift, run->arena->me, RUN_LOANED);
+}
+
+/* Whether the parcel has an arena, and each part lies in it.  For INVARIANT: P1, P4 */
+static bool
+is_well_formed(const mpshm_parcel *parcel)
+{
+    bool good = parcel->stream_runs <= parcel->count
+                && (parcel->count == 0 || parcel->arena != NULL);
+
+    for (uint32_t i = 0; i < parcel->count && good; i++) {
+        good = parcel->parts[i].run.arena == parcel->arena;
+    }
+    return good && (!parcel->has_index || parcel->index.size <= parcel->index.run.capacity);
+}
+
 void
 mpshm_parcel_clear(mpshm_parcel *parcel)
 {
+    INVARIANT(P4, is_well_formed(parcel));
     for (uint32_t i = 0; i < parcel->count; i++) {
-        (void) mpshm_abandon(&parcel->parts[i].run); /* refused if it is another process's */
+        (void) mpshm_abandon(&parcel->parts[i].run); /* fails if this is a fork's child: not its run */
     }
     if (parcel->has_index) {
         (void) mpshm_abandon(&parcel->index.run);
@@ -57,6 +92,7 @@ mpshm_parcel_free(mpshm_parcel *parcel)
     free(parcel);
 }
 
+/* Make room for one part more. */
 static int
 make_room(mpshm_parcel *parcel)
 {
@@ -73,6 +109,7 @@ make_room(mpshm_parcel *parcel)
     return 0;
 }
 
+/* Claim a run.  -EAGAIN: `mark` bytes are in flight.  small: no receiver gets a view of it. */
 static int
 claim(mpshm_parcel *parcel, uint64_t size, uint64_t mark, bool small, mpshm_run *run)
 {
@@ -83,19 +120,22 @@ claim(mpshm_parcel *parcel, uint64_t size, uint64_t mark, bool small, mpshm_run 
     int error = sender_claim(parcel->arena, size, small, run);
 
     arena_unlock(parcel->arena);
+    INVARIANT(P4, error != 0 || (run->arena == parcel->arena && run->capacity >= size));
     return error;
 }
 
 static struct part *
 last_of_stream(mpshm_parcel *parcel)
 {
+    INVARIANT(P1, parcel->stream_runs > 0 && parcel->stream_runs <= parcel->count);
     return &parcel->parts[parcel->stream_runs - 1];
 }
 
-/* P1: behind the stream's last run, before the buffers'. */
+/* Add a part behind the stream's last run, before the buffers'.  P1 */
 static void
 add_to_stream(mpshm_parcel *parcel, struct part part)
 {
+    INVARIANT(P1, parcel->count < parcel->room && parcel->stream_runs <= parcel->count);
     struct part *at = &parcel->parts[parcel->stream_runs];
 
     memmove(at + 1, at, (parcel->count - parcel->stream_runs) * sizeof *at);
@@ -123,8 +163,8 @@ mpshm_put_buffer(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t
     return error;
 }
 
-/* Room for `size` bytes more behind the stream's last run, or a further run for them and the
-   `more` that are known to follow.  P3 */
+/* Make room for `size` bytes more: behind the stream's last run, or in a further run, which has room for
+   the `more` bytes that are known to follow as well.  P3 */
 static int
 extend_stream(mpshm_parcel *parcel, uint64_t size, uint64_t more, uint64_t mark)
 {
@@ -132,6 +172,7 @@ extend_stream(mpshm_parcel *parcel, uint64_t size, uint64_t more, uint64_t mark)
 
     if (parcel->stream_runs > 0) {
         struct part *last = last_of_stream(parcel);
+        INVARIANT(P4, last->size <= last->run.capacity);
         uint64_t free_bytes = last->run.capacity - last->size, grow = last->run.capacity;
 
         if (size <= free_bytes) {
@@ -168,6 +209,7 @@ mpshm_put_stream(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t
     if (error == 0) {
         struct part *last = last_of_stream(parcel);
 
+        INVARIANT(P4, size <= last->run.capacity - last->size);
         error = mpshm_copy_in(&last->run, last->size, data, size);
         last->size += size;
     }
@@ -201,6 +243,7 @@ mpshm_put_run(mpshm_parcel *parcel, mpshm_run *run, uint64_t size)
 void
 mpshm_return_run(mpshm_parcel *parcel)
 {
+    INVARIANT(P2, parcel->count == parcel->stream_runs && !parcel->has_index);
     parcel->count = parcel->stream_runs = 0;
 }
 
@@ -214,7 +257,7 @@ mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark)
     }
     if (!frame_fits(parcel->arena, parcel->count, size) && !parcel->has_index) {
         parcel->index.size = (uint64_t) parcel->count * DESCRIPTOR_BYTES + size;
-        /* Nobody gets a view of it. */
+        /* No receiver gets a view of an index, so small chunks will do. */
         error = claim(parcel, parcel->index.size, mark, parcel->index.size <= SMALL_RUN_BYTES,
                       &parcel->index.run);
         parcel->has_index = error == 0;
@@ -222,6 +265,7 @@ mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark)
     return error;
 }
 
+/* Write a frame.  EINTR and EAGAIN before its first byte are the caller's to handle. */
 static int
 write_frame(int fd, const char *frame, uint32_t size)
 {
@@ -235,7 +279,7 @@ write_frame(int fd, const char *frame, uint32_t size)
         } else if (done == 0 || (errno != EAGAIN && errno != EINTR)) {
             return -errno;
         } else if (errno == EAGAIN) {
-            /* A frame half out must be finished; sockets only, pipes write it whole. */
+            /* A frame half out must be finished.  Only a socket takes half: a pipe takes all or none. */
             struct pollfd ready = {.fd = fd, .events = POLLOUT};
 
             (void) poll(&ready, 1, -1);
@@ -244,29 +288,37 @@ write_frame(int fd, const char *frame, uint32_t size)
     return 0;
 }
 
-/* Undo the first `count` seals and the index's.  Nobody has heard of these runs. */
+/* Undo the seals of the first `count` parts and, if `index`, of the index.  No process has heard of these
+   runs yet. */
 static void
 unseal(mpshm_parcel *parcel, uint32_t count, bool index)
 {
     while (count > 0) {
         count--;
         sender_unseal(&parcel->parts[count].run, parcel->parts[count].size);
+        INVARIANT(R2, is_loaned_whole(&parcel->parts[count].run));
     }
     if (index) {
         sender_unseal(&parcel->index.run, parcel->index.size);
+        INVARIANT(R2, is_loaned_whole(&parcel->index.run));
     }
 }
 
+/* Make all runs the parcel's again, after parcel_seal, when the frame did not go out. */
 void
 parcel_unseal(mpshm_parcel *parcel)
 {
+    INVARIANT(L6, arena_is_locked(parcel->arena));
     unseal(parcel, parcel->count, parcel->has_index);
 }
 
-/* Under arena_lock, like the two that end it.  Adds the bytes of its chunks to `bytes`. */
+/* Seal all runs, or none: 0 or the error.  Adds the bytes of their chunks to `bytes`.  Ended by
+   parcel_unseal or parcel_handed_over.  All three are called under arena_lock. */
 int
 parcel_seal(mpshm_parcel *parcel, uint64_t *bytes)
 {
+    INVARIANT(L6, arena_is_locked(parcel->arena));
+    INVARIANT(P4, is_well_formed(parcel));
     for (uint32_t i = 0; i < parcel->count; i++) {
         int error = sender_seal(&parcel->parts[i].run, parcel->parts[i].size, bytes);
 
@@ -274,6 +326,9 @@ parcel_seal(mpshm_parcel *parcel, uint64_t *bytes)
             unseal(parcel, i, false);
             return error;
         }
+        INVARIANT(P4, parcel->parts[i].size <= parcel->parts[i].run.capacity);
+        INVARIANT(R2, RUN_STATE(word_of(&parcel->parts[i].run)) == RUN_IN_FLIGHT);
+        INVARIANT(R2, RUN_TAG(word_of(&parcel->parts[i].run)) == parcel->parts[i].run.tag);
     }
     int error = parcel->has_index ? sender_seal(&parcel->index.run, parcel->index.size, bytes) : 0;
 
@@ -283,13 +338,16 @@ parcel_seal(mpshm_parcel *parcel, uint64_t *bytes)
     return error;
 }
 
-/* P2.  The caller lets go of the arena. */
+/* The frame is out: give back the runs' tails, note their bytes as in flight, and empty the parcel.  The
+   caller lets go of the arena.  P2 */
 void
 parcel_handed_over(mpshm_parcel *parcel)
 {
     uint64_t size = 0;
 
+    INVARIANT(L6, arena_is_locked(parcel->arena));
     for (uint32_t i = 0; i < parcel->count; i++) {
+        INVARIANT(R2, !is_loaned_whole(&parcel->parts[i].run));
         sender_trim(&parcel->parts[i].run, parcel->parts[i].size);
         sender_note(parcel->arena, &parcel->parts[i].run);
         size += parcel->parts[i].size;
@@ -320,6 +378,8 @@ mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
     }
     uint32_t length = frame_put(frame, parcel, stream, size);
 
+    INVARIANT(F4, length <= MPSHM_FRAME_BYTES);
+
     arena_lock(arena);
     uint64_t bytes = 0;
     int error = parcel_seal(parcel, &bytes);
@@ -342,7 +402,7 @@ mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
     return error;
 }
 
-/* A parcel of one run for as long as this call takes. */
+/* The parcel lives on the stack, with one part: it ends with this call, sent or cleared. */
 int
 mpshm_send_copy(mpshm_arena *arena, int fd, const char *data, uint64_t size, uint64_t mark)
 {

@@ -1,9 +1,10 @@
-/* Queues: a ring of slots with places, and its ends in this process.
+/* Queues: making an arena a queue's, and the ends of a queue that this process has open.
 
-   What is put and what is got have files of their own (queue_put.c, queue_get.c).  Knows ends and
-   waits; the ring's words it leaves to ring.c.
+   Knows ends, and when a wait ends.  Does not know a frame (queue_put.c, queue_get.c), a slot's word
+   (ring.c), nor how a receiver sleeps (waiters.c).
 
-   Invariants: see queue.h. */
+   Invariants: A2, A4, Q3 (invariants.h).  It changes no shared word but those of an arena that has one
+   user yet, so it has no memory order of its own. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -13,7 +14,7 @@
 
 #include "queue.h"
 
-/* How long a receiver waits, awake, for a message that is being written and that its pipe shows. */
+/* How long a receiver that its pipe has woken waits for a message that is still being written. */
 #define DUE_NS INT64_C(20000000)
 _Static_assert(MPSHM_SLOT_BYTES == RING_DATA_BYTES, "a slot is what the ring holds");
 
@@ -23,7 +24,8 @@ mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinab
     if (arena->ring == NULL) {
         return -EINVAL;
     }
-    int error = arena_reserve(arena, 0, RING_OFFSET + RING_BYTES);
+    INVARIANT(A5, arena->stride >= RING_OFFSET + RING_BYTES);
+    int error = arena->bounded ? memfile_reserve(arena->fd, 0, RING_OFFSET + RING_BYTES) : 0;
 
     if (error != 0) {
         return error;
@@ -53,6 +55,7 @@ mpshm_end_open(const mpshm_end *end)
     mpshm_arena *arena = end->arena;
 
     pthread_mutex_lock(&mpshm_process.lock);
+    INVARIANT(A2, arena->refs > 0);
     arena->receivers += end->receives != 0;
     arena->refs++; /* at interpreter exit an end may be closed after its arena's handle */
     pthread_mutex_unlock(&mpshm_process.lock);
@@ -62,6 +65,7 @@ void
 mpshm_end_stop_receiving(const mpshm_end *end)
 {
     pthread_mutex_lock(&mpshm_process.lock);
+    INVARIANT(A2, !end->receives || end->arena->receivers > 0);
     end->arena->receivers -= end->receives != 0;
     pthread_mutex_unlock(&mpshm_process.lock);
 }
@@ -69,14 +73,14 @@ mpshm_end_stop_receiving(const mpshm_end *end)
 void
 mpshm_end_release(const mpshm_end *end)
 {
-    if (!end->receives) {
+    if (!end->receives) { /* perhaps the last by which anything could be sent */
         waiters_call(end->arena, INT_MAX);
     }
     arena_let_go(end->arena);
 }
 
-/* Who was told by the pipe that there is a message is not to find none: so wait for its sender, which
-   may have been stopped. */
+/* A receiver that its pipe has woken must not find the queue empty, so this waits until the sender has
+   written its message; not for ever, for the sender may be stopped. */
 bool
 queue_due_is_ready(mpshm_arena *arena)
 {
@@ -96,7 +100,7 @@ mpshm_queue_poll(const mpshm_end *end, int timeout_ms)
                     || waiters_poll(end->arena, end->fd, timeout_ms);
 
     if (is_there && timeout_ms != 0) {
-        waiters_call(end->arena, 1); /* woken by a message that is another's to take */
+        waiters_call(end->arena, 1); /* this one only looked: the message may be another receiver's */
     }
     return is_there;
 }

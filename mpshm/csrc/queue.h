@@ -1,17 +1,13 @@
-/* What the three files of queues share.
+/* What queue.c, queue_put.c and queue_get.c share.
 
-   Invariants:
-   Q1  A message's slot is put in the window in which its runs are sealed, and taken in the window in
-       which they are leased.  So when all peers rest and the ring is empty, a run in flight is an
-       orphan.
-   Q2  Nothing in these files blocks while it holds the process's lock. */
+   Invariants: Q1, Q3 (invariants.h). */
 #ifndef MPSHM_QUEUE_H
 #define MPSHM_QUEUE_H
 
 #include "internal.h"
 
 #define LENGTH_BYTES 4
-/* Frames on their way between a message and the ring: as many as stay in the first cache. */
+/* How many frames are between a message and the ring at a time: as many as stay in the first cache. */
 #define FEW 8
 
 static inline void
@@ -21,7 +17,7 @@ count(uint64_t *messages, uint64_t *all_bytes, uint64_t bytes)
     *all_bytes += bytes;
 }
 
-/* Whether a message can be taken, once that which the pipe shows has been waited for. */
+/* Whether a message can be taken.  Waits for one that the pipe shows, for a moment. */
 bool queue_due_is_ready(mpshm_arena *arena);
 
 #endif

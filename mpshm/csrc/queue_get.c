@@ -1,8 +1,12 @@
-/* Getting: frames out of the ring, and messages out of the frames.
+/* Getting: frames come out of the ring, and messages out of frames.
 
-   Knows frames and leases; who waits and how is waiters.c's.  Holds no lock while it waits.
+   Knows frames, leases and a batch's memory.  Does not know a slot's word (ring.c), nor how a receiver
+   waits (waiters.c).
 
-   Invariants: see queue.h. */
+   Invariants: Q1, Q3, Q4, F3, F5 (invariants.h).
+
+   Memory order: ring_take acquires READY, so the frame is whole; each lease then acquires what that
+   run's seal released. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -14,7 +18,7 @@
 
 #include "queue.h"
 
-/* Set in a frame's length word when descriptors follow, not a message. */
+/* The bit of a frame's length word that says that descriptors follow, not a message. */
 #define SIGN UINT32_C(0x80000000)
 _Static_assert(MPSHM_TINY_BYTES <= SMALL_RUN_BYTES, "there is room for the zeros");
 
@@ -28,9 +32,11 @@ count_received(mpshm_counts *to, uint64_t size, bool in_slot)
     }
 }
 
+/* Make room for `size` bytes of data more.  Q4 */
 static int
 data_room(mpshm_batch *batch, uint64_t size)
 {
+    INVARIANT(Q4, batch->data_used <= batch->data_room);
     if (batch->data_room - batch->data_used < size) {
         uint64_t room = 2 * (batch->data_used + size);
         char *grown;
@@ -84,13 +90,16 @@ mpshm_batch_free(mpshm_batch *batch)
 void
 mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to)
 {
+    INVARIANT(Q4, i < batch->runs_used && batch->runs[i].data != NULL);
     *to = batch->runs[i];
     batch->runs[i].data = NULL; /* releasing NULL does nothing */
 }
 
+/* Make room for `count` runs more.  Q4 */
 static int
 runs_room(mpshm_batch *batch, uint32_t count)
 {
+    INVARIANT(Q4, batch->runs_used <= batch->runs_room);
     if (batch->runs_room - batch->runs_used < count) {
         uint64_t room = 2 * ((uint64_t) batch->runs_used + count);
         mpshm_held *grown = room > UINT32_MAX ? NULL : realloc(batch->runs, room * sizeof *grown);
@@ -107,13 +116,14 @@ runs_room(mpshm_batch *batch, uint32_t count)
 static void
 add_data(mpshm_batch *batch, mpshm_message *message, const void *from, uint64_t size)
 {
+    INVARIANT(Q4, size <= batch->data_room - batch->data_used);
     message->at = batch->data_used;
     message->size = size;
     memcpy(batch->data + batch->data_used, from, size);
     batch->data_used += size;
 }
 
-/* Lease the runs of a frame that has buffers, or a stream too long to be copied. */
+/* Lease the runs of a frame that has buffers, or a stream too long to be copied: all or none.  F3 */
 static int
 open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
           const struct frame_head *head, mpshm_message *message)
@@ -138,6 +148,8 @@ open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     error = error ? error : frame_lease_all(arena, table, count,
                                                   batch->runs + batch->runs_used, &message->bad);
     if (error == 0) {
+        INVARIANT(Q4, count <= batch->runs_room - batch->runs_used);
+        INVARIANT(F5, head->indexed || head->end <= MPSHM_SLOT_BYTES);
         message->first_run = batch->runs_used;
         message->stream_runs = head->stream_runs;
         message->runs = count;
@@ -150,6 +162,8 @@ open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     return error;
 }
 
+/* Make one frame a message: its bytes copied, or its runs leased.  An error is the message's, not the
+   batch's. */
 static int
 open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
           mpshm_message *message)
@@ -183,6 +197,7 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
                                    SMALL_RUN_BYTES, &message->size, &message->bad);
         }
         if (error != -EMSGSIZE) {
+            INVARIANT(Q4, error != 0 || message->size <= batch->data_room - batch->data_used);
             message->at = batch->data_used;
             batch->data_used += error == 0 ? message->size : 0;
             return error;
@@ -191,13 +206,16 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     return open_runs(batch, arena, slot, &head, message);
 }
 
-/* What the slots just taken hold.  Under arena_lock. */
+/* Make messages of the slots just taken, and give their places back.  Under arena_lock, held since before
+   the slots were taken.  Q1 */
 static void
 open_slots(mpshm_batch *batch, const unsigned char *frames, uint32_t count)
 {
     mpshm_arena *arena = batch->end->arena;
     uint64_t bytes = (uint64_t) count * MPSHM_SLOT_BYTES, chunk_bytes = arena->lease_bytes;
 
+    INVARIANT(Q1, arena_is_locked(arena));
+    INVARIANT(Q4, batch->count + count <= MPSHM_SLOTS_AT_ONCE);
     for (uint32_t n = 0; n < count; n++) {
         const unsigned char *frame = frames + (size_t) n * RING_FRAME_BYTES;
         mpshm_message *message = &batch->messages[batch->count++];
@@ -221,7 +239,7 @@ open_slots(mpshm_batch *batch, const unsigned char *frames, uint32_t count)
     places_leave(arena, count, bytes + arena->lease_bytes - chunk_bytes);
 }
 
-/* What the ring has: how many, 0 if none. */
+/* Take up to `most` messages that are in the ring now: how many. */
 static uint32_t
 take(mpshm_batch *batch, uint32_t most)
 {
@@ -232,6 +250,9 @@ take(mpshm_batch *batch, uint32_t most)
     arena_lock(arena);
     do {
         few = ring_take(arena, frames, most - n < FEW ? most - n : FEW);
+        if (few > 0) {
+            waiters_let_in(arena);
+        }
         open_slots(batch, (unsigned char *) frames, few);
         n += few;
     } while (few == FEW && n < most);
@@ -243,7 +264,7 @@ take(mpshm_batch *batch, uint32_t most)
     return n;
 }
 
-/* The ring has nothing to take: 0, the end of file, or why that cannot be known. */
+/* Call when the ring has nothing to take: 0 if a message may come, MPSHM_E_END, or MPSHM_E_CLOSED. */
 static int
 look_at_pipe(mpshm_batch *batch)
 {
@@ -251,8 +272,8 @@ look_at_pipe(mpshm_batch *batch)
     int result = MPSHM_E_CLOSED;
 
     arena_lock(arena);
-    if (batch->end->fd >= 0) { /* looked at under the lock: no other file has its number */
-        if (ring_is_claimed(arena)) { /* perhaps by the dead */
+    if (batch->end->fd >= 0) { /* read under the lock, so no other file has got its number since */
+        if (ring_is_claimed(arena)) { /* perhaps by a process that is dead */
             ring_reap(arena, 0);
         }
         result = ring_mirror(arena, batch->end->fd) ? 0 : MPSHM_E_END;
@@ -261,6 +282,7 @@ look_at_pipe(mpshm_batch *batch)
     return result;
 }
 
+/* Take up to `most` messages without waiting: how many, -EAGAIN, or the error. */
 static int
 receive_now(mpshm_batch *batch, uint32_t most)
 {
@@ -272,7 +294,7 @@ receive_now(mpshm_batch *batch, uint32_t most)
     int result = n > 0 ? 0 : look_at_pipe(batch);
 
     if (result == MPSHM_E_END) {
-        n = take(batch, most); /* put just before the end */
+        n = take(batch, most); /* a message may have been put just before the end */
         if (n == 0) {
             waiters_call(batch->end->arena, INT_MAX);
         }
@@ -291,7 +313,7 @@ mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     mpshm_waiter *waiter = &batch->waiter;
 
     waiter_is_back(waiter);
-    /* Who has just closed it is to get nothing more. */
+    /* A process gets nothing more once it has closed the end. */
     int result = batch->end->fd < 0 ? MPSHM_E_CLOSED : receive_now(batch, most);
 
     if (result == -EAGAIN && timeout_ms != 0) {

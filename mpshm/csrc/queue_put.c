@@ -1,9 +1,14 @@
-/* Putting: messages as frames, and the frames into the ring.
+/* Putting: messages become frames, and frames go into the ring.
 
-   Knows frames and places; the runs that a frame names it leaves to the others.  Waits for nothing but
-   room, and holds no lock then.
+   Knows frames and places.  Does not know a slot's word (ring.c), nor what is in a run.
 
-   Invariants: see queue.h. */
+   Invariants: Q1, Q3, F4, P4, G4 (invariants.h).
+
+   A message with a run:   claim --seal--> frame --ring_put--> the receiver's
+                                   '--no place, no room--> unseal, abandon
+
+   Memory order: ring_put's release of READY comes after seal's release of IN_FLIGHT, and the receiver
+   acquires both, the slot first.  waiters_rouse comes after ring_put's last fence (G4). */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -14,14 +19,15 @@
 
 #include "queue.h"
 
+/* Holds no lock while it waits.  Q3 */
 int
 mpshm_queue_wait_room(const mpshm_end *end, int timeout_ms)
 {
     return waiters_room(end->arena, end->fd, timeout_ms);
 }
 
-/* A longer message needs a run.  No overflow is used where the file system may run full, for it is not
-   reserved, nor in a queue bounded by bytes, which counts chunks. */
+/* How many bytes a message without a run may have.  The overflow is not used where the file system may
+   run full, for it is not reserved, nor in a queue bounded by bytes, which counts chunks. */
 static uint64_t
 inline_bytes(const mpshm_arena *arena)
 {
@@ -30,17 +36,20 @@ inline_bytes(const mpshm_arena *arena)
     return (slot_only ? MPSHM_SLOT_BYTES : ring_frame_bytes(arena)) - LENGTH_BYTES;
 }
 
-/* One message of at most SMALL_RUN_BYTES as a frame, its bytes in a run if need be; under arena_lock.
-   The run's chunks are added to `bytes`. */
+/* Write the frame of one message of at most SMALL_RUN_BYTES.  A message too long for the frame goes into
+   a run, which is sealed, and whose chunks' bytes are added to `bytes`.  Under arena_lock. */
 static int
 fill_slot(mpshm_arena *arena, char *slot, const char *data, uint64_t size, mpshm_run *run,
           uint64_t *bytes)
 {
     uint32_t word = htonl((uint32_t) size);
 
+    INVARIANT(Q1, arena_is_locked(arena));
+    INVARIANT(F4, size <= SMALL_RUN_BYTES);
     run->capacity = 0;
     if (size <= inline_bytes(arena)) {
-        if ((LENGTH_BYTES + size) % 8 != 0) { /* the ring copies words: what fills the last one */
+        INVARIANT(F4, LENGTH_BYTES + size <= RING_FRAME_BYTES);
+        if ((LENGTH_BYTES + size) % 8 != 0) { /* the ring copies words: fill the last one with zeros */
             memset(slot + (LENGTH_BYTES + size) / 8 * 8, 0, 8);
         }
         memcpy(slot, &word, LENGTH_BYTES);
@@ -54,6 +63,7 @@ fill_slot(mpshm_arena *arena, char *slot, const char *data, uint64_t size, mpshm
         struct part part = {*run, size};
         mpshm_parcel parcel = {.arena = arena, .parts = &part, .count = 1, .stream_runs = 1};
 
+        INVARIANT(P4, size <= run->capacity);
         memcpy(run->data, data, size);
         frame_put(slot, &parcel, NULL, 0);
         error = sender_seal(run, size, bytes);
@@ -61,7 +71,7 @@ fill_slot(mpshm_arena *arena, char *slot, const char *data, uint64_t size, mpshm
     return error;
 }
 
-/* A message that did not go out. */
+/* Take back the run, if there is one, of a message that did not go out. */
 static void
 empty_slot(mpshm_run *run, uint64_t size)
 {
@@ -71,9 +81,11 @@ empty_slot(mpshm_run *run, uint64_t size)
     }
 }
 
-/* Put slots whose runs are sealed and places taken into the ring, as many as find room, and settle
-   what became of the places: they pend no longer just before, for what a dead peer had pending is
-   taken for not put.  How many, or the error.  bytes: of each, for the places. */
+/* Put frames into the ring, whose runs are sealed and whose places are taken, and settle the places of
+   those that found no room.  Gives how many found room, or the error.
+   The places stop pending just before the put: what a dead peer has pending counts as not put.
+   bytes: of each message, for the places.  keeps: where the ring is full, places that were taken are
+   kept for the next try. */
 static int
 put_placed(const mpshm_end *end, const char *frames, const uint64_t *bytes, uint32_t count,
            int place, bool keeps)
@@ -83,6 +95,8 @@ put_placed(const mpshm_end *end, const char *frames, const uint64_t *bytes, uint
     uint32_t n = 0;
     int error = -EAGAIN;
 
+    INVARIANT(Q1, arena_is_locked(arena));
+    INVARIANT(F4, count > 0 && count <= FEW);
     if (counted || place == MPSHM_HAS_PLACE) {
         places_pend(arena, -(int32_t) count);
     }
@@ -92,6 +106,10 @@ put_placed(const mpshm_end *end, const char *frames, const uint64_t *bytes, uint
         error = -EPIPE;
     } else {
         n = ring_put(arena, end->fd, frames, count);
+        INVARIANT(Q1, n <= count);
+        if (n > 0) {
+            waiters_rouse(arena, (int) n); /* behind ring_put's fence: G4 */
+        }
     }
     if (n < count && place != MPSHM_NO_PLACE) {
         bool kept = place == MPSHM_HAS_PLACE
@@ -121,6 +139,7 @@ count_sent(mpshm_counts *to, uint64_t size, bool in_slot)
     }
 }
 
+/* Put up to FEW small messages, one behind the other in `data`: how many, or the error. */
 static int
 put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count, int place,
         bool keeps)
@@ -132,6 +151,7 @@ put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t 
     uint32_t n = 0;
     int error = 0, done = 0;
 
+    INVARIANT(F4, count <= FEW);
     arena_lock(arena);
     while (n < count) {
         bytes[n] = MPSHM_SLOT_BYTES;
@@ -206,6 +226,7 @@ mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *s
     if (!parcel->has_index && !frame_fits(arena, parcel->count, size)) {
         return -EMSGSIZE;
     }
+    INVARIANT(P4, end->arena == arena);
     frame_put(slot, parcel, stream, size);
     arena_lock(arena);
     int error = parcel_seal(parcel, &bytes);

@@ -1,6 +1,8 @@
-/* Refuses memory when a test asks for it, so that it sees what is sent then.  Debug build only.
+/* Refuses memory when a test asks for that, so that the test sees what is sent then.  Debug build only.
 
-   Knows nothing but a count of requests. */
+   Knows a count of requests.  Does not know what was to be had, nor what becomes of the refusal.
+
+   Memory order: a test sets the limits between requests; sequential consistency is more than enough. */
 #include "refuse.h"
 
 #include <stdint.h>

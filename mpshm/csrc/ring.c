@@ -1,27 +1,26 @@
 /* The ring: a queue's slots in shared memory, for any number of senders and receivers, with no lock.
 
-   A slot's word says in which lap it is and what it holds; each step is one change of one word:
+   A slot's word says in which lap it is and what it holds.  Each step changes one word, at once:
 
-     FREE -> WRITING (a sender claims the next position) -> READY -> FREE of the next lap (taken)
+     FREE --claim--> WRITING (names its sender) --ring_put--> READY --ring_take--> FREE of the next lap
+                        '--ring_reap, its sender is dead--> FREE of the next lap
 
-   A receiver copies a slot before it takes it: what it copied counts only if the word has not changed
-   until then.  So who is killed leaves a slot in a state that says whose it is, and nobody waits for a
-   sender that was stopped: receivers pass over what is being written.
+   A receiver copies a slot before it takes it: the copy counts only if the word has not changed until
+   then.  So a process that is killed leaves a slot in a state that says whose it is, and nothing waits
+   for a sender that is stopped: receivers pass over slots that are being written.
 
-   Knows slots' bytes and peers' numbers; knows no message, and of who waits (waiters.c) only when
-   to tell them.
+   Knows slots' bytes, the pipe beside them, and peers' numbers.  Does not know what a frame says beyond
+   its length, nor which process waits for a slot: the callers of ring_put and ring_take wake waiters.
 
-   Invariants:
-   G1  A slot is claimed in its lap only when it is FREE in that lap, so only when its message of the
-       lap before has been taken.
-   G2  `tail` is at most one behind the last position claimed, `head` at most at the first not taken:
-       who finds them behind moves them on.
-   G3  One sender's messages are taken in its order: a receiver that passed over a slot looks at it
-       again once it has seen a later one READY.
-   G5  While the ring is watched, its pipe holds a byte or some, at rest, exactly while a slot is
-       claimed.  A sender sees to it between its claim and READY, so a message that can be taken has
-       its byte; a receiver that finds nothing claimed reads them all; who changes the pipe looks at
-       the ring again.  Only a sender that is killed in between leaves a byte and no message. */
+   Invariants: G1, G2, G3, G5, G8, G9 (invariants.h).
+
+   Memory order: a claim's acquiring load of FREE, and its compare-and-swap, pair with the
+   compare-and-swap of the ring_take or ring_reap that made it FREE.  find_ready's acquiring load of
+   READY pairs with ring_put's releasing store of it, so the copy has the sender's bytes.  The acquire
+   fence between that copy and the compare-and-swap keeps the copy before it; it pairs with nothing, for
+   the bytes are written after a later claim of the word.  Head and tail are hints (G2): their
+   compare-and-swaps order nothing that a word does not order itself.  The other fences are explained
+   where they stand (G4, G5). */
 #include "internal.h"
 
 #include <arpa/inet.h>
@@ -46,8 +45,9 @@ lap_of(uint64_t position)
     return position / RING_SLOTS;
 }
 
-/* Words of a slot, and behind them of its overflow, that its frame fills: it begins with its length, and a
-   sign. */
+/* Number of 8-byte words that a frame occupies, in its slot first, then in its overflow.  first: the
+   frame's first word, which begins with its length, whose top bit is a flag.  A forged length counts as
+   the largest.  G9 */
 static uint32_t
 words_of(mpshm_arena *arena, uint64_t first)
 {
@@ -60,7 +60,7 @@ words_of(mpshm_arena *arena, uint64_t first)
                                           : most / 8; /* forged */
 }
 
-/* By words, for others may read them at the same time, and find out later that they must not. */
+/* Store atomic words, for a slow receiver may still read them.  It finds out before it takes the slot. */
 static void
 store_words(_Atomic uint64_t *to, const char *from, uint32_t count)
 {
@@ -95,6 +95,8 @@ copy_in(mpshm_arena *arena, uint64_t position, const char *from)
     memcpy(&first, from, 8);
     uint32_t n = words_of(arena, first);
 
+    INVARIANT(G9, n > 0 && n <= ring_frame_bytes(arena) / 8);
+    INVARIANT(G9, n <= SLOT_WORDS || arena->overflow != NULL);
     store_words(arena->ring->slots[at].data, from, n < SLOT_WORDS ? n : SLOT_WORDS);
     if (n > SLOT_WORDS) {
         store_words(arena->overflow[at].data, from + RING_DATA_BYTES, n - SLOT_WORDS);
@@ -109,18 +111,20 @@ copy_out(mpshm_arena *arena, char *to, uint64_t position)
     uint64_t first = atomic_load_explicit(data, memory_order_relaxed);
     uint32_t n = words_of(arena, first);
 
-    memcpy(to, &first, 8); /* and not read again: it says how much is copied */
+    INVARIANT(G9, n > 0 && n <= ring_frame_bytes(arena) / 8);
+    memcpy(to, &first, 8); /* not read again: it says how much is copied */
     load_words(to + 8, data + 1, (n < SLOT_WORDS ? n : SLOT_WORDS) - 1);
     if (n > SLOT_WORDS) {
         load_words(to + RING_DATA_BYTES, arena->overflow[at].data, n - SLOT_WORDS);
     }
 }
 
-/* The next position, for this peer to write; false when the ring is full.  G1, G2 */
+/* Claim the next position for this peer to write.  False: the ring is full.  G1, G2 */
 static bool
 claim(struct ring *ring, uint32_t me, uint64_t *position)
 {
-    /* Others may be quicker, but not for ever: a stray write must not keep us here. */
+    INVARIANT(G8, me <= PEER_LIMIT);
+    /* Other senders may be quicker, but not for ever: after so many tries it is a stray write. */
     for (uint32_t tries = 0; tries < TRIES; tries++) {
         uint64_t at = atomic_load_explicit(&ring->tail, memory_order_acquire);
         struct ring_slot *slot = slot_of(ring, at);
@@ -159,8 +163,9 @@ write_byte(int fd)
     }
 }
 
-/* Put frames into the ring: how many found room, from the first on.  They lie RING_FRAME_BYTES apart,
-   each full to a multiple of 8 bytes.  fd: the end of the pipe to write to. */
+/* Put `count` frames into the ring.  Gives how many found room, from the first on; the caller then wakes
+   receivers for these.  Frames lie RING_FRAME_BYTES apart, each filled to a multiple of 8 bytes.
+   fd: the pipe's end for writing. */
 uint32_t
 ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
 {
@@ -168,29 +173,37 @@ ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
     uint64_t positions[MPSHM_SLOTS_AT_ONCE];
     uint32_t n = 0;
 
+    INVARIANT(L6, arena_is_locked(arena));
+    INVARIANT(G9, count <= MPSHM_SLOTS_AT_ONCE);
     while (n < count && claim(ring, arena->me, &positions[n])) {
+        INVARIANT(G3, n == 0 || positions[n] > positions[n - 1]);
         copy_in(arena, positions[n], frames + (size_t) n * RING_FRAME_BYTES);
         n++;
     }
     if (n == 0) {
         return 0;
     }
-    atomic_thread_fence(memory_order_seq_cst); /* G5 */
+    /* G5: pairs with the fence in ring_watch, and with the one in ring_mirror.  Either this sender sees
+       that the ring is watched and the pipe empty, or the receiver sees the claim. */
+    atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&ring->watched, memory_order_relaxed) && bytes_in(fd) == 0) {
         write_byte(fd);
     }
     for (uint32_t i = 0; i < n; i++) {
+        INVARIANT(G1, atomic_load(&slot_of(ring, positions[i])->word)
+                          == SLOT_WORD(lap_of(positions[i]), arena->me, SLOT_WRITING));
         atomic_store_explicit(&slot_of(ring, positions[i])->word,
                               SLOT_WORD(lap_of(positions[i]), 0, SLOT_READY),
                               memory_order_release);
     }
-    atomic_thread_fence(memory_order_seq_cst); /* waiters.c, G4 */
-    waiters_rouse(arena, (int) n);
+    /* G4: pairs with the fence of a receiver between its `sleepers` and its last look (waiters.c).
+       Either it finds READY, or the caller, which reads `sleepers` next, finds it counted. */
+    atomic_thread_fence(memory_order_seq_cst);
     return n;
 }
 
-/* The first READY slot in `*from` to `to`; whether there is one.  *passed: slots before it, which were
-   being written. */
+/* Find the first READY position from `*from` on and before `to`: true, and it is in *from.
+   *passed: a slot before it is being written. */
 static bool
 find_ready(struct ring *ring, uint64_t *from, uint64_t to, uint64_t *word, bool *passed)
 {
@@ -213,7 +226,7 @@ find_ready(struct ring *ring, uint64_t *from, uint64_t to, uint64_t *word, bool 
     return false;
 }
 
-/* Move the head on over what is done with. */
+/* Move the head on over the slots that are done with.  G2 */
 static void
 advance_head(struct ring *ring, uint64_t head)
 {
@@ -223,14 +236,14 @@ advance_head(struct ring *ring, uint64_t head)
         if (SLOT_LAP(word) <= lap_of(head)) {
             return;
         }
-        /* If another was quicker, go on from there: it may not have seen what we took. */
+        /* A process that was quicker may not have seen what this one took: go on from its head. */
         if (atomic_compare_exchange_strong(&ring->head, &head, head + 1)) {
             head++;
         }
     }
 }
 
-/* The first position that is not done with, as far as anybody can see now. */
+/* The first position that is not done with, as far as this process can see now. */
 static uint64_t
 first_of(struct ring *ring)
 {
@@ -254,7 +267,7 @@ ring_is_claimed(mpshm_arena *arena)
     return is_claimed(arena->ring);
 }
 
-/* Whether the pipe shows a message that will come at once. */
+/* Whether a slot is claimed that the pipe shows: its message is about to come. */
 bool
 ring_is_due(mpshm_arena *arena)
 {
@@ -262,7 +275,7 @@ ring_is_due(mpshm_arena *arena)
            && is_claimed(arena->ring);
 }
 
-/* Where the next message is that may be taken, with its word.  G3 */
+/* Find the next message that may be taken: its position, its word, and the head as found.  G3 */
 static bool
 find_next(struct ring *ring, uint64_t *head, uint64_t *position, uint64_t *word)
 {
@@ -288,6 +301,8 @@ find_next(struct ring *ring, uint64_t *head, uint64_t *position, uint64_t *word)
         *word = its_word;
         passed = passed_again;
     }
+    INVARIANT(G2, found - first < RING_SLOTS);
+    INVARIANT(G3, SLOT_STATE(*word) == SLOT_READY && SLOT_LAP(*word) == lap_of(found));
     *position = found;
     return true;
 }
@@ -300,7 +315,8 @@ ring_is_ready(mpshm_arena *arena)
     return find_next(arena->ring, &head, &position, &word);
 }
 
-/* Take up to `most` frames out of the ring, to places RING_FRAME_BYTES apart: how many. */
+/* Take up to `most` frames out of the ring, to places RING_FRAME_BYTES apart.  Gives how many; the caller
+   then wakes senders that wait for room. */
 uint32_t
 ring_take(mpshm_arena *arena, char *to, uint32_t most)
 {
@@ -308,24 +324,22 @@ ring_take(mpshm_arena *arena, char *to, uint32_t most)
     uint64_t head, position, word;
     uint32_t n = 0;
 
+    INVARIANT(L6, arena_is_locked(arena));
     while (n < most && find_next(ring, &head, &position, &word)) {
         struct ring_slot *slot = slot_of(ring, position);
 
         copy_out(arena, to + (size_t) n * RING_FRAME_BYTES, position);
-        atomic_thread_fence(memory_order_acquire);
+        atomic_thread_fence(memory_order_acquire); /* the copy comes before the compare-and-swap */
         if (atomic_compare_exchange_strong(&slot->word, &word,
                                            SLOT_WORD(lap_of(position) + 1, 0, SLOT_FREE))) {
             n++;
             advance_head(ring, head);
         }
     }
-    if (n > 0) {
-        waiters_let_in(arena);
-    }
     return n;
 }
 
-/* Messages in the ring. */
+/* How many messages are in the ring. */
 uint32_t
 ring_unread(mpshm_arena *arena)
 {
@@ -341,6 +355,7 @@ ring_unread(mpshm_arena *arena)
     return count;
 }
 
+/* Whether the next position cannot be claimed, for its slot's last message has not been taken. */
 bool
 ring_is_full(mpshm_arena *arena)
 {
@@ -351,10 +366,12 @@ ring_is_full(mpshm_arena *arena)
            && atomic_load(&ring->tail) == at;
 }
 
-/* Free what that peer, which is dead, was about to write; 0: whoever is dead. */
+/* Free the slots that a dead peer was writing: those of peer `number`, or, for 0, of all dead peers. */
 void
 ring_reap(mpshm_arena *arena, uint32_t number)
 {
+    INVARIANT(A4, process_is_locked());
+    INVARIANT(G8, number <= PEER_LIMIT && (number == 0 || number != arena->me));
     for (uint64_t i = 0; i < RING_SLOTS; i++) {
         _Atomic uint64_t *at = &arena->ring->slots[i].word;
         uint64_t word = atomic_load(at);
@@ -367,8 +384,9 @@ ring_reap(mpshm_arena *arena, uint32_t number)
     }
 }
 
-/* By an end to receive by: this process need not have the other.  Under the process's lock: no child
-   is to inherit what is opened here, and to keep the end of file off. */
+/* Write a byte to the pipe of which `fd` is the end for reading: this process need not have the other.
+   Under the process's lock, so that no child of a fork inherits the end that is opened here: it would
+   keep the end of file away. */
 static void
 show(int fd)
 {
@@ -383,7 +401,7 @@ show(int fd)
     }
 }
 
-/* Whether there was anything to read, or the end of file was not. */
+/* Read all bytes there are.  False: there are none, and it is the end of file. */
 static bool
 read_bytes(int fd)
 {
@@ -398,13 +416,14 @@ read_bytes(int fd)
     return any || n != 0;
 }
 
-/* Make the pipe agree with the ring; false at the end of file.  Under the process's lock.  G5 */
+/* Make the pipe agree with the ring.  False: end of file.  Under the process's lock.  G5 */
 bool
 ring_mirror(mpshm_arena *arena, int fd)
 {
     struct ring *ring = arena->ring;
     bool goes_on = true;
 
+    INVARIANT(A4, process_is_locked());
     for (uint32_t tries = 0; tries < TRIES; tries++) {
         bool claimed = is_claimed(ring);
 
@@ -413,7 +432,7 @@ ring_mirror(mpshm_arena *arena, int fd)
         } else if (atomic_load(&ring->watched) && bytes_in(fd) == 0) {
             show(fd);
         }
-        atomic_thread_fence(memory_order_seq_cst);
+        atomic_thread_fence(memory_order_seq_cst); /* G5: pairs with ring_put's first */
         if (is_claimed(ring) == claimed) {
             break;
         }
@@ -421,23 +440,84 @@ ring_mirror(mpshm_arena *arena, int fd)
     return goes_on;
 }
 
-/* Messages were taken.  Under the process's lock. */
+/* Call after ring_take: empties the pipe if it shows what is no longer there.  Under the process's lock. */
 void
 ring_was_taken(mpshm_arena *arena, int fd)
 {
+    INVARIANT(A4, process_is_locked());
     if (atomic_load_explicit(&arena->ring->watched, memory_order_relaxed)
         && !is_claimed(arena->ring)) {
         (void) ring_mirror(arena, fd);
     }
 }
 
-/* From now on the pipe is readable while there are messages.  Under the process's lock. */
+/* From now on the pipe is readable while there are messages.  Under the process's lock.  G5 */
 void
 ring_watch(mpshm_arena *arena, int fd)
 {
+    INVARIANT(A4, process_is_locked());
     atomic_store(&arena->ring->watched, 1);
-    atomic_thread_fence(memory_order_seq_cst); /* ring_put */
+    atomic_thread_fence(memory_order_seq_cst); /* G5: pairs with ring_put's first */
     if (is_claimed(arena->ring)) {
         (void) ring_mirror(arena, fd);
     }
+}
+
+/* What is wrong with a slot whose word was loaded after the head was `head` and before the tail was
+   `tail`: -line, or 0.  G1, G2, G8 */
+static int
+validate_slot(uint64_t slot, uint64_t word, uint64_t head, uint64_t tail)
+{
+    uint64_t position = SLOT_LAP(word) * RING_SLOTS + slot;
+    bool is_free = SLOT_STATE(word) == SLOT_FREE;
+
+    if (SLOT_STATE(word) > SLOT_READY || SLOT_OWNER(word) > PEER_LIMIT
+        || (SLOT_OWNER(word) != 0 && SLOT_STATE(word) != SLOT_WRITING)) {
+        return -__LINE__; /* G8 */
+    }
+    if (position < head) {
+        return -__LINE__; /* G2: the head passed a slot that is not done with */
+    }
+    /* A claimed position is at most the tail; a free one was claimed a lap before. */
+    if (position > (is_free ? tail + RING_SLOTS : tail)) {
+        return -__LINE__; /* G1, G2: a lap ahead of its position */
+    }
+    return 0;
+}
+
+/* Walk the ring: 1 if its invariants hold, else -line of the one that does not.  Safe while other
+   processes work, for each bound is loaded on the side that makes it looser.
+   rests: no process works, and the dead were reaped, so no slot is being written. */
+int
+ring_validate(mpshm_arena *arena, bool rests)
+{
+    struct ring *ring = arena->ring;
+
+    if (arena->slot_bytes == 0) {
+        return 1; /* a connection's arena: no ring is used, nor made resident by this walk */
+    }
+    uint64_t head = atomic_load(&ring->head), tail = atomic_load(&ring->tail);
+
+    for (uint64_t i = 0; i < RING_SLOTS; i++) {
+        uint64_t word = atomic_load(&ring->slots[i].word);
+        int wrong = validate_slot(i, word, head, atomic_load(&ring->tail));
+
+        if (wrong != 0) {
+            return wrong;
+        }
+        if (SLOT_STATE(word) == SLOT_FREE && SLOT_LAP(word) * RING_SLOTS + i < tail) {
+            return -__LINE__; /* G2: the tail passed a position that was not claimed */
+        }
+        if (rests && SLOT_STATE(word) == SLOT_WRITING) {
+            return -__LINE__; /* G1: its sender is gone */
+        }
+    }
+    if (head > atomic_load(&ring->tail) + 1) {
+        return -__LINE__; /* G2 */
+    }
+    /* A receiver takes a position only after it has moved the head to within a lap of it. */
+    if (tail > (rests ? first_of(ring) + RING_SLOTS : atomic_load(&ring->head) + 2 * RING_SLOTS)) {
+        return -__LINE__; /* G2 */
+    }
+    return 1;
 }

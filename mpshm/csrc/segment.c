@@ -1,17 +1,20 @@
 /* Segments: claiming one in the arena's directory, mapping it, making its pages resident.
 
-   Knows the directory and memory mappings; knows nothing of runs' states or of messages.
+   Knows the directory, memory mappings, and for segment_validate what a run word may say.  Does not
+   know when a run word changes, nor any message.
 
-   Invariants: L1, L3 of layout.h, and
-   S1  A segment is mapped at most once in a process, head and data each.
-   S2  `mine` is true in at most one process per claim; fork clears it in the child.
+   Invariants: L1 to L4, S1, S2, S3 (invariants.h).  All is called under the process's lock (A4), but
+   segment_fits.
 
-   Memory order: the free bits are set with release after the directory word is won; others learn of
-   the segment only through descriptors, whose order the pipe keeps. */
+   A directory word:   0 --try_make--> owned <--try_adopt, segment_vacate--> vacant
+
+   Memory order: the word is won by a sequentially consistent compare-and-swap.  The maker's free bits
+   are put back after it with release, and claims acquire them (freemap.c); zero bits lend nothing, so
+   a process that maps the segment earlier does no harm.  Receivers learn of a segment by a descriptor
+   alone, and their lease acquires what seal released. */
 #define _GNU_SOURCE
 #include "internal.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -30,7 +33,7 @@ segment_file_offset(const struct segment *seg)
     return (seg->id + UINT64_C(1)) * seg->arena->stride;
 }
 
-/* Whether a stride holds a segment of so many bytes of data. */
+/* Whether a segment with `bytes` of data, in chunks of 1 << shift, fits in a stride.  S3 */
 bool
 segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift)
 {
@@ -40,10 +43,13 @@ segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift)
            && data_offset(stride, (uint32_t) count) + (count << shift) <= stride;
 }
 
-/* Map the head of a segment of that geometry; not yet the arena's. */
+/* Map the head of a segment of that geometry.  The caller makes it the arena's. */
 static int
 map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct segment **out)
 {
+    INVARIANT(A4, process_is_locked());
+    INVARIANT(L3, shift >= 4 && shift <= 40 && count > 0 && count <= CHUNK_LIMIT);
+    INVARIANT(S3, data_offset(arena->stride, count) + ((uint64_t) count << shift) <= arena->stride);
     struct segment *seg = calloc(1, sizeof *seg);
 
     if (seg == NULL) {
@@ -68,7 +74,8 @@ map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct
     return 0;
 }
 
-/* Map the head of segment `id` after checking everything its directory word says. */
+/* Segment `id`, its head mapped.  A directory word that is 0 or describes no segment that fits gives
+   MPSHM_E_SEGMENT or MPSHM_E_GEOMETRY: it may be forged. */
 int
 segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
 {
@@ -95,10 +102,11 @@ segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
         }
     }
     *out = arena->segments[id];
+    INVARIANT(S1, (*out)->arena == arena && (*out)->id == id);
     return 0;
 }
 
-/* Map the data, aligned so that huge pages can be had.  S1. */
+/* Map the data if they are not mapped yet, aligned so that huge pages can be had.  S1 */
 int
 segment_map_data(struct segment *seg)
 {
@@ -143,6 +151,7 @@ segment_map_data(struct segment *seg)
             munmap(end, (size_t) (room + size + slack - end));
         }
     }
+    INVARIANT(S1, size < HUGE_BYTES || (uintptr_t) data % HUGE_BYTES == 0);
     seg->data = data;
     return 0;
 }
@@ -150,7 +159,7 @@ segment_map_data(struct segment *seg)
 static bool
 owner_is_gone(uint32_t owner)
 {
-    /* A wrong "gone" (another pid namespace) is harmless: claims are atomic whoever makes them. */
+    /* In another pid namespace this may be wrong.  No harm: two owners' claims are atomic as well. */
     return owner == 0 || (kill((pid_t) owner, 0) == -1 && errno == ESRCH);
 }
 
@@ -165,19 +174,22 @@ unmap(struct segment *seg)
     free(seg);
 }
 
-/* Make segment `id`, which nobody has.  All that can fail comes before the directory word is won,
-   so that a word once set stays (L3).  1: another process won it. */
+/* Make segment `id`, whose directory word is 0.  All that can fail comes before the word is won, so that
+   a word once set stays (L3).  1: another process won it. */
 static int
 try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
 {
+    INVARIANT(S1, arena->segments[id] == NULL);
     struct segment *seg;
     int error = map_head(arena, id, shift, count, &seg);
 
     if (error != 0) {
         return error;
     }
-    error = arena_reserve(seg->arena, segment_file_offset(seg),
-                          seg->head_bytes + ((uint64_t) seg->count << seg->shift));
+    if (arena->bounded) {
+        error = memfile_reserve(arena->fd, segment_file_offset(seg),
+                                seg->head_bytes + ((uint64_t) seg->count << seg->shift));
+    }
     if (error == 0) {
         error = segment_map_data(seg);
     }
@@ -197,7 +209,7 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
     return 0;
 }
 
-/* Take over segment `id` from an owner who left or died.  1: it is not to be had. */
+/* Take over segment `id` from an owner that left or died.  1: its owner lives, or it is too small. */
 static int
 try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size)
 {
@@ -217,13 +229,14 @@ try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size)
             &arena->header->segment[id], &word,
             DIR_WORD(getpid(), DIR_SHIFT(word), DIR_COUNT(word)));
         seg->mine = error == 0;
+        INVARIANT(L3, seg->shift == DIR_SHIFT(word) && seg->count == DIR_COUNT(word));
     }
     return error;
 }
 
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
-   small: one of small chunks, for runs that nobody gets a view of.  -ENOSPC: the arena is at its
-   limit. */
+   small: one of small chunks, for runs that are copied out and never viewed.  -ENOSPC: the arena is at
+   its limit; -EFBIG: no segment will ever be so large. */
 int
 segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment **out)
 {
@@ -256,6 +269,8 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment 
 
         if (error == 0) {
             *out = arena->segments[id];
+            INVARIANT(S2, (*out)->mine && (*out)->data != NULL);
+            INVARIANT(S3, (uint64_t) (*out)->count << (*out)->shift >= size);
         }
         if (error <= 0) {
             return error;
@@ -264,11 +279,14 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment 
     return -ENOSPC;
 }
 
+/* Leave a segment to the process that adopts it next. */
 void
 segment_vacate(struct segment *seg)
 {
     _Atomic uint64_t *word = &seg->arena->header->segment[seg->id];
     uint64_t now = DIR_WORD(getpid(), seg->shift, seg->count);
+
+    INVARIANT(A4, process_is_locked());
 
     if (seg->mine) {
         seg->mine = false;
@@ -279,15 +297,18 @@ segment_vacate(struct segment *seg)
 void
 segment_unmap(struct segment *seg)
 {
+    INVARIANT(A4, process_is_locked());
+    INVARIANT(S1, seg->arena->segments[seg->id] == seg);
     seg->arena->segments[seg->id] = NULL;
     unmap(seg);
 }
 
-/* Make [offset, offset + size) resident by huge pages where the range covers them whole.
-   Best effort, and only once per huge page: an error leaves the ordinary first touch. */
+/* Make [offset, offset + size) of the data resident by huge pages, those that the range covers whole.
+   Each is tried once; after an error its pages come one by one, as they are touched. */
 void
 segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
 {
+    INVARIANT(S3, seg->data != NULL && offset + size <= (uint64_t) seg->count << seg->shift);
 #ifdef __linux__
     uint64_t first = (offset + HUGE_BYTES - 1) / HUGE_BYTES, end = (offset + size) / HUGE_BYTES;
 
@@ -311,39 +332,58 @@ segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
 #endif
 }
 
+/* What is wrong with the run that begins at chunk `at`: -line, or 0. */
+static int
+validate_run(struct segment *seg, uint32_t at, uint64_t word)
+{
+    uint32_t chunks = RUN_CHUNKS(word);
+
+    if (chunks == 0 || chunks > seg->count - at) {
+        return -__LINE__; /* L2: length */
+    }
+    if (RUN_STATE(word) == RUN_IN_FLIGHT && RUN_HOLDER(word) > slack_of(seg->shift, 1)) {
+        return -__LINE__; /* L2: slack */
+    }
+    if (RUN_STATE(word) != RUN_IN_FLIGHT && RUN_HOLDER(word) > PEER_LIMIT
+        && (RUN_STATE(word) == RUN_LOANED || RUN_HOLDER(word) <= HOLDER_SHARED)) {
+        return -__LINE__; /* L2: holder */
+    }
+    for (uint32_t c = at; c < at + chunks; c++) {
+        if (freemap_is_free(seg->map, c)) {
+            return -__LINE__; /* L4 */
+        }
+        if (c > at && RUN_STATE(atomic_load(&seg->runs[c])) != RUN_FREE) {
+            return -__LINE__; /* L2: overlap */
+        }
+    }
+    return 0;
+}
+
+/* Walk the segment: 1 if its invariants hold, else -line of the one that does not.
+
+   Safe while other processes work.  A run may end during the look at it, and its chunks be lent again:
+   then its word has changed, by state or by tag, and the run is looked at again.  A chunk seen free was
+   put back with release after its run's word was stored, so the second load finds the change. */
 int
 segment_validate(struct segment *seg)
 {
+    uint64_t directory = atomic_load(&seg->arena->header->segment[seg->id]);
+
+    if (DIR_SHIFT(directory) != seg->shift || DIR_COUNT(directory) != seg->count) {
+        return -__LINE__; /* L3 */
+    }
     if (seg->map[seg->count / 64] >> (seg->count % 64) != 0) {
         return -__LINE__; /* L1: guard and padding */
     }
     for (uint32_t at = 0; at < seg->count;) {
         uint64_t word = atomic_load(&seg->runs[at]);
-        uint32_t chunks = RUN_CHUNKS(word);
+        int wrong = RUN_STATE(word) == RUN_FREE ? 0 : validate_run(seg, at, word);
 
-        if (RUN_STATE(word) == RUN_FREE) {
-            at++;
-            continue;
+        if (wrong == 0) {
+            at += RUN_STATE(word) == RUN_FREE ? 1 : RUN_CHUNKS(word);
+        } else if (atomic_load(&seg->runs[at]) == word) {
+            return wrong;
         }
-        if (chunks == 0 || chunks > seg->count - at) {
-            return -__LINE__; /* L2: length */
-        }
-        if (RUN_STATE(word) == RUN_IN_FLIGHT && RUN_HOLDER(word) > slack_of(seg->shift, 1)) {
-            return -__LINE__; /* L2: slack */
-        }
-        if (RUN_STATE(word) != RUN_IN_FLIGHT && RUN_HOLDER(word) > PEER_LIMIT
-            && (RUN_STATE(word) == RUN_LOANED || RUN_HOLDER(word) <= HOLDER_SHARED)) {
-            return -__LINE__; /* L2: holder */
-        }
-        for (uint32_t c = at; c < at + chunks; c++) {
-            if (freemap_is_free(seg->map, c)) {
-                return -__LINE__; /* L4 */
-            }
-            if (c > at && RUN_STATE(atomic_load(&seg->runs[c])) != RUN_FREE) {
-                return -__LINE__; /* L2: overlap */
-            }
-        }
-        at += chunks;
     }
     return 1;
 }

@@ -1,15 +1,21 @@
-/* Looking again before blocking.
+/* Spinning: looking again for a while before blocking, where that has been paying.
 
-   A blocked wake-up across CPUs costs ten times what a message does, so look again for a while:
-   bounded, with the CPU yielded, and only where it has been paying.  Each success earns one try, each
-   failure costs SPIN_COST, so that three in four must succeed; with none left, one wait in `probe`
-   tries, to find out whether the peer has become quick (a pool whose tasks come in bursts had one
-   success in two, a tenth more CPU time, and no gain).  None to begin with, but the SPIN_FIRST-th wait
-   is a try: an end that is closed after a few messages (torch makes one for each tensor) would never
-   earn what it spent.
+   A wake-up across CPUs costs ten times what a message does, so a receiver looks again for a bounded
+   time and yields the CPU between looks.  Each success earns one try, and each failure costs SPIN_COST,
+   so three tries in four must succeed (measured: a pool whose tasks come in bursts had one success in
+   two, a tenth more CPU time, and no gain).  With no credit left, one wait in `probe` is a try, to find
+   out whether the peer has become quick.  A new end has no credit, but its SPIN_FIRST-th wait is a try:
+   an end that is closed after a few messages (torch makes one for each tensor) would never earn what it
+   spent.
 
    On a busy machine a yield gives the CPU away for milliseconds, and a blocked reader would have been
-   woken at once: what comes too late is the dearest failure, and makes the tries ever rarer. */
+   woken at once.  So a try that ends late is the dearest failure: it takes all credit, and makes tries
+   rarer each time.
+
+   Does not know what is looked at: no descriptor, no ring.  One thread at a time; no shared word, so no
+   memory order.
+
+   Invariants: W2 (invariants.h). */
 #include "internal.h"
 
 #define SPIN_BUSY 16
@@ -26,20 +32,22 @@ spin_init(mpshm_spin *spin, uint32_t spin_us)
                           .probe = SPIN_PROBE};
 }
 
-/* Whether a call that may block will do for the next look, as it is cheaper than one that may not
-   (measured for 4 bytes of a pipe: 400 ns for 520): in a flood, where something is there at each look,
-   for all but one in SPIN_BUSY. */
+/* Whether the next look may be a call that blocks.  That call is cheaper (measured for 4 bytes of a
+   pipe: 400 ns for 520).  True in a flood, where each look finds something, but for one look in
+   SPIN_BUSY. */
 bool
 spin_may_block(mpshm_spin *spin)
 {
     return spin->busy >= SPIN_BUSY && ++spin->busy % SPIN_BUSY != 0;
 }
 
-/* Until when to look again; 0: not at all.  worth: the caller knows that it will pay.  Who did so in
-   vain gives its caller time to see signals, and when that comes again, it is to block. */
+/* Begin a wait: until when to look again, or 0 if the caller is to block.  worth: the caller knows that
+   looking will pay.  A try in vain returns to the caller's caller, which looks for signals; the next
+   wait then blocks. */
 int64_t
 spin_begin(mpshm_spin *spin, bool worth)
 {
+    INVARIANT(W2, spin->credit <= SPIN_MOST && spin->probe <= SPIN_RAREST);
     spin->busy = 0; /* nothing was there */
     if (spin->spun) {
         spin->spun = 0;
@@ -50,12 +58,14 @@ spin_begin(mpshm_spin *spin, bool worth)
     return spin->ns > 0 && worth ? now_ns() + spin->ns : 0;
 }
 
+/* Whether to look once more. */
 bool
 spin_goes_on(int64_t until)
 {
     return until != 0 && now_ns() < until;
 }
 
+/* End a wait that spin_begin let last `until`.  paid: it found something. */
 void
 spin_end(mpshm_spin *spin, int64_t until, bool paid)
 {
@@ -75,4 +85,5 @@ spin_end(mpshm_spin *spin, int64_t until, bool paid)
     } else {
         spin->credit -= spin->credit < SPIN_COST ? spin->credit : SPIN_COST;
     }
+    INVARIANT(W2, spin->credit <= SPIN_MOST && spin->probe <= SPIN_RAREST);
 }

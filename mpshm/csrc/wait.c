@@ -1,5 +1,11 @@
-/* Sleeping on a shared word, the clock of all waits, and whether the other end is gone.  Knows nothing
-   of what is waited for. */
+/* Sleeping on a shared word, the clock of all waits, and whether a descriptor's other end is gone.
+
+   Does not know what is waited for: no arena, no ring, no message.
+
+   Invariants: W1 (invariants.h).
+
+   Memory order: none of its own.  The kernel compares a futex's word and begins the sleep in one step;
+   what the word says is ordered where it is written (waiters.c, places.c, sender.c). */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -12,6 +18,7 @@
 #include <sys/syscall.h>
 #endif
 
+/* The monotonic clock, equal in all processes. */
 int64_t
 now_ns(void)
 {
@@ -21,24 +28,26 @@ now_ns(void)
     return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Sleep until somebody wakes those at `word`, or the time is over, or it does not hold `value`, or
-   for a signal. */
+/* Sleep until futex_wake(word), a signal, or the end of the time; not at all if `word` does not hold
+   `value`.  The caller cannot tell which, and looks again. */
 void
 futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
 {
     struct timespec wait = {.tv_sec = timeout_ms / 1000,
                             .tv_nsec = (long) (timeout_ms % 1000) * 1000000};
+
+    INVARIANT(W1, timeout_ms >= 0);
 #ifdef __linux__
     syscall(SYS_futex, word, FUTEX_WAIT, value, &wait, NULL, 0);
 #else
     (void) word;
     (void) value;
-    wait.tv_nsec = wait.tv_nsec > 1000000 ? 1000000 : wait.tv_nsec; /* nobody wakes us: look often */
+    wait.tv_nsec = wait.tv_nsec > 1000000 ? 1000000 : wait.tv_nsec; /* without a futex there is no wake-up: look often */
     nanosleep(&wait, NULL);
 #endif
 }
 
-/* How many it woke. */
+/* Wake up to `most` sleepers at `word`: how many, in whatever process they are. */
 int
 futex_wake(_Atomic uint32_t *word, int most)
 {
@@ -52,7 +61,8 @@ futex_wake(_Atomic uint32_t *word, int most)
 #endif
 }
 
-/* Whether poll() says one of those of a descriptor that nobody asked it about. */
+/* Whether poll() reports one of `which` for `fd`.  They are POLLERR, POLLHUP and POLLNVAL, which it
+   reports without being asked. */
 bool
 has_hung_up(int fd, short which)
 {

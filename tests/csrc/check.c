@@ -127,10 +127,13 @@ is_filled(const char *data, uint64_t size, unsigned seed)
 void
 frame_of(const mpshm_run *run, uint64_t size, char frame[FRAME_BYTES])
 {
+    static mpshm_arena none; /* a forged run has none */
     struct part part = {*run, size};
+    mpshm_parcel parcel = {.arena = run->arena, .parts = &part, .count = 1, .stream_runs = 1};
 
-    mpshm_parcel parcel = {.parts = &part, .count = 1, .stream_runs = 1};
-
+    if (parcel.arena == NULL) {
+        parcel.arena = &none;
+    }
     CHECK_EQ(FRAME_BYTES, frame_put(frame, &parcel, NULL, 0));
 }
 
@@ -243,6 +246,7 @@ void
 close_clean(mpshm_arena *arena)
 {
     check_all_free(arena);
+    CHECK_EQ(1, ring_validate(arena, true));
     mpshm_arena_close(arena);
 }
 
@@ -405,11 +409,33 @@ make_pipe(int ends[2])
     CHECK_EQ(0, pipe2(ends, O_NONBLOCK | O_CLOEXEC));
 }
 
+uint32_t
+put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
+{
+    uint32_t n = ring_put(arena, fd, frames, count);
+
+    if (n > 0) {
+        waiters_rouse(arena, (int) n);
+    }
+    return n;
+}
+
+uint32_t
+take_and_let_in(mpshm_arena *arena, char *to, uint32_t most)
+{
+    uint32_t n = ring_take(arena, to, most);
+
+    if (n > 0) {
+        waiters_let_in(arena);
+    }
+    return n;
+}
+
 void
 put_raw(mpshm_arena *arena, const char slot[MPSHM_SLOT_BYTES])
 {
     arena_lock(arena);
-    CHECK_EQ(1, ring_put(arena, -1, slot, 1));
+    CHECK_EQ(1, put_and_rouse(arena, -1, slot, 1));
     arena_unlock(arena);
 }
 
@@ -417,7 +443,7 @@ void
 take_raw(mpshm_arena *arena, char slot[MPSHM_SLOT_BYTES])
 {
     arena_lock(arena);
-    CHECK_EQ(1, ring_take(arena, slot, 1));
+    CHECK_EQ(1, take_and_let_in(arena, slot, 1));
     arena_unlock(arena);
 }
 

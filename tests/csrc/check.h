@@ -107,7 +107,10 @@ int sleeper(struct ring *ring, int to_parent[2]);
 int waiting_sender(mpshm_arena *arena, int writer, int to_parent[2]);
 /* A queue's pipe. */
 void make_pipe(int ends[2]);
-/* Slots as they are, past all who look at what they hold: to forge one, to take one unopened. */
+/* Slots as they are, past all who look at what they hold: to forge one, to take one unopened.  The
+   first two wake who waits, as the queue does, and are called under arena_lock. */
+uint32_t put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count);
+uint32_t take_and_let_in(mpshm_arena *arena, char *to, uint32_t most);
 void put_raw(mpshm_arena *arena, const char slot[MPSHM_SLOT_BYTES]);
 void take_raw(mpshm_arena *arena, char slot[MPSHM_SLOT_BYTES]);
 

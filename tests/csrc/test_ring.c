@@ -86,14 +86,14 @@ put_frames(mpshm_arena *its, const struct note *notes, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         memcpy(frames + i * RING_FRAME_BYTES, &notes[i], sizeof notes[i]);
     }
-    return ring_put(its, ends[1], frames, count);
+    return put_and_rouse(its, ends[1], frames, count);
 }
 
 static uint32_t
 take_frames(mpshm_arena *its, struct note *notes, uint32_t most)
 {
     static _Thread_local char frames[AT_ONCE * RING_FRAME_BYTES];
-    uint32_t n = ring_take(its, frames, most);
+    uint32_t n = take_and_let_in(its, frames, most);
 
     for (uint32_t i = 0; i < n; i++) {
         memcpy(&notes[i], frames + i * RING_FRAME_BYTES, sizeof notes[i]);
@@ -836,7 +836,9 @@ late_receiver_does_not_hide_the_next_message(void)
     CHECK_EQ(1, take_notes(&note, 1));
     CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 1, 0));
     check_put(1, 1, 1);
+    arena_lock(arena);
     ring_was_taken(arena, ends[0]);
+    arena_unlock(arena);
     CHECK(bytes_in_pipe() > 0);
     check_received(1);
     end_ring();
@@ -911,7 +913,8 @@ check_all_seen(void)
     check_nothing_there();
 }
 
-/* In threads with a handle of their own, so that no lock of the process orders what they do. */
+/* In threads with a handle of their own.  The lock is held for all of them: it orders nothing that they
+   do. */
 static void *
 put_in_thread(void *number)
 {
@@ -960,6 +963,7 @@ threads_lose_and_double_nothing(void)
 
     open_ring();
     open_shared();
+    arena_lock(arena);
     for (uintptr_t i = 0; i < SENDERS + RECEIVERS; i++) {
         CHECK_EQ(0, pthread_create(&threads[i], NULL, i < SENDERS ? put_in_thread : take_in_thread,
                                    (void *) (i % SENDERS)));
@@ -967,6 +971,7 @@ threads_lose_and_double_nothing(void)
     for (int i = 0; i < SENDERS + RECEIVERS; i++) {
         pthread_join(threads[i], NULL);
     }
+    arena_unlock(arena);
     check_all_seen();
     end_ring();
 }
@@ -1149,6 +1154,44 @@ crew_killed_at_random_leaves_a_whole_ring_and_pipe(void)
     kill_hammer();
 }
 
+/* Damage of every kind that the invariants name is seen, and nothing else is. */
+static void
+walker_sees_damage(void)
+{
+    struct note note;
+    uint64_t kept;
+
+    open_ring();
+#define DAMAGE(place, value)                                                                   \
+    kept = (uint64_t) atomic_load(&(place));                                                   \
+    CHECK_EQ(1, ring_validate(arena, true));                                                   \
+    atomic_store(&(place), (value));                                                           \
+    CHECK(ring_validate(arena, false) < 0);                                                    \
+    CHECK(mpshm_arena_is_valid(arena) < 0);                                                    \
+    atomic_store(&(place), kept);                                                              \
+    CHECK_EQ(1, ring_validate(arena, true))
+    check_put(1, 0, 3);
+    CHECK_EQ(1, take_notes(&note, 1));
+    DAMAGE(ring->slots[0].word, SLOT_WORD(1, 0, 3));                 /* G8: no such state */
+    DAMAGE(ring->slots[1].word, SLOT_WORD(0, 1, SLOT_READY));        /* G8: READY has no owner */
+    DAMAGE(ring->slots[1].word, SLOT_WORD(0, 961, SLOT_WRITING));    /* G8: no such peer */
+    DAMAGE(ring->slots[0].word, SLOT_WORD(1, 0, SLOT_READY));        /* G2: far past the tail */
+    DAMAGE(ring->slots[0].word, SLOT_WORD(2, 0, SLOT_FREE));         /* G1: a lap ahead */
+    DAMAGE(ring->slots[1].word, SLOT_WORD(0, 0, SLOT_FREE));         /* G2: the tail passed it */
+    DAMAGE(ring->slots[0].word, SLOT_WORD(0, 0, SLOT_READY));        /* G2: the head passed it */
+    DAMAGE(ring->head, 2);                                           /* G2: past a message */
+    DAMAGE(ring->tail, 4);                                           /* G2: past a free slot */
+    DAMAGE(ring->tail, 1);                                           /* G2: behind two claims */
+#undef DAMAGE
+    atomic_store(&ring->slots[3].word, SLOT_WORD(0, 1, SLOT_WRITING));
+    CHECK_EQ(1, ring_validate(arena, false));
+    CHECK(ring_validate(arena, true) < 0); /* at rest nobody writes */
+    atomic_store(&ring->slots[3].word, SLOT_WORD(0, 0, SLOT_FREE));
+    CHECK_EQ(1, take_notes(&note, 1));
+    CHECK_EQ(1, take_notes(&note, 1));
+    end_ring();
+}
+
 static const struct test tests[] = {
     TEST(order_is_kept_over_many_laps),
     TEST(ring_is_full_at_its_last_slot_exactly),
@@ -1175,6 +1218,7 @@ static const struct test tests[] = {
     TEST(look_at_a_slow_sender_does_not_hide_its_message),
     TEST(late_receiver_does_not_hide_the_next_message),
     TEST(watching_again_shows_a_message_without_a_byte),
+    TEST(walker_sees_damage),
     TEST(threads_lose_and_double_nothing),
     TEST(processes_lose_and_double_nothing),
     TEST(processes_lose_nothing_where_the_pipe_is_watched),

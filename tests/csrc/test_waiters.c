@@ -126,7 +126,7 @@ take_some(uint32_t count)
     static char frames[AT_ONCE * RING_FRAME_BYTES];
 
     arena_lock(arena);
-    CHECK_EQ(count, ring_take(arena, frames, count));
+    CHECK_EQ(count, take_and_let_in(arena, frames, count));
     arena_unlock(arena);
 }
 
@@ -218,7 +218,7 @@ leave_with_one(mpshm_waiter *waiter)
     char frame[RING_FRAME_BYTES];
 
     arena_lock(arena);
-    CHECK_EQ(1, ring_take(arena, frame, 1));
+    CHECK_EQ(1, take_and_let_in(arena, frame, 1));
     waiter_took(waiter, arena, 1);
     arena_unlock(arena);
 }
@@ -506,7 +506,7 @@ promise_crossed_by_the_guards_resignation_is_none(void)
     (void) was_rung();
     before_looking_word = end_guard;
     arena_lock(arena);
-    CHECK_EQ(1, ring_take(arena, frame, 1));
+    CHECK_EQ(1, take_and_let_in(arena, frame, 1));
     set_waiter_took(&waiter, arena, 1);
     arena_unlock(arena);
     CHECK(before_looking_word == NULL); /* it was about to promise */
@@ -1178,7 +1178,7 @@ sleeper_that_comes_while_one_stops_looking_is_not_forgotten(void)
     put(1);
     CHECK_EQ(1, set_waiter_look(&waiter, arena));
     arena_lock(arena);
-    CHECK_EQ(1, ring_take(arena, frame, 1));
+    CHECK_EQ(1, take_and_let_in(arena, frame, 1));
     arena_unlock(arena);
     before_looking_word = somebody_sleeps_and_a_message_comes; /* it has seen that nobody does */
     (void) was_rung();

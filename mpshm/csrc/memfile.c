@@ -1,0 +1,144 @@
+/* The memory file: how one is made, sealed and reserved.
+
+   Knows descriptors, kinds of files and bytes.  Does not know what lies in a file: no arena, no
+   segment, no run.
+
+   Invariants: A1 (invariants.h).  It holds no shared word, so it has no memory order. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008u /* Linux 6.3; it allows sealing as well */
+#endif
+
+/* A number that no other process is likely to draw. */
+uint64_t
+memfile_fresh_id(void)
+{
+    uint64_t id = 0;
+
+    if (getentropy(&id, sizeof id) == -1 || id == 0) {
+        struct timespec now;
+
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        id = (uint64_t) now.tv_nsec << 32 ^ (uint64_t) now.tv_sec << 20 ^ (uint64_t) getpid();
+    }
+    return id;
+}
+
+/* A file in /dev/shm.  It is unlinked at once: the name lives for microseconds. */
+static int
+open_shm(void)
+{
+#ifdef SHM_ANON
+    return shm_open(SHM_ANON, O_RDWR, 0600);
+#else
+    char name[32];
+
+    for (int attempt = 0; attempt < 8; attempt++) {
+        snprintf(name, sizeof name, "/mpshm-%016llx", (unsigned long long) memfile_fresh_id());
+        int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+
+        if (fd != -1) {
+            if (shm_unlink(name) == -1) {
+                int error = errno;
+
+                close(fd);
+                errno = error;
+                return -1;
+            }
+            return fd;
+        }
+        if (errno != EEXIST) {
+            return -1;
+        }
+    }
+    return -1;
+#endif
+}
+
+/* Make an empty memory file: its descriptor, or -1 and errno.
+   kind: MPSHM_FILE_...; name: what /proc shows for a memfd.
+   *bounded: its file system may run full, so memfile_reserve comes before each first touch. */
+int
+memfile_open(int kind, const char *name, bool *bounded)
+{
+    if (memory_is_refused()) {
+        errno = ENOSPC;
+        return -1;
+    }
+#ifdef __linux__
+    if (kind != MPSHM_FILE_SHM) {
+        int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+        if (fd == -1 && (errno == EACCES || errno == EPERM)) {
+            /* Systems with vm.memfd_noexec=2, and sandboxes, refuse a file that could be executed. */
+            fd = memfd_create(name, MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+        }
+        *bounded = false;
+        if (fd != -1 || kind == MPSHM_FILE_MEMFD || errno != ENOSYS) {
+            return fd;
+        }
+    }
+#else
+    (void) kind;
+    (void) name;
+#endif
+    *bounded = true;
+    return open_shm();
+}
+
+/* Fix the file's size for ever, where its kind allows that: 0, or -errno.  A1. */
+int
+memfile_seal(int fd, bool bounded)
+{
+    INVARIANT(A1, !memfile_is_sealed(fd));
+#ifdef F_SEAL_SHRINK
+    if (!bounded && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == -1) {
+        return -errno;
+    }
+#else
+    (void) fd;
+    (void) bounded;
+#endif
+    return 0;
+}
+
+/* Whether the file can grow no more.  We seal memfds only: false means a file on a file system that
+   may run full. */
+bool
+memfile_is_sealed(int fd)
+{
+#ifdef F_GET_SEALS
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    return seals != -1 && (seals & F_SEAL_GROW) != 0;
+#else
+    (void) fd;
+    return false;
+#endif
+}
+
+/* Allocate [offset, offset + size) of the file now: 0, or -errno when its file system is full.
+   Without this, a full tmpfs answers the first write through a mapping with SIGBUS. */
+int
+memfile_reserve(int fd, uint64_t offset, uint64_t size)
+{
+    INVARIANT(A1, size > 0);
+#ifdef __linux__
+    return fallocate(fd, 0, (off_t) offset, (off_t) size) == -1 ? -errno : 0;
+#else
+    (void) fd;
+    (void) offset;
+    (void) size;
+    return 0;
+#endif
+}
