@@ -1,14 +1,77 @@
 /* Inspection: an arena's gauges, and the walk over it that checks its invariants.
 
-   Knows run words and segments to read them; changes no shared word.  Both walks are safe while other
-   processes work: a gauge may then be off by what moved meanwhile; the check holds at every moment.
+   Knows run words, slots' words and segments to read them; changes no shared word.  Both walks are safe
+   while other processes work: a gauge may then be off by what moved meanwhile; the check holds at every
+   moment.
 
-   Invariants: it checks L1 to L4 and G1, G2 (invariants.h). */
+   Invariants: it checks L1 to L4, G1, G2 and G8 (invariants.h).
+
+   Memory order: a slot's word is loaded between two loads of head and tail, all sequentially consistent;
+   segment_validate says why its look at a run is safe. */
 #include "internal.h"
 
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
+
+/* What is wrong with a slot whose word was loaded after the head was `head` and before the tail was
+   `tail`: -line, or 0.  G1, G2, G8 */
+static int
+validate_slot(uint64_t slot, uint64_t word, uint64_t head, uint64_t tail)
+{
+    uint64_t position = SLOT_LAP(word) * RING_SLOTS + slot;
+    bool is_free = SLOT_STATE(word) == SLOT_FREE;
+
+    if (SLOT_STATE(word) > SLOT_READY || SLOT_OWNER(word) > PEER_LIMIT
+        || (SLOT_OWNER(word) != 0 && SLOT_STATE(word) != SLOT_WRITING)) {
+        return -__LINE__; /* G8 */
+    }
+    if (position < head) {
+        return -__LINE__; /* G2: the head passed a slot that is not done with */
+    }
+    /* A claimed position is at most the tail; a free one was claimed a lap before. */
+    if (position > (is_free ? tail + RING_SLOTS : tail)) {
+        return -__LINE__; /* G1, G2: a lap ahead of its position */
+    }
+    return 0;
+}
+
+/* Walk the ring: 1 if its invariants hold, else -line of the one that does not.  Safe while other
+   processes work, for each bound is loaded on the side that makes it looser.
+   rests: no process works, and the dead were reaped, so no slot is being written. */
+int
+ring_validate(mpshm_arena *arena, bool rests)
+{
+    struct ring *ring = arena->ring;
+
+    if (arena->slot_bytes == 0) {
+        return 1; /* a connection's arena: no ring is used, nor made resident by this walk */
+    }
+    uint64_t head = atomic_load(&ring->head), tail = atomic_load(&ring->tail);
+
+    for (uint64_t i = 0; i < RING_SLOTS; i++) {
+        uint64_t word = atomic_load(&ring->slots[i].word);
+        int wrong = validate_slot(i, word, head, atomic_load(&ring->tail));
+
+        if (wrong != 0) {
+            return wrong;
+        }
+        if (SLOT_STATE(word) == SLOT_FREE && SLOT_LAP(word) * RING_SLOTS + i < tail) {
+            return -__LINE__; /* G2: the tail passed a position that was not claimed */
+        }
+        if (rests && SLOT_STATE(word) == SLOT_WRITING) {
+            return -__LINE__; /* G1: its sender is gone */
+        }
+    }
+    if (head > atomic_load(&ring->tail) + 1) {
+        return -__LINE__; /* G2 */
+    }
+    /* A receiver takes a position only after it has moved the head to within a lap of it. */
+    if (tail > atomic_load(&ring->head) + 2 * RING_SLOTS) {
+        return -__LINE__; /* G2 */
+    }
+    return 1;
+}
 
 /* Call `visit` for every segment of the directory, mapping those that this process has not mapped
    yet, until one call gives 0 or less: that result, or 1. */

@@ -110,6 +110,9 @@ void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_validate(struct segment *seg);
 uint64_t segment_file_offset(const struct segment *seg);
 
+/* inspect.c: needs no lock. */
+int ring_validate(mpshm_arena *arena, bool rests);
+
 /* arena.c */
 void arena_unref(mpshm_arena *arena);    /* under the lock; the next two take it */
 void arena_keep(mpshm_arena *arena);
@@ -197,7 +200,6 @@ uint32_t ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count
 uint32_t ring_take(mpshm_arena *arena, char *to, uint32_t most);
 uint32_t ring_unread(mpshm_arena *arena);
 bool ring_is_ready(mpshm_arena *arena);
-int ring_validate(mpshm_arena *arena, bool rests);
 bool ring_is_full(mpshm_arena *arena);
 void ring_reap(mpshm_arena *arena, uint32_t number);
 void ring_was_taken(mpshm_arena *arena, int fd);
