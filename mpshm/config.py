@@ -29,13 +29,13 @@ HIGH_WATER_BYTES = 24 << 20
 working set inside a 32 MiB last-level cache; larger marks measured slower, not faster.  See the
 size classes in docs/design.md."""
 
-PAUSE_MS = 5
+PUT_PAUSE_MS = 5
 """How long a put waits while consumers drain a full ring, before it leaves the message to a feeder
 thread (put(block=False) does not wait).  That thread would share the interpreter with the producer
 from then on, which costs both far more (measured, four producers of small messages, put_many: x2.9
 of stock with 1 ms, x4.3 with 5, x4.8 with 20)."""
 
-PAUSE_COUNT_MAX = 100
+PUT_PAUSE_COUNT_MAX = 100
 """How often one put waits so, if consumers drain the ring but other producers fill it first."""
 
 WAIT_SLICE_MS = 50

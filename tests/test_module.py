@@ -268,6 +268,21 @@ def test_contributing_names_files_and_functions_that_exist() -> None:
     assert 20 <= len(rows)
 
 
+def test_design_names_what_the_code_has() -> None:
+    """In backticks stand names of the code, of files and of the system, and no name of an old one."""
+    paths = [*(TREE / "mpshm").rglob("*.*"), TREE / "Makefile"]
+    code = "\n".join(path.read_text() for path in paths if path.suffix in {".py", ".c", ".h", ""})
+    files = [path.name for folder in ("mpshm", "tests") for path in (TREE / folder).rglob("*.*")]
+    code += "\n".join(files)
+    missing = set()
+    for text in re.findall(r"`([^`\n]+)`", (TREE / "docs" / "design.md").read_text()):
+        for word in re.findall(r"[A-Za-z_][\w.]*", text):
+            name = word if word.endswith((".c", ".h", ".py")) else word.rstrip(".").split(".")[-1]
+            if not re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?!\w)", code):
+                missing.add(name)
+    assert set() == missing
+
+
 def test_contributing_names_every_module_and_c_file() -> None:
     text = (TREE / "CONTRIBUTING.md").read_text()
     owners = text[text.index("### Modules") : text.index("## To change X, open Y")]

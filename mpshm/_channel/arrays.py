@@ -12,7 +12,7 @@ from .._memory.lease import writable_alias
 STOCK_PROTOCOL = pickle.DEFAULT_PROTOCOL
 """The protocol that stock pickles with: 5 from Python 3.14 on, 4 before."""
 
-COPY_MAX_BYTES = 8 << 10
+BYTEARRAY_MAX_BYTES = 8 << 10
 """The largest array that is copied to a bytearray for the pickler, which costs less than the look
 at its buffer: 0.2 us of 2.7 at 800 bytes, 0.1 at 8,000; at 20,000 it would cost 0.13 more."""
 
@@ -49,7 +49,7 @@ def reduce_array(array: Any) -> Any:
     # Another package's dtype may call itself a float, and export no buffer.
     simple = dtype.kind in "biufc" and dtype.isbuiltin == 1
     buffer: Any
-    if simple and in_c_order and size_bytes <= COPY_MAX_BYTES:
+    if simple and in_c_order and size_bytes <= BYTEARRAY_MAX_BYTES:
         buffer = bytearray(array.data)  # of the array itself, an integer would be a length
     elif simple and flags.writeable:
         # The array's memory, not the array: payload tells by that who chose the buffer.

@@ -201,8 +201,8 @@ class _PutWait:
             return not (
                 isinstance(reason, OutOfSharedMemory)
                 or is_over
-                or self._pauses > config.PAUSE_COUNT_MAX
-                or not end.has_room(config.PAUSE_MS)
+                or self._pauses > config.PUT_PAUSE_COUNT_MAX
+                or not end.has_room(config.PUT_PAUSE_MS)
             )
         if isinstance(reason, OutOfSharedMemory):
             self._hopeless = self._hopeless + 1 if arena.gauges().runs_in_use == 0 else 0
@@ -373,7 +373,7 @@ class QueuePutter:
         try:
             try:
                 if is_over_mark(message):
-                    pause_ms = config.PAUSE_MS if deadline is None or deadline > 0 else 0
+                    pause_ms = config.PUT_PAUSE_MS if deadline is None or deadline > 0 else 0
                     if not self._arena.wait_room_for(end._handle, 1, pause_ms):
                         give_to_feeder(self, pickled, deadline)
                         return

@@ -31,7 +31,7 @@
 #define SMALL_ALIGN UINT64_C(65536)
 /* Chunks for what is copied out as it arrives, so that a backlog of small messages is small.  In
    units of a page they would cost four times a 1 KB message; finer ones longer searches.
-   SMALL_RUN_BYTES is config.py's INLINE_MAX: see the size classes in docs/design.md. */
+   SMALL_RUN_BYTES is config.py's INLINE_MAX_BYTES: see the size classes in docs/design.md. */
 #define SMALL_SHIFT 8
 #define SMALL_SEGMENT_BYTES (UINT64_C(8) << 20)
 #define SMALL_RUN_BYTES (UINT64_C(32) << 10)
