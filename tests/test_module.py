@@ -269,7 +269,7 @@ def test_contributing_names_files_and_functions_that_exist() -> None:
 
 
 def test_design_names_what_the_code_has() -> None:
-    """In backticks stand names of the code, of files and of the system, and no name of an old one."""
+    """Backticks hold names of the code and of files, and none that the code has lost."""
     paths = [*(TREE / "mpshm").rglob("*.*"), TREE / "Makefile"]
     code = "\n".join(path.read_text() for path in paths if path.suffix in {".py", ".c", ".h", ""})
     files = [path.name for folder in ("mpshm", "tests") for path in (TREE / folder).rglob("*.*")]
