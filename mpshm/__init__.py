@@ -20,23 +20,28 @@ CONTRIBUTING.md says which module to open for which change.
 import importlib as _importlib
 import multiprocessing as _stock
 from multiprocessing import *  # noqa: F403  (for type checkers; replaced below)
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from ._channel.totals import process_stats as stats
-from ._install import install, uninstall
 from ._memory.buffer import Buffer
 from .connection import Connection
 from .context import default_context as _default
 from .errors import BufferTooSmall, PlainRoadError, ProtocolError
+
+if _TYPE_CHECKING:  # imported on demand, below
+    from ._install import install, uninstall
+    from ._stats import Stats
+    from .executor import ProcessPoolExecutor
 
 __all__ = [
     "Buffer",
     "BufferTooSmall",
     "Connection",
     "PlainRoadError",
-    "ProcessPoolExecutor",  # noqa: F405  (imported on demand, below)
+    "ProcessPoolExecutor",
     "ProtocolError",
-    "Stats",  # noqa: F405
+    "Stats",
     "install",
     "stats",
     "uninstall",
@@ -45,7 +50,12 @@ __all__ += _stock.__all__
 
 globals().update((name, getattr(_default, name)) for name in _stock.__all__)
 
-_LAZY = {"ProcessPoolExecutor": "executor", "Stats": "_stats"}
+_LAZY = {
+    "ProcessPoolExecutor": "executor",
+    "Stats": "_stats",
+    "install": "_install",
+    "uninstall": "_install",
+}
 _MODULES = frozenset(("executor", "managers", "pool", "queues"))
 
 

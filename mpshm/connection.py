@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from multiprocessing import connection as stock
 from multiprocessing.connection import answer_challenge, deliver_challenge, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ._channel.handshake import Client, Listener
 from ._channel.pipe_end import Connection, Pipe
+
+if TYPE_CHECKING:  # imported on demand, below
+    from ._channel.handshake import Client, Listener
 
 __all__ = [
     "Client",
@@ -30,5 +32,9 @@ Connection.queue_end_class = staticmethod(_queue_end_class)  # type: ignore[meth
 
 
 def __getattr__(name: str) -> Any:
-    """The other names of the stock module: families, XmlListener, BUFSIZE."""
+    """Listener and Client, on demand, and the other names of the stock module."""
+    if name in ("Client", "Listener"):
+        from ._channel import handshake
+
+        return getattr(handshake, name)
     return getattr(stock, name)

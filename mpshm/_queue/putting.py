@@ -88,7 +88,8 @@ def try_put(end: QueueEnd, message: bytes | Message, place: int) -> None:
     queue is bounded by bytes.  Raises QueueFull without a place and OutOfSharedMemory without
     memory; no place is kept then.  After each of these the message can be put again.
     """
-    end.check_writable()
+    if not end._writable:
+        end._check_writable()
     if isinstance(message, bytes):
         if (code := end.put_now(message, len(message), place)) < 0:
             raise room_failure(code)
@@ -124,18 +125,22 @@ def put_within(
     OutOfSharedMemory, and it has none.
     """
     arena = end.ring_end.arena
-    wait = _PutWait(end, deadline, has_feeder)
+    wait = None
+    used = 0
     try:
         while True:
-            used = places.places_used(arena) if place == TAKE_PLACE else 0
+            if wait is not None and place == TAKE_PLACE:  # no wait follows the first try
+                used = places.places_used(arena)
             try:
                 return try_put(end, message, place)
             except NoRoomNow as full:
+                wait = wait or _PutWait(end, deadline, has_feeder)
                 if has_feeder:
                     place = HAS_PLACE
                 if not wait.waits_after(full, used):
                     raise
             except (QueueFull, OutOfSharedMemory) as full:
+                wait = wait or _PutWait(end, deadline, has_feeder)
                 if place == HAS_PLACE and has_feeder:
                     raise NoRoomNow from None  # it tells the caller that it keeps its place
                 if not wait.waits_after(full, used):
@@ -155,18 +160,22 @@ def put_some_within(
 
     After an exception the list holds the messages that were not put, and no place is kept.
     """
-    wait = _PutWait(end, None, has_feeder)
+    wait = None
+    used = 0
     while messages:
-        used = places.places_used(end.ring_end.arena) if place == TAKE_PLACE else 0
+        if wait is not None and place == TAKE_PLACE:  # no wait follows the first try
+            used = places.places_used(end.ring_end.arena)
         # Off the list first: what an interruption leaves in doubt must not be put twice.
         some = messages[:AT_ONCE]
         del messages[: len(some)]
         try:
             n = try_put_some(end, some, place)
             messages[:0] = some[n:]
-            wait.restart()
+            if wait is not None:
+                wait.restart()
         except (NoRoomNow, QueueFull, OutOfSharedMemory) as full:
             messages[:0] = some
+            wait = wait or _PutWait(end, None, has_feeder)
             if not wait.waits_after(full, used):
                 raise
         except Exception:
@@ -369,20 +378,19 @@ class QueuePutter:
         What is left to the feeder stays pickled: an object is asked for its pickle once.
         """
         has_feeder = not self._arena.bytes_limit
-        pickled = Pickled(obj, message)
         try:
             try:
-                if is_over_mark(message):
+                if type(message) is not bytes and is_over_mark(message):
                     pause_ms = config.PUT_PAUSE_MS if deadline is None or deadline > 0 else 0
                     if not self._arena.wait_room_for(end._handle, 1, pause_ms):
-                        give_to_feeder(self, pickled, deadline)
+                        give_to_feeder(self, Pickled(obj, message), deadline)
                         return
                 kept = has_feeder and code == NO_ROOM_NOW
                 put_within(end, message, HAS_PLACE if kept else TAKE_PLACE, deadline, has_feeder)
             except NoRoomNow:
-                give_to_feeder(self, pickled, deadline, has_place=True)
+                give_to_feeder(self, Pickled(obj, message), deadline, has_place=True)
             except OutOfSharedMemory:
-                give_to_feeder(self, pickled, deadline)
+                give_to_feeder(self, Pickled(obj, message), deadline)
         except OSError as error:
             abandon_runs(message)
             self._raise_or_report(error, obj)

@@ -40,42 +40,40 @@ class BatchPutter(QueuePutter):
             for some, streams in pickle_in_batches(objects):
                 self._put_batch(PutBatch(streams, some))
             return len(objects)
+        end, arena, state = self._end, self._arena, self._feeder_state
         count = 0
         batch = PutBatch([], [])
+        messages, originals = batch.messages, batch.objects
         for obj in flush_on_error(objects, lambda: self._put_batch(batch)):
             count += 1
-            self._put_next(obj, batch)
-        self._put_batch(batch)
-        return count
-
-    def _put_next(self, obj: Any, batch: PutBatch) -> None:
-        """Put an object behind the batch's, or add it to the batch if it is small."""
-        if self._end is None or self._feeder_state.is_busy:
-            self._put_batch(batch)
-            self.put(obj)
-            return
-        try:
-            message = _dump(obj, self._arena, NO_WAIT)
-        except Exception as error:
-            self._put_batch(batch)
-            self._raise_or_report(error, obj)
-        else:
+            if end is None or state.is_busy:
+                self._put_batch(batch)
+                self.put(obj)
+                continue
+            try:
+                message = _dump(obj, arena, NO_WAIT)
+            except Exception as error:
+                self._put_batch(batch)
+                self._raise_or_report(error, obj)
+                continue
             if type(message) is bytes:
-                batch.messages.append(message)
-                batch.objects.append(obj)
-                if len(batch.messages) == AT_ONCE:
+                messages.append(message)
+                originals.append(obj)
+                if len(messages) == AT_ONCE:
                     self._put_batch(batch)
-                return
+                continue
             self._put_batch(batch)
-            if not self._feeder_state.is_busy:
-                self._put_pickled(self._end, obj, message, 0, None)
-                return
+            if not state.is_busy:
+                self._put_pickled(end, obj, message, 0, None)
+                continue
             # The feeder may have got some of the batch: this message must stay behind them.
             try:
                 give_to_feeder(self, Pickled(obj, message), None)
             except BaseException:
                 abandon_runs(message)
                 raise
+        self._put_batch(batch)
+        return count
 
     def _put_batch(self, batch: PutBatch) -> None:
         """Put the small messages, and empty the batch."""

@@ -143,11 +143,6 @@ class QueueEnd(pipe_end.Connection):
             if self._arena is not None:
                 self._arena.wait_room_for(self._handle, 1, timeout_ms)
 
-    def check_writable(self) -> None:
-        """Raise OSError if this end only receives."""
-        if not self._writable:
-            self._check_writable()
-
     def _transmit(self, message: bytes | Message) -> None:
         try:
             putting.put_within(self, message, NO_PLACE)
