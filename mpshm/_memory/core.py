@@ -7,6 +7,7 @@ Then no arena exists, and no function of the core may be called.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from typing import Any, NamedTuple
 
@@ -70,10 +71,9 @@ FOREIGN_TEXT = (
 SPENT_TEXT = "buffer has been sent or released; get another from get_buf or recv_buf"
 
 
+@functools.cache  # at the first failure: 20 attributes of a cffi library cost 0.1 ms
 def _exceptions() -> dict[int, tuple[type[Exception], str]]:
     """The exception class and text for each of the core's own error codes."""
-    if CORE_MISSING:
-        return {}
     wrong = {
         lib.MPSHM_E_SEGMENT: "names a segment that is not there",
         lib.MPSHM_E_CHUNK: "names a chunk past the segment's end",
@@ -108,11 +108,6 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
     }
 
 
-_EXCEPTIONS = _exceptions()
-_DESCRIPTOR_CODES = frozenset(
-    () if CORE_MISSING else range(lib.MPSHM_E_STALE, lib.MPSHM_E_SEGMENT + 1)
-)
-"""Codes that blame a descriptor; their texts name it."""
 _NO_MEMORY_CODES = frozenset(
     (-errno.ENOSPC, -errno.ENOMEM, -errno.EFBIG, -errno.EMFILE, -errno.ENFILE)
 )
@@ -123,9 +118,9 @@ def failure(code: int, what: str = "", bad: Any = None) -> Exception:
 
     what: what failed, for the text; bad: the core's descriptor that may be to blame.
     """
-    if code in _EXCEPTIONS:
-        kind, text = _EXCEPTIONS[code]
-        if bad is not None and code in _DESCRIPTOR_CODES:
+    if code in _exceptions():
+        kind, text = _exceptions()[code]
+        if bad is not None and lib.MPSHM_E_STALE <= code <= lib.MPSHM_E_SEGMENT:  # its fault
             what = str(Descriptor(bad.mmap_id, bad.chunk_id, bad.size, bad.tag))
         if kind is ProtocolError and what:
             text = f"{what} {text}"
