@@ -71,3 +71,7 @@ def __getattr__(name: str) -> _Any:
         return getattr(_stock, name, None) or _importlib.import_module(f"{_stock.__name__}.{name}")
     except ImportError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -144,8 +144,11 @@ def test_public_names_are_stocks_and_ours() -> None:
         for name, value in vars(mpshm).items()
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
-    assert set(mpshm.__all__) - {"reducer", "ProcessPoolExecutor", "Stats"} == public
-    assert mpshm.ProcessPoolExecutor.__module__ == "mpshm.executor"  # imported when asked for
+    on_demand = {"ProcessPoolExecutor", "Stats", "install", "uninstall"}
+    assert set(mpshm.__all__) - {"reducer"} - on_demand == public - on_demand
+    assert mpshm.ProcessPoolExecutor.__module__ == "mpshm.executor"
+    assert mpshm.install.__module__ == "mpshm._install"
+    assert set(mpshm.__all__) <= set(dir(mpshm))
 
 
 def run(code: str) -> str:
