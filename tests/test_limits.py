@@ -180,6 +180,28 @@ a.close(), b.close()
 """
 
 
+def test_pipe_without_address_space_for_its_arena_goes_plain() -> None:
+    code = """
+import mpshm, numpy as np
+from mpshm._memory.arena import Arena
+def create(*args, **named):
+    raise MemoryError("shared memory file: cannot map shared memory")
+Arena.create = create
+a, b = mpshm.Pipe()
+say(whole=np.array_equal(through(a, b, np.arange(5000)), np.arange(5000)))
+say(reasons=a.stats().plain_reasons)
+a.close(), b.close()
+q = mpshm.Queue()
+q.put([1])
+say(got=q.get())
+"""
+    assert [
+        {"whole": True},
+        {"reasons": {"no memory file": 1}},
+        {"got": [1]},
+    ] == run(code)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("room", [1 << 20, 4 << 20, 20 << 20, 70 << 20, 100 << 20, 200 << 20])
 def test_small_limit_on_address_space_lets_messages_arrive_or_raises(room: int, when: str) -> None:

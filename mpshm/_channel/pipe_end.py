@@ -405,7 +405,7 @@ def new_arena(*handles: int) -> tuple[Arena | None, Reason]:
         return None, Reason.OFF
     try:
         return Arena.create(name=search.name_for(handles)), Reason.NO_MEMORY_FILE
-    except OSError as error:
+    except (OSError, MemoryError) as error:  # no descriptor, no file, or no address space
         if mode is config.Mode.REQUIRE:
             text = f"MPSHM=require, but no shared memory: {error}; MPSHM=auto does without"
             raise PlainRoadError(text) from error
