@@ -157,12 +157,12 @@ a.close(), b.close()
 ADDRESS_SPACE = """
 import mpshm, numpy as np
 room, channel_first = int(sys.argv[1]), sys.argv[2] == "after"
+sent = np.arange(12_500)  # before the limit: what is short of memory is to be the channel
 if channel_first:
     a, b = mpshm.Pipe()
 limit(resource.RLIMIT_AS, this.memory_info().vms + room)
 if not channel_first:
     a, b = mpshm.Pipe()
-sent = np.arange(12_500)
 outcomes = []
 for number in range(5):
     try:
