@@ -79,6 +79,10 @@ def test_workers_killed_while_large_tasks_wait_break_the_pool_as_in_stock(
     road: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the plain road the task that was in the broken pipe waited for a lock for ever."""
+    if road == "off" and sys.version_info < (3, 11):
+        pytest.skip(
+            "Python 3.10's own executor hangs then (gh-94777), and ours is that with our ends"
+        )
     monkeypatch.setenv("MPSHM", road)
     context = mpshm.get_context("fork")
     with mpshm.ProcessPoolExecutor(2, mp_context=context) as pool:
