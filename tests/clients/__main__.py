@@ -397,14 +397,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.report is not None:
         options.report = ROOT / options.report
-    # Not the repository's root: `python -m mpshm` would find the source tree, which has no core.
-    os.chdir(HERE)
+    # Programs write files where they run.  And not in the repository's root: there `python -m mpshm`
+    # would find the source tree, which has no core.
+    BUILD.mkdir(parents=True, exist_ok=True)
+    os.chdir(BUILD)
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    BUILD.mkdir(parents=True, exist_ok=True)
     # Orphans become this process's children: their CPU time counts, and descendants() has them.
     if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError("prctl(PR_SET_CHILD_SUBREAPER) failed")
