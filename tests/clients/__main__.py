@@ -397,8 +397,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.report is not None:
         options.report = ROOT / options.report
-    # Programs write files where they run.  And not in the repository's root: there `python -m mpshm`
-    # would find the source tree, which has no core.
+    # Programs write files where they run.  In the repository's root `python -m mpshm` would also
+    # find the source tree, which has no core.
     BUILD.mkdir(parents=True, exist_ok=True)
     os.chdir(BUILD)
     return options
