@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.arrays import Once
 from kit.queues import (
     BY_BYTES,
     KINDS,
@@ -258,16 +259,6 @@ def test_get_many_returns_what_came_before_end_of_file() -> None:
     finish(q)
 
 
-class Once:
-    """An iterator that reduces to what it has left, and has nothing left then."""
-
-    def __init__(self, items: Any) -> None:
-        self.items = items
-
-    def __reduce__(self) -> Any:
-        return list, ([*self.items],)
-
-
 def put_each(q: Any, messages: list[Any]) -> None:
     for message in messages:
         q.put(message)
@@ -282,7 +273,7 @@ def test_an_object_is_asked_for_its_pickle_once(make: Any, put: Any) -> None:
     q, back = make(), mpshm.Queue()
     if put is put_on_a_loop and isinstance(q, mpshm.queues.SimpleQueue):
         pytest.skip("it puts and aputs in turn, which a SimpleQueue does with the consumer's help")
-    messages = [(n, Once(iter([n, 1, 2])), np.ones(1 << 18)) for n in range(60)]
+    messages = [(n, Once([n, 1, 2]), np.ones(1 << 18)) for n in range(60)]
 
     def consume() -> None:
         wrong = []

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.arrays import ByArray, ByParts, by_stock, described
+from kit.arrays import ByArray, ByParts, Once, by_stock, described
 from kit.listeners import accept
 from kit.queues import finish
 from mpshm._memory import core
@@ -296,23 +296,21 @@ def test_a_message_refused_near_the_high_water_mark_takes_one_place() -> None:
     finish(q)
 
 
-class Once:
-    """An iterator that reduces to what it has left, and has nothing left then."""
-
-    def __init__(self) -> None:
-        self.items = iter([1, 2, 3])
-
-    def __reduce__(self) -> Any:
-        return list, ([*self.items],)
-
-
 def test_an_object_is_asked_for_its_pickle_once() -> None:
     """What came before the refusal stays, and is put in one pickle with what comes after it."""
     a, b = mpshm.Pipe()
     with a, b:
 
         def do() -> None:
-            sent = [FORTRAN, Once(), "x" * 100_000, FORTRAN.T, bytes(50_000), FROZEN, Once()]
+            sent = [
+                FORTRAN,
+                Once([1, 2, 3]),
+                "x" * 100_000,
+                FORTRAN.T,
+                bytes(50_000),
+                FROZEN,
+                Once([1, 2, 3]),
+            ]
             want = described([FORTRAN, [1, 2, 3], *sent[2:6], [1, 2, 3]])
             got = through(a.send, b.recv, sent)
             got[5].flags.writeable = False  # stock's arrays arrive writable

@@ -205,6 +205,16 @@ def _by_buffer(data: Any, dtype: np.dtype, shape: tuple[int, ...], order: Any) -
     return ByBuffer(array)
 
 
+class Once:
+    """An iterator that reduces to what it has left, and has nothing left then."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = iter(items)
+
+    def __reduce__(self) -> Any:
+        return list, ([*self.items],)
+
+
 class Items(list):
     """A list that is reduced item by item."""
 
