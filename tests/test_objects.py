@@ -885,3 +885,20 @@ def test_giant_bytes_arrive_on_the_plain_road(monkeypatch: pytest.MonkeyPatch) -
         stock._handle = None  # type: ignore[attr-defined]
         ours.close()
         theirs.close()
+
+
+@pytest.mark.parametrize("mode", ["require", "off"])
+def test_large_bytes_with_gaps_are_refused_as_in_stock(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain road once raised a TypeError about casts, where stock raises BufferError."""
+    monkeypatch.setenv("MPSHM", mode)
+    gaps = memoryview(bytearray(200_000))[::2]
+    said = []
+    for module in (multiprocessing, mpshm):
+        reader, writer = module.Pipe(duplex=False)
+        with reader, writer:
+            with pytest.raises(BufferError) as caught:
+                writer.send_bytes(gaps)
+            said.append(str(caught.value))
+    assert said[0] == said[1]
