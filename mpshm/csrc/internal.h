@@ -17,37 +17,54 @@ struct segment {
     uint32_t id;
     uint32_t shift;
     uint32_t count;
-    bool mine;              /* claimed by this process, not by one it was forked from */
-    uint64_t head_bytes;
-    mapword *map;           /* head mapping: free map, then run table */
-    _Atomic uint64_t *runs;
-    char *data;             /* data mapping, NULL until needed */
+    bool mine;              /* this process prefers it: it made it, or adopted it */
+    uint64_t data_at;       /* bytes from the segment's beginning to its data */
+    struct segment_head *head; /* mapped, and behind it: */
+    uint64_t *map;          /* free map, 1 = free; the lock's holder's */
+    uint64_t *heads;        /* first chunks of runs that are lent; the lock's holder's */
+    _Atomic uint64_t *freed; /* hint: first chunks of runs that were freed since `map` was made */
+    struct run *runs;
+    struct mapping *now;    /* the shared data mapping that claims and leases use, NULL until needed */
     uint8_t *warm;          /* by huge page: this process has made it resident */
+    uint32_t loans;         /* runs in it that this process has claimed and neither sealed nor abandoned */
+};
+
+/* The data of a segment, mapped whole.  A fork makes it private, views and all, and the segment gets
+   another for what comes later (fork.c). */
+struct mapping {
+    struct segment *seg;
+    char *data;
+    uint32_t views;         /* leases in it */
+    bool is_private;
 };
 
 struct sent {
-    uint32_t mmap_id, chunk_id, tag;
+    uint32_t mmap_id, chunk_id;
+    uint64_t word;          /* what the run's word was then */
     uint64_t bytes;
 };
 
 struct mpshm_arena {
     int fd;
+    uint64_t device, inode; /* of the memory file: `fd` may have become another file's number */
     uint32_t refs;          /* the open handle, and each lease, run and parcel */
     uint64_t id;
     uint32_t slot_bytes;
-    uint64_t stride;        /* checked copies of the header's: a stray write must not move us */
+    uint64_t head_bytes;    /* checked copies of the header's: a stray write must not move us */
+    uint64_t stride;
     uint64_t segment_bytes;
-    uint32_t segment_limit, chunk_shift;
-    struct overflow *overflow;    /* NULL: the stride has no room for it */
+    uint32_t segment_limit, chunk_shift, slots;
+    struct overflow *overflow;    /* NULL: slots have no more than their own bytes */
     bool bounded;           /* the file system may run full under us: reserve before touching */
     struct arena_header *header;
-    struct peer *peers;
-    struct ring *ring;      /* for a queue; NULL where the stride is too small for one */
+    _Atomic uint64_t *marks;
+    struct ring *ring;      /* NULL: no queue's */
+    struct roster *roster;
     uint32_t vain_wakes;
     uint32_t receivers;     /* open ends to receive by, in this process */
-    uint32_t me;            /* this process's number, 0: none, as of generation `joined` */
+    name me;                /* this process's name, 0: none, as of generation `joined` */
     uint32_t joined;
-    uint32_t heir;          /* the number of a child that is being forked */
+    uint32_t sequence;      /* of the runs it claimed: the next one's tag */
     uint32_t loans;         /* runs this process has claimed and neither sealed nor abandoned */
     uint32_t leases;        /* its places in the table of leases */
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
@@ -65,10 +82,41 @@ struct process {
     pthread_mutex_t lock;   /* guards all of this, and every arena's fields; never held in a wait */
     uint32_t generation;
     mpshm_arena *arenas;
+    struct roster *rosters;
 };
 extern struct process mpshm_process;
+/* Take the process's lock.  Notices first when this process is a raw clone() that no hook has seen. */
+void process_lock(void);
+void process_unlock(void);
 bool process_is_locked(void);            /* for INVARIANT, in the debug build only: A4 */
 void heap_keep(uint64_t size);           /* needs no lock */
+
+/* roster.c.  All under the process's lock, but roster_is_dead, which needs none. */
+struct roster;
+/* The process's family, made now if it has none: 0 or -errno.  The caller holds a reference. */
+int roster_family(struct roster **out);
+/* The one in a roster's file, or in the arena's file `fd` at `offset` (which is mapped at `records`); a
+   process has one struct for each.  Takes `fd` over on success only, where it is a roster's file. */
+int roster_attach(int fd, struct roster **out);
+int roster_embedded(int arena_fd, uint64_t offset, void *mapped, bool fresh, struct roster **out);
+struct roster *roster_find(uint64_t id); /* a further reference, or NULL */
+void roster_unref(struct roster *roster);
+uint64_t roster_id(const struct roster *roster); /* 0: embedded */
+/* This process's name; joins if it has none yet.  0: no record is free. */
+name roster_me(struct roster *roster);
+/* Whether that process can write no word any more.  What cannot be known counts as alive. */
+bool roster_is_dead(struct roster *roster, name who);
+uint32_t roster_high(struct roster *roster); /* no number is in use from here on */
+uint32_t roster_deaths(struct roster *roster);
+/* Look whether somebody has died that nobody has noticed, a few records at a time, and tell `deaths`. */
+void roster_census(struct roster *roster);
+/* A fork: a name for the child, which is alive from now on; 0: none is to be had.  In the child it is
+   what roster_me gives.  The three others are called for all rosters in every fork. */
+name roster_heir(struct roster *roster);
+void rosters_after_fork_in_parent(void);
+void rosters_after_fork_in_child(void);
+/* An unseen child: it has no name yet. */
+void rosters_forget(void);
 
 /* memfile.c: needs no lock. */
 uint64_t memfile_fresh_id(void);
@@ -76,28 +124,26 @@ int memfile_open(int kind, const char *name, bool *bounded);
 int memfile_seal(int fd, bool bounded);
 bool memfile_is_sealed(int fd);
 int memfile_reserve(int fd, uint64_t offset, uint64_t size);
+/* Whether `fd` is still that file. */
+bool memfile_is(int fd, uint64_t device, uint64_t inode);
 
-/* peers.c.  arena_lock takes the process's lock and enters; the others are called under it. */
-struct glimpse {
-    uint32_t pid, steps;
-};
+/* arena.c.  arena_lock takes the process's lock, and sees to it that arena->me is this process's. */
 void arena_lock(mpshm_arena *arena);
 void arena_unlock(mpshm_arena *arena);
-/* Whether this process holds arena_lock, for INVARIANT: A4, L6. */
+/* Whether this process holds arena_lock, for INVARIANT: A4, E1. */
 static inline bool
 arena_is_locked(const mpshm_arena *arena)
 {
-    return process_is_locked() && arena->joined == mpshm_process.generation
-           && (arena->me == 0 || atomic_load(&arena->peers[arena->me - 1].steps) % 2 != 0);
+    return process_is_locked() && arena->joined == mpshm_process.generation;
 }
-void peer_enter(mpshm_arena *arena);
-void peer_leave(mpshm_arena *arena);
-struct peer *peer_self(mpshm_arena *arena);
-void peer_free(mpshm_arena *arena, uint32_t number);
-void peer_depart(mpshm_arena *arena);
-void peer_expect_child(mpshm_arena *arena, uint32_t leases);
-bool peer_is_dead(mpshm_arena *arena, uint32_t number);
-bool peers_at_rest(mpshm_arena *arena, struct glimpse *all);
+void arena_unref(mpshm_arena *arena);    /* under the lock; the next two take it */
+void arena_keep(mpshm_arena *arena);
+void arena_let_go(mpshm_arena *arena);
+void arena_notify(mpshm_arena *arena);
+bool arena_has_file(const mpshm_arena *arena); /* its descriptor is its memory file's */
+/* This process's own word, or NULL if it has no name. */
+_Atomic uint64_t *arena_mark(mpshm_arena *arena);
+bool arena_name_is_dead(mpshm_arena *arena, name who); /* false for 0 and for this process */
 
 /* segment.c: callers hold the lock. */
 bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no lock */
@@ -109,28 +155,35 @@ void segment_vacate(struct segment *seg);
 void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_validate(struct segment *seg);
 uint64_t segment_file_offset(const struct segment *seg);
+void mapping_drop_view(struct mapping *mapping);
+/* The segment's lock word: tried, never waited for. */
+bool segment_try_lock(struct segment *seg);
+void segment_unlock(struct segment *seg);
 
 /* inspect.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);
 
-/* arena.c */
-void arena_unref(mpshm_arena *arena);    /* under the lock; the next two take it */
-void arena_keep(mpshm_arena *arena);
-void arena_let_go(mpshm_arena *arena);
-void arena_notify(mpshm_arena *arena);
+/* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
+   NO_POSITION for a connection's frame. */
+#define NO_POSITION UINT64_MAX
+int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
+int run_abandon(mpshm_run *run);
+/* LOANED -> FLIGHT with the chunks that `size` bytes need; the others are free then.  Sets run->tag to what
+   the receiver is to ask for.  Adds the chunks' bytes to `bytes`. */
+int run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes);
+void run_unseal(mpshm_run *run, uint64_t position);
+/* * -> FREE, by compare-and-swap from `word`; false: it has changed. */
+bool run_free(struct segment *seg, uint32_t chunk_id, uint64_t word);
+/* The chunks of the run at `chunk_id`, as far as they fit the segment; 0: forged. */
+uint32_t run_chunks_at(struct segment *seg, uint32_t chunk_id);
 
-/* sender.c.  All but the last three under arena_lock. */
-int sender_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
-int sender_abandon(mpshm_run *run);
-int sender_seal(mpshm_run *run, uint64_t size, uint64_t *bytes);
-void sender_unseal(mpshm_run *run, uint64_t size);
-void sender_trim(mpshm_run *run, uint64_t size);
-void sender_note(mpshm_arena *arena, const mpshm_run *run);
-bool sender_is_settled(mpshm_arena *arena);
-bool sender_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark);
-uint64_t sender_in_flight(mpshm_arena *arena);
+/* pressure.c: what is in flight, and the wait for room. */
+void pressure_note(mpshm_arena *arena, const mpshm_run *run, uint64_t word); /* under arena_lock */
+bool pressure_is_settled(mpshm_arena *arena);
+bool pressure_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark);
+uint64_t pressure_in_flight(mpshm_arena *arena);
 
-/* parcel.c and frame.c */
+/* parcel.c and frame.c.  The seal and what ends it: under arena_lock. */
 struct part {
     mpshm_run run;
     uint64_t size; /* bytes of the message in it */
@@ -142,39 +195,51 @@ struct mpshm_parcel {
     bool has_index;
     struct part index;
 };
+/* Seal all runs, or none: 0 or the error.  Ended by one of the two others. */
+int parcel_seal(mpshm_parcel *parcel, uint64_t position, uint64_t *bytes);
+void parcel_unseal(mpshm_parcel *parcel, uint64_t position);
+void parcel_handed_over(mpshm_parcel *parcel, uint64_t position);
 struct frame_head {
     bool indexed, stream_in_index;
     uint32_t stream_runs, buffer_runs;
     uint32_t descriptors, stream, end; /* where in the frame they begin, and it ends */
 };
 int frame_head(const unsigned char *frame, struct frame_head *head);
-int frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run,
+int frame_lease_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, mpshm_held *run,
                     mpshm_descriptor *bad);
-int frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t most,
-                   uint64_t *size, mpshm_descriptor *bad);
-int frame_lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_held *to,
-                    mpshm_descriptor *bad);
+int frame_copy_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, char *to,
+                   uint64_t most, uint64_t *size, mpshm_descriptor *bad);
+int frame_lease_all(mpshm_arena *arena, uint64_t position, const unsigned char *table,
+                    uint32_t count, mpshm_held *to, mpshm_descriptor *bad);
 int frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most,
                 uint64_t *stream);
 bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size);
+/* The frame's bytes; the runs are sealed, for it says their tags.  frame_size: how many those will be. */
 uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
                    uint64_t stream_size);
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
 int frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max);
 #define DESCRIPTOR_BYTES 20
 
-/* receiver.c, all under arena_lock. */
-void lease_drop_run(struct segment *seg, uint32_t chunk_id, uint32_t chunks);
-int lease_run(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size, uint32_t tag,
-              char **data);
-int lease_copy(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size, uint32_t tag,
-               char *to);
+/* leases.c, all under arena_lock. */
+int lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char **data);
+int lease_copy(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char *to);
 void release_run(void *data);
+/* fork.c asks for each lease in turn (leases.c). */
+struct lease {
+    char *data; /* NULL: empty place */
+    struct mapping *mapping;
+    uint32_t chunk_id, chunks;
+    bool copied; /* a fork has given this process a copy of its own: no run is behind it */
+};
+struct lease *leases_next(struct lease *before); /* NULL: the first; gives NULL after the last */
+void leases_forget(void);
+/* A further holder of a leased run: false if the run has no place for its name. */
+bool lease_add_holder(struct segment *seg, uint32_t chunk_id, name holder);
 
-/* parcel.c */
-int parcel_seal(mpshm_parcel *parcel, uint64_t *bytes);
-void parcel_unseal(mpshm_parcel *parcel);
-void parcel_handed_over(mpshm_parcel *parcel);
+/* reap.c, under arena_lock. */
+void reap_before_growth(mpshm_arena *arena);
+void reap_if_somebody_died(mpshm_arena *arena); /* cheap where nobody did */
 
 /* wait.c and spin.c: need no lock. */
 int64_t now_ns(void);
@@ -194,19 +259,7 @@ ring_frame_bytes(const mpshm_arena *arena)
     return arena->overflow != NULL ? RING_FRAME_BYTES : RING_DATA_BYTES;
 }
 
-/* ring.c.  Under the process's lock: ring_mirror, ring_was_taken, ring_watch; under arena_lock:
-   ring_put, ring_take, ring_reap. */
-uint32_t ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count);
-uint32_t ring_take(mpshm_arena *arena, char *to, uint32_t most);
-uint32_t ring_unread(mpshm_arena *arena);
-bool ring_is_ready(mpshm_arena *arena);
-bool ring_is_full(mpshm_arena *arena);
-void ring_reap(mpshm_arena *arena, uint32_t number);
-void ring_was_taken(mpshm_arena *arena, int fd);
-bool ring_mirror(mpshm_arena *arena, int fd);
-bool ring_is_claimed(mpshm_arena *arena);
-bool ring_is_due(mpshm_arena *arena);
-void ring_watch(mpshm_arena *arena, int fd);
+/* ring.c: see ring.h. */
 
 /* waiters.c.  Under arena_lock: waiters_rouse, waiters_let_in, waiter_took. */
 void waiters_rouse(mpshm_arena *arena, int count);
@@ -220,17 +273,5 @@ void waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count);
 int waiter_look(mpshm_waiter *waiter, mpshm_arena *arena);
 bool waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena);
-
-/* places.c: under arena_lock. */
-bool places_counted(const mpshm_arena *arena);
-void places_pend(mpshm_arena *arena, int32_t messages);
-bool places_take(mpshm_arena *arena, uint64_t bytes);
-void places_leave(mpshm_arena *arena, uint32_t messages, uint64_t bytes);
-void places_undo_unfinished(mpshm_arena *arena, uint32_t messages);
-void places_forget(mpshm_arena *arena, uint32_t messages, uint64_t bytes);
-
-/* reap.c */
-void reap_before_growth(mpshm_arena *arena); /* under arena_lock */
-void reap_records(mpshm_arena *arena);       /* when there is none left */
 
 #endif

@@ -1,19 +1,22 @@
-/* What lies in shared memory, byte by byte.  Both sides include this and nothing else describes it.
-   Any change here bumps MPSHM_ABI.
+/* What lies in shared memory, byte by byte.  Every process that has a file mapped includes this, and
+   nothing else describes it.  Any change here bumps MPSHM_ABI.
 
-   The file:     | arena header, peer table, ring, overflow | segment 0 | segment 1 | ...
-                 `stride` apart, sparse
-   A segment:    | free map | run table | (to alignment) data chunks |
+   A roster's file:  | roster header | records ... |
+   An arena's file:  | arena header | its own roster, if strangers share it | marks | ring, slots, overflow |
+                     | segment 0 | segment 1 | ...                        `stride` apart, sparse
+   A segment:        | head | free map | heads | freed | run table | (to alignment) data chunks |
 
-   A hole reads as zero, and zero means "lent": a segment whose maker died before it set the free
-   bits lends nothing, and needs no repair.
+   Each shared word is of one of three kinds, and says which:
+     truth   changed by one compare-and-swap, or stored by the one process that the words before it name;
+             the new value names whoever changed it.  A reaper reads the word and knows what happened.
+     mine    only the process it belongs to writes it, and for a dead one its reaper.
+     hint    may be wrong, but only in the harmless direction, which is said.
+   What is written once, before the file has a second user, is of no kind.
 
-   Invariants: L1 to L6 (invariants.h).
+   A hole reads as zero, and zero is a good beginning everywhere: a record nobody had, a segment whose free
+   map was not made yet, a run that is free, a slot that is free in lap 0.
 
-   A run:   FREE -> LOANED -> IN_FLIGHT -> LEASED -> FREE       (abandon: LOANED -> FREE)
-
-   Memory order: the lease's compare-and-swap acquires what seal's store of IN_FLIGHT released.  The
-   fetch_and of a claim acquires what the release of a run released with its free bits. */
+   Invariants: L1 to L7 (invariants.h). */
 #ifndef MPSHM_LAYOUT_H
 #define MPSHM_LAYOUT_H
 
@@ -21,6 +24,51 @@
 #include <stddef.h>
 #include <stdint.h>
 
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "shared words need lock-free atomics");
+
+/* A process's name: record number 14 | incarnation 16, which is never 0.  0: nobody. */
+typedef uint32_t name;
+#define NUMBER_LIMIT UINT32_C(16384)
+#define NAME_MASK UINT32_C(0x3fffffff)
+#define NAME(number, incarnation) ((name) (incarnation) << 14 | (name) (number))
+#define NAME_NUMBER(who) ((who) & (NUMBER_LIMIT - 1))
+#define NAME_INCARNATION(who) ((who) >> 14 & 0xffff)
+
+/* The roster: who is alive (roster.c). */
+#define ROSTER_MAGIC UINT64_C(0x3072736d687370ff)
+struct record {
+    _Atomic uint64_t word; /* truth: RECORD_WORD; taken by who holds the lock on its byte */
+    _Atomic uint64_t born; /* mine: start time by /proc, 0: not known */
+    _Atomic uint64_t space; /* mine: pid namespace, 0: not known; a pid says nothing outside it */
+    _Atomic uint32_t noted; /* hint: the last incarnation whose death somebody has told `deaths` */
+    uint32_t unused;
+};
+_Static_assert(sizeof(struct record) == 32, "layout");
+/* A record's word: pid 32 (0: not known yet) | unused 12 | proof 4 | incarnation 16 */
+enum proof {
+    PROOF_NONE = 0, /* nobody has had the record */
+    PROOF_LOCK = 1, /* alive while the record's byte is locked */
+    PROOF_PID = 2,  /* no lock could be had: alive while its pid and start time are */
+};
+#define RECORD_WORD(pid, proof, incarnation) \
+    ((uint64_t) (uint32_t) (pid) << 32 | (uint64_t) (proof) << 16 | (uint64_t) (incarnation))
+#define RECORD_PID(word) ((uint32_t) ((word) >> 32))
+#define RECORD_PROOF(word) ((enum proof) ((word) >> 16 & 0xf))
+#define RECORD_INCARNATION(word) ((uint32_t) ((word) & 0xffff))
+struct roster_header {
+    uint64_t magic;
+    uint32_t abi;
+    uint32_t limit;        /* how many records it has */
+    uint64_t id;
+    _Atomic uint32_t high; /* hint: no number is in use from here on; never too small */
+    _Atomic uint32_t next; /* hint: where to look for a free record first */
+    _Atomic uint32_t deaths; /* hint: counts deaths that somebody noticed; whoever sees it changed reaps */
+    uint32_t unused[7];
+};
+_Static_assert(sizeof(struct roster_header) == 64, "layout");
+#define ROSTER_BYTES(limit) (sizeof(struct roster_header) + (limit) * sizeof(struct record))
+
+/* The arena. */
 #define ARENA_MAGIC UINT64_C(0x32306d687370006d)
 /* 496 segments of 64 MiB, or made to size: 31 GiB of leases and more.  The directory fits a 4 KiB page
    with the rest of the header.  Bytes here and below: see the size classes in docs/design.md. */
@@ -35,72 +83,60 @@
 #define SMALL_SHIFT 8
 #define SMALL_SEGMENT_BYTES (UINT64_C(8) << 20)
 #define SMALL_RUN_BYTES (UINT64_C(32) << 10)
-/* A run's length has 20 bits in its word; segments stay well inside.  A larger segment has larger
-   chunks: see the size classes in docs/design.md. */
+/* A larger segment has larger chunks: see the size classes in docs/design.md. */
 #define CHUNK_LIMIT (UINT32_C(1) << 16)
 
 struct arena_header {
     uint64_t magic;
     uint32_t abi;
     uint32_t segment_limit;
+    uint64_t head_bytes;    /* of all before segment 0 */
     uint64_t stride;
     uint64_t segment_bytes;
     uint64_t id;
+    uint64_t roster_id;     /* of the roster by which words name processes; 0: the one in this file */
     uint32_t chunk_shift;
-    _Atomic uint32_t wanted; /* leases that waiting senders await; the futex they sleep on */
-    _Atomic uint64_t segment[SEGMENT_LIMIT];
-    _Atomic uint32_t reaper; /* the peer that reaps, 0: none */
-    _Atomic uint32_t crowded; /* a process found the peer table full: whether all rest cannot be told */
-    /* Of a queue (places.c): */
-    uint32_t places;        /* how many messages it may hold, 0: any number */
     uint32_t slot_bytes;    /* of each frame in its ring; 0: no queue, but a connection's arena */
+    uint32_t slots;         /* how many its ring has, a power of two */
+    uint32_t places;        /* how many messages it may hold, 0: any number */
     uint64_t bytes_limit;   /* and how many bytes of slots and chunks, 0: any number */
-    _Atomic uint64_t bytes_used;
-    _Atomic uint32_t places_used;
-    _Atomic uint32_t place_waiters;
-    _Atomic uint32_t unfinished; /* messages put and not yet task_done(), of a JoinableQueue */
-    _Atomic uint32_t joiners;
-    _Atomic uint32_t peers_high; /* no peer has had a higher number */
     uint32_t joinable;
-    _Atomic uint32_t visits; /* peers that came and peers that went */
-    _Atomic uint32_t shares; /* forks may have given leases more than one holder */
-    _Atomic uint32_t trim_pending; /* a peer died since memory was last returned to the system: trim once nothing
-                                    is in use */
+    uint32_t overflowing;   /* slots have a place in the overflow */
+    _Atomic uint32_t wanted; /* hint: leases that waiting senders await; the futex they sleep on.  Too
+                                large: they sleep until their slice of time is over */
+    _Atomic uint32_t swept; /* hint: the roster's `deaths` when the last sweep began.  Wrong: one more, or
+                               the next death's sweep finds it */
+    _Atomic uint64_t segment[SEGMENT_LIMIT]; /* truth: the directory, DIR_WORD */
 };
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");
 _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");
-_Static_assert(offsetof(struct arena_header, stride) == 16, "layout");
-_Static_assert(offsetof(struct arena_header, segment_bytes) == 24, "layout");
-_Static_assert(offsetof(struct arena_header, id) == 32, "layout");
-_Static_assert(offsetof(struct arena_header, chunk_shift) == 40, "layout");
-_Static_assert(offsetof(struct arena_header, wanted) == 44, "layout");
-_Static_assert(offsetof(struct arena_header, segment) == 48, "layout");
-_Static_assert(offsetof(struct arena_header, reaper) == 4016, "layout");
-_Static_assert(offsetof(struct arena_header, bytes_limit) == 4032, "layout");
-_Static_assert(offsetof(struct arena_header, places_used) == 4048, "layout");
+_Static_assert(offsetof(struct arena_header, id) == 40, "layout");
+_Static_assert(offsetof(struct arena_header, segment) == 96, "layout");
 _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
 
-/* A process that uses the arena.  Its number, 1 to PEER_LIMIT, is what a run word names it by. */
-#define PEER_LIMIT UINT32_C(960)
-#define PEER_UNBORN UINT32_MAX
-struct peer {
-    _Atomic uint32_t pid;   /* 0: free; PEER_UNBORN: of a child that has not come yet */
-    _Atomic uint32_t steps; /* odd between enter and leave */
-    _Atomic uint64_t born;  /* start time by /proc, against a pid's second life; 0: not known; of
-                               the unborn, when they were expected, in seconds */
-    _Atomic uint64_t space; /* its pid namespace: pids say nothing outside it */
-    _Atomic uint32_t shared;  /* leases that a fork has given more than one holder */
-    _Atomic uint32_t pending; /* messages that have a place in the queue and no slot yet */
-    uint32_t unused[8];
-};
-_Static_assert(sizeof(struct peer) == 64, "layout");
-#define PEERS_OFFSET UINT64_C(4096)
-#define HEADER_BYTES (PEERS_OFFSET + PEER_LIMIT * sizeof(struct peer))
-_Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
-/* A queue's messages (ring.c), and what is said of processes that wait for a message or for room
-   (waiters.c).  Positions only grow; position p is slot p % RING_SLOTS in lap p / RING_SLOTS.  What
-   different processes write lies in different cache lines. */
-#define RING_SLOTS UINT64_C(512)
+/* An arena that strangers share has a roster of its own, so that no stranger can forge a death in a
+   family's. */
+#define OWN_ROSTER_OFFSET UINT64_C(4096)
+#define OWN_ROSTER_LIMIT UINT32_C(64)
+_Static_assert(ROSTER_BYTES(OWN_ROSTER_LIMIT) <= 4096, "layout");
+
+/* A word for each record of the roster, the process's own in this arena.
+   In a queue's: messages that it has accepted and that have no position yet.
+   In a connection's: how often it began and ended to receive. */
+#define MARKS_OFFSET UINT64_C(8192)
+#define MARKS_BYTES (NUMBER_LIMIT * sizeof(uint64_t))
+/* mine: incarnation 16 | pending 48; or incarnation 16 | ended 24 | begun 24 */
+#define MARK(incarnation, value) ((uint64_t) (incarnation) << 48 | (value))
+#define MARK_INCARNATION(word) ((uint32_t) ((word) >> 48))
+#define MARK_VALUE(word) ((word) & UINT64_C(0xffffffffffff))
+#define RING_OFFSET (MARKS_OFFSET + MARKS_BYTES)
+
+/* A queue's messages (ring.c).  Positions go up by one and are compared modulo 2^40; position p is slot
+   p % slots in lap p / slots.  What different processes write lies in different cache lines. */
+#define POSITION_BITS 40
+#define POSITION_MASK ((UINT64_C(1) << POSITION_BITS) - 1)
+#define RING_SLOTS UINT32_C(512) /* at least; a bounded queue has as many as it is long */
+#define RING_SLOTS_MOST (UINT32_C(1) << 22)
 #define RING_DATA_BYTES 128
 /* A longer frame goes on in the overflow, where each slot has a place of its own.  The overflow lies
    apart, so that short frames, which are the rule, lie close together and make less memory resident.
@@ -108,71 +144,111 @@ _Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
 #define OVERFLOW_BYTES 1024
 #define RING_FRAME_BYTES (RING_DATA_BYTES + OVERFLOW_BYTES)
 struct ring_slot {
-    _Atomic uint64_t word; /* lap 48 | owner 14 | state 2 */
-    _Atomic uint64_t data[RING_DATA_BYTES / 8];
-    uint64_t unused[7];    /* to whole lines */
+    _Atomic uint64_t word;  /* truth: SLOT_WORD */
+    _Atomic uint64_t data[RING_DATA_BYTES / 8]; /* the slot's owner's while WRITING */
+    _Atomic uint64_t bytes; /* of maxbytes: lap 31 and how many bytes the message takes.  The owner's
+                               while WRITING */
+    uint64_t unused[6];     /* to whole lines */
 };
-struct ring {
-    _Atomic uint64_t tail; /* no position after this one is claimed; this one may be */
-    uint64_t unused_1[7];
-    _Atomic uint64_t head; /* all positions before this one are done with */
-    uint64_t unused_2[7];
+_Static_assert(sizeof(struct ring_slot) == 192, "layout");
+struct waiters {
     _Atomic uint32_t sleepers; /* receivers that may sleep: epoch 16 | count 16 */
     _Atomic uint32_t bell;     /* the futex they sleep on: counts wake-ups */
     _Atomic uint32_t crowd;    /* senders may sleep: one is woken when so few slots are claimed; or 0 */
     _Atomic uint32_t room;     /* and their futex */
     _Atomic uint32_t watched;  /* a receiver polls the pipe: it is readable while there is a message */
-    uint32_t unused_3;
+    _Atomic uint32_t joiners;  /* hint: somebody may wait in join() */
     _Atomic uint64_t watchdog_at_ms; /* when the lookout among them looks again, in ms of the clock */
     _Atomic int64_t spin_until_ns; /* when a receiver gives up that is awake and looks, or has promised
                                       to be back, in ns; 0: none */
     _Atomic int64_t backup_at_ns;   /* when one that sleeps will look, if another does not; 0: none */
-    uint64_t unused_4[2];
-    struct ring_slot slots[RING_SLOTS];
+    _Atomic uint32_t done_bell; /* the futex of those who wait in join() */
+    uint32_t unused[3];
 };
+_Static_assert(sizeof(struct waiters) == 64, "layout");
+struct ring {
+    _Atomic uint64_t tail; /* hint: no position after this one is claimed; this one may be.  Behind: moved
+                              on by whoever finds it so */
+    uint64_t unused_1[7];
+    _Atomic uint64_t head; /* truth: skips 24 | position 40.  All positions before this one are passed; so
+                              many of them were skipped.  Each step is the same whoever makes it */
+    uint64_t unused_2[7];
+    _Atomic uint64_t done; /* truth: messages for which task_done() was called.  One step each */
+    uint64_t unused_3[7];
+    struct waiters waiters;
+    struct ring_slot slots[];
+};
+_Static_assert(offsetof(struct ring, slots) == 256, "layout");
 struct overflow {
     _Atomic uint64_t data[OVERFLOW_BYTES / 8];
 };
-#define RING_OFFSET HEADER_BYTES
-#define RING_BYTES sizeof(struct ring)
-#define OVERFLOW_OFFSET (RING_OFFSET + RING_BYTES)
-#define OVERFLOW_END (OVERFLOW_OFFSET + RING_SLOTS * OVERFLOW_BYTES)
-_Static_assert(sizeof(struct ring_slot) == 192, "layout");
-_Static_assert(offsetof(struct ring, slots) == 192, "layout");
 
-enum ring_state { SLOT_FREE = 0, SLOT_WRITING = 1, SLOT_READY = 2 };
-#define SLOT_WORD(lap, owner, state) \
-    ((uint64_t) (lap) << 16 | (uint64_t) (owner) << 2 | (uint64_t) (state))
-#define SLOT_LAP(word) ((word) >> 16)
-#define SLOT_OWNER(word) ((uint32_t) ((word) >> 2 & HOLDER_LIMIT))
-#define SLOT_STATE(word) ((enum ring_state) ((word) & 3))
+/* FREE -> WRITING(me) -> READY -> FREE of the next lap; with runs READY -> TAKING(me) -> FREE of the next
+   lap.  WRITING(dead), or given up -> SKIPPED, which whoever claims the next lap takes as FREE; TAKING(dead) -> FREE of the next lap. */
+enum slot_state { SLOT_FREE = 0, SLOT_WRITING = 1, SLOT_READY = 2, SLOT_TAKING = 3, SLOT_SKIPPED = 4 };
+/* lap 31, compared modulo | name 30, of WRITING and TAKING | state 3 */
+#define LAP_MASK UINT64_C(0x7fffffff)
+#define SLOT_WORD(lap, who, state) \
+    (((uint64_t) (lap) & LAP_MASK) << 33 | (uint64_t) (who) << 3 | (uint64_t) (state))
+#define SLOT_LAP(word) ((word) >> 33)
+#define SLOT_OWNER(word) ((name) ((word) >> 3 & NAME_MASK))
+#define SLOT_STATE(word) ((enum slot_state) ((word) & 7))
 
-_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "shared words need lock-free atomics");
+static inline uint64_t
+ring_bytes(uint32_t slots, int overflowing)
+{
+    return sizeof(struct ring) + (uint64_t) slots * sizeof(struct ring_slot)
+           + (overflowing ? (uint64_t) slots * sizeof(struct overflow) : 0);
+}
 
-/* Directory word: owner's pid 32 | chunk shift 6 | chunk count 26.  Claimed by one CAS. */
+/* Directory word: the name of its owner, who prefers it, 30 | chunk shift 6 | chunk count 20.  Its lower
+   bits never change once they are not 0. */
 #define DIR_WORD(owner, shift, count) \
-    ((uint64_t) (uint32_t) (owner) << 32 | (uint64_t) (shift) << 26 | (uint64_t) (count))
-#define DIR_OWNER(word) ((uint32_t) ((word) >> 32))
-#define DIR_SHIFT(word) ((uint32_t) ((word) >> 26 & 0x3f))
-#define DIR_COUNT(word) ((uint32_t) ((word) & 0x3ffffff))
+    ((uint64_t) (owner) << 26 | (uint64_t) (shift) << 20 | (uint64_t) (count))
+#define DIR_OWNER(word) ((name) ((word) >> 26 & NAME_MASK))
+#define DIR_SHIFT(word) ((uint32_t) ((word) >> 20 & 0x3f))
+#define DIR_COUNT(word) ((uint32_t) ((word) & 0xfffff))
 
-/* Run word: tag 28 | chunks 20 | holder 14 | state 2.  A lease's CAS checks them all at once.
-   holder: on loan or leased, the number of the peer that has it (0: one without a number), or from
-   HOLDER_SHARED on, how many holders forks have made of it.  In flight there is none, and those bits
-   hold the slack: the bytes of the last chunk that are not the message's (in units that fit), so
-   that a forged size is refused to the byte. */
-enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_IN_FLIGHT = 2, RUN_LEASED = 3 };
-#define RUN_WORD(tag, chunks, holder, state) \
-    ((uint64_t) ((tag) & TAG_MASK) << 36 | (uint64_t) (chunks) << 16 | (uint64_t) (holder) << 2 \
-     | (uint64_t) (state))
-#define TAG_MASK UINT32_C(0x0fffffff)
-#define HOLDER_LIMIT UINT32_C(0x3fff)
-#define HOLDER_SHARED UINT32_C(1024)
-_Static_assert(PEER_LIMIT < HOLDER_SHARED, "numbers and counts share a field");
-#define RUN_TAG(word) ((uint32_t) ((word) >> 36))
-#define RUN_CHUNKS(word) ((uint32_t) ((word) >> 16 & 0xfffff))
-#define RUN_HOLDER(word) ((uint32_t) ((word) >> 2 & HOLDER_LIMIT))
-#define RUN_STATE(word) ((enum run_state) ((word) & 3))
+/* A segment's head.  Maps have one bit for each chunk, and a guard that is 0. */
+struct segment_head {
+    _Atomic uint32_t lock;  /* truth: who may claim here, a name; only ever tried */
+    uint32_t made;          /* the lock's: the maps have been made from the run table */
+    _Atomic uint32_t stale; /* hint: chunks are free that the free map does not show.  Wrongly set: it is
+                               made anew for nothing.  Wrongly 0: until the lock's next holder dies */
+    uint32_t unused[13];
+    _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` */
+};
+_Static_assert(sizeof(struct segment_head) == 192, "layout");
+
+/* An entry of the run table, one for each chunk.  Those of a run's first chunk are the run's; `more` of the
+   others hold the names of its holders while it is SHARED. */
+struct run {
+    _Atomic uint64_t word; /* truth: RUN_WORD, or FLIGHT_AT in a queue's arena */
+    _Atomic uint64_t more; /* of the first chunk: EXTENT, written while the run is LOANED or being
+                              claimed, by whoever does it.  Of others: truth: a holder's name, or 0 */
+};
+_Static_assert(sizeof(struct run) == 16, "layout");
+
+/* FREE -> LOANED -> FLIGHT -> LEASED -> FREE;  LOANED -> FREE, abandoned;  LEASED -> SHARED -> FREE, when no
+   holder's name is left.
+   Run word: tag 31 | name 30 | state 3.  In flight through a ring: position 40 in the place of both, for
+   nobody has the run then but its slot.  The tag of a SHARED run goes up whenever a name goes away. */
+enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, RUN_SHARED = 4 };
+#define TAG_MASK UINT32_C(0x7fffffff)
+#define RUN_WORD(tag, who, state) \
+    ((uint64_t) ((tag) & TAG_MASK) << 33 | (uint64_t) (who) << 3 | (uint64_t) (state))
+#define RUN_TAG(word) ((uint32_t) ((word) >> 33))
+#define RUN_HOLDER(word) ((name) ((word) >> 3 & NAME_MASK))
+#define RUN_STATE(word) ((enum run_state) ((word) & 7))
+#define FLIGHT_AT(position) (((position) & POSITION_MASK) << 3 | (uint64_t) RUN_FLIGHT)
+#define FLIGHT_POSITION(word) ((word) >> 3 & POSITION_MASK)
+/* How many holders a run can have: as many as it has further chunks, and no more than that. */
+#define HOLDERS_MOST 63
+
+/* How long a run is: chunks 20 | slack 40, the bytes of the last chunk that are not the message's, so that
+   a forged size is refused to the byte. */
+#define EXTENT(chunks, slack) ((uint64_t) (slack) << 20 | (uint64_t) (chunks))
+#define EXTENT_CHUNKS(more) ((uint32_t) ((more) & 0xfffff))
 
 /* Chunks that `size` bytes need. */
 static inline uint64_t
@@ -181,15 +257,13 @@ chunks_of(uint32_t chunk_shift, uint64_t size)
     return (size + (UINT64_C(1) << chunk_shift) - 1) >> chunk_shift;
 }
 
-static inline uint32_t
-slack_of(uint32_t chunk_shift, uint64_t size)
+static inline uint64_t
+extent_of(uint32_t chunk_shift, uint64_t size)
 {
-    uint32_t unused = (uint32_t) (-size & ((UINT64_C(1) << chunk_shift) - 1));
-
-    return unused >> (chunk_shift > 14 ? chunk_shift - 14 : 0);
+    return EXTENT(chunks_of(chunk_shift, size), -size & ((UINT64_C(1) << chunk_shift) - 1));
 }
 
-/* Words of a free map for `count` chunks and the guard bit. */
+/* Words of a map for `count` chunks and the guard bit. */
 static inline uint64_t
 map_words(uint32_t count)
 {
@@ -201,7 +275,8 @@ static inline uint64_t
 data_offset(uint64_t stride, uint32_t count)
 {
     uint64_t align = stride >= 32 * HUGE_BYTES ? HUGE_BYTES : SMALL_ALIGN;
-    uint64_t head = (map_words(count) + count) * sizeof(uint64_t);
+    uint64_t head = sizeof(struct segment_head) + 3 * map_words(count) * sizeof(uint64_t)
+                    + count * sizeof(struct run);
 
     return (head + align - 1) / align * align;
 }

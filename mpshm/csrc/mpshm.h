@@ -5,7 +5,7 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 5
+#define MPSHM_ABI 6
 /* Bytes of a frame in a pipe, of a slot, of a slot with its overflow, and of a reader: see the size
    classes in docs/design.md. */
 #define MPSHM_FRAME_BYTES 4096
@@ -39,6 +39,8 @@ enum {
     MPSHM_E_FULL = -10018,
     MPSHM_E_END = -10019,
     MPSHM_E_CLOSED = -10020,
+    MPSHM_E_ROSTER = -10021,  /* the arena's family is not known here */
+    MPSHM_E_CROWDED = -10022, /* the roster has no free record */
 };
 
 /* How an arena's memory file is made. */
@@ -116,17 +118,35 @@ typedef struct {
     unsigned char bytes[32772];
 } mpshm_reader;
 
+/* What a queue may hold; 0 is any number. */
+typedef struct {
+    uint32_t places;        /* messages */
+    uint32_t joinable;      /* whether task_done() and join() count them */
+    uint64_t bytes;         /* of slots and chunks */
+} mpshm_queue;
+
 /* Make an arena and its memory file; the caller closes it.  Where /proc names memory files, it shows
-   `name`. */
-int mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name,
-                       mpshm_arena **out);
-/* Attach to the arena whose memory file is fd; takes fd over on success only. */
+   `name`.  strangers: processes of other families will use it, so it has a roster of its own.  queue:
+   NULL for a connection's. */
+int mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, int strangers,
+                       const mpshm_queue *queue, mpshm_arena **out);
+/* Attach to the arena whose memory file is fd; takes fd over on success only.  MPSHM_E_ROSTER: this process
+   has not joined the family that it belongs to. */
 int mpshm_arena_attach(int fd, mpshm_arena **out);
 /* The arena's identity: equal in all processes that share it.  Reads fd only. */
 int mpshm_arena_identity(int fd, uint64_t *id);
 /* Close the handle.  Mappings and descriptor live on until this process's last lease is released. */
 void mpshm_arena_close(mpshm_arena *arena);
+/* Its memory file's descriptor, or -1 if that number has become another file's. */
 int mpshm_arena_fd(mpshm_arena *arena);
+/* The descriptor of its family's roster, which is handed over with it; -1: it has a roster of its own. */
+int mpshm_arena_roster_fd(mpshm_arena *arena);
+/* Join the family whose roster's memory file is fd, for good.  Takes fd over on success; a family that
+   this process knows already needs none, and fd is closed. */
+int mpshm_roster_attach(int fd);
+/* The process `pid`, a child of this one, has ended: if it was of a family of ours, what it held is taken back
+   soon. */
+void mpshm_process_ended(int pid);
 uint64_t mpshm_arena_id(mpshm_arena *arena);
 int mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out);
 int mpshm_arena_gauges(mpshm_arena *arena, mpshm_gauges *out);
@@ -261,8 +281,6 @@ typedef struct {
                                 queue is bounded by bytes */
 #define MPSHM_HAS_PLACE 2    /* kept from before */
 
-/* Make a new arena a queue's, before a second process has it.  0 is any number. */
-int mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable);
 uint32_t mpshm_queue_frame_bytes(mpshm_arena *arena);
 uint64_t mpshm_queue_bytes_limit(mpshm_arena *arena);
 /* Count the end as open in this process, and keep its arena until mpshm_end_release. */
@@ -324,8 +342,4 @@ void mpshm_queue_watch(const mpshm_end *end);
 /* Take back what dead processes held. */
 void mpshm_reap(mpshm_arena *arena);
 
-/* Fork and exit. */
-void mpshm_fork_announce(void);   /* before a fork whose child is to keep our views */
-int mpshm_fork_over(void);        /* after it: the first error, a view that is not private */
-void mpshm_release_all(void);
 uint64_t mpshm_leases(void);
