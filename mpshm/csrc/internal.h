@@ -62,6 +62,12 @@ struct mpshm_arena {
     struct roster *roster;
     uint32_t vain_wakes;
     uint32_t receivers;     /* open ends to receive by, in this process */
+    int writer;             /* a pipe's end to send by that is open here, or -1 */
+    uint32_t bound;         /* how many open positions its ring may have */
+    bool joinable;
+    uint64_t bytes_limit;
+    uint64_t head_seen;     /* where the head was when it was last looked at */
+    uint64_t turn_at, turn_bytes; /* what the positions before `turn_at` took at some time (turns.c) */
     name me;                /* this process's name, 0: none, as of generation `joined` */
     uint32_t joined;
     uint32_t sequence;      /* of the runs it claimed: the next one's tag */
@@ -160,7 +166,7 @@ void mapping_drop_view(struct mapping *mapping);
 bool segment_try_lock(struct segment *seg);
 void segment_unlock(struct segment *seg);
 
-/* inspect.c: needs no lock. */
+/* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);
 
 /* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
