@@ -122,10 +122,10 @@ _Static_assert(ROSTER_BYTES(OWN_ROSTER_LIMIT) <= 4096, "layout");
 
 /* A word for each record of the roster, the process's own in this arena.
    In a queue's: messages that it has accepted and that have no position yet.
-   In a connection's: how often it began and ended to receive. */
+   In a connection's: how many of its threads are receiving, and how often one ended that. */
 #define MARKS_OFFSET UINT64_C(8192)
 #define MARKS_BYTES (NUMBER_LIMIT * sizeof(uint64_t))
-/* mine: incarnation 16 | pending 48; or incarnation 16 | ended 24 | begun 24 */
+/* mine: incarnation 16 | pending 48; or incarnation 16 | ended 24 | threads inside 24 */
 #define MARK(incarnation, value) ((uint64_t) (incarnation) << 48 | (value))
 #define MARK_INCARNATION(word) ((uint32_t) ((word) >> 48))
 #define MARK_VALUE(word) ((word) & UINT64_C(0xffffffffffff))
@@ -215,7 +215,9 @@ struct segment_head {
     uint32_t made;          /* the lock's: the maps have been made from the run table */
     _Atomic uint32_t stale; /* hint: chunks are free that the free map does not show.  Wrongly set: it is
                                made anew for nothing.  Wrongly 0: until the lock's next holder dies */
-    uint32_t unused[13];
+    _Atomic uint32_t high;  /* the lock's: no run has begun at this chunk or behind it; raised before the
+                               claim */
+    uint32_t unused[12];
     _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` */
 };
 _Static_assert(sizeof(struct segment_head) == 192, "layout");
@@ -232,7 +234,9 @@ _Static_assert(sizeof(struct run) == 16, "layout");
 /* FREE -> LOANED -> FLIGHT -> LEASED -> FREE;  LOANED -> FREE, abandoned;  LEASED -> SHARED -> FREE, when no
    holder's name is left.
    Run word: tag 31 | name 30 | state 3.  In flight through a ring: position 40 in the place of both, for
-   nobody has the run then but its slot.  The tag of a SHARED run goes up whenever a name goes away. */
+   nobody has the run then but its slot.  In the place of the name a SHARED run has a count, which goes up
+   before a name goes away.  A chunk's tag never comes again: it goes up with each claim, or it is a
+   position. */
 enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, RUN_SHARED = 4 };
 #define TAG_MASK UINT32_C(0x7fffffff)
 #define RUN_WORD(tag, who, state) \
@@ -240,6 +244,8 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, R
 #define RUN_TAG(word) ((uint32_t) ((word) >> 33))
 #define RUN_HOLDER(word) ((name) ((word) >> 3 & NAME_MASK))
 #define RUN_STATE(word) ((enum run_state) ((word) & 7))
+#define SHARED_MORE(word) /* a SHARED word with the next count */ \
+    (((word) & ~((uint64_t) NAME_MASK << 3)) | (((((word) >> 3) + 1) & NAME_MASK) << 3))
 #define FLIGHT_AT(position) (((position) & POSITION_MASK) << 3 | (uint64_t) RUN_FLIGHT)
 #define FLIGHT_POSITION(word) ((word) >> 3 & POSITION_MASK)
 /* How many holders a run can have: as many as it has further chunks, and no more than that. */
