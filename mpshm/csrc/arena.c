@@ -344,10 +344,10 @@ arena_unref(mpshm_arena *arena)
     if (arena_has_file(arena)) {
         close(arena->fd);
     }
+    strays_forget(arena);
     roster_unref(arena->roster); /* one of its own lies in what is unmapped next */
     munmap(arena->header, mapped_bytes(arena));
     free(arena->sent);
-    free(arena->suspects);
     free(arena);
 }
 
@@ -402,10 +402,16 @@ mpshm_arena_fd(mpshm_arena *arena)
 void
 arena_is_ours(mpshm_arena *arena)
 {
-    if (arena->joined != mpshm_process.generation || arena->me == 0) {
-        arena->me = roster_me(arena->roster);
-        arena->joined = mpshm_process.generation;
+    if (arena->joined == mpshm_process.generation && arena->me != 0) {
+        return;
     }
+    arena->me = roster_me(arena->roster);
+    _Atomic uint64_t *mark = arena_mark(arena);
+
+    if (mark != NULL && MARK_INCARNATION(atomic_load(mark)) != NAME_INCARNATION(arena->me)) {
+        atomic_store(mark, MARK(NAME_INCARNATION(arena->me), 0)); /* it was another process's: L5 */
+    }
+    atomic_store_explicit(&arena->joined, mpshm_process.generation, memory_order_release);
 }
 
 void

@@ -488,6 +488,10 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
         return -EBUSY;
     }
     mpshm_discard(reader); /* all were taken: this frees the list */
+    if (arena != NULL && !reader->inside) {
+        strays_inside(arena, true);
+        reader->inside = 1;
+    }
     int n = frame_read(reader, fd, body_max);
 
     if (n >= MPSHM_DESCRIPTORS && n != MPSHM_LONG) {
@@ -502,6 +506,10 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
     reader->full = n > 0 || n == MPSHM_E_NO_ARENA;
     if (reader->full) {
         reader->asked = 0;
+    }
+    if (reader->inside && reader->have == 0) { /* else it has a part of a frame in hand */
+        strays_inside(arena, false);
+        reader->inside = 0;
     }
     return n;
 }

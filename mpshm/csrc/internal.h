@@ -67,7 +67,7 @@ struct mpshm_arena {
     uint32_t vain_wakes;
     uint32_t receivers;     /* open ends to receive by, in this process */
     name me;                /* this process's name, 0: none, as of generation `joined` */
-    uint32_t joined;
+    _Atomic uint32_t joined;
     uint32_t loans;         /* runs this process has claimed and neither sealed nor abandoned */
     uint32_t leases;        /* its places in the table of leases */
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
@@ -79,7 +79,7 @@ struct mpshm_arena {
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
     uint32_t sent_count, sent_room;
     uint64_t sent_bytes;
-    struct suspects *suspects; /* runs in flight that may be nobody's (reap.c), or NULL */
+    struct strays *strays;  /* runs in flight that may be nobody's, or NULL */
     uint32_t shorts;        /* short messages for which it made no segment */
     mpshm_arena *next;
 };
@@ -250,6 +250,11 @@ void lease_look(struct segment *seg, uint32_t at);
 
 /* fork.c */
 void fork_unseen(void); /* under the lock, in the child */
+
+/* strays.c: all but the first under arena_lock. */
+void strays_inside(mpshm_arena *arena, bool begins);
+void strays_look(mpshm_arena *arena);
+void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */
 void reap_before_growth(mpshm_arena *arena);

@@ -127,14 +127,17 @@ nothing_to_wait_for(mpshm_arena *arena, int fd)
 }
 
 /* What is noted then is in a receiver's hand that will lease it at once, or never: one killed in between
-   must not narrow the mark for good. */
+   must not narrow the mark for good, and its runs are strays. */
 static void
 forget_sent(mpshm_arena *arena)
 {
-    process_lock();
+    arena_lock(arena);
+    if (arena->slot_bytes == 0) {
+        strays_look(arena);
+    }
     arena->sent_count = 0;
     arena->sent_bytes = 0;
-    process_unlock();
+    arena_unlock(arena);
 }
 
 bool
