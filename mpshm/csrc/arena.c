@@ -396,6 +396,12 @@ mpshm_arena_fd(mpshm_arena *arena)
     return arena_has_file(arena) ? arena->fd : -1;
 }
 
+int
+mpshm_arena_roster_fd(mpshm_arena *arena)
+{
+    return roster_id(arena->roster) == 0 ? -1 : roster_fd(arena->roster);
+}
+
 /* Names. */
 
 /* See to it that arena->me is this process's name: after a fork it has another.  Under the lock.  E1 */

@@ -17,6 +17,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* How often every segment is tried that another process may have locked. */
+#define CLAIM_ROUNDS 4
+
 static uint32_t
 chunks_for(const struct segment *seg, uint64_t size)
 {
@@ -150,11 +153,12 @@ claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, mpshm_run *r
     }
 }
 
-/* Claim in any segment there is. */
+/* Claim in any segment there is.  Whoever has one's lock has done in a moment, so there are some rounds. */
 static bool
 claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
-    for (uint32_t id = 0; id < arena->segment_limit; id++) {
+    for (uint32_t tries = CLAIM_ROUNDS * arena->segment_limit; tries > 0; tries--) {
+        uint32_t id = tries % arena->segment_limit;
         uint64_t word = atomic_load(&arena->header->segment[id]);
         struct segment *seg;
 

@@ -257,16 +257,16 @@ static int
 make_private(struct mapping *mapping, uint64_t from, uint64_t to)
 {
     struct segment *seg = mapping->seg;
-    void *at = from == to ? NULL
-                          : map_file(seg->arena, mapping->data + from,
-                                     segment_file_offset(seg) + seg->data_at + from, to - from, MAP_PRIVATE);
+    void *at = map_file(seg->arena, mapping->data + from,
+                        segment_file_offset(seg) + seg->data_at + from, to - from, MAP_PRIVATE);
 
     return at == MAP_FAILED ? -errno : 0;
 }
 
 /* Before a fork: make the shared mapping private, but for runs on loan to this process, which are yet to
    be seen by others; and give the segment another when it needs one.  A loan's pages are never touched,
-   for another thread may be writing to them now.  V3 */
+   for another thread may be writing to them now; where chunks are smaller than a page, a view that shares
+   one with a loan stays as it is.  V3 */
 int
 segment_go_private(struct segment *seg)
 {
@@ -274,6 +274,7 @@ segment_go_private(struct segment *seg)
     uint64_t done = 0;
     int error = 0;
 
+    uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE), from, to;
     uint32_t high = segment_high(seg);
 
     for (uint32_t at = 0; at < high && seg->loans > 0 && error == 0;) {
@@ -281,12 +282,14 @@ segment_go_private(struct segment *seg)
         uint32_t chunks = RUN_STATE(word) == RUN_FREE ? 1 : run_chunks_at(seg, at);
 
         if (RUN_STATE(word) == RUN_LOANED && RUN_HOLDER(word) == seg->arena->me) {
-            error = make_private(mapping, done, (uint64_t) at << seg->shift);
-            done = (uint64_t) (at + chunks) << seg->shift;
+            from = ((uint64_t) at << seg->shift) / page * page;
+            to = ((uint64_t) (at + chunks) << seg->shift) + page - 1;
+            error = from > done ? make_private(mapping, done, from) : 0;
+            done = to / page * page;
         }
         at += chunks;
     }
-    if (error == 0) {
+    if (error == 0 && done < data_bytes(seg)) {
         error = make_private(mapping, done, data_bytes(seg));
     }
     /* After an error part of it is private: the caller copies the views, and nobody uses it for more. */
