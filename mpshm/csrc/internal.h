@@ -94,20 +94,33 @@ extern struct process mpshm_process;
 /* Take the process's lock.  Notices first when this process is a raw clone() that no hook has seen. */
 void process_lock(void);
 void process_unlock(void);
+void process_is_a_child(void);           /* fork.c, in the child, under the lock: a new generation */
 bool process_is_locked(void);            /* for INVARIANT, in the debug build only: A4 */
 void heap_keep(uint64_t size);           /* needs no lock */
+
+/* fork.c, of a raw clone()'s child, under the lock: it has no lease, no loan and no segment of its own. */
+void fork_unseen(void);
+
+/* pids.c: needs no lock.  0: not known. */
+uint64_t pid_space(void);
+uint64_t pid_born(uint32_t pid);
+bool pid_is_unused(uint32_t pid);
+bool pid_is_gone(uint32_t pid, uint64_t born);
 
 /* roster.c.  All under the process's lock, but roster_is_dead, which needs none. */
 struct roster;
 /* The process's family, made now if it has none: 0 or -errno.  The caller holds a reference. */
 int roster_family(struct roster **out);
-/* The one in a roster's file, or in the arena's file `fd` at `offset` (which is mapped at `records`); a
-   process has one struct for each.  Takes `fd` over on success only, where it is a roster's file. */
+/* The one in a roster's file; a process has one struct for each.  Takes `fd` over on success only. */
 int roster_attach(int fd, struct roster **out);
+/* The one in an arena's file at `offset`, which the arena has mapped at `mapped`, and unmaps after
+   roster_unref.  Each handle of an arena has its own, so a name of its own.  fresh: it is made. */
 int roster_embedded(int arena_fd, uint64_t offset, void *mapped, bool fresh, struct roster **out);
 struct roster *roster_find(uint64_t id); /* a further reference, or NULL */
 void roster_unref(struct roster *roster);
 uint64_t roster_id(const struct roster *roster); /* 0: embedded */
+/* Its file's descriptor, which is handed over; -1: embedded, or that number has become another file's. */
+int roster_fd(const struct roster *roster);
 /* This process's name; joins if it has none yet.  0: no record is free. */
 name roster_me(struct roster *roster);
 /* Whether that process can write no word any more.  What cannot be known counts as alive. */
@@ -123,6 +136,8 @@ void rosters_after_fork_in_parent(void);
 void rosters_after_fork_in_child(void);
 /* An unseen child: it has no name yet. */
 void rosters_forget(void);
+/* Whether what can be checked while others are at work holds: 1, or -line of what does not. */
+int roster_validate(struct roster *roster);
 
 /* memfile.c: needs no lock. */
 uint64_t memfile_fresh_id(void);
@@ -132,6 +147,7 @@ bool memfile_is_sealed(int fd);
 int memfile_reserve(int fd, uint64_t offset, uint64_t size);
 /* Whether `fd` is still that file. */
 bool memfile_is(int fd, uint64_t device, uint64_t inode);
+bool memfile_can_shrink(int fd);
 
 /* arena.c.  arena_lock takes the process's lock, and sees to it that arena->me is this process's. */
 void arena_is_ours(mpshm_arena *arena); /* under the lock: what arena_lock does besides */

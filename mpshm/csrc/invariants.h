@@ -86,9 +86,17 @@
    Q3  Nothing in the queue's files blocks while it holds the process's lock.
    Q4  A batch's messages lie inside its data, and their runs inside its list of runs.
 
-   The roster and reaping
-   E1  A process has a name before its first change; its child in a fork has another (`generation`).
-   E2  A name is alive while its incarnation is the record's and the record's byte is locked.
+   Rosters
+   E1  A process has a name before its first change to shared words; a fork's child has another
+       (`generation`).
+   E2  The byte of a record that says PROOF_LOCK is locked from before its word names the process until
+       no thread of the process can write any more.
+   E3  A name is dead if its record has another incarnation, or else if its lock is free, asked in this
+       order.  What is not known counts as alive.
+   E4  `high` is past a record's number before that is claimed, and never goes down.
+   E5  No process keeps a mapping that holds another's lock, but a parent its heir's until it has forked.
+
+   Reaping
    D1  No word of a living process is changed by another, but as the protocols say; a dead name stays dead.
    D2  Each step leaves a state that the next reaper understands: any number reap at a time, and may be killed
        anywhere.

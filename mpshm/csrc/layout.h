@@ -38,8 +38,8 @@ typedef uint32_t name;
 #define ROSTER_MAGIC UINT64_C(0x3072736d687370ff)
 struct record {
     _Atomic uint64_t word; /* truth: RECORD_WORD; taken by who holds the lock on its byte */
-    _Atomic uint64_t born; /* mine: start time by /proc, 0: not known */
-    _Atomic uint64_t space; /* mine: pid namespace, 0: not known; a pid says nothing outside it */
+    _Atomic uint64_t born; /* mine: RECORD_FACT, start time by /proc */
+    _Atomic uint64_t space; /* mine: RECORD_FACT, pid namespace: a pid says nothing outside it */
     _Atomic uint32_t noted; /* hint: the last incarnation whose death somebody has told `deaths` */
     uint32_t unused;
 };
@@ -55,6 +55,11 @@ enum proof {
 #define RECORD_PID(word) ((uint32_t) ((word) >> 32))
 #define RECORD_PROOF(word) ((enum proof) ((word) >> 16 & 0xf))
 #define RECORD_INCARNATION(word) ((uint32_t) ((word) & 0xffff))
+/* incarnation 16 | value 48, 0: not known.  Written after the word, when the record is the process's own for
+   certain; until then, and if it is killed in between, another incarnation's fact says nothing. */
+#define RECORD_FACT(incarnation, value) ((uint64_t) (incarnation) << 48 | (value))
+#define FACT_INCARNATION(fact) ((uint32_t) ((fact) >> 48))
+#define FACT_VALUE(fact) ((fact) & UINT64_C(0xffffffffffff))
 struct roster_header {
     uint64_t magic;
     uint32_t abi;
@@ -63,7 +68,9 @@ struct roster_header {
     _Atomic uint32_t high; /* hint: no number is in use from here on; never too small */
     _Atomic uint32_t next; /* hint: where to look for a free record first */
     _Atomic uint32_t deaths; /* hint: counts deaths that somebody noticed; whoever sees it changed reaps */
-    uint32_t unused[7];
+    _Atomic uint32_t looked; /* hint: slices of the records that the census has looked at */
+    _Atomic uint32_t looked_ms; /* hint: when it last did, in ms of the clock; early or late by some */
+    uint32_t unused[5];
 };
 _Static_assert(sizeof(struct roster_header) == 64, "layout");
 #define ROSTER_BYTES(limit) (sizeof(struct roster_header) + (limit) * sizeof(struct record))
