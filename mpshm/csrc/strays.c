@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* An end that does not know its arena yet has a frame in hand while it looks for it, and cannot say so. */
+#define PAUSE_NS INT64_C(2000000000)
 #define INSIDE(mark) ((uint32_t) (mark) & 0xffffff)
 #define ENDED(mark) ((uint32_t) ((mark) >> 24) & 0xffffff)
 
@@ -30,6 +32,7 @@ struct stray {
 struct strays {
     struct stray *runs;
     uint32_t count, room;
+    int64_t since_ns;
     uint32_t members; /* and what each of them said */
     uint64_t *marks;
 };
@@ -141,6 +144,7 @@ begin(mpshm_arena *arena)
         strays_forget(arena);
         return;
     }
+    strays->since_ns = now_ns();
     for (uint32_t i = 0; i < strays->members; i++) {
         strays->marks[i] = atomic_load(&arena->marks[i]);
     }
@@ -150,6 +154,9 @@ begin(mpshm_arena *arena)
 static bool
 is_decided(mpshm_arena *arena, const struct strays *strays)
 {
+    if (now_ns() - strays->since_ns < PAUSE_NS) {
+        return false;
+    }
     for (uint32_t i = 0; i < strays->members; i++) {
         uint64_t then = strays->marks[i], now = atomic_load(&arena->marks[i]);
         bool same = MARK_INCARNATION(then) == MARK_INCARNATION(now);
@@ -178,8 +185,5 @@ strays_look(mpshm_arena *arena)
     }
     if (strays == NULL && arena->me != 0) {
         begin(arena);
-        if (arena->strays != NULL && is_decided(arena, arena->strays)) {
-            strays_look(arena); /* nobody is inside: at once, and then there are none */
-        }
     }
 }
