@@ -38,8 +38,8 @@ typedef uint32_t name;
 #define ROSTER_MAGIC UINT64_C(0x3072736d687370ff)
 struct record {
     _Atomic uint64_t word; /* truth: RECORD_WORD; taken by who holds the lock on its byte */
-    _Atomic uint64_t born; /* mine: start time by /proc, 0: not known */
-    _Atomic uint64_t space; /* mine: pid namespace, 0: not known; a pid says nothing outside it */
+    _Atomic uint64_t born; /* mine: RECORD_FACT, start time by /proc */
+    _Atomic uint64_t space; /* mine: RECORD_FACT, pid namespace: a pid says nothing outside it */
     _Atomic uint32_t noted; /* hint: the last incarnation whose death somebody has told `deaths` */
     uint32_t unused;
 };
@@ -55,6 +55,11 @@ enum proof {
 #define RECORD_PID(word) ((uint32_t) ((word) >> 32))
 #define RECORD_PROOF(word) ((enum proof) ((word) >> 16 & 0xf))
 #define RECORD_INCARNATION(word) ((uint32_t) ((word) & 0xffff))
+/* incarnation 16 | value 48, 0: not known.  Written after the word, when the record is the process's own for
+   certain; until then, and if it is killed in between, another incarnation's fact says nothing. */
+#define RECORD_FACT(incarnation, value) ((uint64_t) (incarnation) << 48 | (value))
+#define FACT_INCARNATION(fact) ((uint32_t) ((fact) >> 48))
+#define FACT_VALUE(fact) ((fact) & UINT64_C(0xffffffffffff))
 struct roster_header {
     uint64_t magic;
     uint32_t abi;
@@ -63,7 +68,9 @@ struct roster_header {
     _Atomic uint32_t high; /* hint: no number is in use from here on; never too small */
     _Atomic uint32_t next; /* hint: where to look for a free record first */
     _Atomic uint32_t deaths; /* hint: counts deaths that somebody noticed; whoever sees it changed reaps */
-    uint32_t unused[7];
+    _Atomic uint32_t looked; /* hint: slices of the records that the census has looked at */
+    _Atomic uint32_t looked_ms; /* hint: when it last did, in ms of the clock; early or late by some */
+    uint32_t unused[5];
 };
 _Static_assert(sizeof(struct roster_header) == 64, "layout");
 #define ROSTER_BYTES(limit) (sizeof(struct roster_header) + (limit) * sizeof(struct record))
@@ -122,10 +129,10 @@ _Static_assert(ROSTER_BYTES(OWN_ROSTER_LIMIT) <= 4096, "layout");
 
 /* A word for each record of the roster, the process's own in this arena.
    In a queue's: messages that it has accepted and that have no position yet.
-   In a connection's: how often it began and ended to receive. */
+   In a connection's: how many of its threads are receiving, and how often one ended that. */
 #define MARKS_OFFSET UINT64_C(8192)
 #define MARKS_BYTES (NUMBER_LIMIT * sizeof(uint64_t))
-/* mine: incarnation 16 | pending 48; or incarnation 16 | ended 24 | begun 24 */
+/* mine: incarnation 16 | pending 48; or incarnation 16 | ended 24 | threads inside 24 */
 #define MARK(incarnation, value) ((uint64_t) (incarnation) << 48 | (value))
 #define MARK_INCARNATION(word) ((uint32_t) ((word) >> 48))
 #define MARK_VALUE(word) ((word) & UINT64_C(0xffffffffffff))
@@ -233,7 +240,9 @@ struct segment_head {
     uint32_t made;          /* the lock's: the maps have been made from the run table */
     _Atomic uint32_t stale; /* hint: chunks are free that the free map does not show.  Wrongly set: it is
                                made anew for nothing.  Wrongly 0: until the lock's next holder dies */
-    uint32_t unused[13];
+    _Atomic uint32_t high;  /* the lock's: no run has begun at this chunk or behind it; raised before the
+                               claim */
+    uint32_t unused[12];
     _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` */
 };
 _Static_assert(sizeof(struct segment_head) == 192, "layout");
@@ -250,7 +259,9 @@ _Static_assert(sizeof(struct run) == 16, "layout");
 /* FREE -> LOANED -> FLIGHT -> LEASED -> FREE;  LOANED -> FREE, abandoned;  LEASED -> SHARED -> FREE, when no
    holder's name is left.
    Run word: tag 31 | name 30 | state 3.  In flight through a ring: position 40 in the place of both, for
-   nobody has the run then but its slot.  The tag of a SHARED run goes up whenever a name goes away. */
+   nobody has the run then but its slot.  In the place of the name a SHARED run has a count, which goes up
+   before a name goes away.  A chunk's tag never comes again: it goes up with each claim, or it is a
+   position. */
 enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, RUN_SHARED = 4 };
 #define TAG_MASK UINT32_C(0x7fffffff)
 #define RUN_WORD(tag, who, state) \
@@ -258,6 +269,8 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, R
 #define RUN_TAG(word) ((uint32_t) ((word) >> 33))
 #define RUN_HOLDER(word) ((name) ((word) >> 3 & NAME_MASK))
 #define RUN_STATE(word) ((enum run_state) ((word) & 7))
+#define SHARED_MORE(word) /* a SHARED word with the next count */ \
+    (((word) & ~((uint64_t) NAME_MASK << 3)) | (((((word) >> 3) + 1) & NAME_MASK) << 3))
 #define FLIGHT_AT(position) (((position) & POSITION_MASK) << 3 | (uint64_t) RUN_FLIGHT)
 #define FLIGHT_POSITION(word) ((word) >> 3 & POSITION_MASK)
 /* How many holders a run can have: as many as it has further chunks, and no more than that. */
