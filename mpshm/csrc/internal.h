@@ -67,6 +67,7 @@ struct mpshm_arena {
     uint32_t vain_wakes;
     uint32_t receivers;     /* open ends to receive by, in this process */
     int writer;             /* a pipe's end to send by that is open here, or -1 */
+    uint32_t places;        /* how many messages it may hold, 0: any number */
     uint32_t bound;         /* how many open positions its ring may have */
     bool joinable;
     uint64_t bytes_limit;
@@ -306,7 +307,7 @@ ring_frame_bytes(const mpshm_arena *arena)
 void waiters_rouse(mpshm_arena *arena, int count);
 void waiters_call(mpshm_arena *arena, int most);
 void waiters_let_in(mpshm_arena *arena);
-int waiters_room(mpshm_arena *arena, int fd, int timeout_ms);
+int waiters_room(mpshm_arena *arena, int fd, int64_t place, int timeout_ms);
 bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
 void waiter_is_back(mpshm_waiter *waiter);

@@ -28,9 +28,10 @@
 void
 ring_attach(mpshm_arena *arena)
 {
-    uint32_t places = arena->header->places;
+    uint32_t places = arena->places = arena->header->places;
 
     arena->bound = places != 0 && places < arena->slots ? places : arena->slots;
+    arena->writer = -1;
     arena->bytes_limit = arena->header->bytes_limit;
     arena->joinable = arena->header->joinable != 0;
     arena->head_seen = HEAD_POSITION(atomic_load(&arena->ring->head));

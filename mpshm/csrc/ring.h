@@ -1,5 +1,5 @@
-/* A queue's ring: positions, and the functions of tasks.c, positions.c, turns.c and ring.c, each of which
-   calls those before it.
+/* A queue's ring: positions, and the functions of tasks.c, positions.c, turns.c, mirror.c and ring.c,
+   each of which calls those before it.
 
    A position is where a message stands in the queue: positions go up by one, and 40 bits of them are
    compared modulo.  A position is *claimed* when its slot names a sender, and *passed* when its message
@@ -138,16 +138,23 @@ void tasks_settle(mpshm_arena *arena); /* call after a change of done, skips or 
 /* turns.c */
 bool turn_say(mpshm_arena *arena, uint64_t position, uint64_t bytes); /* (L) */
 bool turn_has_come(mpshm_arena *arena, uint64_t position, uint64_t bytes); /* (L) */
+bool turn_is_here(mpshm_arena *arena, uint64_t position); /* (L): of a message that has said its bytes */
+
+/* mirror.c */
+void mirror_show(mpshm_arena *arena, int fd);  /* (L) */
+bool mirror_is_due(mpshm_arena *arena);
+bool mirror_agree(mpshm_arena *arena, int fd); /* (L), and the next two */
+void mirror_after_take(mpshm_arena *arena, int fd);
+void mirror_watch(mpshm_arena *arena, int fd);
 
 /* ring.c */
+void ring_begin(mpshm_arena *arena, uint64_t position);                    /* (L): HELD -> WRITING */
+void ring_hold(mpshm_arena *arena, uint64_t position);                     /* (L): and back */
 void ring_fill(mpshm_arena *arena, uint64_t position, const char *frame); /* (L) */
 void ring_put(mpshm_arena *arena, int fd, const uint64_t *positions, uint32_t count); /* (L) */
 uint32_t ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most); /* (L) */
 void ring_pass(mpshm_arena *arena, uint64_t position); /* (L) */
+uint32_t ring_count(mpshm_arena *arena, bool also_coming);
 bool ring_is_ready(mpshm_arena *arena);
-bool ring_is_due(mpshm_arena *arena);
-bool ring_mirror(mpshm_arena *arena, int fd);     /* (L), and the next two */
-void ring_was_taken(mpshm_arena *arena, int fd);
-void ring_watch(mpshm_arena *arena, int fd);
 
 #endif

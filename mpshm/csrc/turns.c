@@ -91,3 +91,11 @@ turn_has_come(mpshm_arena *arena, uint64_t position, uint64_t bytes)
     }
     return fits(arena, sum, bytes);
 }
+
+bool
+turn_is_here(mpshm_arena *arena, uint64_t position)
+{
+    uint64_t bytes = position <= POSITION_MASK ? bytes_of(arena, position) : 0;
+
+    return bytes == 0 || turn_has_come(arena, position, bytes);
+}
