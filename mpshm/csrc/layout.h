@@ -40,7 +40,7 @@ struct record {
     _Atomic uint64_t word; /* truth: RECORD_WORD; taken by who holds the lock on its byte */
     _Atomic uint64_t born; /* mine: RECORD_FACT, start time by /proc */
     _Atomic uint64_t space; /* mine: RECORD_FACT, pid namespace: a pid says nothing outside it */
-    _Atomic uint32_t noted; /* hint: the last incarnation whose death somebody has told `deaths` */
+    _Atomic uint32_t noted; /* truth: the last incarnation that somebody found dead.  Behind: ask the lock */
     uint32_t unused;
 };
 _Static_assert(sizeof(struct record) == 32, "layout");
