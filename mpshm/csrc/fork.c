@@ -5,6 +5,10 @@
    child.  They cannot refuse a fork, so they always find a way: a view for which the child cannot be a holder
    is copied.  vfork and posix_spawn run no handlers, and need none.
 
+   A view in a mapping that could not be made private is copied page by page: what another thread writes to it
+   at that very moment may be lost.  That takes a process that has closed our descriptors, or a kernel without
+   memory.
+
    Knows leases, mappings and names.  Does not know what a name stands for (roster.c), nor how a holder's name
    is written (leases.c).
 
@@ -88,7 +92,8 @@ after_fork_in_parent(void)
     process_unlock();
 }
 
-/* What this process has is no longer what its memory says: it is a child.  A3 */
+/* What this process has is no longer what its memory says: it is a child.  What its parent was writing, it must
+   not write to.  A3 */
 static void
 begin_anew(void)
 {
@@ -99,8 +104,8 @@ begin_anew(void)
 
             if (seg != NULL) {
                 seg->mine = false;
-                seg->loans = 0;
                 seg->blocked_by = 0;
+                segment_forget_loans(seg);
             }
         }
         arena->sent_count = 0;

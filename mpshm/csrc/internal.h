@@ -28,7 +28,6 @@ struct segment {
     struct mapping *former; /* those that forks have made private */
     name blocked_by;        /* who held the lock when it was last tried */
     uint8_t *warm;          /* by huge page: this process has made it resident */
-    uint32_t loans;         /* runs in it that this process has claimed and neither sealed nor abandoned */
 };
 
 /* The data of a segment, mapped whole.  A fork makes it private, views and all, and the segment gets
@@ -37,7 +36,8 @@ struct mapping {
     struct segment *seg;
     char *data;
     uint32_t views;         /* leases in it */
-    bool is_private, has_loans;
+    uint32_t loans;         /* runs in it that this process has claimed and neither sealed nor abandoned */
+    bool is_private;
     bool is_torn;           /* only in part, so its views were copied */
     struct mapping *next;
 };
@@ -178,14 +178,27 @@ bool arena_name_is_dead(mpshm_arena *arena, name who); /* false for 0 and for th
 /* segment.c: callers hold the lock. */
 bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no lock */
 int segment_map(mpshm_arena *arena, uint32_t id, struct segment **out);
-int segment_map_data(struct segment *seg);
 int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, struct segment **out);
 void segment_unmap(struct segment *seg);
 void segment_vacate(struct segment *seg);
-void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_validate(struct segment *seg);
 uint64_t segment_file_offset(const struct segment *seg);
+/* mapping.c: callers hold the lock. */
+void *mapping_of_file(mpshm_arena *arena, void *at, uint64_t offset, uint64_t size, int sharing, void *known,
+                      uint64_t known_at);
+static inline uint64_t
+data_bytes(const struct segment *seg)
+{
+    return (uint64_t) seg->count << seg->shift;
+}
+int segment_map_data(struct segment *seg);
+void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
+int segment_go_private(struct segment *seg);
+void segment_forget_loans(struct segment *seg);
+void mapping_end(struct mapping *mapping);
 void mapping_drop_view(struct mapping *mapping);
+void mapping_add_loan(struct segment *seg, const char *data);
+void mapping_drop_loan(struct segment *seg, const char *data);
 /* The segment's lock word: tried, never waited for. */
 bool segment_try_lock(struct segment *seg);
 bool segment_look_again(struct segment *seg); /* under it */
@@ -193,7 +206,6 @@ void segment_unlock(struct segment *seg);
 void segment_was_freed(struct segment *seg, uint32_t at);
 uint32_t run_chunks_at(struct segment *seg, uint32_t at);
 uint32_t segment_high(const struct segment *seg); /* no run begins at this chunk or behind it */
-int segment_go_private(struct segment *seg);
 
 /* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);
@@ -204,9 +216,10 @@ int ring_validate(mpshm_arena *arena, bool rests);
 int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
 int run_abandon(mpshm_run *run);
 /* LOANED -> FLIGHT with the chunks that `size` bytes need; the others are free then.  Adds the chunks' bytes to
-   `bytes`. */
+   `bytes`.  Ended by one of the two after it. */
 int run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes);
 void run_unseal(mpshm_run *run, uint64_t position);
+void run_is_out(mpshm_run *run, uint64_t position); /* its frame is: the sender has nothing to do with it any more */
 uint64_t run_flight_word(const mpshm_run *run, uint64_t position);
 /* * -> FREE, by compare-and-swap from `word`; false: it has changed. */
 bool run_free(struct segment *seg, uint32_t chunk_id, uint64_t word);
@@ -269,14 +282,13 @@ struct lease *leases_next(struct lease *before); /* NULL: the first; gives NULL 
 /* A further holder of a leased run: false if the run has no place for its name. */
 bool lease_add_holder(struct segment *seg, uint32_t at, name holder);
 void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for reap.c */
-void lease_look(struct segment *seg, uint32_t at);
 
 /* fork.c */
 void fork_unseen(void); /* under the lock, in the child */
 
 /* strays.c: all but the first under arena_lock. */
 void strays_inside(mpshm_arena *arena, bool begins);
-void strays_look(mpshm_arena *arena);
+void strays_look(mpshm_arena *arena, int fd);
 void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */

@@ -98,8 +98,8 @@
        (`generation`).
    E2  The byte of a record that says PROOF_LOCK is locked from before its word names the process until
        no thread of the process can write any more.
-   E3  A name is dead if its record has another incarnation, or else if its lock is free, asked in this
-       order.  What is not known counts as alive.
+   E3  A name is dead if its record has another incarnation, or notes this one as dead, or else if its lock
+       is free, asked in this order.  What is not known counts as alive.
    E4  `high` is past a record's number before that is claimed, and never goes down.
    E5  No process keeps a mapping that holds another's lock, but a parent its heir's until it has forked.
 

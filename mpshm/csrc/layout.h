@@ -40,7 +40,7 @@ struct record {
     _Atomic uint64_t word; /* truth: RECORD_WORD; taken by who holds the lock on its byte */
     _Atomic uint64_t born; /* mine: RECORD_FACT, start time by /proc */
     _Atomic uint64_t space; /* mine: RECORD_FACT, pid namespace: a pid says nothing outside it */
-    _Atomic uint32_t noted; /* hint: the last incarnation whose death somebody has told `deaths` */
+    _Atomic uint32_t noted; /* truth: the last incarnation that somebody found dead.  Behind: ask the lock */
     uint32_t unused;
 };
 _Static_assert(sizeof(struct record) == 32, "layout");
@@ -124,13 +124,13 @@ _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
 /* An arena that strangers share has a roster of its own, so that no stranger can forge a death in a
    family's. */
 #define OWN_ROSTER_OFFSET UINT64_C(4096)
-#define OWN_ROSTER_LIMIT UINT32_C(64)
-_Static_assert(ROSTER_BYTES(OWN_ROSTER_LIMIT) <= 4096, "layout");
+#define OWN_ROSTER_LIMIT UINT32_C(1024)
 
 /* A word for each record of the roster, the process's own in this arena.
    In a queue's: messages that it has accepted and that have no position yet.
    In a connection's: how many of its threads are receiving, and how often one ended that. */
-#define MARKS_OFFSET UINT64_C(8192)
+#define MARKS_OFFSET UINT64_C(40960)
+_Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSET, "layout");
 #define MARKS_BYTES (NUMBER_LIMIT * sizeof(uint64_t))
 /* mine: incarnation 16 | pending 48; or incarnation 16 | ended 24 | threads inside 24 */
 #define MARK(incarnation, value) ((uint64_t) (incarnation) << 48 | (value))
@@ -138,9 +138,9 @@ _Static_assert(ROSTER_BYTES(OWN_ROSTER_LIMIT) <= 4096, "layout");
 #define MARK_VALUE(word) ((word) & UINT64_C(0xffffffffffff))
 #define RING_OFFSET (MARKS_OFFSET + MARKS_BYTES)
 
-/* A queue's messages (ring.c).  Positions go up by one and are compared modulo 2^40; position p is slot
-   p % slots in lap p / slots.  What different processes write lies in different cache lines. */
-#define POSITION_BITS 40
+/* A queue's messages (ring.c).  Positions go up by one and are compared modulo 2^36; position p is slot
+   p % slots in lap p / slots, modulo as many laps as there are.  What different processes write lies in different cache lines. */
+#define POSITION_BITS 36
 #define POSITION_MASK ((UINT64_C(1) << POSITION_BITS) - 1)
 #define RING_SLOTS UINT32_C(512) /* at least; a bounded queue has as many as it is long */
 #define RING_SLOTS_MOST (UINT32_C(1) << 22)
@@ -179,8 +179,8 @@ struct ring {
     _Atomic uint64_t head; /* truth: HEAD_WORD.  All positions before this one are passed; so many of
                               them were skipped.  Each step is the same whoever makes it */
     uint64_t unused_2[7];
-    _Atomic uint64_t done; /* truth: half turns of the head's count of skips 24 | messages for which
-                              task_done() was called 40.  One step each */
+    _Atomic uint64_t done; /* truth: half turns of the head's count of skips 28 | messages for which
+                              task_done() was called 36.  One step each */
     uint64_t unused_3[7];
     struct waiters waiters;
     struct ring_slot slots[];
@@ -209,7 +209,7 @@ enum slot_state {
 #define SLOT_LAP(word) ((word) >> 33)
 #define SLOT_OWNER(word) ((name) ((word) >> 3 & NAME_MASK))
 #define SLOT_STATE(word) ((enum slot_state) ((word) & 7))
-/* skips 24 | position 40 */
+/* skips 28 | position 36, both modulo */
 #define HEAD_WORD(skips, position) \
     ((uint64_t) (skips) << POSITION_BITS | ((position) & POSITION_MASK))
 #define HEAD_SKIPS(word) ((word) >> POSITION_BITS)
@@ -252,13 +252,13 @@ _Static_assert(sizeof(struct segment_head) == 192, "layout");
 struct run {
     _Atomic uint64_t word; /* truth: RUN_WORD, or FLIGHT_AT in a queue's arena */
     _Atomic uint64_t more; /* of the first chunk: EXTENT, written while the run is LOANED or being
-                              claimed, by whoever does it.  Of others: truth: a holder's name, or 0 */
+                              claimed, by whoever does it.  Of others: truth: HOLDER(a name), or 0 */
 };
 _Static_assert(sizeof(struct run) == 16, "layout");
 
 /* FREE -> LOANED -> FLIGHT -> LEASED -> FREE;  LOANED -> FREE, abandoned;  LEASED -> SHARED -> FREE, when no
    holder's name is left.
-   Run word: tag 31 | name 30 | state 3.  In flight through a ring: position 40 in the place of both, for
+   Run word: tag 31 | name 30 | state 3.  In flight through a ring: its position in the place of both, for
    nobody has the run then but its slot.  In the place of the name a SHARED run has a count, which goes up
    before a name goes away.  A chunk's tag never comes again: it goes up with each claim, or it is a
    position. */
@@ -273,10 +273,13 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, R
     (((word) & ~((uint64_t) NAME_MASK << 3)) | (((((word) >> 3) + 1) & NAME_MASK) << 3))
 #define FLIGHT_AT(position) (((position) & POSITION_MASK) << 3 | (uint64_t) RUN_FLIGHT)
 #define FLIGHT_POSITION(word) ((word) >> 3 & POSITION_MASK)
+/* A holder's name beside the run; no extent looks like one. */
+#define HOLDER(who) (UINT64_C(1) << 63 | (uint64_t) (who))
+#define IS_HOLDER(more) ((more) >> 63 != 0)
 /* How many holders a run can have: as many as it has further chunks, and no more than that. */
 #define HOLDERS_MOST 63
 
-/* How long a run is: chunks 20 | slack 40, the bytes of the last chunk that are not the message's, so that
+/* How long a run is: unused 4 | slack 40 | chunks 20; the slack is the bytes of the last chunk that are not the message's, so that
    a forged size is refused to the byte. */
 #define EXTENT(chunks, slack) ((uint64_t) (slack) << 20 | (uint64_t) (chunks))
 #define EXTENT_CHUNKS(more) ((uint32_t) ((more) & 0xfffff))

@@ -134,10 +134,11 @@ lease_add_holder(struct segment *seg, uint32_t at, name holder)
 {
     uint32_t most = holders_most(seg, at);
     uint64_t word = atomic_load(&seg->runs[at].word);
+    uint64_t me = HOLDER(seg->arena->me);
 
     if (RUN_STATE(word) == RUN_LEASED && RUN_HOLDER(word) == seg->arena->me && most >= 2) {
         for (uint32_t i = 0; i < most; i++) {
-            atomic_store_explicit(holder_at(seg, at, i), i == 0 ? seg->arena->me : i == 1 ? holder : 0,
+            atomic_store_explicit(holder_at(seg, at, i), i == 0 ? me : i == 1 ? HOLDER(holder) : 0,
                                   memory_order_relaxed);
         }
         return atomic_compare_exchange_strong(&seg->runs[at].word, &word,
@@ -146,21 +147,21 @@ lease_add_holder(struct segment *seg, uint32_t at, name holder)
     for (uint32_t i = 0; i < most && RUN_STATE(word) == RUN_SHARED; i++) {
         uint64_t nobody = 0;
 
-        if (atomic_compare_exchange_strong(holder_at(seg, at, i), &nobody, holder)) {
+        if (atomic_compare_exchange_strong(holder_at(seg, at, i), &nobody, HOLDER(holder))) {
             return true;
         }
     }
     return false;
 }
 
-/* A SHARED run whose names have all gone is free.  L7 */
-void
-lease_look(struct segment *seg, uint32_t at)
+/* A SHARED run whose names have all gone is free.  The word first, then how long the run is: if it has become
+   another run in between, the word has changed.  L7 */
+static void
+look(struct segment *seg, uint32_t at)
 {
-    uint32_t most = holders_most(seg, at);
-
     for (;;) {
         uint64_t word = atomic_load(&seg->runs[at].word);
+        uint32_t most = holders_most(seg, at);
         bool held = RUN_STATE(word) != RUN_SHARED;
 
         for (uint32_t i = 0; i < most && !held; i++) {
@@ -172,54 +173,70 @@ lease_look(struct segment *seg, uint32_t at)
     }
 }
 
-/* The i-th name goes, if it is still that.  L7 */
+/* The i-th name goes, if the run's word is still `*word` and the name is `who`; *word is what it became.  L7 */
+static bool
+drop_name(struct segment *seg, uint32_t at, uint64_t *word, uint32_t i, uint64_t who)
+{
+    uint64_t more = SHARED_MORE(*word);
+
+    if (!atomic_compare_exchange_strong(&seg->runs[at].word, word, more)) {
+        return false;
+    }
+    *word = more;
+    atomic_compare_exchange_strong(holder_at(seg, at, i), &who, 0);
+    return true;
+}
+
+/* The next name, from *i on, that is to go. */
+static uint64_t
+name_to_drop(struct segment *seg, uint32_t at, uint32_t most, uint32_t *i, name mine)
+{
+    for (; *i < most; ++*i) {
+        uint64_t who = atomic_load(holder_at(seg, at, *i));
+
+        if (IS_HOLDER(who) && (mine != 0 ? who == HOLDER(mine) : arena_name_is_dead(seg->arena, (name) who & NAME_MASK))) {
+            return who;
+        }
+    }
+    return 0;
+}
+
+/* Names go from a SHARED run: `mine`, or for 0 those of the dead.  The last one frees it. */
 static void
-drop_name_at(struct segment *seg, uint32_t at, uint32_t i, uint64_t who)
+drop_names(struct segment *seg, uint32_t at, name mine)
 {
     uint64_t word = atomic_load(&seg->runs[at].word);
 
-    do {
-        if (RUN_STATE(word) != RUN_SHARED) {
-            return;
+    while (RUN_STATE(word) == RUN_SHARED) {
+        uint32_t most = holders_most(seg, at), i = 0;
+        uint64_t who = name_to_drop(seg, at, most, &i, mine);
+
+        if (who == 0) {
+            break;
         }
-    } while (!atomic_compare_exchange_weak(&seg->runs[at].word, &word, SHARED_MORE(word)));
-    atomic_compare_exchange_strong(holder_at(seg, at, i), &who, 0);
+        if (drop_name(seg, at, &word, i, who) && mine != 0) {
+            break;
+        }
+    }
+    look(seg, at);
 }
 
 void
 lease_drop_dead(struct segment *seg, uint32_t at)
 {
-    uint32_t most = holders_most(seg, at);
-
-    for (uint32_t i = 0; i < most; i++) {
-        uint64_t who = atomic_load(holder_at(seg, at, i));
-
-        if (who != 0 && arena_name_is_dead(seg->arena, (name) who)) {
-            drop_name_at(seg, at, i, who);
-        }
-    }
-    lease_look(seg, at);
+    drop_names(seg, at, 0);
 }
 
 /* This process lets go of a run that it has leased. */
 static void
 let_go(struct segment *seg, uint32_t at)
 {
-    name me = seg->arena->me;
     uint64_t word = atomic_load(&seg->runs[at].word);
 
-    if (RUN_STATE(word) == RUN_LEASED && RUN_HOLDER(word) == me) {
+    if (RUN_STATE(word) == RUN_LEASED && RUN_HOLDER(word) == seg->arena->me) {
         (void) run_free(seg, at, word);
     } else if (RUN_STATE(word) == RUN_SHARED) {
-        uint32_t most = holders_most(seg, at);
-
-        for (uint32_t i = 0; i < most; i++) {
-            if (atomic_load(holder_at(seg, at, i)) == me) {
-                drop_name_at(seg, at, i, me);
-                break;
-            }
-        }
-        lease_look(seg, at);
+        drop_names(seg, at, seg->arena->me);
     }
 }
 

@@ -129,11 +129,11 @@ nothing_to_wait_for(mpshm_arena *arena, int fd)
 /* What is noted then is in a receiver's hand that will lease it at once, or never: one killed in between
    must not narrow the mark for good, and its runs are strays. */
 static void
-forget_sent(mpshm_arena *arena)
+forget_sent(mpshm_arena *arena, int fd)
 {
     arena_lock(arena);
     if (arena->slot_bytes == 0) {
-        strays_look(arena);
+        strays_look(arena, fd);
     }
     arena->sent_count = 0;
     arena->sent_bytes = 0;
@@ -187,7 +187,7 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
         return 0;
     }
     if (nothing_to_wait_for(arena, fd)) {
-        forget_sent(arena);
+        forget_sent(arena, fd);
         return 0;
     }
     _Atomic uint32_t *wanted = &arena->header->wanted;

@@ -104,15 +104,11 @@ sweep_segment(struct sweep *sweep, uint32_t id)
         return;
     }
     sweep->segments++;
-    uint32_t freed = sweep->freed;
-
     sweep_runs(sweep, seg);
+    /* One who was killed between freeing a run and telling of it left chunks that the maps do not show. */
+    atomic_store(&seg->head->stale, 1);
     name holder = atomic_load(&seg->head->lock);
 
-    /* One who was killed between freeing a run and telling of it left chunks that the maps do not show. */
-    if (sweep->freed > freed || is_dead(sweep, holder)) {
-        atomic_store(&seg->head->stale, 1);
-    }
     if (is_dead(sweep, holder)) {
         seg->blocked_by = holder;
         if (segment_try_lock(seg)) {

@@ -179,6 +179,9 @@ word_is_dead(const struct roster *roster, uint32_t number, uint64_t word)
     struct record *record = &roster->records[number];
     int locked;
 
+    if (atomic_load_explicit(&record->noted, memory_order_acquire) == RECORD_INCARNATION(word)) {
+        return true;
+    }
     switch (RECORD_PROOF(word)) {
     case PROOF_NONE:
         return true;
@@ -207,27 +210,22 @@ roster_is_dead(struct roster *roster, name who)
     return RECORD_INCARNATION(word) != NAME_INCARNATION(who) || word_is_dead(roster, number, word);
 }
 
-/* Tell `deaths` of that incarnation's, if nobody has.  Killed between the two: it is told twice. */
-static void
-tell_death(const struct roster *roster, uint32_t number, uint32_t incarnation)
+/* That incarnation is dead: whether this process is the first to note it.  It then has to tell `deaths`,
+   afterwards: whoever reaps then must find it dead though another process is just about to claim the
+   record and has its lock.  Killed in between, its own death has the others reap. */
+static bool
+note_death(struct record *record, uint32_t incarnation)
 {
-    _Atomic uint32_t *noted = &roster->records[number].noted;
+    uint32_t noted = atomic_load(&record->noted);
 
-    if (incarnation != 0 && atomic_load(noted) != incarnation) {
-        atomic_fetch_add(&roster->header->deaths, 1);
-        atomic_store(noted, incarnation);
-    }
+    return incarnation != 0 && noted != incarnation
+           && atomic_compare_exchange_strong(&record->noted, &noted, incarnation);
 }
 
-/* Likewise, and have the record used again. */
 static void
-note_death(const struct roster *roster, uint32_t number, uint64_t word)
+tell_death(const struct roster *roster)
 {
-    uint32_t next = atomic_load(&roster->header->next);
-
-    tell_death(roster, number, RECORD_INCARNATION(word));
-    while (next > number && !atomic_compare_exchange_weak(&roster->header->next, &next, number)) {
-    }
+    atomic_fetch_add(&roster->header->deaths, 1);
 }
 
 /* Claim that record if its owner is dead: 0, or its name; or -1: no lock can be had. */
@@ -249,10 +247,15 @@ claim_record(const struct roster *roster, uint32_t number, uint32_t pid, struct 
         while (high <= number /* E4 */
                && !atomic_compare_exchange_weak(&roster->header->high, &high, number + 1)) {
         }
-        tell_death(roster, number, RECORD_INCARNATION(word));
-        if (atomic_compare_exchange_strong(
-                &record->word, &word,
-                RECORD_WORD(pid, latch == NULL ? PROOF_PID : PROOF_LOCK, incarnation))) {
+        bool untold = note_death(record, RECORD_INCARNATION(word));
+        bool claimed = atomic_compare_exchange_strong(
+            &record->word, &word,
+            RECORD_WORD(pid, latch == NULL ? PROOF_PID : PROOF_LOCK, incarnation));
+
+        if (untold) {
+            tell_death(roster);
+        }
+        if (claimed) {
             return NAME(number, incarnation);
         }
     }
@@ -356,10 +359,14 @@ record_look(const struct roster *roster, uint32_t number, uint64_t space)
     if (RECORD_PROOF(word) == PROOF_NONE || atomic_load(&record->noted) == RECORD_INCARNATION(word)
         || (space != 0
             && (fact(&record->space, RECORD_INCARNATION(word)) != space
-                || !pid_is_unused(RECORD_PID(word))))) {
+                || !pid_is_unused(RECORD_PID(word))))
+        || !word_is_dead(roster, number, word)
+        || !note_death(record, RECORD_INCARNATION(word))) {
         return;
     }
-    if (word_is_dead(roster, number, word)) {
-        note_death(roster, number, word);
+    uint32_t next = atomic_load(&roster->header->next);
+
+    tell_death(roster);
+    while (next > number && !atomic_compare_exchange_weak(&roster->header->next, &next, number)) {
     }
 }

@@ -1,8 +1,8 @@
 /* A queue's ring: positions, and the functions of tasks.c, positions.c, turns.c, mirror.c and ring.c,
    each of which calls those before it.
 
-   A position is where a message stands in the queue: positions go up by one, and 40 bits of them are
-   compared modulo.  A position is *claimed* when its slot names a sender, and *passed* when its message
+   A position is where a message stands in the queue: positions go up by one, and are compared
+   modulo.  A position is *claimed* when its slot names a sender, and *passed* when its message
    has been taken, or will not come.  *Open* is what was claimed and has not passed.
 
    Invariants: G1 to G3, G8 (invariants.h). */

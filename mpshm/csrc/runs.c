@@ -12,7 +12,6 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,10 +44,18 @@ run_word(const mpshm_run *run)
 }
 
 static void
-count_loan(mpshm_run *run, int32_t more)
+begin_loan(mpshm_run *run)
 {
-    run->arena->loans += (uint32_t) more;
-    run_segment(run)->loans += (uint32_t) more;
+    run->arena->loans++;
+    mapping_add_loan(run_segment(run), run->data);
+}
+
+/* The run is no longer on loan to this process. */
+static void
+end_loan(mpshm_run *run)
+{
+    run->arena->loans--;
+    mapping_drop_loan(run_segment(run), run->data);
 }
 
 /* * -> FREE, if the word is still that.  False: it has changed, so another did something. */
@@ -104,7 +111,7 @@ try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
 
     segment_unlock(seg);
     if (claimed) {
-        count_loan(run, 1);
+        begin_loan(run);
     }
     return claimed;
 }
@@ -320,7 +327,7 @@ run_abandon(mpshm_run *run)
     if (error == 0) {
         spoil(run);
         (void) run_free(run_segment(run), run->chunk_id, RUN_WORD(run->tag, run->arena->me, RUN_LOANED));
-        count_loan(run, -1);
+        end_loan(run);
     }
     return error;
 }
@@ -377,22 +384,30 @@ run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes)
     if (error == 0) {
         trim(run_segment(run), run, size);
         atomic_store_explicit(run_word(run), run_flight_word(run, position), memory_order_release);
-        count_loan(run, -1);
         *bytes += run->capacity;
     }
     return error;
 }
 
+/* FLIGHT -> LOANED: the frame did not go out.  If the word has changed, a hostile peer has guessed it: then the
+   run is not ours any more, as check_loaned finds. */
 void
 run_unseal(mpshm_run *run, uint64_t position)
 {
     uint64_t was = run_flight_word(run, position);
-    bool back = atomic_compare_exchange_strong(run_word(run), &was,
-                                               RUN_WORD(run->tag, run->arena->me, RUN_LOANED));
 
-    count_loan(run, 1);
-    assert(back && "R2: a frame that did not go out was received");
-    (void) back;
+    if (!atomic_compare_exchange_strong(run_word(run), &was,
+                                        RUN_WORD(run->tag, run->arena->me, RUN_LOANED))) {
+        end_loan(run);
+    }
+}
+
+void
+run_is_out(mpshm_run *run, uint64_t position)
+{
+    INVARIANT(R2, atomic_load(run_word(run)) != RUN_WORD(run->tag, run->arena->me, RUN_LOANED));
+    end_loan(run);
+    pressure_note(run->arena, run, run_flight_word(run, position));
 }
 
 int
@@ -402,6 +417,9 @@ mpshm_seal(mpshm_run *run, uint64_t size)
     uint64_t bytes = 0;
     int error = run->arena->slot_bytes != 0 ? -EINVAL : run_seal(run, size, NO_POSITION, &bytes);
 
+    if (error == 0) {
+        end_loan(run);
+    }
     arena_unlock(run->arena);
     return error;
 }

@@ -1,8 +1,7 @@
-/* Segments: making one in the arena's directory, mapping it, its lock word and its maps, and making its
-   pages resident.
+/* Segments: making one in the arena's directory, its lock word and its maps.
 
-   Knows the directory, memory mappings, and of a run word whether it is free.  Does not know when a run word
-   changes, nor any message.
+   Knows the directory, and of a run word whether it is free.  Does not know how data are mapped (mapping.c),
+   when a run word changes, nor any message.
 
    Invariants: L1 to L4, L6, S1, S2, S3 (invariants.h).  All is called under the process's lock (A4), but
    segment_fits.
@@ -30,10 +29,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
-
 uint64_t
 segment_file_offset(const struct segment *seg)
 {
@@ -48,32 +43,6 @@ segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift)
 
     return count > 0 && count <= CHUNK_LIMIT
            && data_offset(stride, (uint32_t) count) + (count << shift) <= stride;
-}
-
-/* Map bytes of the memory file: at `at`, in the place of what is there, or anywhere.  A process that has
-   lost the file's descriptor finds it through the mapping of the head, which it keeps.  MAP_FAILED and
-   errno: it cannot be had; never so with what another file holds. */
-static void *
-map_file(mpshm_arena *arena, void *at, uint64_t offset, uint64_t size, int sharing)
-{
-    if (arena_has_file(arena)) {
-        return mmap(at, size, PROT_READ | PROT_WRITE, sharing | (at != NULL ? MAP_FIXED : 0), arena->fd,
-                    (off_t) offset);
-    }
-#ifdef MREMAP_FIXED
-    if (sharing == MAP_SHARED) {
-        char *whole = mremap(arena->header, 0, offset + size, MREMAP_MAYMOVE);
-
-        if (whole == MAP_FAILED) {
-            return MAP_FAILED;
-        }
-        munmap(whole, offset);
-        return at == NULL ? whole + offset
-                          : mremap(whole + offset, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, at);
-    }
-#endif
-    errno = EBADF;
-    return MAP_FAILED;
 }
 
 /* Map the head of a segment of that geometry.  The caller makes it the arena's. */
@@ -93,7 +62,7 @@ map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct
     seg->shift = shift;
     seg->count = count;
     seg->data_at = data_offset(arena->stride, count);
-    void *head = map_file(arena, NULL, segment_file_offset(seg), seg->data_at, MAP_SHARED);
+    void *head = mapping_of_file(arena, NULL, segment_file_offset(seg), seg->data_at, MAP_SHARED, arena->header, 0);
     if (head == MAP_FAILED) {
         int error = errno;
 
@@ -141,101 +110,6 @@ segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
     return 0;
 }
 
-static uint64_t
-data_bytes(const struct segment *seg)
-{
-    return (uint64_t) seg->count << seg->shift;
-}
-
-/* Map the data aligned so that huge pages can be had: MAP_FAILED and errno, if it cannot be. */
-static char *
-map_data(struct segment *seg)
-{
-    uint64_t size = data_bytes(seg);
-    uint64_t slack = size >= HUGE_BYTES ? HUGE_BYTES : 0;
-    char *room = mmap(NULL, size + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    if (room == MAP_FAILED) {
-        return MAP_FAILED;
-    }
-    uint64_t skip = slack ? (HUGE_BYTES - (uintptr_t) room % HUGE_BYTES) % HUGE_BYTES : 0;
-    char *data = map_file(seg->arena, room + skip, segment_file_offset(seg) + seg->data_at, size,
-                          MAP_SHARED);
-    if (data == MAP_FAILED) {
-        int error = errno;
-
-        munmap(room, size + slack);
-        errno = error;
-        return MAP_FAILED;
-    }
-    if (skip > 0) {
-        munmap(room, skip);
-    }
-    if (slack > skip) {
-        uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE);
-        char *end = data + (size + page - 1) / page * page;
-
-        if (end < room + size + slack) {
-            munmap(end, (size_t) (room + size + slack - end));
-        }
-    }
-    INVARIANT(S1, size < HUGE_BYTES || (uintptr_t) data % HUGE_BYTES == 0);
-    return data;
-}
-
-/* Map the data if the segment has no shared mapping of them.  S1 */
-int
-segment_map_data(struct segment *seg)
-{
-    if (seg->now != NULL) {
-        return 0;
-    }
-    struct mapping *mapping = calloc(1, sizeof *mapping);
-
-    if (seg->warm == NULL) {
-        seg->warm = calloc(1, data_bytes(seg) / HUGE_BYTES + 1);
-    }
-    if (mapping == NULL || seg->warm == NULL) {
-        free(mapping);
-        return -ENOMEM;
-    }
-    mapping->seg = seg;
-    mapping->data = map_data(seg);
-    if (mapping->data == MAP_FAILED) {
-        int error = errno;
-
-        free(mapping);
-        return -error;
-    }
-    seg->now = mapping;
-    return 0;
-}
-
-/* A fork has made the mapping private; it lives as long as a view in it, or a loan, which may be anywhere in
-   it. */
-static void
-mapping_end(struct mapping *mapping)
-{
-    munmap(mapping->data, data_bytes(mapping->seg));
-    for (struct mapping **link = &mapping->seg->former; *link != NULL; link = &(*link)->next) {
-        if (*link == mapping) {
-            *link = mapping->next;
-            break;
-        }
-    }
-    free(mapping);
-}
-
-void
-mapping_drop_view(struct mapping *mapping)
-{
-    INVARIANT(A4, process_is_locked());
-    INVARIANT(V1, mapping->views > 0);
-    if (--mapping->views == 0 && mapping->is_private && !mapping->has_loans) {
-        mapping_end(mapping);
-    }
-}
-
 static void
 unmap(struct segment *seg)
 {
@@ -249,56 +123,6 @@ unmap(struct segment *seg)
     munmap(seg->head, seg->data_at);
     free(seg->warm);
     free(seg);
-}
-
-/* Map bytes [from, to) of the segment's data private, over the mapping that shows them: what is written to
-   them from now on, this process alone sees.  0 or -errno. */
-static int
-make_private(struct mapping *mapping, uint64_t from, uint64_t to)
-{
-    struct segment *seg = mapping->seg;
-    void *at = map_file(seg->arena, mapping->data + from,
-                        segment_file_offset(seg) + seg->data_at + from, to - from, MAP_PRIVATE);
-
-    return at == MAP_FAILED ? -errno : 0;
-}
-
-/* Before a fork: make the shared mapping private, but for runs on loan to this process, which are yet to
-   be seen by others; and give the segment another when it needs one.  A loan's pages are never touched,
-   for another thread may be writing to them now; where chunks are smaller than a page, a view that shares
-   one with a loan stays as it is.  V3 */
-int
-segment_go_private(struct segment *seg)
-{
-    struct mapping *mapping = seg->now;
-    uint64_t done = 0;
-    int error = 0;
-
-    uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE), from, to;
-    uint32_t high = segment_high(seg);
-
-    for (uint32_t at = 0; at < high && seg->loans > 0 && error == 0;) {
-        uint64_t word = atomic_load(&seg->runs[at].word);
-        uint32_t chunks = RUN_STATE(word) == RUN_FREE ? 1 : run_chunks_at(seg, at);
-
-        if (RUN_STATE(word) == RUN_LOANED && RUN_HOLDER(word) == seg->arena->me) {
-            from = ((uint64_t) at << seg->shift) / page * page;
-            to = ((uint64_t) (at + chunks) << seg->shift) + page - 1;
-            error = from > done ? make_private(mapping, done, from) : 0;
-            done = to / page * page;
-        }
-        at += chunks;
-    }
-    if (error == 0 && done < data_bytes(seg)) {
-        error = make_private(mapping, done, data_bytes(seg));
-    }
-    /* After an error part of it is private: the caller copies the views, and nobody uses it for more. */
-    mapping->is_private = true;
-    mapping->has_loans = seg->loans > 0;
-    mapping->next = seg->former;
-    seg->former = mapping;
-    seg->now = NULL;
-    return error;
 }
 
 /* The lock and the maps. */
@@ -591,33 +415,3 @@ segment_unmap(struct segment *seg)
     seg->arena->segments[seg->id] = NULL;
     unmap(seg);
 }
-
-/* Make [offset, offset + size) of the data resident by huge pages, those that the range covers whole.
-   Each is tried once; after an error its pages come one by one, as they are touched. */
-void
-segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
-{
-    INVARIANT(S3, seg->now != NULL && offset + size <= (uint64_t) seg->count << seg->shift);
-#ifdef __linux__
-    uint64_t first = (offset + HUGE_BYTES - 1) / HUGE_BYTES, end = (offset + size) / HUGE_BYTES;
-
-    if (first >= end) {
-        return;
-    }
-    for (uint64_t page = first; page < end; page++) {
-        if (!seg->warm[page]) {
-            char *at = seg->now->data + page * HUGE_BYTES;
-
-            seg->warm[page] = 1;
-            /* EINVAL on an empty hole: hence one byte first. */
-            *(volatile char *) at = *(volatile char *) at;
-            (void) madvise(at, HUGE_BYTES, MADV_COLLAPSE);
-        }
-    }
-#else
-    (void) seg;
-    (void) offset;
-    (void) size;
-#endif
-}
-

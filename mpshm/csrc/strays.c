@@ -1,22 +1,29 @@
 /* Strays: runs in flight on a connection that nobody will lease, because a sender or a receiver was killed with
    their frame in hand.
 
-   A pipe does not say who has taken a frame from it.  So this is decided late: once the pipe was seen empty,
-   each frame that has been in it is in the hand of a process that was receiving at that moment, or in
-   nobody's.  Each process says in its mark how many of its threads are inside mpshm_receive, and counts those
-   that came out.  When all who were inside are out, or dead, a run that is still in flight is a stray.  Until
-   then it stays: one message's memory for each kill.
+   A pipe does not say who has taken a frame from it.  So this is decided late: runs in flight are noted, then
+   the pipe is seen empty in both directions, so that their frames were written before and taken, or will
+   never be; then what each process says in its mark is noted: how many of its threads are inside
+   mpshm_receive, and how many came out.  When all who were inside are out, or dead, a run that is still in
+   flight is a stray.  Until then it stays: one message's memory for each kill.
 
-   Knows run words and marks.  Does not know what a frame says, nor the pipe.
+   Knows run words, marks, and whether a pipe is empty.  Does not know what a frame says.
 
    Invariants: L5 (invariants.h).
 
-   Memory order: a mark is changed before the read and after the lease, by compare-and-swap; the pipe was seen
-   empty before the marks are noted. */
+   Memory order: a mark is changed before the read and after the lease, by compare-and-swap; the looks at the
+   pipe are calls of the kernel. */
+#define _GNU_SOURCE
 #include "internal.h"
 
+#include <poll.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#ifdef __linux__
+#include <linux/sockios.h>
+#endif
 
 /* An end that does not know its arena yet has a frame in hand while it looks for it, and cannot say so. */
 #define PAUSE_NS INT64_C(2000000000)
@@ -128,8 +135,27 @@ find_runs(mpshm_arena *arena, struct strays *strays)
     }
 }
 
+/* Whether no frame is in the pipe, either way.  A socket whose other end is gone does not say what was in it. */
+static bool
+is_empty(int fd)
+{
+    int waiting = 1, unread = 0;
+#ifdef __linux__
+    struct sockaddr address;
+    socklen_t size = sizeof address;
+
+    if (has_hung_up(fd, POLLERR | POLLHUP | POLLNVAL) || ioctl(fd, FIONREAD, &waiting) == -1
+        || (getsockname(fd, &address, &size) == 0 && ioctl(fd, SIOCOUTQ, &unread) == -1)) {
+        return false;
+    }
+#else
+    (void) fd;
+#endif
+    return waiting == 0 && unread == 0;
+}
+
 static void
-begin(mpshm_arena *arena)
+begin(mpshm_arena *arena, int fd)
 {
     struct strays *strays = calloc(1, sizeof *strays);
 
@@ -140,7 +166,7 @@ begin(mpshm_arena *arena)
     find_runs(arena, strays);
     strays->members = roster_high(arena->roster);
     strays->marks = calloc(strays->members + 1, sizeof *strays->marks);
-    if (strays->count == 0 || strays->marks == NULL) {
+    if (strays->count == 0 || strays->marks == NULL || !is_empty(fd)) {
         strays_forget(arena);
         return;
     }
@@ -170,9 +196,9 @@ is_decided(mpshm_arena *arena, const struct strays *strays)
     return true;
 }
 
-/* Call when the pipe has just been seen empty, in both directions.  Under arena_lock. */
+/* Free those that are decided, and note others.  fd: an end of the connection.  Under arena_lock. */
 void
-strays_look(mpshm_arena *arena)
+strays_look(mpshm_arena *arena, int fd)
 {
     struct strays *strays = arena->strays;
 
@@ -184,6 +210,6 @@ strays_look(mpshm_arena *arena)
         strays = NULL;
     }
     if (strays == NULL && arena->me != 0) {
-        begin(arena);
+        begin(arena, fd);
     }
 }

@@ -6,8 +6,8 @@
    down after its message has a position.  So a sum of 0 was true at a moment of the reading.  Whoever
    changes done, skipped or pending sums up afterwards, and wakes who joins at 0.
 
-   The head counts skips in 24 bits.  `done` counts their half turns, which whoever skips sees to, so the
-   whole is known while nobody sleeps through 8 million skips between two loads.
+   The head counts skips in 28 bits.  `done` counts their half turns, which whoever skips sees to, so the
+   whole is known while no process is stopped through 100 million skips between two loads.
 
    Knows the head, the tail, `done` and the marks.  Does not know what lies in a slot.
 
@@ -22,7 +22,7 @@
 
 #include "ring.h"
 
-#define HALF_TURN (UINT64_C(1) << 23)
+#define HALF_TURN (UINT64_C(1) << (63 - POSITION_BITS))
 #define DONE_MASK POSITION_MASK
 #define DONE_TURNS(word) ((word) >> POSITION_BITS)
 
@@ -65,7 +65,7 @@ tasks_pending(mpshm_arena *arena)
     return sum;
 }
 
-/* All skips, of which the head has the last 24 bits. */
+/* All skips, of which the head has the last bits. */
 static uint64_t
 skips_of(uint64_t done, uint64_t head)
 {
