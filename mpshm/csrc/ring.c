@@ -30,6 +30,8 @@
 #include "ring.h"
 
 #define TRIES RING_TRIES
+/* A look begins anew so often when the ring goes on by more than a lap meanwhile. */
+#define LAPS_MOST 64
 
 /* Number of 8-byte words that a frame occupies, in its slot first, then in its overflow.  first: the
    frame's first word, which begins with its length, whose top bit is a flag.  A forged length counts as
@@ -216,7 +218,7 @@ find_from_head(mpshm_arena *arena, struct look *look)
         uint64_t first = ring_first(arena);
 
         /* The head may have moved by more than a lap meanwhile. */
-        if (tries == TRIES || position_ahead(first, look->first) <= 0) {
+        if (tries == LAPS_MOST || position_ahead(first, look->first) <= 0) {
             return false;
         }
         look->first = first;
