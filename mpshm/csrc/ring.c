@@ -243,7 +243,7 @@ ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most)
 {
     struct look look;
     uint32_t n = 0;
-    bool found = most > 0 && find_from_head(arena, &look);
+    bool found = most > 0 && find_from_head(arena, &look), took_runs = false;
 
     INVARIANT(A4, arena_is_locked(arena));
     for (uint32_t tries = 0; found && tries < TRIES; tries++) {
@@ -261,13 +261,14 @@ ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most)
         if (atomic_compare_exchange_strong(&slot_of(arena, look.position)->word, &look.word, next)) {
             positions[n++] = look.position;
             tries = 0;
-            if (names_runs || n == most) {
+            took_runs = names_runs;
+            if (took_runs || n == most) {
                 break;
             }
         }
         found = find_next(arena, &look) || (n == 0 && find_from_head(arena, &look));
     }
-    if (n > 0) {
+    if (n > 0 && !took_runs) { /* else ring_pass does it */
         (void) ring_first(arena);
     }
     return n;
