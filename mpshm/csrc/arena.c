@@ -20,6 +20,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "ring.h"
+
 static int attach(int fd, bool fresh, mpshm_arena **out);
 
 /* How many slots a ring has for a queue of so many places. */
@@ -275,6 +277,7 @@ attach(int fd, bool fresh, mpshm_arena **out)
                               ? (struct overflow *) ((char *) mapped + RING_OFFSET
                                                      + ring_bytes(header.slots, 0))
                               : NULL;
+        ring_attach(arena);
     }
     arena->slot_bytes = header.slot_bytes;
     arena->id = header.id;

@@ -67,6 +67,13 @@ struct mpshm_arena {
     struct roster *roster;
     uint32_t vain_wakes;
     uint32_t receivers;     /* open ends to receive by, in this process */
+    int writer;             /* a pipe's end to send by that is open here, or -1 */
+    uint32_t places;        /* how many messages it may hold, 0: any number */
+    uint32_t bound;         /* how many open positions its ring may have */
+    bool joinable;
+    uint64_t bytes_limit;
+    uint64_t head_seen;     /* where the head was when it was last looked at */
+    uint64_t turn_at, turn_bytes; /* what the positions before `turn_at` took at some time (turns.c) */
     name me;                /* this process's name, 0: none, as of generation `joined` */
     _Atomic uint32_t joined;
     uint32_t loans;         /* runs this process has claimed and neither sealed nor abandoned */
@@ -202,7 +209,7 @@ void segment_was_freed(struct segment *seg, uint32_t at);
 uint32_t run_chunks_at(struct segment *seg, uint32_t at);
 uint32_t segment_high(const struct segment *seg); /* no run begins at this chunk or behind it */
 
-/* inspect.c: needs no lock. */
+/* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);
 
 /* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
@@ -311,7 +318,7 @@ ring_frame_bytes(const mpshm_arena *arena)
 void waiters_rouse(mpshm_arena *arena, int count);
 void waiters_call(mpshm_arena *arena, int most);
 void waiters_let_in(mpshm_arena *arena);
-int waiters_room(mpshm_arena *arena, int fd, int timeout_ms);
+int waiters_room(mpshm_arena *arena, int fd, int64_t place, int timeout_ms);
 bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
 void waiter_is_back(mpshm_waiter *waiter);

@@ -58,33 +58,40 @@
    F5  What a head was parsed to lies inside its frame, and what a reader holds inside its bytes.
 
    The ring
-   G1  A slot is claimed in its lap only when it is FREE in that lap, so only when its message of the
-       lap before has been taken.
-   G2  `tail` is at most one behind the last position claimed, `head` at most at the first position
-       not taken.  A process that finds one of them behind moves it on.
+   G1  A position is claimed only while fewer than `bound` positions before it are open, that is claimed and
+       not passed, and only when its slot has passed the lap before.  A position that has passed never is
+       open again.
+   G2  `tail` is at most one behind the last position claimed.  The head moves over slots that have passed
+       and over no other, and counts those that were skipped; it may lag.  A process that finds one of them
+       behind moves it on.
    G3  One sender's messages are taken in its order: a receiver that passed over a slot looks at it
        again once it has seen a later one READY.
    G4  A process that may sleep says so (`sleepers`, `crowd`) before it looks a last time, and looks
        again after a while: only a kill at the wrong moment costs that while.
-   G5  While the ring is watched, its pipe holds a byte or more, at rest, exactly while a slot is
-       claimed.  A sender sees to it between its claim and READY, so a message that can be taken has
-       its byte; a receiver that finds nothing claimed reads all bytes; a process that changed the
-       pipe looks at the ring again.  Only a sender killed in between leaves a byte and no message.
+   G5  While the ring is watched, its pipe holds a byte or more, at rest, exactly while there is a message
+       or one being written.  A sender sees to it between its claim, or the end of its holding, and READY,
+       so a message that can be taken has its byte; a receiver that finds neither reads all bytes; a process
+       that changed the pipe looks at the ring again.  Only a process killed in between leaves a byte and no
+       message.
    G6  A promise counts only while there is a guard, and a guard that goes calls another if after that
        there is a promise or a message.  A process that finds no guard, at a message that it puts or
        leaves behind, wakes a sleeper, unless a receiver is awake and looks.
    G7  A receiver that no longer says that it looks, looks once more, or has that done.
-   G8  A slot's word is FREE or READY with no owner, or WRITING with a peer's number or 0.
+   G8  A slot's word names a process while it is HELD, WRITING or TAKING, and in no other state.  Only that
+       process changes it then; when it is dead, any: HELD and WRITING to SKIPPED, TAKING to FREE of the
+       next lap.
    G9  A message of n bytes occupies no word past its slot and, where there is one, its overflow.
 
    Queues
-   Q1  A message's slot is put in the window in which its runs are sealed, and taken in the window in
-       which they are leased.  So when all peers rest and the ring is empty, a run in flight is an
-       orphan.
-   Q2  places_used is at least what the ring and the living hold: a kill makes the queue fuller than
-       it is, never emptier, and reap.c finds the difference.  What a peer has pending is in no ring.
+   Q1  A run in flight names the position of a slot, from the moment that the slot is claimed until it has
+       passed.  So a run in flight whose slot has passed is nobody's.
+   Q2  Unfinished = pending of the living + positions - skipped - done, read in the order done, skipped,
+       pending, positions: 0 only if nothing was unfinished at a moment of the reading.  A message stops
+       pending after it has a position.  Whoever changes done, skipped or pending sums up afterwards.
    Q3  Nothing in the queue's files blocks while it holds the process's lock.
    Q4  A batch's messages lie inside its data, and their runs inside its list of runs.
+   Q5  Bytes: a message is READY, in a queue that is bounded by them, only once what all open positions
+       before it take leaves room for it, or nothing does; and it has said what it takes.
 
    Rosters
    E1  A process has a name before its first change to shared words; a fork's child has another

@@ -153,8 +153,7 @@ _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSE
 struct ring_slot {
     _Atomic uint64_t word;  /* truth: SLOT_WORD */
     _Atomic uint64_t data[RING_DATA_BYTES / 8]; /* the slot's owner's while WRITING */
-    _Atomic uint64_t bytes; /* of maxbytes: lap 31 and how many bytes the message takes.  The owner's
-                               while WRITING */
+    _Atomic uint64_t bytes; /* of maxbytes: BYTES_WORD.  The owner's while HELD or WRITING */
     uint64_t unused[6];     /* to whole lines */
 };
 _Static_assert(sizeof(struct ring_slot) == 192, "layout");
@@ -177,10 +176,11 @@ struct ring {
     _Atomic uint64_t tail; /* hint: no position after this one is claimed; this one may be.  Behind: moved
                               on by whoever finds it so */
     uint64_t unused_1[7];
-    _Atomic uint64_t head; /* truth: skips 28 | position 36.  All positions before this one are passed; so
-                              many of them were skipped.  Each step is the same whoever makes it */
+    _Atomic uint64_t head; /* truth: HEAD_WORD.  All positions before this one are passed; so many of
+                              them were skipped.  Each step is the same whoever makes it */
     uint64_t unused_2[7];
-    _Atomic uint64_t done; /* truth: messages for which task_done() was called.  One step each */
+    _Atomic uint64_t done; /* truth: half turns of the head's count of skips 28 | messages for which
+                              task_done() was called 36.  One step each */
     uint64_t unused_3[7];
     struct waiters waiters;
     struct ring_slot slots[];
@@ -191,15 +191,33 @@ struct overflow {
 };
 
 /* FREE -> WRITING(me) -> READY -> FREE of the next lap; with runs READY -> TAKING(me) -> FREE of the next
-   lap.  WRITING(dead), or given up -> SKIPPED, which whoever claims the next lap takes as FREE; TAKING(dead) -> FREE of the next lap. */
-enum slot_state { SLOT_FREE = 0, SLOT_WRITING = 1, SLOT_READY = 2, SLOT_TAKING = 3, SLOT_SKIPPED = 4 };
-/* lap 31, compared modulo | name 30, of WRITING and TAKING | state 3 */
+   lap.  HELD(me) comes before WRITING(me), of one who has no message for it yet, and perhaps for long: the
+   pipe does not show it.  HELD or WRITING of the dead, or given up -> SKIPPED, which whoever claims the next
+   lap takes as FREE; TAKING(dead) -> FREE of the next lap. */
+enum slot_state {
+    SLOT_FREE = 0,
+    SLOT_WRITING = 1,
+    SLOT_READY = 2,
+    SLOT_TAKING = 3,
+    SLOT_SKIPPED = 4,
+    SLOT_HELD = 5,
+};
+/* lap 31, compared modulo | name 30, of HELD, WRITING and TAKING | state 3 */
 #define LAP_MASK UINT64_C(0x7fffffff)
 #define SLOT_WORD(lap, who, state) \
     (((uint64_t) (lap) & LAP_MASK) << 33 | (uint64_t) (who) << 3 | (uint64_t) (state))
 #define SLOT_LAP(word) ((word) >> 33)
 #define SLOT_OWNER(word) ((name) ((word) >> 3 & NAME_MASK))
 #define SLOT_STATE(word) ((enum slot_state) ((word) & 7))
+/* skips 28 | position 36, both modulo */
+#define HEAD_WORD(skips, position) \
+    ((uint64_t) (skips) << POSITION_BITS | ((position) & POSITION_MASK))
+#define HEAD_SKIPS(word) ((word) >> POSITION_BITS)
+#define HEAD_POSITION(word) ((word) & POSITION_MASK)
+/* lap 31 | bytes 33: one message larger than that counts as so large */
+#define BYTES_MOST ((UINT64_C(1) << 33) - 1)
+#define BYTES_WORD(lap, bytes) \
+    (((uint64_t) (lap) & LAP_MASK) << 33 | ((bytes) < BYTES_MOST ? (bytes) : BYTES_MOST))
 
 static inline uint64_t
 ring_bytes(uint32_t slots, int overflowing)

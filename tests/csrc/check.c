@@ -361,7 +361,7 @@ receive_patiently(mpshm_batch *batch)
 uint32_t
 sleepers(struct ring *ring)
 {
-    return atomic_load(&ring->sleepers) & 0xffff; /* above is the epoch */
+    return atomic_load(&ring->waiters.sleepers) & 0xffff; /* above is the epoch */
 }
 
 void
@@ -379,11 +379,11 @@ sleeper(struct ring *ring, int to_parent[2])
     int pid = fork_hooked();
 
     if (pid == 0) {
-        uint32_t bell = atomic_load(&ring->bell);
+        uint32_t bell = atomic_load(&ring->waiters.bell);
 
-        atomic_fetch_add(&ring->sleepers, 1);
-        futex_wait(&ring->bell, bell, LONG_MS);
-        atomic_fetch_sub(&ring->sleepers, 1);
+        atomic_fetch_add(&ring->waiters.sleepers, 1);
+        futex_wait(&ring->waiters.bell, bell, LONG_MS);
+        atomic_fetch_sub(&ring->waiters.sleepers, 1);
         go(to_parent);
         _exit(0);
     }
@@ -401,11 +401,11 @@ waiting_sender(mpshm_arena *arena, int writer, int to_parent[2])
     int pid = fork_hooked();
 
     if (pid == 0) {
-        CHECK_EQ(0, mpshm_queue_wait_room(&end, LONG_MS));
+        CHECK_EQ(0, mpshm_queue_wait_room(&end, MPSHM_NO_PLACE, LONG_MS));
         go(to_parent);
         _exit(0);
     }
-    while (atomic_load(&arena->ring->crowd) == 0) {
+    while (atomic_load(&arena->ring->waiters.crowd) == 0) {
         sched_yield();
     }
     wait_asleep(pid);
@@ -428,9 +428,14 @@ make_pipe(int ends[2])
 uint32_t
 put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
 {
-    uint32_t n = ring_put(arena, fd, frames, count);
+    uint64_t positions[MPSHM_SLOTS_AT_ONCE];
+    uint32_t n = ring_claim(arena, SLOT_WRITING, count, positions);
 
+    for (uint32_t i = 0; i < n; i++) {
+        ring_fill(arena, positions[i], frames + (size_t) i * RING_FRAME_BYTES);
+    }
     if (n > 0) {
+        ring_put(arena, fd, positions, n);
         waiters_rouse(arena, (int) n);
     }
     return n;
@@ -439,12 +444,20 @@ put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
 uint32_t
 take_and_let_in(mpshm_arena *arena, char *to, uint32_t most)
 {
-    uint32_t n = ring_take(arena, to, most);
+    uint64_t positions[MPSHM_SLOTS_AT_ONCE];
+    uint32_t all = 0, n;
 
-    if (n > 0) {
+    do {
+        n = ring_take(arena, to + (size_t) all * RING_FRAME_BYTES, positions, most - all);
+        if (n > 0 && (to[(size_t) (all + n - 1) * RING_FRAME_BYTES] & 0x80) != 0) {
+            ring_pass(arena, positions[n - 1]);
+        }
+        all += n;
+    } while (n > 0 && all < most);
+    if (all > 0) {
         waiters_let_in(arena);
     }
-    return n;
+    return all;
 }
 
 void
@@ -458,9 +471,12 @@ put_raw(mpshm_arena *arena, const char slot[MPSHM_SLOT_BYTES])
 void
 take_raw(mpshm_arena *arena, char slot[MPSHM_SLOT_BYTES])
 {
+    char frame[RING_FRAME_BYTES];
+
     arena_lock(arena);
-    CHECK_EQ(1, take_and_let_in(arena, slot, 1));
+    CHECK_EQ(1, take_and_let_in(arena, frame, 1));
     arena_unlock(arena);
+    memcpy(slot, frame, MPSHM_SLOT_BYTES);
 }
 
 int
