@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -170,6 +171,57 @@ def test_descriptors_are_closed_with_the_last_reference(use: Callable[[Any], Non
     for _ in range(3):
         use(context)
     assert before == settled_descriptors()
+
+
+def inheritable_files() -> list[str]:
+    """The memory files that a program would inherit which this process executed now."""
+    return [
+        path
+        for fd, path in open_descriptors().items()
+        if path.startswith("/memfd:mpshm") and os.get_inheritable(fd)
+    ]
+
+
+def tell_inheritable(end: Any, queue: Any) -> None:
+    queue.put((end.recv(), inheritable_files()))
+
+
+def test_started_process_inherits_no_memory_file_across_exec(context: Any) -> None:
+    (a, b), answers = context.Pipe(), context.Queue()
+    process = context.Process(target=tell_inheritable, args=(b, answers))
+    process.start()
+    a.send(LONG)
+    assert (LONG, []) == answers.get()
+    process.join()
+
+
+def test_memory_file_passed_later_is_not_inherited_across_exec() -> None:
+    (a, b), answers = mpshm.Pipe(), mpshm.Queue()
+    process = mpshm.Process(target=lambda: tell_inheritable(b.recv(), answers))
+    process.start()
+    e, f = mpshm.Pipe()  # after the fork
+    a.send(e)
+    f.send(LONG)
+    assert (LONG, []) == answers.get()
+    process.join()
+    for end in (a, b, e, f):
+        end.close()
+
+
+def test_memory_file_of_a_client_is_not_inherited_across_exec() -> None:
+    answers = mpshm.Queue()
+    with Listener(family="AF_UNIX", authkey=b"key") as listener:
+
+        def call() -> None:
+            with Client(listener.address, authkey=b"key") as end:
+                tell_inheritable(end, answers)
+
+        process = mpshm.Process(target=call)
+        process.start()
+        with listener.accept() as end:
+            end.send(LONG)
+            assert (LONG, []) == answers.get()
+        process.join()
 
 
 AT_THE_LIMIT = """
