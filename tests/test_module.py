@@ -39,7 +39,7 @@ LAYERS = (
     ("_memory.ring", "_memory.reader", "_memory.places", "_memory.buffer"),
     ("_memory.parcel",),
     ("_memory.arena",),
-    ("_memory.lease", "_memory.plain_frame"),
+    ("_memory.lease", "_memory.plain_frame", "_memory.handover"),
     ("_memory.core",),
     ("counters", "_stats", "config", "errors", "_native"),
 )

@@ -440,11 +440,12 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
         handles = list(os.pipe())
     try:
         arena, reason = new_arena(*handles[: 1 + duplex])  # a pipe's two ends have one inode
+        # A Connection owns its descriptor even if its constructor fails.
+        return (
+            Connection(handles.pop(0), True, duplex, arena=arena, reason=reason),
+            Connection(handles.pop(0), duplex, True, arena=arena, reason=reason),
+        )
     except BaseException:
         for handle in handles:
             os.close(handle)
         raise
-    return (
-        Connection(handles[0], True, duplex, arena=arena, reason=reason),
-        Connection(handles[1], duplex, True, arena=arena, reason=reason),
-    )

@@ -135,6 +135,7 @@ class Arena:
         Raises ProtocolError if the file is refused or is not an arena.
         """
         try:
+            os.set_inheritable(fd, False)  # spawn and the resource sharer pass it without this
             if sealed and not _is_sealed(fd):
                 raise ProtocolError("arena's memory file is not sealed")
             identity = _identity(fd)

@@ -41,7 +41,10 @@ class PlaceSemaphore:
 
     def __init__(self, end: QueueEnd, strict: bool) -> None:
         self._end, self.strict = end, strict
-        self._semlock = self
+
+    @property
+    def _semlock(self) -> PlaceSemaphore:
+        return self  # as an attribute it would keep the queue until the cycle collector runs
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take a place for a message that will be put later; return whether one came in time."""

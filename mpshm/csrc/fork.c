@@ -97,13 +97,12 @@ after_fork_in_parent(void)
 static void
 begin_anew(void)
 {
-    mpshm_process.generation++;
     for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
         for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
             struct segment *seg = arena->segments[id];
 
             if (seg != NULL) {
-                seg->mine = false;
+                seg->mine = seg->was_claimed = false;
                 seg->blocked_by = 0;
                 segment_forget_loans(seg);
             }
@@ -111,6 +110,7 @@ begin_anew(void)
         arena->sent_count = 0;
         arena->sent_bytes = 0;
         arena->shorts = 0;
+        arena->has_claimed = false;
         arena->loans = 0;
     }
 }
@@ -118,6 +118,7 @@ begin_anew(void)
 static void
 after_fork_in_child(void)
 {
+    process_is_a_child();
     begin_anew();
     for (struct lease *lease = leases_next(NULL); lease != NULL; lease = leases_next(lease)) {
         lease->copied = lease->copied || lease->copied_for_child;

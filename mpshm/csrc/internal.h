@@ -18,6 +18,7 @@ struct segment {
     uint32_t shift;
     uint32_t count;
     bool mine;              /* this process prefers it: it made it, or adopted it */
+    bool was_claimed;       /* this process has claimed in it */
     uint64_t data_at;       /* bytes from the segment's beginning to its data */
     struct segment_head *head; /* mapped, and behind it: */
     uint64_t *map;          /* free map, 1 = free; the lock's holder's */
@@ -87,6 +88,7 @@ struct mpshm_arena {
     uint32_t sent_count, sent_room;
     uint64_t sent_bytes;
     struct strays *strays;  /* runs in flight that may be nobody's, or NULL */
+    bool has_claimed;       /* this process has claimed a run of usual chunks */
     uint32_t shorts;        /* short messages for which it made no segment */
     mpshm_arena *next;
 };
@@ -282,9 +284,6 @@ struct lease *leases_next(struct lease *before); /* NULL: the first; gives NULL 
 /* A further holder of a leased run: false if the run has no place for its name. */
 bool lease_add_holder(struct segment *seg, uint32_t at, name holder);
 void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for reap.c */
-
-/* fork.c */
-void fork_unseen(void); /* under the lock, in the child */
 
 /* strays.c: all but the first under arena_lock. */
 void strays_inside(mpshm_arena *arena, bool begins);

@@ -30,21 +30,13 @@
 /* Messages so long are sent in a shorter time than a wake-up takes. */
 #define SHORT_BYTES (UINT64_C(128) << 10)
 
-static bool
-has_segment(const mpshm_arena *arena)
-{
-    const struct segment *seg = arena->segments[arena->hot];
-
-    return seg != NULL && seg->mine && seg->shift >= arena->chunk_shift;
-}
-
 /* Whether a short message, which the pipe could take as well, may have a segment made for it.  Never
    where a segment must be reserved whole. */
 bool
 pressure_is_settled(mpshm_arena *arena)
 {
     process_lock();
-    bool settled = has_segment(arena)
+    bool settled = arena->has_claimed
                    || (!arena->bounded && arena->shorts++ >= SHORTS_BEFORE_SEGMENT);
 
     process_unlock();

@@ -112,6 +112,7 @@ try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
     segment_unlock(seg);
     if (claimed) {
         begin_loan(run);
+        seg->was_claimed = true;
     }
     return claimed;
 }
@@ -122,17 +123,23 @@ is_small(const mpshm_arena *arena, uint32_t shift)
     return shift < arena->chunk_shift;
 }
 
-/* Claim in a segment of this process's own. */
+static uint32_t *
+hot_of(mpshm_arena *arena, bool small)
+{
+    return small ? &arena->hot_small : &arena->hot;
+}
+
+/* Claim where this process claimed last, or in a segment of its own. */
 static bool
 claim_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
-    uint32_t *hot = small ? &arena->hot_small : &arena->hot;
+    uint32_t *hot = hot_of(arena, small);
 
     for (uint32_t i = 0; i <= arena->segment_limit; i++) {
         uint32_t id = i == 0 ? *hot : i - 1;
         struct segment *seg = arena->segments[id];
 
-        if (seg != NULL && seg->mine && is_small(arena, seg->shift) == small
+        if (seg != NULL && (seg->mine || (i == 0 && seg->was_claimed)) && is_small(arena, seg->shift) == small
             && try_claim(seg, size, run)) {
             *hot = id;
             return true;
@@ -154,7 +161,7 @@ claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, mpshm_run *r
         }
         /* One taken over from a process that left may be too full: then the next. */
         if (try_claim(seg, size, run)) {
-            *(small ? &arena->hot_small : &arena->hot) = seg->id;
+            *hot_of(arena, small) = seg->id;
             return 0;
         }
     }
@@ -171,6 +178,7 @@ claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 
         if (word != 0 && is_small(arena, DIR_SHIFT(word)) == small && segment_map(arena, id, &seg) == 0
             && try_claim(seg, size, run)) {
+            *hot_of(arena, small) = id;
             return true;
         }
     }
@@ -188,6 +196,7 @@ run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     size = size == 0 ? 1 : size;
     reap_if_somebody_died(arena);
     if (claim_own(arena, size, small, run)) {
+        arena->has_claimed |= !small;
         return 0;
     }
     reap_before_growth(arena);
@@ -196,6 +205,7 @@ run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     if (error == -ENOSPC) {
         error = claim_anywhere(arena, size, small, run) ? 0 : claim_new(arena, size, small, true, run);
     }
+    arena->has_claimed |= error == 0 && !small;
     return error;
 }
 
