@@ -1,25 +1,78 @@
-"""Finds a channel's memory file in other processes, by its name, which Linux shows in /proc.
+"""Finds the arena of an end that a library rebuilds from a bare file descriptor.
 
-This serves ends that a library rebuilds from a bare file descriptor, which brings nothing else.
+In this process other ends of the pipe have it.  In other processes it is found by the name of its
+memory file, which Linux shows in /proc.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING
 from ..errors import ProtocolError
 
-_LINK_PREFIX, _LINK_SUFFIX = "/memfd:mpshm-", " (deleted)"
+_NAME = re.compile(rb"/memfd:mpshm-([\d-]+)@(\d+) \(deleted\)")
+"""What Linux shows of a memory file: inode numbers of its pipe or sockets, and where to look."""
+
+_LIKELY_COUNT = 3
+"""Descriptors to look at first, from the number in the name on: other threads make some as well."""
 
 
-def name_for(handles: Iterable[int]) -> str:
-    """The name for the memory file of the channel whose pipe or sockets these are."""
-    return "-".join(["mpshm", *[str(os.fstat(one).st_ino) for one in handles]])
+class OpenEnd(Protocol):
+    """An end of a channel.  Its descriptor's number may have become another file's."""
+
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def _arena(self) -> Arena | None: ...
+    @property
+    def _handle(self) -> int: ...
+
+
+_open_ends: weakref.WeakValueDictionary[tuple[int, int], OpenEnd] = weakref.WeakValueDictionary()
+"""The open ends that have an arena, by the device and inode number of their pipe or socket."""
+
+
+def pipe_identity(handle: int) -> tuple[int, int]:
+    """The device and inode number of a pipe or socket."""
+    status = os.fstat(handle)
+    return status.st_dev, status.st_ino
+
+
+def remember(end: OpenEnd) -> None:
+    """From now on, while the end is open, its arena is found for other ends of its pipe."""
+    _open_ends[pipe_identity(end._handle)] = end
+
+
+def arena_of_open_end(handle: int) -> Arena | None:
+    """The arena of another open end of the same pipe in this process."""
+    if not _open_ends:
+        return None
+    try:
+        identity = pipe_identity(handle)
+        end = _open_ends.get(identity)
+        # A closed end proves nothing: its pipe's number may be another pipe's by now.
+        is_open = end is not None and not end.closed and identity == pipe_identity(end._handle)
+    except OSError:
+        return None  # not a descriptor: its first use will raise the error
+    return end._arena if end is not None and is_open else None
+
+
+def name_for(handles: Sequence[int]) -> str:
+    """The name for the memory file of the channel whose pipe or sockets these are.
+
+    The file is to be made next: the name says which number its descriptor will probably have.
+    """
+    likely = os.dup(handles[0])
+    os.close(likely)
+    return f"mpshm-{'-'.join(str(os.fstat(one).st_ino) for one in handles)}@{likely}"
 
 
 def find_arena(handle: int, pids: Iterable[int]) -> Arena | None:
@@ -27,11 +80,12 @@ def find_arena(handle: int, pids: Iterable[int]) -> Arena | None:
     try:
         if CORE_MISSING or _is_network(handle):
             return None
-        number = str(os.fstat(handle).st_ino)
+        number = os.fstat(handle).st_ino
     except OSError:
         return None  # not a descriptor: its first use will raise the error
     for pid in pids:
-        for path in _descriptor_paths(pid):
+        likely = _mapped_arena(pid, number)
+        for path in () if likely is None else _descriptor_paths(pid, likely):
             try:
                 if _is_named_for(path, number):
                     return _open_arena(path, number)
@@ -71,22 +125,42 @@ def all_pids() -> Iterator[int]:
         return iter(())
 
 
-def _descriptor_paths(pid: int) -> list[str]:
-    folder = f"/proc/{pid}/fd"
+def _mapped_arena(pid: int, number: int) -> int | None:
+    """Where the process probably has the memory file for the pipe or socket `number`, or None.
+
+    A process maps what it uses.  To look at its descriptors costs 4 us for each, and a server may
+    have thousands.
+    """
     try:
-        return [f"{folder}/{name}" for name in os.listdir(folder)]
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            text = maps.read()
     except OSError:
-        return []  # the process has ended, or belongs to another user
+        return None  # the process has ended, or belongs to another user
+    found = (int(name[2]) for name in _NAME.finditer(text) if _is_among(number, name))
+    return next(found, None)
 
 
-def _is_named_for(path: str, number: str) -> bool:
+def _descriptor_paths(pid: int, likely: int) -> Iterator[str]:
+    """The paths of the process's descriptors, the likely ones first."""
+    folder = f"/proc/{pid}/fd"
+    yield from (f"{folder}/{fd}" for fd in range(likely, likely + _LIKELY_COUNT))
+    try:
+        yield from (f"{folder}/{name}" for name in os.listdir(folder))
+    except OSError:
+        pass  # the process has ended
+
+
+def _is_named_for(path: str, number: int) -> bool:
     """Whether a link in /proc leads to a memory file named for the pipe or socket `number`."""
-    link = os.readlink(path)
-    names = link[len(_LINK_PREFIX) : -len(_LINK_SUFFIX)]
-    return link.startswith(_LINK_PREFIX) and number in names.split("-")
+    name = _NAME.fullmatch(os.fsencode(os.readlink(path)))
+    return name is not None and _is_among(number, name)
 
 
-def _open_arena(path: str, number: str) -> Arena:
+def _is_among(number: int, name: re.Match[bytes]) -> bool:
+    return b"%d" % number in name[1].split(b"-")
+
+
+def _open_arena(path: str, number: int) -> Arena:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     # Checked again: the path may lead to another file by now, and root may open any user's files.
     if _is_named_for(f"/proc/self/fd/{fd}", number) and os.fstat(fd).st_uid == os.geteuid():
