@@ -47,6 +47,8 @@ class Connection(stock.Connection):
 
     _asked = False
     """Whether this end has sent since it last received: the next message may be the answer."""
+    _identity: tuple[int, int] | None = None
+    """Of the pipe or socket that the descriptor led to when this end was made."""
 
     @staticmethod
     def queue_end_class() -> type[Connection]:
@@ -74,6 +76,7 @@ class Connection(stock.Connection):
         reason: Reason | None = None,
     ) -> None:
         super().__init__(handle, readable, writable)
+        self._identity = search.identity_of(handle)
         self._arena: Arena | None = None
         self._no_arena_reason = reason
         self._counters = self._new_counters()
@@ -111,6 +114,14 @@ class Connection(stock.Connection):
         self._check_closed()
         rest = (self._arena, self._readable, self._writable, self._no_arena_reason)
         return rebuild, (reduction.DupFd(self._handle), *rest)
+
+    def __del__(self, _identity_of: Any = search.identity_of, _leave_open: Any = int) -> None:
+        if self._handle is None:
+            return
+        if self._identity in (None, _identity_of(self._handle)):
+            self._close()
+        else:  # a daemon has closed its number, which may be another file's by now
+            self._close(_leave_open)
 
     def _close(self, _close: Any = os.close) -> None:
         # A default argument, as in stock: at interpreter exit this module may already be gone.

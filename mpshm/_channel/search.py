@@ -11,8 +11,8 @@ import re
 import socket
 import stat
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING
@@ -26,43 +26,49 @@ _LIKELY_COUNT = 3
 
 
 class OpenEnd(Protocol):
-    """An end of a channel.  Its descriptor's number may have become another file's."""
+    """An end of a channel.  Its descriptor's number may have become another file's.
 
-    @property
-    def closed(self) -> bool: ...
+    _identity: what `identity_of` said of the descriptor when the end was made.
+    """
+
+    _identity: tuple[int, int] | None
+
     @property
     def _arena(self) -> Arena | None: ...
     @property
-    def _handle(self) -> int: ...
+    def _handle(self) -> int | None: ...
 
 
 _open_ends: weakref.WeakValueDictionary[tuple[int, int], OpenEnd] = weakref.WeakValueDictionary()
-"""The open ends that have an arena, by the device and inode number of their pipe or socket."""
+"""The open ends that have an arena, by their identity."""
 
 
-def pipe_identity(handle: int) -> tuple[int, int]:
-    """The device and inode number of a pipe or socket."""
-    status = os.fstat(handle)
+def identity_of(
+    handle: int | None, _fstat: Callable[[Any], os.stat_result] = os.fstat
+) -> tuple[int, int] | None:
+    """The device and inode number of a pipe or socket; None for what is no open descriptor.
+
+    _fstat: at interpreter exit this module may already be gone.
+    """
+    try:
+        status = _fstat(handle)
+    except (OSError, TypeError):
+        return None
     return status.st_dev, status.st_ino
 
 
 def remember(end: OpenEnd) -> None:
     """From now on, while the end is open, its arena is found for other ends of its pipe."""
-    _open_ends[pipe_identity(end._handle)] = end
+    if end._identity is not None:
+        _open_ends[end._identity] = end
 
 
 def arena_of_open_end(handle: int) -> Arena | None:
     """The arena of another open end of the same pipe in this process."""
-    if not _open_ends:
-        return None
-    try:
-        identity = pipe_identity(handle)
-        end = _open_ends.get(identity)
-        # A closed end proves nothing: its pipe's number may be another pipe's by now.
-        is_open = end is not None and not end.closed and identity == pipe_identity(end._handle)
-    except OSError:
-        return None  # not a descriptor: its first use will raise the error
-    return end._arena if end is not None and is_open else None
+    identity = identity_of(handle) if _open_ends else None
+    end = None if identity is None else _open_ends.get(identity)
+    # An end that is closed proves nothing: its pipe's number may be another pipe's by now.
+    return end._arena if end is not None and identity == identity_of(end._handle) else None
 
 
 def name_for(handles: Sequence[int]) -> str:
