@@ -18,15 +18,17 @@ struct segment {
     uint32_t shift;
     uint32_t count;
     bool mine;              /* this process prefers it: it made it, or adopted it */
+    bool was_claimed;       /* this process has claimed in it */
     uint64_t data_at;       /* bytes from the segment's beginning to its data */
     struct segment_head *head; /* mapped, and behind it: */
     uint64_t *map;          /* free map, 1 = free; the lock's holder's */
     uint64_t *heads;        /* first chunks of runs that are lent; the lock's holder's */
     _Atomic uint64_t *freed; /* hint: first chunks of runs that were freed since `map` was made */
     struct run *runs;
-    struct mapping *now;    /* the shared data mapping that claims and leases use, NULL until needed */
+    struct mapping *now;    /* the shared mapping of its data, which claims and leases use; or NULL */
+    struct mapping *former; /* those that forks have made private */
+    name blocked_by;        /* who held the lock when it was last tried */
     uint8_t *warm;          /* by huge page: this process has made it resident */
-    uint32_t loans;         /* runs in it that this process has claimed and neither sealed nor abandoned */
 };
 
 /* The data of a segment, mapped whole.  A fork makes it private, views and all, and the segment gets
@@ -35,7 +37,10 @@ struct mapping {
     struct segment *seg;
     char *data;
     uint32_t views;         /* leases in it */
+    uint32_t loans;         /* runs in it that this process has claimed and neither sealed nor abandoned */
     bool is_private;
+    bool is_torn;           /* only in part, so its views were copied */
+    struct mapping *next;
 };
 
 struct sent {
@@ -62,18 +67,28 @@ struct mpshm_arena {
     struct roster *roster;
     uint32_t vain_wakes;
     uint32_t receivers;     /* open ends to receive by, in this process */
+    int writer;             /* a pipe's end to send by that is open here, or -1 */
+    uint32_t places;        /* how many messages it may hold, 0: any number */
+    uint32_t bound;         /* how many open positions its ring may have */
+    bool joinable;
+    uint64_t bytes_limit;
+    uint64_t head_seen;     /* where the head was when it was last looked at */
+    uint64_t turn_at, turn_bytes; /* what the positions before `turn_at` took at some time (turns.c) */
     name me;                /* this process's name, 0: none, as of generation `joined` */
-    uint32_t joined;
-    uint32_t sequence;      /* of the runs it claimed: the next one's tag */
+    _Atomic uint32_t joined;
     uint32_t loans;         /* runs this process has claimed and neither sealed nor abandoned */
     uint32_t leases;        /* its places in the table of leases */
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
+    uint32_t deaths, claims; /* the roster's deaths when last seen; and claims, to look now and then */
+    bool freed_since_cooled; /* a sweep has freed runs since memory was last given back */
     int64_t reaped_ns;      /* when growth last looked for the dead */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
     uint32_t sent_count, sent_room;
     uint64_t sent_bytes;
+    struct strays *strays;  /* runs in flight that may be nobody's, or NULL */
+    bool has_claimed;       /* this process has claimed a run of usual chunks */
     uint32_t shorts;        /* short messages for which it made no segment */
     mpshm_arena *next;
 };
@@ -88,20 +103,33 @@ extern struct process mpshm_process;
 /* Take the process's lock.  Notices first when this process is a raw clone() that no hook has seen. */
 void process_lock(void);
 void process_unlock(void);
+void process_is_a_child(void);           /* fork.c, in the child, under the lock: a new generation */
 bool process_is_locked(void);            /* for INVARIANT, in the debug build only: A4 */
 void heap_keep(uint64_t size);           /* needs no lock */
+
+/* fork.c, of a raw clone()'s child, under the lock: it has no lease, no loan and no segment of its own. */
+void fork_unseen(void);
+
+/* pids.c: needs no lock.  0: not known. */
+uint64_t pid_space(void);
+uint64_t pid_born(uint32_t pid);
+bool pid_is_unused(uint32_t pid);
+bool pid_is_gone(uint32_t pid, uint64_t born);
 
 /* roster.c.  All under the process's lock, but roster_is_dead, which needs none. */
 struct roster;
 /* The process's family, made now if it has none: 0 or -errno.  The caller holds a reference. */
 int roster_family(struct roster **out);
-/* The one in a roster's file, or in the arena's file `fd` at `offset` (which is mapped at `records`); a
-   process has one struct for each.  Takes `fd` over on success only, where it is a roster's file. */
+/* The one in a roster's file; a process has one struct for each.  Takes `fd` over on success only. */
 int roster_attach(int fd, struct roster **out);
+/* The one in an arena's file at `offset`, which the arena has mapped at `mapped`, and unmaps after
+   roster_unref.  Each handle of an arena has its own, so a name of its own.  fresh: it is made. */
 int roster_embedded(int arena_fd, uint64_t offset, void *mapped, bool fresh, struct roster **out);
 struct roster *roster_find(uint64_t id); /* a further reference, or NULL */
 void roster_unref(struct roster *roster);
 uint64_t roster_id(const struct roster *roster); /* 0: embedded */
+/* Its file's descriptor, which is handed over; -1: embedded, or that number has become another file's. */
+int roster_fd(const struct roster *roster);
 /* This process's name; joins if it has none yet.  0: no record is free. */
 name roster_me(struct roster *roster);
 /* Whether that process can write no word any more.  What cannot be known counts as alive. */
@@ -117,6 +145,8 @@ void rosters_after_fork_in_parent(void);
 void rosters_after_fork_in_child(void);
 /* An unseen child: it has no name yet. */
 void rosters_forget(void);
+/* Whether what can be checked while others are at work holds: 1, or -line of what does not. */
+int roster_validate(struct roster *roster);
 
 /* memfile.c: needs no lock. */
 uint64_t memfile_fresh_id(void);
@@ -126,8 +156,10 @@ bool memfile_is_sealed(int fd);
 int memfile_reserve(int fd, uint64_t offset, uint64_t size);
 /* Whether `fd` is still that file. */
 bool memfile_is(int fd, uint64_t device, uint64_t inode);
+bool memfile_can_shrink(int fd);
 
 /* arena.c.  arena_lock takes the process's lock, and sees to it that arena->me is this process's. */
+void arena_is_ours(mpshm_arena *arena); /* under the lock: what arena_lock does besides */
 void arena_lock(mpshm_arena *arena);
 void arena_unlock(mpshm_arena *arena);
 /* Whether this process holds arena_lock, for INVARIANT: A4, E1. */
@@ -148,19 +180,36 @@ bool arena_name_is_dead(mpshm_arena *arena, name who); /* false for 0 and for th
 /* segment.c: callers hold the lock. */
 bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no lock */
 int segment_map(mpshm_arena *arena, uint32_t id, struct segment **out);
-int segment_map_data(struct segment *seg);
-int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment **out);
+int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, struct segment **out);
 void segment_unmap(struct segment *seg);
 void segment_vacate(struct segment *seg);
-void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_validate(struct segment *seg);
 uint64_t segment_file_offset(const struct segment *seg);
+/* mapping.c: callers hold the lock. */
+void *mapping_of_file(mpshm_arena *arena, void *at, uint64_t offset, uint64_t size, int sharing, void *known,
+                      uint64_t known_at);
+static inline uint64_t
+data_bytes(const struct segment *seg)
+{
+    return (uint64_t) seg->count << seg->shift;
+}
+int segment_map_data(struct segment *seg);
+void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
+int segment_go_private(struct segment *seg);
+void segment_forget_loans(struct segment *seg);
+void mapping_end(struct mapping *mapping);
 void mapping_drop_view(struct mapping *mapping);
+void mapping_add_loan(struct segment *seg, const char *data);
+void mapping_drop_loan(struct segment *seg, const char *data);
 /* The segment's lock word: tried, never waited for. */
 bool segment_try_lock(struct segment *seg);
+bool segment_look_again(struct segment *seg); /* under it */
 void segment_unlock(struct segment *seg);
+void segment_was_freed(struct segment *seg, uint32_t at);
+uint32_t run_chunks_at(struct segment *seg, uint32_t at);
+uint32_t segment_high(const struct segment *seg); /* no run begins at this chunk or behind it */
 
-/* inspect.c: needs no lock. */
+/* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);
 
 /* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
@@ -168,14 +217,14 @@ int ring_validate(mpshm_arena *arena, bool rests);
 #define NO_POSITION UINT64_MAX
 int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
 int run_abandon(mpshm_run *run);
-/* LOANED -> FLIGHT with the chunks that `size` bytes need; the others are free then.  Sets run->tag to what
-   the receiver is to ask for.  Adds the chunks' bytes to `bytes`. */
+/* LOANED -> FLIGHT with the chunks that `size` bytes need; the others are free then.  Adds the chunks' bytes to
+   `bytes`.  Ended by one of the two after it. */
 int run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes);
 void run_unseal(mpshm_run *run, uint64_t position);
+void run_is_out(mpshm_run *run, uint64_t position); /* its frame is: the sender has nothing to do with it any more */
+uint64_t run_flight_word(const mpshm_run *run, uint64_t position);
 /* * -> FREE, by compare-and-swap from `word`; false: it has changed. */
 bool run_free(struct segment *seg, uint32_t chunk_id, uint64_t word);
-/* The chunks of the run at `chunk_id`, as far as they fit the segment; 0: forged. */
-uint32_t run_chunks_at(struct segment *seg, uint32_t chunk_id);
 
 /* pressure.c: what is in flight, and the wait for room. */
 void pressure_note(mpshm_arena *arena, const mpshm_run *run, uint64_t word); /* under arena_lock */
@@ -214,7 +263,6 @@ int frame_lease_all(mpshm_arena *arena, uint64_t position, const unsigned char *
 int frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most,
                 uint64_t *stream);
 bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size);
-/* The frame's bytes; the runs are sealed, for it says their tags.  frame_size: how many those will be. */
 uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
                    uint64_t stream_size);
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
@@ -225,17 +273,22 @@ int frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max);
 int lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char **data);
 int lease_copy(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char *to);
 void release_run(void *data);
-/* fork.c asks for each lease in turn (leases.c). */
 struct lease {
     char *data; /* NULL: empty place */
     struct mapping *mapping;
     uint32_t chunk_id, chunks;
-    bool copied; /* a fork has given this process a copy of its own: no run is behind it */
+    bool copied; /* a fork has given this process pages of its own: no run is behind it */
+    bool copied_for_child; /* and so for the child that is being forked */
 };
 struct lease *leases_next(struct lease *before); /* NULL: the first; gives NULL after the last */
-void leases_forget(void);
 /* A further holder of a leased run: false if the run has no place for its name. */
-bool lease_add_holder(struct segment *seg, uint32_t chunk_id, name holder);
+bool lease_add_holder(struct segment *seg, uint32_t at, name holder);
+void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for reap.c */
+
+/* strays.c: all but the first under arena_lock. */
+void strays_inside(mpshm_arena *arena, bool begins);
+void strays_look(mpshm_arena *arena, int fd);
+void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */
 void reap_before_growth(mpshm_arena *arena);
@@ -265,7 +318,7 @@ ring_frame_bytes(const mpshm_arena *arena)
 void waiters_rouse(mpshm_arena *arena, int count);
 void waiters_call(mpshm_arena *arena, int most);
 void waiters_let_in(mpshm_arena *arena);
-int waiters_room(mpshm_arena *arena, int fd, int timeout_ms);
+int waiters_room(mpshm_arena *arena, int fd, int64_t place, int timeout_ms);
 bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
 void waiter_is_back(mpshm_waiter *waiter);

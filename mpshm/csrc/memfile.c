@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -125,6 +126,40 @@ memfile_is_sealed(int fd)
     (void) fd;
     return false;
 #endif
+}
+
+/* Whether a process could cut the file off under our mapping: it can be sealed, and is not. */
+bool
+memfile_can_shrink(int fd)
+{
+#ifdef F_SEAL_SHRINK
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    if (seals != -1 && (seals & F_SEAL_SHRINK) != 0) {
+        return false;
+    }
+    /* Where no memfd can be made, memory files are in /dev/shm, and there is nothing to seal. */
+    int probe = memfd_create("mpshm-probe", MFD_CLOEXEC);
+
+    if (probe == -1) {
+        return errno != ENOSYS;
+    }
+    close(probe);
+    return true;
+#else
+    (void) fd;
+    return false;
+#endif
+}
+
+/* Whether `fd` is that file, and not another one that has got its number. */
+bool
+memfile_is(int fd, uint64_t device, uint64_t inode)
+{
+    struct stat status;
+
+    return fstat(fd, &status) == 0 && (uint64_t) status.st_dev == device
+           && (uint64_t) status.st_ino == inode;
 }
 
 /* Allocate [offset, offset + size) of the file now: 0, or -errno when its file system is full.

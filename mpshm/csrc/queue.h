@@ -19,5 +19,6 @@ count(uint64_t *messages, uint64_t *all_bytes, uint64_t bytes)
 
 /* Whether a message can be taken.  Waits for one that the pipe shows, for a moment. */
 bool queue_due_is_ready(mpshm_arena *arena);
+int queue_why_full(mpshm_arena *arena);
 
 #endif

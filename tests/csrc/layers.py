@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 LAYERS = """
-    wait refuse process freemap
+    wait refuse process freemap pids
     memfile
-    spin segment peers
+    records
+    roster
+    spin segment member
     ring
     waiters places inspect
     reap arena
@@ -21,10 +23,11 @@ LAYERS = """
     queue
     queue_put queue_get
 """
-# Calls up that stay until the second core rewrites both files.
+# Calls up that cannot go down.
 ALLOWED = {
-    # A process that finds all peer records taken has those of the dead freed, and what they held.
-    ("peers", "reap"),
+    # The first to take the lock in a child that no hook saw has all others forget their parent.
+    ("process", "member"),
+    ("process", "fork"),
     # A process that waits for a place has those of the dead found.
     ("places", "reap"),
 }

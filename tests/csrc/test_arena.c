@@ -117,7 +117,7 @@ create_refuses_a_geometry_that_cannot_be(void)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         mpshm_arena *arena = NULL;
 
-        CHECK(mpshm_arena_create(&bad[i], MPSHM_FILE_AUTO, "mpshm", &arena) < 0);
+        CHECK(mpshm_arena_create(&bad[i], MPSHM_FILE_AUTO, "mpshm", 0, NULL, &arena) < 0);
         CHECK(arena == NULL);
     }
     CHECK_EQ(before, open_descriptors());
@@ -164,7 +164,7 @@ forced_shm(void)
 {
     mpshm_arena *arena;
 
-    CHECK_EQ(0, mpshm_arena_create(&tiny, MPSHM_FILE_SHM, "mpshm", &arena));
+    CHECK_EQ(0, mpshm_arena_create(&tiny, MPSHM_FILE_SHM, "mpshm", 0, NULL, &arena));
     return arena;
 }
 
@@ -256,7 +256,7 @@ file_size_limit_too_low_is_an_error(void)
     int before = open_descriptors();
 
     limit(RLIMIT_FSIZE, 100000);
-    CHECK_EQ(-EFBIG, mpshm_arena_create(&tiny, MPSHM_FILE_AUTO, "mpshm", &arena));
+    CHECK_EQ(-EFBIG, mpshm_arena_create(&tiny, MPSHM_FILE_AUTO, "mpshm", 0, NULL, &arena));
     CHECK(arena == NULL);
     CHECK_EQ(before, open_descriptors());
 }
@@ -278,7 +278,7 @@ no_descriptor_left_is_an_error(void)
     mpshm_arena *arena = NULL;
 
     limit(RLIMIT_NOFILE, 3);
-    CHECK_EQ(-EMFILE, mpshm_arena_create(&tiny, MPSHM_FILE_AUTO, "mpshm", &arena));
+    CHECK_EQ(-EMFILE, mpshm_arena_create(&tiny, MPSHM_FILE_AUTO, "mpshm", 0, NULL, &arena));
     CHECK(arena == NULL);
     limit(RLIMIT_NOFILE, 100); /* the leak check opens files */
 }

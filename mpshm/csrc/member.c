@@ -1,0 +1,172 @@
+/* Members: this process's name in each roster, what a fork does to it, and whose death is noticed.
+
+   Knows the process's rosters.  Does not know how a name is claimed, nor how a process dies (records.c).
+
+   Invariants: A4, E1, E5 (invariants.h).
+
+   no name --roster_me--> me;   in a fork: parent's heir --> child's me
+
+   Memory order: none of its own. */
+#define _GNU_SOURCE
+#include "roster.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* The census: how many records it asks for their pids (0.2 us each), how many for their locks (up to
+   10 us among 4,000), and how often all processes together do that: a hundredth of a CPU at most. */
+#define CENSUS_PIDS 64
+#define CENSUS_LOCKS 8
+#define CENSUS_MS 10
+
+static void
+join(struct roster *roster)
+{
+    uint32_t pid = (uint32_t) getpid();
+    int64_t begun = now_ns();
+    int64_t got = record_claim_by_lock(roster, pid, &roster->page);
+
+    if (got == -1) {
+        got = record_claim_by_pid(roster, pid);
+    }
+    if (got > 0) {
+        roster->me = (name) got;
+        record_write_facts(roster, roster->me, pid);
+        return;
+    }
+    /* A search that finds nothing tries each lock.  A hundredth of the time at most goes to that. */
+    int64_t over = now_ns();
+
+    roster->crowded_until_ns = over + 100 * (over - begun);
+}
+
+name
+roster_me(struct roster *roster)
+{
+    INVARIANT(A4, process_is_locked());
+    if (roster->me == 0 && (roster->crowded_until_ns == 0 || now_ns() >= roster->crowded_until_ns)) {
+        join(roster);
+    }
+    return roster->me;
+}
+
+void
+roster_census(struct roster *roster)
+{
+    struct roster_header *header = roster->header;
+    uint32_t high = roster_high(roster), now_ms = (uint32_t) (now_ns() / 1000000);
+    uint32_t last_ms = atomic_load(&header->looked_ms);
+
+    if (high == 0 || now_ms - last_ms < CENSUS_MS
+        || !atomic_compare_exchange_strong(&header->looked_ms, &last_ms, now_ms)) {
+        return;
+    }
+    uint64_t slice = atomic_fetch_add(&header->looked, 1), space = pid_space();
+
+    for (uint32_t i = 0; space != 0 && i < CENSUS_PIDS && i < high; i++) {
+        record_look(roster, (uint32_t) ((slice * CENSUS_PIDS + i) % high), space);
+    }
+    for (uint32_t i = 0; i < CENSUS_LOCKS && i < high; i++) {
+        record_look(roster, (uint32_t) ((slice * CENSUS_LOCKS + i) % high), 0);
+    }
+    if (roster->me != 0 && roster->page == NULL) {
+        roster->page = record_lock_later(roster, roster->me, (uint32_t) getpid());
+    }
+}
+
+void
+mpshm_process_ended(int pid)
+{
+    process_lock();
+    for (struct roster *roster = mpshm_process.rosters; roster != NULL; roster = roster->next) {
+        uint32_t high = roster_high(roster);
+
+        for (uint32_t number = 0; number < high; number++) {
+            uint32_t its = RECORD_PID(atomic_load_explicit(&roster->records[number].word,
+                                                           memory_order_relaxed));
+
+            if (its == (uint32_t) pid || its == 0) { /* 0: killed before it had said its pid */
+                record_look(roster, number, 0);
+            }
+        }
+    }
+    process_unlock();
+}
+
+/* Forks.  All of them under the lock, which a fork's hooks hold throughout. */
+
+name
+roster_heir(struct roster *roster)
+{
+    INVARIANT(A4, process_is_locked());
+    if (roster->heir == 0) {
+        int64_t got = record_claim_by_lock(roster, 0, &roster->heir_page);
+
+        roster->heir = got > 0 ? (name) got : 0;
+    }
+    return roster->heir;
+}
+
+static void
+forget_heir(struct roster *roster)
+{
+    latch_drop(roster->heir_page);
+    roster->heir_page = NULL;
+    roster->heir = 0;
+}
+
+void
+rosters_after_fork_in_parent(void)
+{
+    for (struct roster *roster = mpshm_process.rosters; roster != NULL; roster = roster->next) {
+        forget_heir(roster);
+    }
+}
+
+/* The parent's own page is not here: MADV_DONTFORK.  E5 */
+static void
+forget_parent(struct roster *roster)
+{
+    roster->me = 0;
+    roster->page = NULL;
+    roster->crowded_until_ns = 0;
+}
+
+/* Be the heir, if there is one.  Its word keeps its incarnation. */
+static void
+inherit(struct roster *roster)
+{
+    uint32_t pid = (uint32_t) getpid(), incarnation = NAME_INCARNATION(roster->heir);
+    uint64_t word = RECORD_WORD(0, PROOF_LOCK, incarnation);
+
+    forget_parent(roster);
+    if (roster->heir == 0) {
+        return;
+    }
+    /* If this fails, a child that lives on after us has the lock too, and we count as alive so long. */
+    (void) madvise(roster->heir_page, (size_t) sysconf(_SC_PAGESIZE), MADV_DONTFORK);
+    roster->me = roster->heir;
+    roster->page = roster->heir_page;
+    roster->heir = 0;
+    roster->heir_page = NULL;
+    record_write_facts(roster, roster->me, pid);
+    atomic_compare_exchange_strong(&roster->records[NAME_NUMBER(roster->me)].word, &word,
+                                   RECORD_WORD(pid, PROOF_LOCK, incarnation));
+}
+
+void
+rosters_after_fork_in_child(void)
+{
+    for (struct roster *roster = mpshm_process.rosters; roster != NULL; roster = roster->next) {
+        inherit(roster);
+    }
+}
+
+void
+rosters_forget(void)
+{
+    for (struct roster *roster = mpshm_process.rosters; roster != NULL; roster = roster->next) {
+        forget_parent(roster);
+        forget_heir(roster); /* another thread was just forking: that one is not for us */
+    }
+}
