@@ -224,6 +224,47 @@ def test_memory_file_of_a_client_is_not_inherited_across_exec() -> None:
         process.join()
 
 
+DAEMON = """
+import gc, os, sys
+import mpshm
+from multiprocessing.connection import wait
+
+def content(fd):
+    return os.pread(fd, 100, 0)
+
+def daemonize(keep):
+    # Close all but what is to be kept, as daemons do, and open files in place of what was closed.
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    for fd in range(3, highest + 1):
+        if fd not in keep:
+            try:
+                os.close(fd)
+            except OSError:
+                pass
+    opened = [os.memfd_create("mine") for _ in range(20)]
+    for fd in opened:
+        os.write(fd, b"mine")
+    return opened
+"""
+
+LOST_ENDS = """
+lost = [*mpshm.Pipe(), mpshm.Queue(), mpshm.SimpleQueue(), mpshm.JoinableQueue()]
+opened = daemonize([])
+del lost
+gc.collect()
+assert [b"mine"] * 20 == [content(fd) for fd in opened]
+a, b = mpshm.Pipe()
+a.send(1)
+assert 1 == b.recv()
+print("done")
+"""
+
+
+def test_finalizer_closes_no_descriptor_that_became_another_files() -> None:
+    done = run_python("-c", DAEMON + LOST_ENDS)
+    assert ("done\n", "") == (done.stdout, done.stderr)
+
+
 AT_THE_LIMIT = """
 import gc, os, resource, sys
 import mpshm, multiprocessing.synchronize

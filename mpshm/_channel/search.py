@@ -1,6 +1,7 @@
-"""Finds a channel's memory file in other processes, by its name, which Linux shows in /proc.
+"""Finds the arena of an end that a library rebuilds from a bare file descriptor.
 
-This serves ends that a library rebuilds from a bare file descriptor, which brings nothing else.
+In this process other ends of the pipe have it.  In other processes it is found by the name of its
+memory file, which Linux shows in /proc.
 """
 
 from __future__ import annotations
@@ -9,18 +10,65 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING
 from ..errors import ProtocolError
 
 _NAME = re.compile(rb"/memfd:mpshm-([\d-]+)@(\d+) \(deleted\)")
-"""What Linux shows of a memory file: the inode numbers of its pipe or sockets, and where to look."""
+"""What Linux shows of a memory file: inode numbers of its pipe or sockets, and where to look."""
 
 _LIKELY_COUNT = 3
-"""Descriptors to look at first, from the number in the name on: other threads make some as well, and
-so does the core."""
+"""Descriptors to look at first, from the number in the name on: other threads make some as well."""
+
+
+class OpenEnd(Protocol):
+    """An end of a channel.  Its descriptor's number may have become another file's.
+
+    _identity: what `identity_of` said of the descriptor when the end was made.
+    """
+
+    _identity: tuple[int, int] | None
+
+    @property
+    def _arena(self) -> Arena | None: ...
+    @property
+    def _handle(self) -> int | None: ...
+
+
+_open_ends: weakref.WeakValueDictionary[tuple[int, int], OpenEnd] = weakref.WeakValueDictionary()
+"""The open ends that have an arena, by their identity."""
+
+
+def identity_of(
+    handle: int | None, _fstat: Callable[[Any], os.stat_result] = os.fstat
+) -> tuple[int, int] | None:
+    """The device and inode number of a pipe or socket; None for what is no open descriptor.
+
+    _fstat: at interpreter exit this module may already be gone.
+    """
+    try:
+        status = _fstat(handle)
+    except (OSError, TypeError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def remember(end: OpenEnd) -> None:
+    """From now on, while the end is open, its arena is found for other ends of its pipe."""
+    if end._identity is not None:
+        _open_ends[end._identity] = end
+
+
+def arena_of_open_end(handle: int) -> Arena | None:
+    """The arena of another open end of the same pipe in this process."""
+    identity = identity_of(handle) if _open_ends else None
+    end = None if identity is None else _open_ends.get(identity)
+    # An end that is closed proves nothing: its pipe's number may be another pipe's by now.
+    return end._arena if end is not None and identity == identity_of(end._handle) else None
 
 
 def name_for(handles: Sequence[int]) -> str:
@@ -84,7 +132,7 @@ def all_pids() -> Iterator[int]:
 
 
 def _mapped_arena(pid: int, number: int) -> int | None:
-    """Where the process probably has the memory file for the pipe or socket `number`, if it has one.
+    """Where the process probably has the memory file for the pipe or socket `number`, or None.
 
     A process maps what it uses.  To look at its descriptors costs 4 us for each, and a server may
     have thousands.
