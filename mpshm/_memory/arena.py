@@ -9,7 +9,7 @@ import errno
 import os
 import weakref
 from multiprocessing import reduction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import config
 from ..errors import ProtocolError
@@ -88,6 +88,18 @@ class Run:
         """Do nothing when a view dies: as the view's destructor, this method kept the run alive."""
 
 
+class QueueShape(NamedTuple):
+    """What a queue may hold; 0 is any number.
+
+    places: messages; is_joinable: unfinished messages count for task_done() and join();
+    bytes_limit: bytes of slots and chunks that the messages take.
+    """
+
+    places: int
+    is_joinable: bool
+    bytes_limit: int
+
+
 class Arena:
     """One channel's shared memory, as this process sees it."""
 
@@ -104,12 +116,17 @@ class Arena:
 
     @classmethod
     def create(
-        cls, geometry: config.Geometry | None = None, kind: int = FILE_AUTO, name: str = "mpshm"
+        cls,
+        geometry: config.Geometry | None = None,
+        kind: int = FILE_AUTO,
+        name: str = "mpshm",
+        queue: QueueShape | None = None,
     ) -> Arena:
         """Make an arena with a memory file of its own.  Raises OSError when the system refuses one.
 
         kind: FILE_AUTO or another of core's FILE_ values.
         name: the file's name in /proc, on systems that show names of memory files.
+        queue: what the queue may hold, if this is a queue's arena.
         """
         if CORE_MISSING:
             raise OSError(errno.ENOSYS, f"mpshm's compiled core is missing: {CORE_MISSING}")
@@ -119,6 +136,8 @@ class Arena:
             [(g.stride, g.segment_bytes, g.segment_limit, g.chunk_bytes.bit_length() - 1)],
             kind,
             name.encode(),
+            False,
+            ffi.NULL if queue is None else [tuple(queue)],
             out,
         )
         if code:
@@ -154,7 +173,11 @@ class Arena:
     def __reduce__(self) -> Any:
         # Both ends of a queue hold the same arena: pickle's memo then passes its descriptor only
         # once.
-        return _rebuild, (reduction.DupFd(self.fileno()),)
+        roster = lib.mpshm_arena_roster_fd(self._c)
+        return _rebuild, (
+            reduction.DupFd(self.fileno()),
+            None if roster < 0 else reduction.DupFd(roster),
+        )
 
     def fileno(self) -> int:
         return int(lib.mpshm_arena_fd(self._c))
@@ -163,19 +186,6 @@ class Arena:
     def is_queue(self) -> bool:
         """Whether a queue owns this arena.  Its frames are then slots, and shorter."""
         return self.frame_max_bytes < plain_frame.FRAME_MAX_BYTES
-
-    def make_queue(self, places: int, bytes_limit: int, joinable: bool) -> bool:
-        """Turn a new arena, which no other process has yet, into a queue's.  False: no memory left.
-
-        places: messages the queue holds at most; bytes_limit: bytes of chunks they take at most; 0
-        is no limit.
-        joinable: count unfinished messages for task_done() and join().
-        """
-        if lib.mpshm_make_queue(self._c, places, bytes_limit, joinable):
-            return False
-        self.frame_max_bytes = lib.mpshm_queue_frame_bytes(self._c)
-        self.bytes_limit = bytes_limit
-        return True
 
     @property
     def high_water(self) -> int:
@@ -280,12 +290,19 @@ def _is_sealed(fd: int) -> bool:
         return False
 
 
-def _rebuild(descriptor: Any) -> Arena | None:
+def _rebuild(descriptor: Any, roster: Any) -> Arena | None:
     """Unpickle an arena; None in a process that lacks the core."""
     fd = descriptor.detach()
+    roster_fd = -1 if roster is None else roster.detach()
     if CORE_MISSING:
         os.close(fd)
+        if roster_fd >= 0:
+            os.close(roster_fd)
         return None
+    if roster_fd >= 0 and (code := lib.mpshm_roster_attach(roster_fd)):
+        os.close(roster_fd)
+        os.close(fd)
+        raise failure(code, "roster")
     return Arena.attach(fd)
 
 
@@ -295,23 +312,5 @@ def process_arenas() -> list[Arena]:
     return [arena for ref in _arenas.valuerefs() if (arena := ref()) is not None]
 
 
-def before_fork() -> None:
-    """Call before a fork whose child keeps the views it inherits."""
-    lib.mpshm_fork_announce()
-
-
-def after_fork() -> None:
-    """Call after the fork, in the parent and in the child.
-
-    Raises OSError when a received view could not be made private to one of them.
-    """
-    if code := lib.mpshm_fork_over():
-        raise failure(
-            code, "a received view could not be made private before the fork; release views first"
-        )
-
-
 def release_all() -> None:
-    """Free every lease and give up every segment.  Only for the very end of a process."""
-    if not CORE_MISSING:
-        lib.mpshm_release_all()
+    """Nothing is released at exit: the kernel takes the mappings, and others the rest."""

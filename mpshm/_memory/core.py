@@ -105,6 +105,10 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
         lib.MPSHM_E_FULL: (QueueFull, "queue is full"),
         lib.MPSHM_E_END: (EOFError, ""),
         lib.MPSHM_E_CLOSED: (OSError, "handle is closed"),
+        lib.MPSHM_E_CROWDED: (
+            OSError,
+            "too many processes share this queue's memory, so this one has no part in it",
+        ),
     }
 
 

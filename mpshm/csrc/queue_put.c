@@ -67,7 +67,8 @@ look_at_end(const mpshm_end *end)
         return MPSHM_E_CLOSED;
     }
     if (end->arena->receivers == 0 && has_hung_up(end->fd, POLLERR)) {
-        return -EPIPE;
+        /* As the stock module, whose put waits for a place before it looks for a reader. */
+        return end->arena->places != 0 && ring_is_full(end->arena) ? MPSHM_E_FULL : -EPIPE;
     }
     return end->arena->me == 0 ? MPSHM_E_CROWDED : 0;
 }
