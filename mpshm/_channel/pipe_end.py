@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import config
 from .._memory import plain_frame
-from .._memory.arena import Arena, Run
+from .._memory.arena import Arena, QueueShape, Run
 from .._memory.buffer import Buffer
 from .._memory.core import CORE_MISSING, NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
 from .._memory.parcel import Parcel
@@ -388,14 +388,20 @@ def rebuild(
     return Connection(handle.detach(), readable, writable, arena=arena, reason=reason)
 
 
-def new_arena(*handles: int) -> tuple[Arena | None, Reason]:
-    """An arena for the new channel of a pipe or of sockets; or None, and the reason why not."""
+def new_arena(
+    *handles: int, strangers: bool = False, queue: QueueShape | None = None
+) -> tuple[Arena | None, Reason]:
+    """An arena for the new channel of a pipe or of sockets; or None, and the reason why not.
+
+    strangers, queue: as for Arena.create.
+    """
     mode = config.mode()
     config.spin_us()  # raises now for a bad setting, before an end exists
     if mode is config.Mode.OFF:
         return None, Reason.OFF
     try:
-        return Arena.create(name=search.name_for(handles)), Reason.NO_MEMORY_FILE
+        name = search.name_for(handles)
+        return Arena.create(name=name, strangers=strangers, queue=queue), Reason.NO_MEMORY_FILE
     except (OSError, MemoryError) as error:  # no descriptor, no file, or no address space
         if mode is config.Mode.REQUIRE:
             text = f"MPSHM=require, but no shared memory: {error}; MPSHM=auto does without"

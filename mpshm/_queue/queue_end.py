@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .._channel import payload, pipe_end
 from .._channel.payload import Message, Received
 from .._memory import places, plain_frame, ring
-from .._memory.arena import Arena
+from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
 from .._memory.ring import NO_PLACE
@@ -249,8 +249,10 @@ def make_ends(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, 
     import_stats()
     handles = [*os.pipe()]
     try:
-        arena, reason = pipe_end.new_arena(handles[0])
-        if arena is None or not arena.make_queue(places, bytes_limit, joinable):
+        arena, reason = pipe_end.new_arena(
+            handles[0], queue=QueueShape(places, bytes_limit, joinable)
+        )
+        if arena is None:
             return None
         for handle in handles:
             os.set_blocking(handle, False)
