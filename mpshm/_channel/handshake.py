@@ -50,7 +50,7 @@ class _Greeting(Connection):
             carried = self._arena
         elif self._arena is None and self._messages < _GREETING_MESSAGES // 2 and head == _WELCOME:
             # Not with the last message: a peer can no longer send the arena back after that.
-            self._offered, reason = new_arena(self._handle)
+            self._offered, reason = new_arena(self._handle, strangers=True)
             carried = self._offered
             if carried is None:
                 self._no_arena_reason = reason

@@ -14,12 +14,16 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from .._memory.arena import Arena
-from .._memory.core import CORE_MISSING
+from .._memory.arena import Arena, family_fd, join_family
+from .._memory.core import CORE_MISSING, UnknownFamily
 from ..errors import ProtocolError
 
-_NAME = re.compile(rb"/memfd:mpshm-([\d-]+)@(\d+) \(deleted\)")
-"""What Linux shows of a memory file: inode numbers of its pipe or sockets, and where to look."""
+_NAME = re.compile(rb"/memfd:mpshm-([\d-]+)@(\d+)@(\d+) \(deleted\)")
+"""What Linux shows of a memory file: the inode numbers of its pipe or sockets, and the descriptors
+that it and its roster probably have."""
+
+_ROSTER_LINK = "/memfd:mpshm-roster (deleted)"
+"""What it shows of a family's roster (csrc/roster.c gives the name)."""
 
 _LIKELY_COUNT = 3
 """Descriptors to look at first, from the number in the name on: other threads make some as well."""
@@ -74,11 +78,13 @@ def arena_of_open_end(handle: int) -> Arena | None:
 def name_for(handles: Sequence[int]) -> str:
     """The name for the memory file of the channel whose pipe or sockets these are.
 
-    The file is to be made next: the name says which number its descriptor will probably have.
+    The file is to be made next.  The name says where it and its roster will probably be found.
     """
     likely = os.dup(handles[0])
     os.close(likely)
-    return f"mpshm-{'-'.join(str(os.fstat(one).st_ino) for one in handles)}@{likely}"
+    roster = family_fd()
+    numbers = "-".join(str(os.fstat(one).st_ino) for one in handles)
+    return f"mpshm-{numbers}@{likely}@{likely + 1 if roster is None else roster}"
 
 
 def find_arena(handle: int, pids: Iterable[int]) -> Arena | None:
@@ -90,11 +96,13 @@ def find_arena(handle: int, pids: Iterable[int]) -> Arena | None:
     except OSError:
         return None  # not a descriptor: its first use will raise the error
     for pid in pids:
-        likely = _mapped_arena(pid, number)
-        for path in () if likely is None else _descriptor_paths(pid, likely):
+        if (likely := _mapped_arena(pid, number)) is None:
+            continue
+        memory, roster = likely
+        for path in _descriptor_paths(pid, memory):
             try:
                 if _is_named_for(path, number):
-                    return _open_arena(path, number)
+                    return _attach(path, number, _descriptor_paths(pid, roster))
             except PermissionError:
                 break  # the process's other files will be refused as well
             except OSError:
@@ -131,9 +139,10 @@ def all_pids() -> Iterator[int]:
         return iter(())
 
 
-def _mapped_arena(pid: int, number: int) -> int | None:
-    """Where the process probably has the memory file for the pipe or socket `number`, or None.
+def _mapped_arena(pid: int, number: int) -> tuple[int, int] | None:
+    """Where the process probably has the memory file for a pipe or socket, and its roster.
 
+    None: it has no such file.  number: the pipe's or socket's inode number.
     A process maps what it uses.  To look at its descriptors costs 4 us for each, and a server may
     have thousands.
     """
@@ -142,8 +151,8 @@ def _mapped_arena(pid: int, number: int) -> int | None:
             text = maps.read()
     except OSError:
         return None  # the process has ended, or belongs to another user
-    found = (int(name[2]) for name in _NAME.finditer(text) if _is_among(number, name))
-    return next(found, None)
+    found = (name for name in _NAME.finditer(text) if _is_among(number, name))
+    return next(((int(name[2]), int(name[3])) for name in found), None)
 
 
 def _descriptor_paths(pid: int, likely: int) -> Iterator[str]:
@@ -166,10 +175,28 @@ def _is_among(number: int, name: re.Match[bytes]) -> bool:
     return b"%d" % number in name[1].split(b"-")
 
 
-def _open_arena(path: str, number: int) -> Arena:
+def _attach(path: str, number: int, others: Iterable[str]) -> Arena:
+    """Attach to the arena at `path`, joining its family, whose roster is at one of `others`."""
+    try:
+        return Arena.attach(_open(path, number), sealed=True)
+    except UnknownFamily:
+        for other in others:
+            try:
+                if os.readlink(other) == _ROSTER_LINK:
+                    join_family(_open(other))
+                    return Arena.attach(_open(path, number), sealed=True)
+            except OSError:
+                pass  # closed meanwhile, or another family's
+        raise
+
+
+def _open(path: str, number: int | None = None) -> int:
+    """Open a memory file of this user: that of the channel `number`, or else a roster's."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     # Checked again: the path may lead to another file by now, and root may open any user's files.
-    if _is_named_for(f"/proc/self/fd/{fd}", number) and os.fstat(fd).st_uid == os.geteuid():
-        return Arena.attach(fd, sealed=True)
+    if os.fstat(fd).st_uid == os.geteuid():
+        ours = f"/proc/self/fd/{fd}"
+        if os.readlink(ours) == _ROSTER_LINK if number is None else _is_named_for(ours, number):
+            return fd
     os.close(fd)
     raise ProtocolError("not the memory file that was looked for")

@@ -8,12 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import config
 from ..errors import ProtocolError
-from . import plain_frame
+from . import handover, plain_frame
 from .core import CORE_MISSING, FILE_AUTO, NO_MARK, Descriptor, failure, ffi, lib, room_failure
 from .lease import new_holder, view_of
 
@@ -89,25 +88,28 @@ class Run:
 
 
 class QueueShape(NamedTuple):
-    """What a queue may hold; 0 is any number.
+    """What a queue holds at most: messages, and bytes of slots and chunks; 0 is any number.
 
-    places: messages; is_joinable: unfinished messages count for task_done() and join();
-    bytes_limit: bytes of slots and chunks that the messages take.
+    joinable: count unfinished messages for task_done() and join().
     """
 
-    places: int
-    is_joinable: bool
-    bytes_limit: int
+    places: int = 0
+    bytes_limit: int = 0
+    joinable: bool = False
 
 
 class Arena:
     """One channel's shared memory, as this process sees it."""
 
-    __slots__ = ("__weakref__", "_c", "bytes_limit", "frame_max_bytes", "identity")
+    __slots__ = ("__weakref__", "_c", "_file", "bytes_limit", "frame_max_bytes", "identity")
 
     def __init__(self, handle: Any, identity: int) -> None:
         self._c = ffi.gc(handle, lib.mpshm_arena_close)
         self.identity = identity
+        status = os.fstat(lib.mpshm_arena_fd(handle))
+        self._file = status.st_dev, status.st_ino
+        if (roster := self._files().roster) is not None:
+            _Family.fd = roster
         self.frame_max_bytes: int = (
             lib.mpshm_queue_frame_bytes(handle) or plain_frame.FRAME_MAX_BYTES
         )
@@ -120,13 +122,15 @@ class Arena:
         geometry: config.Geometry | None = None,
         kind: int = FILE_AUTO,
         name: str = "mpshm",
+        strangers: bool = False,
         queue: QueueShape | None = None,
     ) -> Arena:
         """Make an arena with a memory file of its own.  Raises OSError when the system refuses one.
 
         kind: FILE_AUTO or another of core's FILE_ values.
         name: the file's name in /proc, on systems that show names of memory files.
-        queue: what the queue may hold, if this is a queue's arena.
+        strangers: processes will use it that do not belong to this one's family.
+        queue: what the queue holds that it is for; None: it is for a connection.
         """
         if CORE_MISSING:
             raise OSError(errno.ENOSYS, f"mpshm's compiled core is missing: {CORE_MISSING}")
@@ -136,8 +140,8 @@ class Arena:
             [(g.stride, g.segment_bytes, g.segment_limit, g.chunk_bytes.bit_length() - 1)],
             kind,
             name.encode(),
-            False,
-            ffi.NULL if queue is None else [tuple(queue)],
+            strangers,
+            [(queue.places, queue.joinable, queue.bytes_limit)] if queue else ffi.NULL,
             out,
         )
         if code:
@@ -158,8 +162,8 @@ class Arena:
             if sealed and not _is_sealed(fd):
                 raise ProtocolError("arena's memory file is not sealed")
             identity = _identity(fd)
-            known = _arenas.get(identity)
-            if known is not None and os.path.samestat(os.fstat(fd), os.fstat(known.fileno())):
+            known, status = _arenas.get(identity), os.fstat(fd)
+            if known is not None and known._file == (status.st_dev, status.st_ino):
                 os.close(fd)
                 return known
             out = ffi.new("mpshm_arena **")
@@ -171,16 +175,24 @@ class Arena:
         return cls(out[0], identity)
 
     def __reduce__(self) -> Any:
-        # Both ends of a queue hold the same arena: pickle's memo then passes its descriptor only
+        # Both ends of a queue hold the same arena: pickle's memo then passes its descriptors only
         # once.
-        roster = lib.mpshm_arena_roster_fd(self._c)
-        return _rebuild, (
-            reduction.DupFd(self.fileno()),
-            None if roster < 0 else reduction.DupFd(roster),
-        )
+        return _rebuild, (handover.pack(self._files),)
+
+    def _files(self) -> handover.Files:
+        roster = int(lib.mpshm_arena_roster_fd(self._c))
+        return handover.Files(self.fileno(), roster if roster >= 0 else None)
 
     def fileno(self) -> int:
-        return int(lib.mpshm_arena_fd(self._c))
+        """Its memory file's descriptor.  Raises OSError when the program has closed it."""
+        fd = int(lib.mpshm_arena_fd(self._c))
+        if fd < 0:
+            raise OSError(
+                errno.EBADF,
+                "the descriptor of this channel's shared memory has been closed, so the channel "
+                "cannot be passed on; only processes that this one forks can use it",
+            )
+        return fd
 
     @property
     def is_queue(self) -> bool:
@@ -270,6 +282,17 @@ class Arena:
         return bool(lib.mpshm_arena_is_valid(self._c) == 1)
 
 
+class _Family:
+    """The roster of the arena that was made or attached to last."""
+
+    fd: int | None = None
+
+
+def family_fd() -> int | None:
+    """The descriptor that the roster of the next arena probably has; None: it is not made yet."""
+    return _Family.fd
+
+
 _arenas: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
 
 
@@ -290,20 +313,30 @@ def _is_sealed(fd: int) -> bool:
         return False
 
 
-def _rebuild(descriptor: Any, roster: Any) -> Arena | None:
+def _rebuild(packed: Any) -> Arena | None:
     """Unpickle an arena; None in a process that lacks the core."""
-    fd = descriptor.detach()
-    roster_fd = -1 if roster is None else roster.detach()
+    files = packed.detach()
     if CORE_MISSING:
-        os.close(fd)
-        if roster_fd >= 0:
-            os.close(roster_fd)
+        files.close()
         return None
-    if roster_fd >= 0 and (code := lib.mpshm_roster_attach(roster_fd)):
-        os.close(roster_fd)
+    if files.roster is not None:
+        try:
+            join_family(files.roster)
+        except BaseException:
+            os.close(files.memory)
+            raise
+    return Arena.attach(files.memory)
+
+
+def join_family(fd: int) -> None:
+    """Join the family whose roster's memory file is `fd`, for good.  Takes `fd`.
+
+    Its arenas can be attached to then.  Raises ProtocolError if the file is no such roster.
+    """
+    os.set_inheritable(fd, False)
+    if code := lib.mpshm_roster_attach(fd):
         os.close(fd)
-        raise failure(code, "roster")
-    return Arena.attach(fd)
+        raise failure(code, "shared memory file", of="a family's roster")
 
 
 def process_arenas() -> list[Arena]:
@@ -312,5 +345,7 @@ def process_arenas() -> list[Arena]:
     return [arena for ref in _arenas.valuerefs() if (arena := ref()) is not None]
 
 
-def release_all() -> None:
-    """Nothing is released at exit: the kernel takes the mappings, and others the rest."""
+def note_end(pid: int) -> None:
+    """A child process of this one has ended: take back soon what it held."""
+    if not CORE_MISSING:
+        lib.mpshm_process_ended(pid)

@@ -249,8 +249,9 @@ def make_ends(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, 
     import_stats()
     handles = [*os.pipe()]
     try:
-        shape = QueueShape(places, joinable, bytes_limit)
-        arena, reason = pipe_end.new_arena(handles[0], queue=shape)
+        arena, reason = pipe_end.new_arena(
+            handles[0], queue=QueueShape(places, bytes_limit, joinable)
+        )
         if arena is None:
             return None
         for handle in handles:
