@@ -256,7 +256,7 @@ def test_pool_ends_while_its_ring_of_results_stays_full(
         def fill() -> None:
             while not full.is_set() or pool._result_handler.is_alive():
                 try:
-                    try_put(pool._outqueue._writer, result_of_no_job, ring.NO_PLACE)
+                    try_put(pool._outqueue._writer, result_of_no_job)
                 except NoRoomNow:
                     full.set()
 

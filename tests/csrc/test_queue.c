@@ -621,7 +621,9 @@ queue_with_more_places_than_slots_counts_what_is_pending(void)
     CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, NULL));
     CHECK_EQ(1, mpshm_queue_receive(q.batch, 1, 0));
     CHECK_EQ(0, mpshm_queue_full(q.arena));
+    CHECK(take_place(&q) == NULL); /* it is the ring that has room */
     CHECK_EQ(1, put(&q, 1, 0, first));
+    CHECK_EQ(0, mpshm_queue_full(q.arena));
     CHECK_EQ(-EAGAIN, put(&q, 1, 0, NULL));
     mpshm_place_give(second);
     drain(&q, count);
