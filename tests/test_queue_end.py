@@ -18,7 +18,6 @@ from kit.programs import run_python
 from kit.queues import KINDS, check_order, fill_ring_and_feeder, finish, put_numbers
 from kit.road import SHARED
 from kit.waiting import WAIT_S, wait_until
-from mpshm._memory import ring
 from mpshm._memory.core import NoRoomNow
 from mpshm._queue.putting import try_put
 
