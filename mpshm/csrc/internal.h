@@ -215,7 +215,6 @@ void waiters_let_in(mpshm_arena *arena);
 int waiters_room(mpshm_arena *arena, int fd, int timeout_ms);
 bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
-void waiter_is_back(mpshm_waiter *waiter);
 void waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count);
 int waiter_look(mpshm_waiter *waiter, mpshm_arena *arena);
 bool waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms);

@@ -97,8 +97,7 @@ _Static_assert(sizeof(struct peer) == 64, "layout");
 #define PEERS_OFFSET UINT64_C(4096)
 #define HEADER_BYTES (PEERS_OFFSET + PEER_LIMIT * sizeof(struct peer))
 _Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
-/* A queue's messages (ring.c), and what is said of processes that wait for a message or for room
-   (waiters.c).  Positions only grow; position p is slot p % RING_SLOTS in lap p / RING_SLOTS.  What
+/* A queue's messages (ring.c).  Positions only grow; position p is slot p % RING_SLOTS in lap p / RING_SLOTS.  What
    different processes write lies in different cache lines. */
 #define RING_SLOTS UINT64_C(512)
 #define RING_DATA_BYTES 128
@@ -112,22 +111,37 @@ struct ring_slot {
     _Atomic uint64_t data[RING_DATA_BYTES / 8];
     uint64_t unused[7];    /* to whole lines */
 };
+/* What is said of processes that wait for a message or for room (waiters.c).  Every word is a hint:
+   none is summed up from several processes' steps, and what a dead process left in it ends by itself.
+   If one is wrong, a receiver is woken in vain, or a message waits until a sleeper's watch. */
+struct waiters {
+    /* Receivers' event count and futex: number of wake-ups 31 | receivers may sleep 1.  The bit stays
+       set for the dead until a wake-up finds nobody.  It is never 0 while one sleeps, unless a process
+       was killed between clearing it and waking those that had come meanwhile. */
+    _Atomic uint32_t wakeups;
+    /* Senders' event count and futex, and how few slots are claimed when one of them is woken; 0: none
+       sleeps.  A mark left by the dead costs one futile wake-up at each halving. */
+    _Atomic uint32_t room_wakeups;
+    _Atomic uint32_t room_mark;
+    uint32_t unused;
+    /* Which of the next 32 periods have a watchdog: number of the first period 32 | a bit for each.
+       A bit left by the dead ends with its period. */
+    _Atomic uint64_t watches;
+    /* Until when one receiver spins, and when one that sleeps looks next, in ns; 0: none.  What the dead
+       left ends with that time. */
+    _Atomic int64_t spin_until_ns;
+    _Atomic int64_t backup_at_ns;
+    uint64_t unused_2[2];
+};
+_Static_assert(sizeof(struct waiters) == 56, "layout");
 struct ring {
     _Atomic uint64_t tail; /* no position after this one is claimed; this one may be */
     uint64_t unused_1[7];
     _Atomic uint64_t head; /* all positions before this one are done with */
     uint64_t unused_2[7];
-    _Atomic uint32_t sleepers; /* receivers that may sleep: epoch 16 | count 16 */
-    _Atomic uint32_t bell;     /* the futex they sleep on: counts wake-ups */
-    _Atomic uint32_t crowd;    /* senders may sleep: one is woken when so few slots are claimed; or 0 */
-    _Atomic uint32_t room;     /* and their futex */
-    _Atomic uint32_t watched;  /* a receiver polls the pipe: it is readable while there is a message */
+    struct waiters waiters;
+    _Atomic uint32_t watched; /* a receiver polls the pipe: it is readable while there is a message */
     uint32_t unused_3;
-    _Atomic uint64_t watchdog_at_ms; /* when the lookout among them looks again, in ms of the clock */
-    _Atomic int64_t spin_until_ns; /* when a receiver gives up that is awake and looks, or has promised
-                                      to be back, in ns; 0: none */
-    _Atomic int64_t backup_at_ns;   /* when one that sleeps will look, if another does not; 0: none */
-    uint64_t unused_4[2];
     struct ring_slot slots[RING_SLOTS];
 };
 struct overflow {

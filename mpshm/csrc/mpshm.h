@@ -5,7 +5,7 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 5
+#define MPSHM_ABI 6
 /* Bytes of a frame in a pipe, of a slot, of a slot with its overflow, and of a reader: see the size
    classes in docs/design.md. */
 #define MPSHM_FRAME_BYTES 4096
@@ -232,14 +232,11 @@ typedef struct {
 /* How a receiver waits for messages (waiters.c). */
 typedef struct {
     mpshm_spin spin;
-    int look_ms;             /* how long it sleeps next, as the lookout */
-    _Bool looks;             /* it is said to be looking, or to be back soon */
-    uint32_t quick;          /* how often in a row it was back soon */
-    int64_t left_ns;         /* when it left with a message; 0: nobody slept */
-    int64_t guard_ns;        /* until when it said that it is the guard, or 0 */
-    int64_t seen_ns;         /* when it last counted what went through the ring, */
+    int64_t spin_until_ns;   /* what it has said in the ring's words of these names, or 0 */
+    int64_t backup_at_ns;
+    int64_t seen_ns;         /* when it last measured what goes through the ring, */
     uint64_t seen_head, taken; /* how far that was, and what it has taken since */
-    _Bool shared;            /* it was a flood, and others took of it */
+    _Bool flood;             /* much did, and others took of it */
 } mpshm_waiter;
 
 /* Messages received and not taken over yet: their bytes, and their leased runs. */

@@ -312,7 +312,6 @@ mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     mpshm_arena *arena = batch->end->arena;
     mpshm_waiter *waiter = &batch->waiter;
 
-    waiter_is_back(waiter);
     /* A process gets nothing more once it has closed the end. */
     int result = batch->end->fd < 0 ? MPSHM_E_CLOSED : receive_now(batch, most);
 

@@ -1,20 +1,31 @@
-/* Waiters: who of a ring's receivers sleeps, looks or stands guard, who of its senders waits for room,
-   and who wakes them.
+/* Waiters: which of a ring's receivers spins, sleeps or polls, which of its senders sleeps, and which of
+   them a message or free room wakes.
 
-   Knows the ring's words about them; of its slots only whether there is one to take, or room.
+   A receiver that finds nothing goes through these, and back to its caller from each:
 
-   One receiver at most looks again and again before it sleeps, for others would only take the CPU from
-   the senders.  When messages come so fast that each would wake a sleeper to find that another was
-   quicker, those at work are left to it: who is always back soon promises so (`spin_until_ns`), and
-   one of those who sleep, the guard, looks every millisecond, and takes what it finds.
+     spin ----in vain----> sleep, until a wake-up or its own watch
+       at most one           '----in a flood, at most one----> backup: sleep for 1 ms
 
-   Invariants:
-   G4  Whoever may sleep says so (`sleepers`, `crowd`) before it looks a last time, and looks again
-       after a while: only a kill at the wrong moment costs that while.
-   G6  A promise counts only while there is a guard, and a guard that goes calls another if after that
-       there is a promise or a message.  Who finds no guard, at a message that it puts or leaves behind,
-       wakes a sleeper, unless somebody is awake and looks.
-   G7  Whoever no longer says that it looks, looks once more, or has that done. */
+   A message wakes one sleeper.  But a wake-up costs ten times what a message does, and in a flood the
+   sleeper mostly finds that a receiver at work was quicker.  So a message wakes nobody while one
+   receiver spins, nor in a flood, where a backup poller sleeps so shortly that it will find what those
+   at work leave behind.
+
+   Sleeping is by event counts (a futex whose word counts wake-ups): read the count, look at the ring,
+   sleep if the count is still the same.
+
+   Knows the ring's words about waiters (struct waiters in layout.h: all are hints), head and tail; of
+   its slots only whether there is one to take, or room.
+
+   Invariants: G4, G6, G7 (invariants.h).
+
+   Memory order: each of these pairs is store, fence, load on either side, so that one of the two sees
+   the other's store.
+     a receiver sets MAY_SLEEP, looks at the ring     | ring_put stores READY, waiters_rouse loads MAY_SLEEP
+     a receiver ends its spin or its time as backup,  | ring_put stores READY, waiters_rouse loads both
+       looks at the ring                              |
+     a sender sets room_mark, looks for room          | ring_take frees a slot, waiters_let_in loads room_mark
+   The words themselves order nothing else. */
 #include "internal.h"
 
 #include <errno.h>
@@ -22,101 +33,24 @@
 #include <poll.h>
 #include <sched.h>
 
-/* So many wake-ups in a row that woke nobody: those who said that they sleep are dead. */
-#define VAIN_WAKES 256
-/* The word that counts them: epoch 16 | count 16. */
-#define EPOCH UINT32_C(0x10000)
-#define EPOCH_MASK UINT32_C(0xffff0000)
-/* No receiver looks again, or guards, for longer. */
-#define MOST_NS INT64_C(1000000000)
-/* How long a receiver sleeps that is the ring's lookout: shortly at first, longer when it has been
-   idle for long; and another. */
-#define LOOK_FIRST_MS 50
-#define LOOK_MOST_MS 800
-#define LOOK_POLL_MS 200
-#define LOOK_FAR_MS 3000
-#define LOOK_GRACE_MS 50
-/* How often the guard looks, and how late it may be. */
-#define GUARD_MS 1
-#define GUARD_NS INT64_C(2000000)
-/* Who was back so often within half the time that it would look for is quick, and may find so many
-   messages when it is back. */
-#define QUICK_TIMES 4
-#define QUICK_FINDS 64
-/* So many messages in so many ns each are a flood. */
+/* `wakeups`: the lowest bit, and one wake-up. */
+#define MAY_SLEEP UINT32_C(1)
+#define WAKE_UP UINT32_C(2)
+/* A time further ahead than this is a stray write. */
+#define AHEAD_NS INT64_C(1000000000)
+/* How often the backup looks, and how late it may be. */
+#define BACKUP_MS 1
+#define BACKUP_NS INT64_C(2000000)
+/* More messages than this are too many to wait for the backup. */
+#define BACKUP_BACKLOG 64
+/* So many messages, in so many ns each, are a flood. */
 #define FLOOD_MESSAGES 16
 #define FLOOD_NS 10000
-/* The last senders are woken when so few slots are claimed. */
+/* A sleeper is the watchdog of one of the next 32 periods of this length. */
+#define WATCH_MS 1250
+#define WATCHES 32
+/* All senders are woken when no more slots than this are claimed. */
 #define ALMOST_EMPTY 8
-/* In `spin_until_ns`, the lowest bit: nobody looks, it is a promise. */
-#define PROMISE INT64_C(1)
-
-static bool
-anybody_sleeps(struct ring *ring)
-{
-    return (atomic_load_explicit(&ring->sleepers, memory_order_relaxed) & ~EPOCH_MASK) != 0;
-}
-
-/* A sleeper more; what it is to say when it is awake.  It has read `bell` before. */
-static uint32_t
-count_sleeper(struct ring *ring)
-{
-    return atomic_fetch_add(&ring->sleepers, 1) & EPOCH_MASK;
-}
-
-static void
-uncount_sleeper(struct ring *ring, uint32_t epoch)
-{
-    uint32_t was = atomic_load(&ring->sleepers);
-
-    while ((was & EPOCH_MASK) == epoch && was != epoch
-           && !atomic_compare_exchange_weak(&ring->sleepers, &was, was - 1)) {
-    }
-}
-
-/* Wake sleepers: how many. */
-static int
-ring_the_bell(struct ring *ring, int most)
-{
-    atomic_fetch_add(&ring->bell, 1);
-    return futex_wake(&ring->bell, most);
-}
-
-/* Those counted are dead, or awake and about to say so.  One that is not asleep yet will see that the
-   bell has changed, and counts itself anew. */
-static void
-forget_sleepers(struct ring *ring)
-{
-    uint32_t was = atomic_load(&ring->sleepers);
-
-    if (atomic_compare_exchange_strong(&ring->sleepers, &was, (was & EPOCH_MASK) + EPOCH)) {
-        (void) ring_the_bell(ring, INT_MAX);
-    }
-}
-
-/* Let as many of those who sleep look for themselves. */
-void
-waiters_call(mpshm_arena *arena, int most)
-{
-    if (anybody_sleeps(arena->ring)) {
-        (void) ring_the_bell(arena->ring, most);
-    }
-}
-
-static bool
-is_ahead(_Atomic int64_t *until, int64_t now)
-{
-    int64_t at = atomic_load_explicit(until, memory_order_relaxed);
-
-    return at > now && (uint64_t) at - (uint64_t) now < MOST_NS;
-}
-
-/* Not of one who is awake and looks. */
-static bool
-is_promise(struct ring *ring)
-{
-    return (atomic_load_explicit(&ring->spin_until_ns, memory_order_relaxed) & PROMISE) != 0;
-}
 
 /* Slots claimed and not taken, as far as the hints say. */
 static int64_t
@@ -126,62 +60,99 @@ backlog_of(struct ring *ring)
                       - atomic_load_explicit(&ring->head, memory_order_relaxed));
 }
 
-/* There are `count` messages that nobody may know of. */
+/* Waking receivers. */
+
+static bool
+may_sleep(struct waiters *waiters)
+{
+    return (atomic_load_explicit(&waiters->wakeups, memory_order_relaxed) & MAY_SLEEP) != 0;
+}
+
+/* Wake up to `most` receivers.  When fewer were asleep, clear MAY_SLEEP: a receiver that has set it and
+   is not asleep yet finds another count, and one that fell asleep meanwhile is woken.  G4 */
+static void
+wake(struct waiters *waiters, int most)
+{
+    uint32_t count = atomic_fetch_add(&waiters->wakeups, WAKE_UP) + WAKE_UP;
+
+    if (futex_wake(&waiters->wakeups, most) < most
+        && atomic_compare_exchange_strong(&waiters->wakeups, &count,
+                                          (count + WAKE_UP) & ~MAY_SLEEP)) {
+        (void) futex_wake(&waiters->wakeups, INT_MAX);
+    }
+}
+
+/* Let as many of those that sleep look for themselves. */
+void
+waiters_call(mpshm_arena *arena, int most)
+{
+    if (may_sleep(&arena->ring->waiters)) {
+        wake(&arena->ring->waiters, most);
+    }
+}
+
+static bool
+is_ahead(int64_t at, int64_t now)
+{
+    return at > now && (uint64_t) at - (uint64_t) now < AHEAD_NS;
+}
+
+/* There are `count` messages that perhaps no receiver knows of.  G6 */
 void
 waiters_rouse(mpshm_arena *arena, int count)
 {
-    struct ring *ring = arena->ring;
+    struct waiters *waiters = &arena->ring->waiters;
 
-    if (!anybody_sleeps(ring)) {
+    if (!may_sleep(waiters)) {
         return;
     }
     int64_t now = now_ns();
 
-    if (is_ahead(&ring->spin_until_ns, now)) {
-        if (!is_ahead(&ring->backup_at_ns, now)) {
-            count -= !is_promise(ring); /* who looks needs no waking */
-        } else if (backlog_of(ring) <= QUICK_FINDS) {
-            return; /* G6 */
-        }
-    }
-    if (count == 0) {
+    if (is_ahead(atomic_load_explicit(&waiters->backup_at_ns, memory_order_relaxed), now)
+        && backlog_of(arena->ring) <= BACKUP_BACKLOG) {
         return;
     }
-    if (ring_the_bell(ring, count) > 0) {
-        arena->vain_wakes = 0;
-    } else if (++arena->vain_wakes == VAIN_WAKES) {
-        arena->vain_wakes = 0;
-        forget_sleepers(ring);
+    /* The one that spins takes one by itself. */
+    count -= is_ahead(atomic_load_explicit(&waiters->spin_until_ns, memory_order_relaxed), now);
+    if (count > 0) {
+        wake(waiters, count);
     }
 }
 
-/* Looking. */
+/* Spinning. */
 
 void
 waiter_init(mpshm_waiter *waiter, uint32_t spin_us)
 {
-    *waiter = (mpshm_waiter) {.look_ms = LOOK_FIRST_MS};
+    *waiter = (mpshm_waiter) {0};
     spin_init(&waiter->spin, spin_us);
 }
 
-/* Say until when this receiver looks. */
-static void
-watchdog_at_ms(mpshm_waiter *waiter, struct ring *ring, int64_t until)
+/* Take back what this receiver has said in one of the ring's words, if it still stands there. */
+static bool
+take_back(_Atomic int64_t *word, int64_t *said)
 {
-    waiter->looks = until != 0;
-    atomic_store(&ring->spin_until_ns, until);
-    atomic_thread_fence(memory_order_seq_cst);
+    int64_t value = *said;
+
+    *said = 0;
+    if (value != 0) {
+        atomic_compare_exchange_strong(word, &value, 0);
+        atomic_thread_fence(memory_order_seq_cst); /* G7: pairs with ring_put's last */
+    }
+    return value != 0;
 }
 
-/* It is back from where it went with its last message. */
-void
-waiter_is_back(mpshm_waiter *waiter)
+/* This receiver takes messages, or gives up waiting: it neither spins nor is the backup.  What was put
+   while it did may have woken nobody, and it may be away for long: leave it to another.  G7 */
+static void
+resign(mpshm_waiter *waiter, mpshm_arena *arena)
 {
-    if (waiter->left_ns != 0) {
-        bool soon = now_ns() - waiter->left_ns <= waiter->spin.ns / 2;
+    struct waiters *waiters = &arena->ring->waiters;
 
-        waiter->quick = !soon ? 0 : waiter->quick + (waiter->quick < QUICK_TIMES);
-        waiter->left_ns = 0;
+    (void) take_back(&waiters->spin_until_ns, &waiter->spin_until_ns);
+    (void) take_back(&waiters->backup_at_ns, &waiter->backup_at_ns);
+    if (may_sleep(waiters) && ring_is_ready(arena)) {
+        waiters_rouse(arena, 1);
     }
 }
 
@@ -189,68 +160,55 @@ waiter_is_back(mpshm_waiter *waiter)
 void
 waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count)
 {
-    struct ring *ring = arena->ring;
-
     waiter->taken += count;
-    waiter->look_ms = LOOK_FIRST_MS;
-    bool promises = false;
+    resign(waiter, arena);
+}
 
-    if (anybody_sleeps(ring)) {
-        int64_t now = waiter->left_ns = now_ns(), away_ns = waiter->spin.ns;
-
-        promises = waiter->quick >= QUICK_TIMES && is_ahead(&ring->backup_at_ns, now);
-        /* Not anew for each message: the senders read this word for each of theirs. */
-        if (promises && !(is_promise(ring) && is_ahead(&ring->spin_until_ns, now + away_ns / 2))) {
-            watchdog_at_ms(waiter, ring, (now + away_ns) | PROMISE);
-            promises = is_ahead(&ring->backup_at_ns, now); /* G6 */
-        }
-    } else if (!waiter->looks) {
-        return;
-    }
-    if (!promises && waiter->looks) {
-        watchdog_at_ms(waiter, ring, 0);
-    }
-    /* What was put while it looked woke nobody, and it may be away for long. */
-    if (ring_is_ready(arena)) {
-        waiters_rouse(arena, 1);
+/* It goes away without a message. */
+void
+waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena)
+{
+    if (waiter->spin_until_ns != 0 || waiter->backup_at_ns != 0) {
+        resign(waiter, arena);
     }
 }
 
-/* Is there a flood, which others take from as well? */
+/* Find out whether there is a flood, which others take from as well. */
 static void
-count_traffic(mpshm_waiter *waiter, struct ring *ring)
+measure_traffic(mpshm_waiter *waiter, struct ring *ring, int64_t now)
 {
-    int64_t now = now_ns(), took = now - waiter->seen_ns;
     uint64_t head = atomic_load(&ring->head), moved = head - waiter->seen_head;
+    int64_t took = now - waiter->seen_ns;
 
     if (moved >= FLOOD_MESSAGES || took >= FLOOD_MESSAGES * FLOOD_NS) {
-        waiter->shared = moved >= FLOOD_MESSAGES && (uint64_t) took / FLOOD_NS <= moved
-                         && moved >= waiter->taken + FLOOD_MESSAGES / 2;
+        waiter->flood = moved >= FLOOD_MESSAGES && (uint64_t) took / FLOOD_NS <= moved
+                        && moved >= waiter->taken + FLOOD_MESSAGES / 2;
         waiter->seen_ns = now;
         waiter->seen_head = head;
         waiter->taken = 0;
     }
 }
 
-/* Look again for a while, if that is worth it: 1 when there is a message, -EAGAIN when it is time to
-   sleep, -EINTR when the caller is to look for signals before. */
+/* Spin for a while, if that is worth it: 1 when there is a message, -EAGAIN when it is time to sleep,
+   -EINTR when the caller is to look for signals before. */
 int
 waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
 {
-    struct ring *ring = arena->ring;
+    struct waiters *waiters = &arena->ring->waiters;
+    int64_t now = now_ns(), other = atomic_load(&waiters->spin_until_ns);
 
-    count_traffic(waiter, ring);
-    if (!waiter->looks && is_ahead(&ring->spin_until_ns, now_ns())) {
-        return -EAGAIN; /* one who looks is enough */
+    measure_traffic(waiter, arena->ring, now);
+    if (is_ahead(other, now) && other != waiter->spin_until_ns) {
+        return -EAGAIN; /* one that spins is enough */
     }
-    /* To sleep would be to be woken at once.  Not so in a flood of our own: there it may be that both
-       share a busy CPU, and who yields it there is late. */
-    int64_t until = spin_begin(&waiter->spin, waiter->shared);
+    /* In a flood that others take from, to sleep would be to be woken at once.  Not so in one of its own:
+       there it may be that both share a busy CPU, and a receiver that yields it is late. */
+    int64_t until = spin_begin(&waiter->spin, waiter->flood);
 
-    if (until == 0) {
+    if (until == 0 || !atomic_compare_exchange_strong(&waiters->spin_until_ns, &other, until)) {
         return -EAGAIN;
     }
-    watchdog_at_ms(waiter, ring, until & ~PROMISE);
+    waiter->spin_until_ns = until;
     bool paid = ring_is_ready(arena);
 
     while (!paid && spin_goes_on(until)) {
@@ -263,57 +221,89 @@ waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
 
 /* Sleeping. */
 
-/* Be the guard, if somebody is to be guarded for and no other does it; or no longer.  G6 */
+/* Be the backup, or go on to be, or no longer.  G6 */
 static bool
-stand_guard(mpshm_waiter *waiter, struct ring *ring)
+stand_by(mpshm_waiter *waiter, struct waiters *waiters)
 {
-    for (uint32_t tries = 0; tries < RING_SLOTS; tries++) {
-        int64_t now = now_ns(), until = atomic_load(&ring->backup_at_ns);
-        bool needed = waiter->shared || is_ahead(&ring->spin_until_ns, now);
+    int64_t now = now_ns(), at = atomic_load(&waiters->backup_at_ns), next = now + BACKUP_NS;
 
-        if (until == 0 || until != waiter->guard_ns) {
-            waiter->guard_ns = 0;
-            if (!needed || is_ahead(&ring->backup_at_ns, now)) {
-                return false;
-            }
-        }
-        int64_t next = needed ? now + GUARD_NS : 0;
-
-        if (atomic_compare_exchange_strong(&ring->backup_at_ns, &until, next)) {
-            atomic_thread_fence(memory_order_seq_cst); /* G6 */
-            waiter->guard_ns = next;
-            if (needed) {
-                return true;
-            } /* else there may be a promise since: see above */
-        }
+    if (!waiter->flood) {
+        (void) take_back(&waiters->backup_at_ns, &waiter->backup_at_ns);
+        return false;
     }
-    return false;
+    bool stands = (at == waiter->backup_at_ns || !is_ahead(at, now))
+                  && atomic_compare_exchange_strong(&waiters->backup_at_ns, &at, next);
+
+    waiter->backup_at_ns = stands ? next : 0;
+    return stands;
 }
 
-/* This receiver goes away, with a message or for good: another is to guard if somebody counts on it, or
-   to take what was put while this one was said to look.  G6, G7 */
-void
-waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena)
+/* Be the watchdog of the first period that has none: how many periods ahead it ends, from 1 on.  So
+   there is one look in each period, however many sleep, while there are not more than WATCHES.  Nobody
+   else wakes a sleeper at the end of file, nor when the receiver that a message woke was killed.  The
+   others' watches are what makes up for a watchdog that dies.  *first: of the periods. */
+static uint32_t
+take_watch(struct waiters *waiters, uint32_t *first)
 {
-    struct ring *ring = arena->ring;
+    uint64_t seen = atomic_load(&waiters->watches), next;
+    uint32_t i;
 
-    bool guarded = waiter->guard_ns != 0
-                   && atomic_compare_exchange_strong(&ring->backup_at_ns, &waiter->guard_ns, 0);
-    bool looked = waiter->looks && !is_promise(ring);
+    *first = (uint32_t) (now_ns() / 1000000 / WATCH_MS);
+    do {
+        uint32_t passed = *first - (uint32_t) (seen >> 32);
+        uint32_t taken = passed < WATCHES ? (uint32_t) seen >> passed : 0;
 
-    waiter->guard_ns = 0;
-    if (looked) {
-        watchdog_at_ms(waiter, ring, 0);
-    }
-    if (guarded || looked) {
-        atomic_thread_fence(memory_order_seq_cst); /* G6 */
-        if ((guarded && is_ahead(&ring->spin_until_ns, now_ns())) || ring_is_ready(arena)) {
-            waiters_call(arena, 1);
-        }
+        i = taken == UINT32_MAX ? WATCHES - 1 : (uint32_t) __builtin_ctz(~taken);
+        next = (uint64_t) *first << 32 | taken | UINT32_C(1) << i;
+    } while (!atomic_compare_exchange_weak(&waiters->watches, &seen, next));
+    return i + 1;
+}
+
+/* No longer be the watchdog of that period. */
+static void
+leave_watch(struct waiters *waiters, uint32_t period)
+{
+    uint64_t seen = atomic_load(&waiters->watches);
+    uint32_t i;
+
+    do {
+        i = period - 1 - (uint32_t) (seen >> 32);
+    } while (i < WATCHES
+             && !atomic_compare_exchange_weak(&waiters->watches, &seen,
+                                              seen & ~(UINT64_C(1) << i)));
+}
+
+/* Sleep until a wake-up, a signal, or the end of the time. */
+static void
+sleep_for(mpshm_arena *arena, int ms)
+{
+    struct waiters *waiters = &arena->ring->waiters;
+    uint32_t count = atomic_fetch_or(&waiters->wakeups, MAY_SLEEP) | MAY_SLEEP;
+
+    atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_put's last */
+    if (!ring_is_ready(arena)) {
+        futex_wait(&waiters->wakeups, count, ms);
     }
 }
 
-/* Nobody is left to send: all are to see it, and nobody else tells them. */
+/* Sleep until a wake-up or a signal, until the time (-1: any) is over, or until this receiver's watch. */
+static void
+sleep_and_watch(mpshm_arena *arena, int timeout_ms)
+{
+    struct waiters *waiters = &arena->ring->waiters;
+
+    if (timeout_ms >= 0 && timeout_ms <= WATCH_MS) {
+        sleep_for(arena, timeout_ms);
+        return;
+    }
+    uint32_t first, watch = take_watch(waiters, &first);
+    int ms = (int) watch * WATCH_MS;
+
+    sleep_for(arena, timeout_ms >= 0 && timeout_ms < ms ? timeout_ms : ms);
+    leave_watch(waiters, first + watch);
+}
+
+/* At the end of file all are to see it, and nobody else tells them. */
 static bool
 is_at_end(mpshm_arena *arena, int fd)
 {
@@ -325,70 +315,26 @@ is_at_end(mpshm_arena *arena, int fd)
     return ended;
 }
 
-/* How long one of those who sleep may: the lookout not long, for nobody wakes anybody at the end of
-   file, nor when the one that a message woke was killed.  The others until they might have to take its
-   place. */
-static int
-watch_ms(struct ring *ring, int look_ms, uint64_t *mine)
-{
-    uint64_t now = (uint64_t) (now_ns() / 1000000), until = atomic_load(&ring->watchdog_at_ms);
-    bool watched = now < until && until < now + 2 * LOOK_FAR_MS;
-
-    *mine = now + (uint64_t) look_ms + LOOK_GRACE_MS;
-    if (!watched && atomic_compare_exchange_strong(&ring->watchdog_at_ms, &until, *mine)) {
-        return look_ms;
-    }
-    *mine = 0;
-    return LOOK_FAR_MS;
-}
-
-/* Sleep until the bell rings, or the time (-1: any) is over, or it is time to look: for the guard soon,
-   for the lookout after look_ms. */
-static void
-sleep_a_while(mpshm_arena *arena, int timeout_ms, bool guards, int look_ms)
-{
-    struct ring *ring = arena->ring;
-    uint64_t mine = 0;
-    int ms = guards ? GUARD_MS : watch_ms(ring, look_ms, &mine);
-    uint32_t bell = atomic_load(&ring->bell);
-    uint32_t epoch = count_sleeper(ring);
-
-    atomic_thread_fence(memory_order_seq_cst); /* G4 */
-    if (!ring_is_ready(arena)) {
-        futex_wait(&ring->bell, bell, timeout_ms < 0 || timeout_ms > ms ? ms : timeout_ms);
-    }
-    uncount_sleeper(ring, epoch);
-    if (mine != 0) { /* whoever comes next, perhaps we, is the lookout */
-        atomic_compare_exchange_strong(&ring->watchdog_at_ms, &mine, 0);
-    }
-}
-
-/* Sleep until there is a message or the end of file, or the time (-1: any) is over, or it is time to
-   look; whether one is there.  Who sleeps on comes again. */
+/* Sleep until there is a message or the end of file: true; or until the time (-1: any) is over, or
+   earlier: false.  A receiver that sleeps on comes again. */
 bool
 waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms)
 {
-    struct ring *ring = arena->ring;
+    struct waiters *waiters = &arena->ring->waiters;
 
-    if (waiter->looks) {
-        watchdog_at_ms(waiter, ring, 0);
-    }
+    (void) take_back(&waiters->spin_until_ns, &waiter->spin_until_ns);
     if (ring_is_ready(arena) || is_at_end(arena, fd)) {
         return true;
     }
-    bool guards = stand_guard(waiter, ring);
-
-    sleep_a_while(arena, timeout_ms, guards, waiter->look_ms);
-    if (ring_is_ready(arena)) {
-        return true;
+    if (stand_by(waiter, waiters)) {
+        sleep_for(arena, BACKUP_MS);
+    } else {
+        sleep_and_watch(arena, timeout_ms);
     }
-    if (!guards) {
-        waiter->look_ms = waiter->look_ms < LOOK_MOST_MS ? 2 * waiter->look_ms : LOOK_MOST_MS;
-    }
-    return false;
+    return ring_is_ready(arena);
 }
 
-/* The same for who would not take it. */
+/* The same for a process that would not take the message. */
 bool
 waiters_poll(mpshm_arena *arena, int fd, int timeout_ms)
 {
@@ -396,32 +342,32 @@ waiters_poll(mpshm_arena *arena, int fd, int timeout_ms)
         return true;
     }
     if (timeout_ms != 0) {
-        sleep_a_while(arena, timeout_ms, false, LOOK_POLL_MS);
+        sleep_and_watch(arena, timeout_ms);
     }
     return ring_is_ready(arena);
 }
 
 /* Senders. */
 
-/* Slots were taken.  Senders are not woken as soon as there is room, for who waits for some had better
-   find much; and not all at once, for one often keeps the receivers at work, and more would take the
-   CPU from them.  So one when half the ring is empty, one more whenever what is left has halved again,
-   and all before there is nothing. */
+/* Slots were taken.  Senders are not woken as soon as there is room, for one that waits had better find
+   much; and not all at once, for one often keeps the receivers at work, and more would take the CPU
+   from them.  So one when half the ring is empty, one more whenever what is left has halved again, and
+   all before there is nothing. */
 void
 waiters_let_in(mpshm_arena *arena)
 {
-    struct ring *ring = arena->ring;
-    uint32_t mark = atomic_load(&ring->crowd);
-    int64_t backlog = backlog_of(ring);
+    struct waiters *waiters = &arena->ring->waiters;
+    uint32_t mark = atomic_load(&waiters->room_mark);
+    int64_t backlog = backlog_of(arena->ring);
 
     if (mark == 0 || backlog > (int64_t) mark) {
         return;
     }
     bool all = mark <= ALMOST_EMPTY || backlog <= ALMOST_EMPTY;
 
-    if (atomic_compare_exchange_strong(&ring->crowd, &mark, all ? 0 : mark / 2)) {
-        atomic_fetch_add(&ring->room, 1);
-        (void) futex_wake(&ring->room, all ? INT_MAX : 1);
+    if (atomic_compare_exchange_strong(&waiters->room_mark, &mark, all ? 0 : mark / 2)) {
+        atomic_fetch_add(&waiters->room_wakeups, 1);
+        (void) futex_wake(&waiters->room_wakeups, all ? INT_MAX : 1);
     }
 }
 
@@ -430,18 +376,23 @@ waiters_let_in(mpshm_arena *arena)
 int
 waiters_room(mpshm_arena *arena, int fd, int timeout_ms)
 {
-    struct ring *ring = arena->ring;
-    uint32_t room = atomic_load(&ring->room);
-    uint64_t head = atomic_load(&ring->head);
+    struct waiters *waiters = &arena->ring->waiters;
+    uint32_t count = atomic_load(&waiters->room_wakeups);
+    uint64_t head = atomic_load(&arena->ring->head);
 
     if (fd < 0 || has_hung_up(fd, POLLERR)) {
         return -EPIPE;
     }
     if (ring_is_full(arena) && timeout_ms > 0) {
-        atomic_store(&ring->crowd, RING_SLOTS / 2);
-        atomic_thread_fence(memory_order_seq_cst); /* G4 */
+        atomic_store(&waiters->room_mark, RING_SLOTS / 2);
+        atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with a compare-and-swap of ring_take */
         if (ring_is_full(arena)) {
-            futex_wait(&ring->room, room, timeout_ms);
+            futex_wait(&waiters->room_wakeups, count, timeout_ms);
+        }
+        /* Receivers are at work, though other senders may have been quicker: worth another try. */
+        if (atomic_load(&waiters->room_wakeups) != count
+            || atomic_load(&arena->ring->head) != head) {
+            return 0;
         }
     }
     if (ring_is_full(arena)) { /* perhaps of one message, whose sender is dead */
@@ -449,9 +400,5 @@ waiters_room(mpshm_arena *arena, int fd, int timeout_ms)
         ring_reap(arena, 0);
         arena_unlock(arena);
     }
-    /* Who has waited tries when receivers are at work, though others may have been quicker. */
-    bool moves = atomic_load(&ring->room) != room
-                 || (timeout_ms > 0 && atomic_load(&ring->head) != head);
-
-    return ring_is_full(arena) && !moves ? -EAGAIN : 0;
+    return ring_is_full(arena) ? -EAGAIN : 0;
 }
