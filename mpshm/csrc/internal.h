@@ -43,7 +43,8 @@ struct mpshm_arena {
     struct arena_header *header;
     struct peer *peers;
     struct ring *ring;      /* for a queue; NULL where the stride is too small for one */
-    uint32_t vain_wakes;
+    _Atomic uint32_t room_watch; /* the period in which senders of this process wake by themselves; no
+                                    lock guards it */
     uint32_t receivers;     /* open ends to receive by, in this process */
     uint32_t me;            /* this process's number, 0: none, as of generation `joined` */
     uint32_t joined;
@@ -208,17 +209,16 @@ bool ring_is_claimed(mpshm_arena *arena);
 bool ring_is_due(mpshm_arena *arena);
 void ring_watch(mpshm_arena *arena, int fd);
 
-/* waiters.c.  Under arena_lock: waiters_rouse, waiters_let_in, waiter_took. */
+/* waiters.c: needs no lock. */
 void waiters_rouse(mpshm_arena *arena, int count);
 void waiters_call(mpshm_arena *arena, int most);
 void waiters_let_in(mpshm_arena *arena);
 int waiters_room(mpshm_arena *arena, int fd, int timeout_ms);
 bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
-void waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count);
 int waiter_look(mpshm_waiter *waiter, mpshm_arena *arena);
 bool waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms);
-void waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena);
+void waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t took);
 
 /* places.c: under arena_lock. */
 bool places_counted(const mpshm_arena *arena);

@@ -97,8 +97,8 @@ _Static_assert(sizeof(struct peer) == 64, "layout");
 #define PEERS_OFFSET UINT64_C(4096)
 #define HEADER_BYTES (PEERS_OFFSET + PEER_LIMIT * sizeof(struct peer))
 _Static_assert(HEADER_BYTES == 65536, "the smallest stride holds it");
-/* A queue's messages (ring.c).  Positions only grow; position p is slot p % RING_SLOTS in lap p / RING_SLOTS.  What
-   different processes write lies in different cache lines. */
+/* A queue's messages (ring.c).  Positions only grow; position p is slot p % RING_SLOTS in lap
+   p / RING_SLOTS.  What different processes write lies in different cache lines. */
 #define RING_SLOTS UINT64_C(512)
 #define RING_DATA_BYTES 128
 /* A longer frame goes on in the overflow, where each slot has a place of its own.  The overflow lies
@@ -111,27 +111,30 @@ struct ring_slot {
     _Atomic uint64_t data[RING_DATA_BYTES / 8];
     uint64_t unused[7];    /* to whole lines */
 };
-/* What is said of processes that wait for a message or for room (waiters.c).  Every word is a hint:
-   none is summed up from several processes' steps, and what a dead process left in it ends by itself.
-   If one is wrong, a receiver is woken in vain, or a message waits until a sleeper's watch. */
+/* What is said of processes that wait for a message or for room (waiters.c).  Each word is a hint, and no
+   count of several processes' steps.  One that is wrong costs a futile call of the kernel, or a message or
+   a slot waits for the end of a sleeper's watch. */
 struct waiters {
-    /* Receivers' event count and futex: number of wake-ups 31 | receivers may sleep 1.  The bit stays
-       set for the dead until a wake-up finds nobody.  It is never 0 while one sleeps, unless a process
-       was killed between clearing it and waking those that had come meanwhile. */
+    /* Receivers' event count and futex: wake-ups 31 | MAY_SLEEP 1, set by each that is about to sleep.
+       The dead leave it set: one wake-up finds nobody, and clears it.  It is clear while one sleeps only
+       if a process was killed between clearing it and waking those that fell asleep before. */
     _Atomic uint32_t wakeups;
-    /* Senders' event count and futex, and how few slots are claimed when one of them is woken; 0: none
-       sleeps.  A mark left by the dead costs one futile wake-up at each halving. */
+    /* Senders' event count and futex. */
     _Atomic uint32_t room_wakeups;
+    /* One sender is woken when no more slots than this are claimed; 0: none sleeps.  Each stores half the
+       ring before it sleeps.  The dead leave it set: at most 7 futile wake-ups until it is 0.  It is 0
+       while one sleeps only if a process was killed between storing that and waking. */
     _Atomic uint32_t room_mark;
     uint32_t unused;
-    /* Which of the next 32 periods have a watchdog: number of the first period 32 | a bit for each.
-       A bit left by the dead ends with its period. */
+    /* Which periods somebody wakes in by itself: number of the first 32 | a bit for each of 32.  A bit of
+       the dead, or a wrong one, ends with its period; meanwhile another sleeps a period longer. */
     _Atomic uint64_t watches;
-    /* Until when one receiver spins, and when one that sleeps looks next, in ns; 0: none.  What the dead
-       left ends with that time. */
+    _Atomic uint64_t room_watches;
+    /* Until when one receiver spins, and until when one that sleeps will have looked; 0: none.  The time
+       of the dead passes, and until then messages wake fewer. */
     _Atomic int64_t spin_until_ns;
     _Atomic int64_t backup_at_ns;
-    uint64_t unused_2[2];
+    uint64_t unused_2;
 };
 _Static_assert(sizeof(struct waiters) == 56, "layout");
 struct ring {

@@ -232,11 +232,13 @@ typedef struct {
 /* How a receiver waits for messages (waiters.c). */
 typedef struct {
     mpshm_spin spin;
-    int64_t spin_until_ns;   /* what it has said in the ring's words of these names, or 0 */
-    int64_t backup_at_ns;
-    int64_t seen_ns;         /* when it last measured what goes through the ring, */
-    uint64_t seen_head, taken; /* how far that was, and what it has taken since */
-    _Bool flood;             /* much did, and others took of it */
+    int64_t spin_until_ns;   /* what it has stored in the ring's word of this name; 0: it does not spin */
+    int64_t backup_at_ns;    /* the same; 0: it is not the backup */
+    int64_t measured_ns;     /* when it last measured the traffic, */
+    uint64_t measured_taken; /* how many messages had been taken until then, */
+    uint64_t took;           /* and how many it took since */
+    _Bool floods;            /* the others took many */
+    uint32_t watch;          /* the period in which it wakes by itself */
 } mpshm_waiter;
 
 /* Messages received and not taken over yet: their bytes, and their leased runs. */
@@ -286,7 +288,8 @@ void mpshm_place_give(mpshm_arena *arena);
    over.  First takes back the places of the dead. */
 uint32_t mpshm_places_used(mpshm_arena *arena);
 void mpshm_place_wait(mpshm_arena *arena, uint32_t used, int timeout_ms);
-/* Wait until the ring takes a slot: 0, -EAGAIN, or -EPIPE when no receiver is left. */
+/* Wait until the ring takes a slot: 0; or -EAGAIN when the time (-1: as long as one sleep lasts) is over,
+   or earlier; or -EPIPE when no receiver is left. */
 int mpshm_queue_wait_room(const mpshm_end *end, int timeout_ms);
 /* How many messages are in the queue: those in the ring, and those that have a place and are not in the
    ring yet. */

@@ -257,7 +257,6 @@ take(mpshm_batch *batch, uint32_t most)
         n += few;
     } while (few == FEW && n < most);
     if (n > 0) {
-        waiter_took(&batch->waiter, arena, n);
         ring_was_taken(arena, batch->end->fd);
     }
     arena_unlock(arena);
@@ -325,7 +324,7 @@ mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     bool comes_again = timeout_ms < 0 && (result == -EAGAIN || result == -EINTR);
 
     if (!comes_again) {
-        waiter_goes(waiter, arena);
+        waiter_goes(waiter, arena, result > 0 ? (uint32_t) result : 0);
     }
     uint64_t size = 0;
 
