@@ -87,8 +87,7 @@ waiters_call(mpshm_arena *arena, int most)
     uint32_t count = atomic_fetch_add(&waiters->wakeups, ONE_WAKE_UP) + ONE_WAKE_UP;
 
     if (futex_wake(&waiters->wakeups, most) < most
-        && atomic_compare_exchange_strong(&waiters->wakeups, &count,
-                                          (count + ONE_WAKE_UP) & ~MAY_SLEEP)) {
+        && atomic_compare_exchange_strong(&waiters->wakeups, &count, count & ~MAY_SLEEP)) {
         (void) futex_wake(&waiters->wakeups, INT_MAX);
     }
 }

@@ -342,39 +342,28 @@ receive_patiently(mpshm_batch *batch)
     return n;
 }
 
-uint32_t
-sleepers(struct ring *ring)
-{
-    return atomic_load(&ring->sleepers) & 0xffff; /* above is the epoch */
-}
-
 void
-wait_sleepers(struct ring *ring, uint32_t count)
+wait_sleeper(struct ring *ring, int pid)
 {
-    while (sleepers(ring) != count) {
+    while ((atomic_load(&ring->waiters.wakeups) & 1) == 0) {
         sched_yield();
     }
+    wait_asleep(pid);
 }
 
 int
 sleeper(struct ring *ring, int to_parent[2])
 {
-    uint32_t before = sleepers(ring);
     int pid = fork_hooked();
 
     if (pid == 0) {
-        uint32_t bell = atomic_load(&ring->bell);
+        uint32_t count = atomic_fetch_or(&ring->waiters.wakeups, 1) | 1;
 
-        atomic_fetch_add(&ring->sleepers, 1);
-        futex_wait(&ring->bell, bell, LONG_MS);
-        atomic_fetch_sub(&ring->sleepers, 1);
+        futex_wait(&ring->waiters.wakeups, count, LONG_MS);
         go(to_parent);
         _exit(0);
     }
-    while (sleepers(ring) == before) {
-        sched_yield();
-    }
-    wait_asleep(pid);
+    wait_sleeper(ring, pid);
     return pid;
 }
 
@@ -385,11 +374,15 @@ waiting_sender(mpshm_arena *arena, int writer, int to_parent[2])
     int pid = fork_hooked();
 
     if (pid == 0) {
-        CHECK_EQ(0, mpshm_queue_wait_room(&end, LONG_MS));
+        int error;
+
+        while ((error = mpshm_queue_wait_room(&end, LONG_MS)) == -EAGAIN) {
+        }
+        CHECK_EQ(0, error);
         go(to_parent);
         _exit(0);
     }
-    while (atomic_load(&arena->ring->crowd) == 0) {
+    while (atomic_load(&arena->ring->waiters.room_mark) == 0) {
         sched_yield();
     }
     wait_asleep(pid);

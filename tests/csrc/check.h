@@ -98,9 +98,8 @@ mpshm_batch *batch_of(mpshm_arena *arena, mpshm_counts *counts, int fd, uint32_t
 void free_batch(mpshm_batch *batch);
 /* The next message, as the package waits for it: who was not served comes again. */
 int receive_patiently(mpshm_batch *batch);
-/* Of a ring: how many are counted as asleep, and a wait until there are so many. */
-uint32_t sleepers(struct ring *ring);
-void wait_sleepers(struct ring *ring, uint32_t count);
+/* Wait until a child sleeps as a ring's receiver. */
+void wait_sleeper(struct ring *ring, int pid);
 /* Children that are asleep and tell `to_parent` when they are woken: one as a receiver is, that does not
    look by itself, and one that waits for room. */
 int sleeper(struct ring *ring, int to_parent[2]);
