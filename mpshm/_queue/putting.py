@@ -226,7 +226,8 @@ class _PutWait:
             return True
         if is_over:
             raise Full from None
-        wait_ms = places.slice_ms(left_s, config.WAIT_SLICE_MS)
+        longest_ms = config.SLEEP_MAX_MS if isinstance(reason, NoRoomNow) else config.WAIT_SLICE_MS
+        wait_ms = places.slice_ms(left_s, longest_ms)
         if isinstance(reason, QueueFull):
             places.wait_place(arena, used, wait_ms)
         else:

@@ -16,7 +16,7 @@
    Knows the ring's words about waiters, which are hints (struct waiters in layout.h), and how many slots
    are claimed and taken; of a slot only whether there is one to take, or to claim.
 
-   Invariants: G4, G6, G7 (invariants.h).
+   Invariants: G4, G6, G7, W3 (invariants.h).
 
    Memory order: the words order nothing.  Each pair below is a store, a sequentially consistent fence and
    a load on either side, so that one of the two sees the other's store:
@@ -240,6 +240,7 @@ watch_of(_Atomic uint64_t *watches, uint32_t *mine, int period_ms)
                                        (uint64_t) now << 32 | others | UINT32_C(1) << i);
         *mine = now + 1 + i;
     }
+    INVARIANT(W3, *mine - now - 1 < WATCHES);
     return (int) (*mine - now) * period_ms;
 }
 
@@ -289,6 +290,7 @@ waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms)
     struct waiters *waiters = &arena->ring->waiters;
 
     take_back(&waiters->spin_until_ns, &waiter->spin_until_ns);
+    INVARIANT(G7, waiter->spin_until_ns == 0);
     int most_ms = is_backup(waiter, waiters)
                       ? BACKUP_MS
                       : watch_of(&waiters->watches, &waiter->watch, WATCH_MS);
@@ -304,6 +306,13 @@ waiters_poll(mpshm_arena *arena, int fd, int timeout_ms)
 }
 
 /* Senders. */
+
+static int
+call_senders(struct waiters *waiters, int most)
+{
+    atomic_fetch_add(&waiters->room_wakeups, 1);
+    return futex_wake(&waiters->room_wakeups, most);
+}
 
 /* Slots were taken.  A sender that waits had better find much room; and one often keeps the receivers at
    work, while more would take the CPU from them.  So one is woken when half the ring is empty, another
@@ -322,11 +331,9 @@ waiters_let_in(mpshm_arena *arena)
     bool all = mark <= ALMOST_EMPTY || backlog <= ALMOST_EMPTY;
     int most = all ? (int) RING_SLOTS : 1;
 
-    if (atomic_compare_exchange_strong(&waiters->room_mark, &mark, all ? 0 : mark / 2)) {
-        atomic_fetch_add(&waiters->room_wakeups, 1);
-        if (futex_wake(&waiters->room_wakeups, most) == most && all) {
-            atomic_store(&waiters->room_mark, ALMOST_EMPTY);
-        }
+    if (atomic_compare_exchange_strong(&waiters->room_mark, &mark, all ? 0 : mark / 2)
+        && call_senders(waiters, most) == most && all) {
+        atomic_store(&waiters->room_mark, ALMOST_EMPTY);
     }
 }
 
@@ -340,6 +347,9 @@ waiters_room(mpshm_arena *arena, int fd, int timeout_ms)
     uint64_t taken = taken_of(arena);
 
     if (fd < 0 || has_hung_up(fd, POLLERR)) {
+        if (atomic_exchange(&waiters->room_mark, 0) != 0) {
+            (void) call_senders(waiters, INT_MAX); /* they are to see it, and nobody else wakes them */
+        }
         return -EPIPE;
     }
     if (ring_is_full(arena) && timeout_ms != 0) {
