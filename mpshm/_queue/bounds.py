@@ -107,7 +107,7 @@ def take_place_within(end: QueueEnd, deadline: float | None) -> Place:
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
                 raise Full from None
-            if wait_place(end, places.slice_ms(left_s, config.WAIT_SLICE_MS)):
+            if wait_place(end, places.slice_ms(left_s, config.SLEEP_MAX_MS)):
                 time.sleep(_PAUSE_S)
 
 
@@ -123,5 +123,7 @@ def wait_place(end: QueueEnd, timeout_ms: int, place: Place | None = None) -> bo
     try:
         return end.ring_end.wait_room(timeout_ms, place)
     except BrokenPipeError:
-        time.sleep(timeout_ms / 1000)  # as stock, which waits for a place though nobody reads
+        time.sleep(
+            min(timeout_ms, config.WAIT_SLICE_MS) / 1000
+        )  # as stock, which waits for a place though nobody reads
         return False

@@ -241,7 +241,10 @@ class _PutWait:
             return True
         if is_over:
             raise Full from None
-        wait_ms = places.slice_ms(left_s, config.WAIT_SLICE_MS)
+        has_memory = not isinstance(reason, OutOfSharedMemory)
+        wait_ms = places.slice_ms(
+            left_s, config.SLEEP_MAX_MS if has_memory else config.WAIT_SLICE_MS
+        )
         if isinstance(reason, QueueFull):
             wait_place(end, wait_ms, place)
         else:

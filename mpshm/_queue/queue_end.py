@@ -22,16 +22,13 @@ from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
 from .._memory.places import NO_PLACE
-from ..config import INLINE_MAX_BYTES
+from ..config import INLINE_MAX_BYTES, SLEEP_MAX_MS, WAIT_SLICE_MS
 from ..counters import Reason, import_stats
 from ..errors import PlainRoadError
 from . import putting
 
 if TYPE_CHECKING:
     from .._memory.ring import Batch, QueueCounters
-
-SLEEP_MAX_MS = 1000
-"""Longest sleep of a wait with a timeout: the kernel takes the time as an int."""
 
 
 class QueueEnd(pipe_end.Connection):
@@ -151,7 +148,8 @@ class QueueEnd(pipe_end.Connection):
     def wait_room(self, reason: Exception, timeout_ms: int) -> None:
         """Wait a little for what a failed put lacked: room in the ring, or memory.
 
-        reason: the exception that the put raised.
+        reason: the exception that the put raised.  timeout_ms: any time for room, which the core
+        shortens; a short one for memory.
         """
         if isinstance(reason, OutOfSharedMemory):
             time.sleep(timeout_ms / 1000)
@@ -160,7 +158,7 @@ class QueueEnd(pipe_end.Connection):
         else:
             self.has_room(timeout_ms)
             if self._arena is not None:
-                self._arena.wait_room_for(self._handle, 1, timeout_ms)
+                self._arena.wait_room_for(self._handle, 1, min(timeout_ms, WAIT_SLICE_MS))
 
     def _transmit(self, message: bytes | Message) -> None:
         try:

@@ -65,7 +65,8 @@ struct mpshm_arena {
     _Atomic uint64_t *marks;
     struct ring *ring;      /* NULL: no queue's */
     struct roster *roster;
-    uint32_t vain_wakes;
+    _Atomic uint32_t room_watch; /* the period in which senders of this process wake by themselves; no
+                                    lock guards it */
     uint32_t receivers;     /* open ends to receive by, in this process */
     int writer;             /* a pipe's end to send by that is open here, or -1 */
     uint32_t places;        /* how many messages it may hold, 0: any number */
@@ -314,17 +315,15 @@ ring_frame_bytes(const mpshm_arena *arena)
 
 /* ring.c: see ring.h. */
 
-/* waiters.c.  Under arena_lock: waiters_rouse, waiters_let_in, waiter_took. */
+/* waiters.c: needs no lock. */
 void waiters_rouse(mpshm_arena *arena, int count);
 void waiters_call(mpshm_arena *arena, int most);
 void waiters_let_in(mpshm_arena *arena);
 int waiters_room(mpshm_arena *arena, int fd, int64_t place, int timeout_ms);
 bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
-void waiter_is_back(mpshm_waiter *waiter);
-void waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count);
 int waiter_look(mpshm_waiter *waiter, mpshm_arena *arena);
 bool waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms);
-void waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena);
+void waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t took);
 
 #endif

@@ -159,19 +159,33 @@ struct ring_slot {
     uint64_t unused[6];     /* to whole lines */
 };
 _Static_assert(sizeof(struct ring_slot) == 192, "layout");
+/* What is said of processes that wait for a message or for room (waiters.c).  Each word is a hint, and no
+   count of several processes' steps.  One that is wrong costs a futile call of the kernel, or a message or
+   a slot waits for the end of a sleeper's watch. */
 struct waiters {
-    _Atomic uint32_t sleepers; /* receivers that may sleep: epoch 16 | count 16 */
-    _Atomic uint32_t bell;     /* the futex they sleep on: counts wake-ups */
-    _Atomic uint32_t crowd;    /* senders may sleep: one is woken when so few slots are claimed; or 0 */
-    _Atomic uint32_t room;     /* and their futex */
+    /* Receivers' event count and futex: wake-ups 31 | MAY_SLEEP 1, set by each that is about to sleep.
+       The dead leave it set: one wake-up finds nobody, and clears it.  It is clear while one sleeps only
+       if a process was killed between clearing it and waking those that fell asleep before. */
+    _Atomic uint32_t wakeups;
+    /* Senders' event count and futex. */
+    _Atomic uint32_t room_wakeups;
+    /* One sender is woken when no more slots than this are claimed; 0: none sleeps.  Each stores half the
+       ring before it sleeps.  The dead leave it set: at most 7 futile wake-ups until it is 0.  It is 0
+       while one sleeps only if a process was killed between storing that and waking.  Of a bounded queue
+       UINT32_MAX: they are woken for each slot. */
+    _Atomic uint32_t room_mark;
     _Atomic uint32_t watched;  /* a receiver polls the pipe: it is readable while there is a message */
-    _Atomic uint32_t joiners;  /* hint: somebody may wait in join() */
-    _Atomic uint64_t watchdog_at_ms; /* when the lookout among them looks again, in ms of the clock */
-    _Atomic int64_t spin_until_ns; /* when a receiver gives up that is awake and looks, or has promised
-                                      to be back, in ns; 0: none */
-    _Atomic int64_t backup_at_ns;   /* when one that sleeps will look, if another does not; 0: none */
-    _Atomic uint32_t done_bell; /* the futex of those who wait in join() */
-    uint32_t unused[3];
+    /* Which periods somebody wakes in by itself: number of the first 32 | a bit for each of 32.  A bit of
+       the dead, or a wrong one, ends with its period; meanwhile another sleeps a period longer. */
+    _Atomic uint64_t watches;
+    _Atomic uint64_t room_watches;
+    /* Until when one receiver spins, and until when one that sleeps will have looked; 0: none.  The time
+       of the dead passes, and until then messages wake fewer. */
+    _Atomic int64_t spin_until_ns;
+    _Atomic int64_t backup_at_ns;
+    _Atomic uint32_t joiners;   /* somebody may wait in join() */
+    _Atomic uint32_t done_bell; /* and the event count and futex of those */
+    uint64_t unused;
 };
 _Static_assert(sizeof(struct waiters) == 64, "layout");
 struct ring {

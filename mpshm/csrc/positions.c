@@ -92,16 +92,21 @@ mend(mpshm_arena *arena, uint64_t position)
     return true;
 }
 
-void
+/* The same for all that is open: whether there was anything. */
+bool
 ring_mend(mpshm_arena *arena)
 {
     uint64_t at = ring_first(arena), end = ring_end(arena);
+    bool any = false;
 
     for (uint32_t i = 0; i < arena->slots && position_ahead(end, at) > 0; i++) {
-        (void) mend(arena, at);
+        any |= mend(arena, at);
         at = position_after(at, 1);
     }
-    (void) ring_first(arena);
+    if (any) {
+        (void) ring_first(arena);
+    }
+    return any;
 }
 
 /* Whether an open slot that is no message stops the head. */
@@ -233,5 +238,5 @@ ring_has_passed(mpshm_arena *arena, uint64_t position)
 void
 ring_reap(mpshm_arena *arena)
 {
-    ring_mend(arena);
+    (void) ring_mend(arena);
 }

@@ -126,7 +126,7 @@ void ring_advance(mpshm_arena *arena);
 uint64_t ring_first(mpshm_arena *arena); /* moves the head on, and says where it is */
 bool ring_is_full(mpshm_arena *arena);   /* no position can be claimed */
 bool ring_has_passed(mpshm_arena *arena, uint64_t position);
-void ring_mend(mpshm_arena *arena);      /* what the dead left open; costs a look at each owner */
+bool ring_mend(mpshm_arena *arena);      /* what the dead left open; costs a look at each owner */
 void ring_reap(mpshm_arena *arena);      /* the same, for a sweep */
 
 /* tasks.c */
