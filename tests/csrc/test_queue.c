@@ -66,8 +66,21 @@ end_queue(struct queue *q)
     mpshm_arena_close(q->arena);
 }
 
+/* A place that is taken, or NULL if there is none; freed with the process. */
+static mpshm_place *
+take_place(struct queue *q)
+{
+    mpshm_place *place = mpshm_place_new(q->arena);
+
+    CHECK(place != NULL);
+    int error = mpshm_place_take(place);
+
+    CHECK(error == 0 || error == MPSHM_E_FULL);
+    return error == 0 ? place : NULL;
+}
+
 static int
-put(struct queue *q, uint32_t size, unsigned seed, int64_t place)
+put(struct queue *q, uint32_t size, unsigned seed, mpshm_place *place)
 {
     static char data[SMALL_RUN_BYTES + 1];
 
@@ -100,7 +113,7 @@ parcel_with(mpshm_arena *arena, const uint64_t *buffers, uint32_t count, uint64_
 }
 
 static int
-send_parcel(struct queue *q, mpshm_parcel *parcel, uint64_t stream_size, int64_t place)
+send_parcel(struct queue *q, mpshm_parcel *parcel, uint64_t stream_size, mpshm_place *place)
 {
     static char stream[SMALL_RUN_BYTES];
 
@@ -114,13 +127,13 @@ every_small_size_round_trips(void)
     struct queue q = queue_of(roomy(), 0, 0, 0);
 
     for (uint32_t size = 0; size <= SMALL_RUN_BYTES; size += size < 700 || !SANITIZED ? 1 : 37) {
-        CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, size, size, NULL));
         CHECK_EQ(size > INLINE_MAX, runs_in_use(q.arena));
         CHECK_EQ(1, mpshm_queue_size(q.arena));
         check_next(&q, size, size);
         CHECK_EQ(0, runs_in_use(q.arena));
     }
-    CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, NULL));
     CHECK_EQ(-EAGAIN, mpshm_queue_receive_one(q.batch, 0));
     end_queue(&q);
 }
@@ -133,16 +146,16 @@ message_that_goes_on_in_the_overflow_needs_no_run(void)
 
     CHECK(q.arena->overflow != NULL);
     for (uint32_t size = 0; size <= MOST + 9; size++) {
-        CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, size, size, NULL));
         CHECK_EQ(size > MOST, runs_in_use(q.arena));
         check_next(&q, size, size);
     }
     /* Every slot's own, one long and one short by turns, twice round. */
     for (uint32_t lap = 0; lap < 2; lap++) {
         for (uint32_t i = 0; i < RING_SLOTS; i++) {
-            CHECK_EQ(1, put(&q, i % 2 ? MOST - i : i % 100, i, MPSHM_NO_PLACE));
+            CHECK_EQ(1, put(&q, i % 2 ? MOST - i : i % 100, i, NULL));
         }
-        CHECK_EQ(-EAGAIN, put(&q, MOST, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(-EAGAIN, put(&q, MOST, 0, NULL));
         for (uint32_t i = 0; i < RING_SLOTS; i++) {
             check_next(&q, i % 2 ? MOST - i : i % 100, i);
         }
@@ -158,7 +171,7 @@ message_received_alone_has_zeros_behind_it(void)
     const uint32_t sizes[] = {1148, 0, 1148, 1, 124, 125, 1000, 7};
 
     for (uint32_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        CHECK_EQ(1, put(&q, sizes[i], 77, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, sizes[i], 77, NULL));
         CHECK_EQ(sizes[i], mpshm_queue_receive_one(q.batch, 0));
         for (uint32_t at = sizes[i]; at < MPSHM_TINY_BYTES; at++) {
             CHECK_EQ(0, q.batch->data[at]);
@@ -172,9 +185,9 @@ queue_bounded_by_bytes_counts_what_an_overflow_would_hold(void)
 {
     struct queue q = queue_with_overflow(0, 2000);
 
-    CHECK_EQ(1, put(&q, 1000, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 1000, 1, NULL));
     CHECK_EQ(1, runs_in_use(q.arena));
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 1000, 2, MPSHM_NO_PLACE));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1000, 2, NULL));
     check_next(&q, 1000, 1);
     end_queue(&q);
 }
@@ -191,7 +204,7 @@ forged_length_past_the_overflow_costs_only_its_own_message(void)
 
         memcpy(frame, &length, sizeof length);
         put_raw(q.arena, frame);
-        CHECK_EQ(1, put(&q, 1148, 5, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 1148, 5, NULL));
         CHECK_EQ(MPSHM_E_LENGTH, mpshm_queue_receive_one(q.batch, 0));
         check_next(&q, 1148, 5);
     }
@@ -204,7 +217,7 @@ tiny_chunks_carry_small_messages_too(void)
     struct queue q = queue_of(tiny, 0, 0, 0);
 
     for (uint32_t size = 0; size <= TINY_CHUNK * TINY_CHUNKS; size++) {
-        CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, size, size, NULL));
         check_next(&q, size, size);
     }
     end_queue(&q);
@@ -288,7 +301,7 @@ parcels_of_any_number_of_buffers_round_trip(void)
         for (uint32_t s = 0; s < sizeof streams / sizeof *streams; s++) {
             mpshm_parcel *parcel = parcel_with(q.arena, buffers, count, streams[s]);
 
-            CHECK_EQ(0, send_parcel(&q, parcel, streams[s], MPSHM_NO_PLACE));
+            CHECK_EQ(0, send_parcel(&q, parcel, streams[s], NULL));
             mpshm_parcel_free(parcel);
             CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_queue_receive_one(q.batch, 0));
             mpshm_message *message = &q.batch->messages[0];
@@ -324,7 +337,7 @@ long_stream_in_runs_arrives_as_runs(void)
     fill(data, size, 1);
     CHECK_EQ(0, mpshm_put_stream(parcel, data, size, 0, UINT64_MAX));
     CHECK_EQ(0, mpshm_settle(parcel, 0, UINT64_MAX));
-    CHECK_EQ(0, mpshm_queue_put_parcel(parcel, END(parcel->arena, q.writer), NULL, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(0, mpshm_queue_put_parcel(parcel, END(parcel->arena, q.writer), NULL, 0, NULL));
     mpshm_parcel_free(parcel);
     CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_queue_receive_one(q.batch, -1));
     CHECK_EQ(2, q.batch->messages[0].runs);
@@ -342,7 +355,7 @@ message_not_taken_goes_back_with_the_next_receive(void)
     uint64_t buffer = 5000;
     mpshm_parcel *parcel = parcel_with(q.arena, &buffer, 1, 1);
 
-    CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, NULL));
     mpshm_parcel_free(parcel);
     CHECK_EQ(1, mpshm_queue_receive(q.batch, 9, 0));
     CHECK_EQ(1, gauges(q.arena).runs_leased);
@@ -357,7 +370,7 @@ fill_ring(struct queue *q)
     uint32_t count = 0;
     int n;
 
-    while ((n = put(q, 1, count, MPSHM_NO_PLACE)) == 1) {
+    while ((n = put(q, 1, count, NULL)) == 1) {
         count++;
     }
     CHECK_EQ(-EAGAIN, n);
@@ -385,15 +398,15 @@ full_ring_keeps_no_run(void)
     char data[5203] = {0};
 
     CHECK_EQ(RING_SLOTS, count);
-    CHECK_EQ(-EAGAIN, put(&q, 5000, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(-EAGAIN, put(&q, 5000, 1, NULL));
     CHECK_EQ(-EAGAIN, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, NULL));
     CHECK_EQ(1, runs_in_use(q.arena));
-    CHECK_EQ(-EAGAIN, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(-EAGAIN, send_parcel(&q, parcel, 1, NULL));
     CHECK_EQ(1, gauges(q.arena).runs_loaned);
-    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), MPSHM_NO_PLACE, 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, 0));
     drain(&q, count);
-    CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), MPSHM_NO_PLACE, 0));
-    CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE)); /* it was still whole */
+    CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, 0));
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, NULL)); /* it was still whole */
     mpshm_parcel_free(parcel);
     drain(&q, 1);
     end_queue(&q);
@@ -427,24 +440,38 @@ unbounded_queue_counts_what_waits_for_the_ring(void)
 {
     struct queue q = queue_of(roomy(), 0, 0, 0);
     uint32_t count = fill_ring(&q);
-    const int64_t pending[] = {MPSHM_PENDING, MPSHM_PENDING, MPSHM_PENDING};
+    mpshm_place *places[3];
     uint32_t sizes[] = {1, 200, 1};
     char data[202] = {0};
 
     CHECK_EQ(count, mpshm_queue_size(q.arena));
     for (int i = 0; i < 3; i++) {
-        CHECK_EQ(MPSHM_PENDING, mpshm_place_take(q.arena));
+        places[i] = take_place(&q);
+        CHECK_EQ(MPSHM_PENDING, places[i]->at);
         CHECK_EQ(count + 1 + i, mpshm_queue_size(q.arena));
     }
-    mpshm_place_give(q.arena, MPSHM_PENDING);
-    CHECK_EQ(-EAGAIN, put(&q, 200, 0, MPSHM_PENDING));
-    CHECK_EQ(-EAGAIN, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, pending));
+    CHECK_EQ(-EINVAL, mpshm_place_take(places[2])); /* it has one */
+    CHECK_EQ(-EAGAIN, put(&q, 200, 0, places[0]));
+    CHECK_EQ(-EAGAIN, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, places));
+    CHECK_EQ(count + 3, mpshm_queue_size(q.arena));
+    CHECK_EQ(1, mpshm_queue_receive(q.batch, 1, 0));
+    CHECK_EQ(1, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, places));
+    CHECK_EQ(MPSHM_NO_PLACE, places[0]->at);
     CHECK_EQ(count + 2, mpshm_queue_size(q.arena));
     CHECK_EQ(1, mpshm_queue_receive(q.batch, 1, 0));
-    CHECK_EQ(1, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, pending));
+    CHECK_EQ(1, put(&q, 200, 0, places[1]));
     CHECK_EQ(count + 1, mpshm_queue_size(q.arena));
-    CHECK_EQ(1, mpshm_queue_receive(q.batch, 1, 0));
-    CHECK_EQ(1, put(&q, 200, 0, MPSHM_PENDING));
+    int pid = fork_hooked();
+
+    if (pid == 0) { /* the child's are not its parent's */
+        mpshm_place_free(places[2]);
+        _exit(0);
+    }
+    wait_child(pid);
+    CHECK_EQ(count + 1, mpshm_queue_size(q.arena));
+    for (int i = 0; i < 3; i++) {
+        mpshm_place_free(places[i]);
+    }
     CHECK_EQ(count, mpshm_queue_size(q.arena));
     drain(&q, count);
     end_queue(&q);
@@ -457,11 +484,11 @@ nothing_is_claimed_when_nobody_reads(void)
 
     close(q.reader);
     q.reader = dup(q.writer);
-    CHECK_EQ(-EPIPE, put(&q, 200, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(-EPIPE, put(&q, 200, 0, NULL));
     CHECK_EQ(0, open_positions(&q));
     CHECK_EQ(0, atomic_load(&q.arena->ring->tail));
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
-    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(q.arena, q.writer), MPSHM_NO_PLACE, 0));
+    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, 0));
     end_queue(&q);
 }
 
@@ -473,26 +500,26 @@ bounded_queue_is_full_at_its_limit_exactly(void)
     char data[1000] = {0};
 
     for (int round = 0; round < 400; round++) { /* wherever the laps begin */
-        CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
         CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 5, NULL));
         CHECK_EQ(2, runs_in_use(q.arena));
-        CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, MPSHM_NO_PLACE));
-        CHECK_EQ(MPSHM_E_FULL, mpshm_place_take(q.arena));
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, NULL));
+        CHECK(take_place(&q) == NULL);
         CHECK_EQ(2, runs_in_use(q.arena));
         CHECK_EQ(1, mpshm_queue_full(q.arena));
-        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), MPSHM_NO_PLACE, 1));
+        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, 1));
         drain(&q, 3);
         CHECK_EQ(0, mpshm_queue_full(q.arena));
-        CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), MPSHM_NO_PLACE, LONG_MS));
-        int64_t place = mpshm_place_take(q.arena);
+        CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, LONG_MS));
+        mpshm_place *place = take_place(&q);
 
-        CHECK(place >= 0 && place != MPSHM_PENDING);
+        CHECK(place->at >= 0 && place->at != MPSHM_PENDING);
         CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 5, NULL));
         CHECK_EQ(3, mpshm_queue_size(q.arena));
         CHECK_EQ(1, mpshm_queue_full(q.arena));
-        mpshm_place_give(q.arena, place);
-        mpshm_place_give(q.arena, place); /* nothing more */
-        CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+        mpshm_place_give(place);
+        mpshm_place_give(place); /* nothing more */
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
         drain(&q, 3);
     }
     end_queue(&q);
@@ -502,18 +529,22 @@ static void
 held_place_comes_in_its_order_and_once(void)
 {
     struct queue q = queue_of(roomy(), 4, 0, 0);
-    int64_t places[2];
+    mpshm_place *places[2];
 
-    CHECK_EQ(1, put(&q, 10, 0, MPSHM_NO_PLACE));
-    places[0] = mpshm_place_take(q.arena);
-    places[1] = mpshm_place_take(q.arena);
-    CHECK_EQ(1, put(&q, 200, 3, MPSHM_NO_PLACE));
-    CHECK_EQ(-EINVAL, put(&q, 1, 0, places[1] + 1)); /* another's */
-    CHECK_EQ(-EINVAL, put(&q, 1, 0, places[1] + RING_SLOTS));
+    CHECK_EQ(1, put(&q, 10, 0, NULL));
+    places[0] = take_place(&q);
+    places[1] = take_place(&q);
+    CHECK_EQ(1, put(&q, 200, 3, NULL));
+    for (uint32_t wrong = 1; wrong <= RING_SLOTS; wrong += RING_SLOTS - 1) { /* another's; another lap's */
+        mpshm_place forged = *places[1];
+
+        forged.at += wrong;
+        CHECK_EQ(-EINVAL, put(&q, 1, 0, &forged));
+    }
     CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, places[0]));
     CHECK_EQ(1, put(&q, 500, 1, places[0]));
-    CHECK_EQ(-EINVAL, put(&q, 1, 0, places[0]));
-    CHECK_EQ(MPSHM_E_FULL, mpshm_place_take(q.arena));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, places[0])); /* it is used up */
+    CHECK(take_place(&q) == NULL);
     check_next(&q, 10, 0);
     check_next(&q, 500, 1);
     check_next(&q, 200, 3);
@@ -533,21 +564,21 @@ static void
 held_place_takes_one_place(void)
 {
     struct queue q = queue_of(roomy(), 2, 0, 0);
-    int64_t place = mpshm_place_take(q.arena);
+    mpshm_place *place = take_place(&q);
 
     for (unsigned i = 0; i < RING_SLOTS - 1; i++) {
-        CHECK_EQ(1, put(&q, 200, i, MPSHM_NO_PLACE));
-        CHECK_EQ(MPSHM_E_FULL, put(&q, 200, i, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 200, i, NULL));
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 200, i, NULL));
         CHECK_EQ(1, mpshm_queue_full(q.arena));
         check_next(&q, 200, i);
         CHECK_EQ(i == RING_SLOTS - 2, mpshm_queue_full(q.arena));
     }
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, MPSHM_NO_PLACE)); /* once around */
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, NULL)); /* once around */
     CHECK_EQ(1, put(&q, 200, 7, place));
     check_next(&q, 200, 7);
-    CHECK_EQ(1, put(&q, 200, 8, MPSHM_NO_PLACE));
-    CHECK_EQ(1, put(&q, 200, 9, MPSHM_NO_PLACE));
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 9, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 200, 8, NULL));
+    CHECK_EQ(1, put(&q, 200, 9, NULL));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 9, NULL));
     drain(&q, 2);
     end_queue(&q);
 }
@@ -563,16 +594,17 @@ queue_with_more_places_than_slots_counts_what_is_pending(void)
 
     CHECK_EQ(RING_SLOTS, count);
     CHECK_EQ(0, mpshm_queue_full(q.arena));
-    CHECK_EQ(MPSHM_PENDING, mpshm_place_take(q.arena));
-    CHECK_EQ(MPSHM_PENDING, mpshm_place_take(q.arena));
+    mpshm_place *first = take_place(&q), *second = take_place(&q);
+
+    CHECK_EQ(MPSHM_PENDING, first->at);
     CHECK_EQ(1, mpshm_queue_full(q.arena));
-    CHECK_EQ(MPSHM_E_FULL, mpshm_place_take(q.arena));
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, MPSHM_NO_PLACE));
+    CHECK(take_place(&q) == NULL);
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, NULL));
     CHECK_EQ(1, mpshm_queue_receive(q.batch, 1, 0));
     CHECK_EQ(0, mpshm_queue_full(q.arena));
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_PENDING));
-    CHECK_EQ(-EAGAIN, put(&q, 1, 0, MPSHM_NO_PLACE));
-    mpshm_place_give(q.arena, MPSHM_PENDING);
+    CHECK_EQ(1, put(&q, 1, 0, first));
+    CHECK_EQ(-EAGAIN, put(&q, 1, 0, NULL));
+    mpshm_place_give(second);
     drain(&q, count);
     end_queue(&q);
 }
@@ -584,14 +616,14 @@ bytes_limit_counts_slots_and_chunks(void)
     struct queue q = queue_of(roomy(), 0, limit, 0);
 
     for (int round = 0; round < 400; round++) {
-        CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
         CHECK_EQ(0, mpshm_queue_full(q.arena));
-        CHECK_EQ(1, put(&q, 4096, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 4096, 0, NULL));
         CHECK_EQ(limit, bytes_used(&q));
         CHECK_EQ(1, mpshm_queue_full(q.arena));
         uint64_t tail = atomic_load(&q.arena->ring->tail);
 
-        CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, NULL));
         CHECK_EQ(tail, atomic_load(&q.arena->ring->tail)); /* burns no position */
         CHECK_EQ(1, runs_in_use(q.arena));
         drain(&q, 2);
@@ -611,14 +643,14 @@ one_message_larger_than_the_bytes_limit_passes_alone(void)
         mpshm_parcel *large = parcel_with(q.arena, &buffer, 1, 1);
         mpshm_parcel *other = parcel_with(q.arena, &buffer, 1, 1);
 
-        CHECK_EQ(0, send_parcel(&q, large, 1, MPSHM_NO_PLACE));
-        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, MPSHM_NO_PLACE));
-        CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(0, send_parcel(&q, large, 1, NULL));
+        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, NULL));
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, NULL));
         CHECK_EQ(1, gauges(q.arena).runs_loaned);
         drain(&q, 1);
         CHECK_EQ(0, bytes_used(&q));
-        CHECK_EQ(1, put(&q, 0, 0, MPSHM_NO_PLACE));
-        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, MPSHM_NO_PLACE)); /* not alone */
+        CHECK_EQ(1, put(&q, 0, 0, NULL));
+        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, NULL)); /* not alone */
         drain(&q, 1);
         mpshm_parcel_free(large);
         mpshm_parcel_free(other);
@@ -631,14 +663,14 @@ static void
 position_is_the_turn_of_a_message_that_waits_for_bytes(void)
 {
     struct queue q = queue_of(roomy(), 0, 10000, 0);
-    int64_t large, small;
+    mpshm_place *large, *small;
 
-    CHECK_EQ(1, put(&q, 4096, 1, MPSHM_NO_PLACE));
-    large = mpshm_place_take(q.arena);
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, MPSHM_NO_PLACE)); /* nobody knows yet how large it is */
+    CHECK_EQ(1, put(&q, 4096, 1, NULL));
+    large = take_place(&q);
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, NULL)); /* nobody knows yet how large it is */
     CHECK_EQ(MPSHM_E_FULL, put(&q, 8192, 2, large));
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, MPSHM_NO_PLACE));
-    small = mpshm_place_take(q.arena);
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, NULL));
+    small = take_place(&q);
     CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 3, small));
     CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), large, 1));
     CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), small, 1));
@@ -656,25 +688,26 @@ static void
 message_that_gives_its_turn_up_lets_others_in(void)
 {
     struct queue q = queue_of(roomy(), 0, 10000, 0);
-    int64_t large, small;
+    mpshm_place *large, *small;
 
-    CHECK_EQ(1, put(&q, 4096, 1, MPSHM_NO_PLACE));
-    large = mpshm_place_take(q.arena);
+    CHECK_EQ(1, put(&q, 4096, 1, NULL));
+    large = take_place(&q);
     CHECK_EQ(MPSHM_E_FULL, put(&q, 8192, 2, large));
-    small = mpshm_place_take(q.arena);
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 3, small));
     int pid = fork_hooked();
 
     if (pid == 0) {
-        _exit(-mpshm_queue_wait_room(END(q.arena, q.writer), small, LONG_MS));
+        small = take_place(&q);
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 3, small));
+        CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), small, LONG_MS));
+        CHECK_EQ(1, put(&q, 1, 3, small));
+        _exit(0);
     }
     while (atomic_load(&q.arena->ring->waiters.crowd) == 0) {
         usleep(1000);
     }
     wait_asleep(pid);
-    mpshm_place_give(q.arena, large);
+    mpshm_place_give(large);
     wait_child(pid);
-    CHECK_EQ(1, put(&q, 1, 3, small));
     check_next(&q, 4096, 1);
     check_next(&q, 1, 3);
     CHECK_EQ(1, HEAD_SKIPS(atomic_load(&q.arena->ring->head)));
@@ -687,11 +720,11 @@ dead_message_that_waits_for_bytes_is_skipped_by_those_behind(void)
     for (int said = 0; said < 2; said++) {
         struct queue q = queue_of(roomy(), 0, 10000, 0);
 
-        CHECK_EQ(1, put(&q, 4096, 1, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 4096, 1, NULL));
         int pid = fork_hooked();
 
         if (pid == 0) {
-            int64_t place = mpshm_place_take(q.arena);
+            mpshm_place *place = take_place(&q);
 
             if (said) {
                 CHECK_EQ(MPSHM_E_FULL, put(&q, 8192, 2, place));
@@ -699,7 +732,7 @@ dead_message_that_waits_for_bytes_is_skipped_by_those_behind(void)
             die();
         }
         wait_killed(pid);
-        int64_t small = mpshm_place_take(q.arena);
+        mpshm_place *small = take_place(&q);
         int n = put(&q, 1, 3, small);
 
         CHECK_EQ(MPSHM_E_FULL, n);
@@ -719,7 +752,7 @@ full_ring_gives_bytes_back(void)
     uint32_t count = fill_ring(&q);
 
     CHECK_EQ(count * MPSHM_SLOT_BYTES, bytes_used(&q));
-    CHECK_EQ(-EAGAIN, put(&q, 200, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(-EAGAIN, put(&q, 200, 0, NULL));
     CHECK_EQ(count * MPSHM_SLOT_BYTES, bytes_used(&q));
     drain(&q, count);
     CHECK_EQ(0, bytes_used(&q));
@@ -749,7 +782,7 @@ forge(struct queue *q, uint32_t length, uint16_t flags, uint16_t stream_runs, ui
 static mpshm_descriptor
 check_forged(struct queue *q, int error)
 {
-    CHECK_EQ(1, put(q, 300, 5, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(q, 300, 5, NULL));
     CHECK_EQ(error, mpshm_queue_receive_one(q->batch, 0));
     mpshm_descriptor bad = q->batch->messages[0].bad;
 
@@ -765,7 +798,7 @@ forged_slot_costs_only_its_own_message(void)
     const uint32_t nowhere[5] = {15, 0, 1, 0, 1}, past[5] = {0, 1 << 20, 1, 0, 1};
     const uint32_t empty[5] = {0, 0, 0, 0, 1}, huge[5] = {0, 0, 0, 1, 1};
 
-    CHECK_EQ(1, put(&q, 300, 5, MPSHM_NO_PLACE)); /* segment 0 is there */
+    CHECK_EQ(1, put(&q, 300, 5, NULL)); /* segment 0 is there */
     check_next(&q, 300, 5);
     forge(&q, 125, 0, 0, 0, NULL);
     check_forged(&q, MPSHM_E_LENGTH);
@@ -824,7 +857,7 @@ change_field(struct queue *q, int at, uint32_t add)
 static void
 check_refused(struct queue *q, uint32_t runs)
 {
-    CHECK_EQ(1, put(q, 5, 5, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(q, 5, 5, NULL));
     CHECK_EQ(runs, gauges(q->arena).runs_in_flight);
     CHECK(mpshm_queue_receive_one(q->batch, 0) < 0);
     check_next(q, 5, 5);
@@ -841,13 +874,13 @@ descriptor_changed_by_one_is_refused_and_the_run_nobodys(void)
     uint64_t buffers[7] = {5000, 1, 1, 1, 1, 1, 1};
 
     for (int at = 12; at < 28; at += 4) {
-        CHECK_EQ(1, put(&q, 300, 7, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 300, 7, NULL));
         change_field(&q, at, 1);
         check_refused(&q, 1);
         for (uint32_t count = 1; count <= 7; count += 6) { /* 7: by an index */
             mpshm_parcel *parcel = parcel_with(q.arena, buffers, count, 40);
 
-            CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
+            CHECK_EQ(0, send_parcel(&q, parcel, 40, NULL));
             mpshm_parcel_free(parcel);
             change_field(&q, at, 1);
             check_refused(&q, count == 1 ? 1 : 8);
@@ -862,12 +895,12 @@ repeated_slot_is_stale(void)
     struct queue q = queue_of(roomy(), 0, 0, 0);
     char slot[MPSHM_SLOT_BYTES];
 
-    CHECK_EQ(1, put(&q, 300, 7, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 300, 7, NULL));
     memcpy(slot, (char *) slot_of(q.arena, 0)->data, sizeof slot);
     check_next(&q, 300, 7);
     put_raw(q.arena, slot);
     CHECK_EQ(MPSHM_E_STALE, mpshm_queue_receive_one(q.batch, 0));
-    CHECK_EQ(1, put(&q, 300, 7, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 300, 7, NULL));
     memcpy(slot, (char *) slot_of(q.arena, 2)->data, sizeof slot);
     put_raw(q.arena, slot);
     put_raw(q.arena, slot);
@@ -889,10 +922,10 @@ index_with_a_stale_descriptor_gives_the_others_back(void)
         mpshm_parcel *parcel = parcel_with(q.arena, buffers, 7, 40);
         char *index = parcel->index.run.data;
 
-        CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
+        CHECK_EQ(0, send_parcel(&q, parcel, 40, NULL));
         mpshm_parcel_free(parcel);
         index[victim * 20 + 8]++; /* its size */
-        CHECK_EQ(1, put(&q, 5, 5, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 5, 5, NULL));
         CHECK_EQ(MPSHM_E_STALE, mpshm_queue_receive_one(q.batch, 0));
         check_next(&q, 5, 5);
         CHECK(gauges(q.arena).runs_in_flight > 0); /* what nobody names any more */
@@ -909,7 +942,7 @@ index_too_short_for_its_count_is_refused(void)
     uint64_t buffers[7] = {1, 1, 1, 1, 1, 1, 1};
     mpshm_parcel *parcel = parcel_with(q.arena, buffers, 7, 40);
 
-    CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
+    CHECK_EQ(0, send_parcel(&q, parcel, 40, NULL));
     mpshm_parcel_free(parcel);
     change_field(&q, 8, 1000); /* buffer runs */
     CHECK_EQ(MPSHM_E_INDEX, mpshm_queue_receive_one(q.batch, 0));
@@ -925,11 +958,11 @@ forged_slot_among_many_stands_in_its_place(void)
     uint64_t buffer = 5000;
     mpshm_parcel *parcel = parcel_with(q.arena, &buffer, 1, 1);
 
-    CHECK_EQ(1, put(&q, 5, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 5, 1, NULL));
     forge(&q, 125, 0, 0, 0, NULL);
-    CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, NULL));
     mpshm_parcel_free(parcel);
-    CHECK_EQ(1, put(&q, 500, 2, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 500, 2, NULL));
     CHECK_EQ(4, mpshm_queue_receive(q.batch, 9, 0));
     CHECK_EQ(5, q.batch->sizes[0]);
     CHECK_EQ(MPSHM_E_LENGTH, q.batch->messages[1].error);
@@ -961,9 +994,9 @@ forged_slots_do_not_disturb_a_bounded_queue(void)
     forge(&q, 125, 0, 0, 0, NULL);
     CHECK_EQ(MPSHM_E_LENGTH, mpshm_queue_receive_one(q.batch, 0));
     CHECK_EQ(0, mpshm_queue_full(q.arena));
-    CHECK_EQ(1, put(&q, 200, 0, MPSHM_NO_PLACE));
-    CHECK_EQ(1, put(&q, 200, 0, MPSHM_NO_PLACE));
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 200, 0, NULL));
+    CHECK_EQ(1, put(&q, 200, 0, NULL));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, NULL));
     drain(&q, 2);
     end_queue(&q);
 }
@@ -979,7 +1012,7 @@ joinable_counts_put_and_done(void)
 
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 1, 0, NULL));
     CHECK_EQ(3, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, NULL));
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1));
     drain(&q, 4);
@@ -989,10 +1022,12 @@ joinable_counts_put_and_done(void)
     }
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
-    CHECK_EQ(MPSHM_PENDING, mpshm_place_take(q.arena));
+    mpshm_place *place = take_place(&q);
+
+    CHECK_EQ(MPSHM_PENDING, place->at);
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1));
     CHECK_EQ(-ERANGE, mpshm_task_done(q.arena)); /* it cannot have been taken */
-    mpshm_place_give(q.arena, MPSHM_PENDING); /* it will not come */
+    mpshm_place_give(place); /* it will not come */
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     end_queue(&q);
 }
@@ -1003,11 +1038,11 @@ skipped_positions_of_a_joinable_queue_need_not_be_done(void)
     struct queue q = queue_of(roomy(), 3, 0, 1);
 
     for (int i = 0; i < 1000; i++) {
-        int64_t place = mpshm_place_take(q.arena);
+        mpshm_place *place = take_place(&q);
 
-        CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
         CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 0));
-        mpshm_place_give(q.arena, place);
+        mpshm_place_give(place);
         drain(&q, 1);
         CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 0));
         CHECK_EQ(0, mpshm_task_done(q.arena));
@@ -1026,7 +1061,7 @@ skips_are_counted_beyond_their_bits(void)
     struct ring *ring = q.arena->ring;
     const uint64_t turn = UINT64_C(1) << (64 - POSITION_BITS);
 
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 1, 0, NULL));
     drain(&q, 1);
     for (uint64_t skips = turn / 2 - 1; skips < 5 * turn; skips += turn / 2) {
         uint64_t position = (skips + 100) / RING_SLOTS * RING_SLOTS;
@@ -1052,7 +1087,7 @@ skips_are_counted_beyond_their_bits(void)
             CHECK_EQ(0, tasks_unfinished(q.arena));
         }
         CHECK_EQ(turns + 1, atomic_load(&ring->done) >> POSITION_BITS);
-        CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
         CHECK_EQ(1, tasks_unfinished(q.arena));
         drain(&q, 1);
         CHECK_EQ(0, mpshm_task_done(q.arena));
@@ -1067,12 +1102,12 @@ dead_producers_messages_need_not_be_done(void)
     for (int pending = 0; pending < 2; pending++) {
         struct queue q = queue_of(roomy(), pending ? 0 : 5, 0, 1);
 
-        CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
         int pid = fork_hooked();
 
         if (pid == 0) {
             for (int i = 0; i < 3; i++) {
-                CHECK(mpshm_place_take(q.arena) >= 0);
+                CHECK(take_place(&q) != NULL);
             }
             CHECK_EQ(4, tasks_unfinished(q.arena));
             die();
@@ -1092,7 +1127,7 @@ last_task_done_wakes_all_who_join(void)
     struct queue q = queue_of(roomy(), 0, 0, 1);
     int pids[3];
 
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 1, 0, NULL));
     for (int i = 0; i < 3; i++) {
         pids[i] = fork_hooked();
         if (pids[i] == 0) {
@@ -1117,7 +1152,7 @@ place_that_is_given_back_wakes_who_joins(void)
 {
     for (int bounded = 0; bounded < 2; bounded++) {
         struct queue q = queue_of(roomy(), bounded ? 3 : 0, 0, 1);
-        int64_t place = mpshm_place_take(q.arena);
+        mpshm_place *place = take_place(&q);
         int pid = fork_hooked();
 
         if (pid == 0) {
@@ -1126,7 +1161,7 @@ place_that_is_given_back_wakes_who_joins(void)
             _exit(0);
         }
         wait_asleep(pid);
-        mpshm_place_give(q.arena, place);
+        mpshm_place_give(place);
         wait_child(pid);
         end_queue(&q);
     }
@@ -1139,12 +1174,12 @@ all_who_wait_for_the_place_of_a_queue_of_one_are_let_in(void)
     struct queue q = queue_of(roomy(), 1, 0, 0);
     int pids[SENDERS];
 
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 1, 0, NULL));
     for (int i = 0; i < SENDERS; i++) {
         pids[i] = fork_hooked();
         if (pids[i] == 0) {
-            while (put(&q, 1, 0, MPSHM_NO_PLACE) != 1) {
-                (void) mpshm_queue_wait_room(END(q.arena, q.writer), MPSHM_NO_PLACE, LONG_MS);
+            while (put(&q, 1, 0, NULL) != 1) {
+                (void) mpshm_queue_wait_room(END(q.arena, q.writer), NULL, LONG_MS);
             }
             _exit(0);
         }
@@ -1197,9 +1232,9 @@ put_rounds(mpshm_arena *arena, int writer, unsigned seed)
 
         memcpy(data, &value, 8);
         memset(data + 8, (char) i, size - 8);
-        while ((n = mpshm_queue_put_one(END(arena, writer), data, size, MPSHM_NO_PLACE)) < 0) {
+        while ((n = mpshm_queue_put_one(END(arena, writer), data, size, NULL)) < 0) {
             CHECK_EQ(MPSHM_E_FULL, n);
-            (void) mpshm_queue_wait_room(END(arena, writer), MPSHM_NO_PLACE, 20);
+            (void) mpshm_queue_wait_room(END(arena, writer), NULL, 20);
         }
         note_most(atomic_fetch_add(&shared->now, 1) + 1);
         atomic_fetch_add(&shared->put, 1);
@@ -1336,7 +1371,7 @@ each_of_many_blocked_threads_gets_one(void)
         CHECK_EQ(0, pthread_create(&threads[i], NULL, block_for_one, NULL));
     }
     for (unsigned i = 0; i < THREADS; i++) {
-        CHECK_EQ(1, put(&hammered, 200, i, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&hammered, 200, i, NULL));
     }
     for (int i = 0; i < THREADS; i++) {
         pthread_join(threads[i], NULL);

@@ -340,13 +340,13 @@ living_senders_slot_holds_the_ring_up_after_a_lap_and_no_longer(void)
         }
         CHECK_EQ(false, ring_is_ready(arena));
         CHECK_EQ(0, put_notes(1, 0, 1));
-        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), MPSHM_NO_PLACE, 1));
+        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), NULL, 1));
         mpshm_reap(arena);
-        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), MPSHM_NO_PLACE, 0)); /* it lives */
+        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), NULL, 0)); /* it lives */
         finish_put(at, 2, round);
         CHECK_EQ(1, ring_count(arena, false));
         check_taken(2, round, 1);
-        CHECK_EQ(0, mpshm_queue_wait_room(END(arena, ends[1]), MPSHM_NO_PLACE, 0));
+        CHECK_EQ(0, mpshm_queue_wait_room(END(arena, ends[1]), NULL, 0));
     }
     end_ring();
 }
@@ -363,7 +363,7 @@ rescue(enum rescue how)
         mpshm_reap(arena);
         break;
     case BY_WAITING:
-        error = mpshm_queue_wait_room(END(arena, ends[1]), MPSHM_NO_PLACE, 1);
+        error = mpshm_queue_wait_room(END(arena, ends[1]), NULL, 1);
         CHECK(error == 0 || error == -EAGAIN);
         break;
     case BY_SIZE:
@@ -471,7 +471,7 @@ message_behind_a_reaped_head_is_not_taken_for_lost(void)
     mpshm_reap(arena);
     fill(data, sizeof data, 3);
     arena->overflow = NULL; /* so that it needs a run */
-    CHECK_EQ(1, mpshm_queue_put_one(END(arena, ends[1]), data, sizeof data, MPSHM_NO_PLACE));
+    CHECK_EQ(1, mpshm_queue_put_one(END(arena, ends[1]), data, sizeof data, NULL));
     CHECK_EQ(1, runs_in_use(arena));
     mpshm_reap(arena);
     CHECK_EQ(1, runs_in_use(arena));
@@ -554,7 +554,7 @@ stray_writes_hold_nobody_up(void)
         CHECK(ring_count(arena, false) <= FULL);
         (void) ring_is_ready(arena);
         mpshm_reap(arena);
-        (void) mpshm_queue_wait_room(END(arena, ends[1]), MPSHM_NO_PLACE, 1);
+        (void) mpshm_queue_wait_room(END(arena, ends[1]), NULL, 1);
         (void) mpshm_queue_poll(batch->end, 1);
     }
 }
@@ -720,10 +720,10 @@ sender_that_waits_for_room_sees_that_nobody_receives(void)
     check_put(1, 0, FULL);
     int reader = ends[0];
 
-    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), MPSHM_NO_PLACE, 1));
+    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), NULL, 1));
     close(reader);
-    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(arena, ends[1]), MPSHM_NO_PLACE, LONG_MS));
-    CHECK_EQ(-EPIPE, mpshm_queue_put_one(END(arena, ends[1]), "x", 1, MPSHM_NO_PLACE));
+    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(arena, ends[1]), NULL, LONG_MS));
+    CHECK_EQ(-EPIPE, mpshm_queue_put_one(END(arena, ends[1]), "x", 1, NULL));
     check_taken(1, 0, FULL);
     end_ring();
 }
@@ -1035,8 +1035,8 @@ put_note(uint32_t sender, uint32_t seq)
     int n;
 
     while ((n = mpshm_queue_put_one(END(arena, ends[1]), (char *) &note + 4, sizeof note - 4,
-                                   MPSHM_NO_PLACE)) == -EAGAIN) {
-        CHECK(mpshm_queue_wait_room(END(arena, ends[1]), MPSHM_NO_PLACE, 20) != -EPIPE);
+                                   NULL)) == -EAGAIN) {
+        CHECK(mpshm_queue_wait_room(END(arena, ends[1]), NULL, 20) != -EPIPE);
     }
     return n;
 }
@@ -1134,7 +1134,7 @@ live_until_killed(uint32_t role)
 
             seq += n;
             if (n == 0) {
-                CHECK(mpshm_queue_wait_room(END(arena, ends[1]), MPSHM_NO_PLACE, 20) != -EPIPE);
+                CHECK(mpshm_queue_wait_room(END(arena, ends[1]), NULL, 20) != -EPIPE);
             }
         }
     }
