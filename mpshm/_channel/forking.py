@@ -1,11 +1,7 @@
-<<<<<<< HEAD
 """What the child of a fork resets: objects that it inherits but does not own.
 
 The core keeps views private, with hooks of its own (csrc/fork.c).
 """
-=======
-"""A hook for forks: it resets what a child inherits but does not own."""
->>>>>>> ring
 
 from __future__ import annotations
 

@@ -389,31 +389,19 @@ def rebuild(
 
 
 def new_arena(
-<<<<<<< HEAD
     *handles: int, strangers: bool = False, queue: QueueShape | None = None
 ) -> tuple[Arena | None, Reason]:
     """An arena for the new channel of a pipe or of sockets; or None, and the reason why not.
 
     strangers, queue: as for Arena.create.
-=======
-    *handles: int, queue: QueueShape | None = None
-) -> tuple[Arena | None, Reason]:
-    """An arena for the new channel of a pipe or of sockets; or None, and the reason why not.
-
-    queue: what the queue may hold, if the channel is a queue's.
->>>>>>> ring
     """
     mode = config.mode()
     config.spin_us()  # raises now for a bad setting, before an end exists
     if mode is config.Mode.OFF:
         return None, Reason.OFF
     try:
-<<<<<<< HEAD
         name = search.name_for(handles)
         return Arena.create(name=name, strangers=strangers, queue=queue), Reason.NO_MEMORY_FILE
-=======
-        return Arena.create(name=search.name_for(handles), queue=queue), Reason.NO_MEMORY_FILE
->>>>>>> ring
     except (OSError, MemoryError) as error:  # no descriptor, no file, or no address space
         if mode is config.Mode.REQUIRE:
             text = f"MPSHM=require, but no shared memory: {error}; MPSHM=auto does without"

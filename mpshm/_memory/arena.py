@@ -8,10 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-<<<<<<< HEAD
-=======
-from multiprocessing import reduction
->>>>>>> ring
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import config
@@ -92,7 +88,6 @@ class Run:
 
 
 class QueueShape(NamedTuple):
-<<<<<<< HEAD
     """What a queue holds at most: messages, and bytes of slots and chunks; 0 is any number.
 
     joinable: count unfinished messages for task_done() and join().
@@ -101,17 +96,6 @@ class QueueShape(NamedTuple):
     places: int = 0
     bytes_limit: int = 0
     joinable: bool = False
-=======
-    """What a queue may hold; 0 is any number.
-
-    places: messages; is_joinable: unfinished messages count for task_done() and join();
-    bytes_limit: bytes of slots and chunks that the messages take.
-    """
-
-    places: int
-    is_joinable: bool
-    bytes_limit: int
->>>>>>> ring
 
 
 class Arena:
@@ -138,22 +122,15 @@ class Arena:
         geometry: config.Geometry | None = None,
         kind: int = FILE_AUTO,
         name: str = "mpshm",
-<<<<<<< HEAD
         strangers: bool = False,
-=======
->>>>>>> ring
         queue: QueueShape | None = None,
     ) -> Arena:
         """Make an arena with a memory file of its own.  Raises OSError when the system refuses one.
 
         kind: FILE_AUTO or another of core's FILE_ values.
         name: the file's name in /proc, on systems that show names of memory files.
-<<<<<<< HEAD
         strangers: processes will use it that do not belong to this one's family.
         queue: what the queue holds that it is for; None: it is for a connection.
-=======
-        queue: what the queue may hold, if this is a queue's arena.
->>>>>>> ring
         """
         if CORE_MISSING:
             raise OSError(errno.ENOSYS, f"mpshm's compiled core is missing: {CORE_MISSING}")
@@ -163,13 +140,8 @@ class Arena:
             [(g.stride, g.segment_bytes, g.segment_limit, g.chunk_bytes.bit_length() - 1)],
             kind,
             name.encode(),
-<<<<<<< HEAD
             strangers,
             [(queue.places, queue.joinable, queue.bytes_limit)] if queue else ffi.NULL,
-=======
-            False,
-            ffi.NULL if queue is None else [tuple(queue)],
->>>>>>> ring
             out,
         )
         if code:
@@ -205,19 +177,11 @@ class Arena:
     def __reduce__(self) -> Any:
         # Both ends of a queue hold the same arena: pickle's memo then passes its descriptors only
         # once.
-<<<<<<< HEAD
         return _rebuild, (handover.pack(self._files),)
 
     def _files(self) -> handover.Files:
         roster = int(lib.mpshm_arena_roster_fd(self._c))
         return handover.Files(self.fileno(), roster if roster >= 0 else None)
-=======
-        roster = lib.mpshm_arena_roster_fd(self._c)
-        return _rebuild, (
-            reduction.DupFd(self.fileno()),
-            None if roster < 0 else reduction.DupFd(roster),
-        )
->>>>>>> ring
 
     def fileno(self) -> int:
         """Its memory file's descriptor.  Raises OSError when the program has closed it."""
@@ -349,7 +313,6 @@ def _is_sealed(fd: int) -> bool:
         return False
 
 
-<<<<<<< HEAD
 def _rebuild(packed: Any) -> Arena | None:
     """Unpickle an arena; None in a process that lacks the core."""
     files = packed.detach()
@@ -374,22 +337,6 @@ def join_family(fd: int) -> None:
     if code := lib.mpshm_roster_attach(fd):
         os.close(fd)
         raise failure(code, "shared memory file", of="a family's roster")
-=======
-def _rebuild(descriptor: Any, roster: Any) -> Arena | None:
-    """Unpickle an arena; None in a process that lacks the core."""
-    fd = descriptor.detach()
-    roster_fd = -1 if roster is None else roster.detach()
-    if CORE_MISSING:
-        os.close(fd)
-        if roster_fd >= 0:
-            os.close(roster_fd)
-        return None
-    if roster_fd >= 0 and (code := lib.mpshm_roster_attach(roster_fd)):
-        os.close(roster_fd)
-        os.close(fd)
-        raise failure(code, "roster")
-    return Arena.attach(fd)
->>>>>>> ring
 
 
 def process_arenas() -> list[Arena]:
@@ -398,12 +345,7 @@ def process_arenas() -> list[Arena]:
     return [arena for ref in _arenas.valuerefs() if (arena := ref()) is not None]
 
 
-<<<<<<< HEAD
 def note_end(pid: int) -> None:
     """A child process of this one has ended: take back soon what it held."""
     if not CORE_MISSING:
         lib.mpshm_process_ended(pid)
-=======
-def release_all() -> None:
-    """Nothing is released at exit: the kernel takes the mappings, and others the rest."""
->>>>>>> ring

@@ -112,7 +112,6 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
         lib.MPSHM_E_FULL: (QueueFull, "queue is full"),
         lib.MPSHM_E_END: (EOFError, ""),
         lib.MPSHM_E_CLOSED: (OSError, "handle is closed"),
-<<<<<<< HEAD
         lib.MPSHM_E_ROSTER: (
             UnknownFamily,
             "arena belongs to a family of processes that this one has not joined: pass the "
@@ -122,11 +121,6 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
             OSError,
             "too many processes: the roster of those that share this channel's memory has no free "
             "record for this one; end some of them, or pass smaller messages",
-=======
-        lib.MPSHM_E_CROWDED: (
-            OSError,
-            "too many processes share this queue's memory, so this one has no part in it",
->>>>>>> ring
         ),
     }
 
