@@ -57,7 +57,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def helpers_of_stock() -> None:
-    """Start the processes that stock keeps for ever, so that the guard does not see them come."""
+    """Begin what lasts as long as a process, so that the guard does not see it come.
+
+    That is stock's helper processes, and this family's roster.
+    """
+    for end in mpshm.Pipe():
+        end.close()
     resource_tracker.ensure_running()
     forkserver.ensure_running()
 

@@ -21,7 +21,7 @@ from .._memory import places, plain_frame, ring
 from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
-from .._memory.ring import NO_PLACE
+from .._memory.places import NO_PLACE
 from ..config import INLINE_MAX_BYTES
 from ..counters import Reason, import_stats
 from ..errors import PlainRoadError
@@ -41,7 +41,7 @@ class QueueEnd(pipe_end.Connection):
     _ring_end: ring.End | None = None
 
     if TYPE_CHECKING:
-        put_now: Callable[[bytes, int, int], int]
+        put_now: Callable[[bytes, int, Any], int]
         receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
         new_batch: Callable[[], Batch]
     else:
@@ -145,7 +145,7 @@ class QueueEnd(pipe_end.Connection):
             self._transmit(message)
 
     def has_room(self, timeout_ms: int) -> bool:
-        """Wait until the ring has room for a message; return False when the time is over first."""
+        """Wait until the queue has room for a message; return False when the time is over first."""
         return self.ring_end.wait_room(timeout_ms)
 
     def wait_room(self, reason: Exception, timeout_ms: int) -> None:
@@ -164,13 +164,13 @@ class QueueEnd(pipe_end.Connection):
 
     def _transmit(self, message: bytes | Message) -> None:
         try:
-            putting.put_within(self, message, NO_PLACE)
+            putting.put_within(self, message)
         except BaseException:
             putting.abandon_runs(message)
             raise
 
     def _send_parcel(self, parcel: Parcel, size: int) -> None:
-        putting.put_within(self, Message(b"", size, parcel), NO_PLACE)
+        putting.put_within(self, Message(b"", size, parcel))
 
     # Receiving
 
@@ -255,7 +255,7 @@ def make_ends(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, 
             return None
         for handle in handles:
             os.set_blocking(handle, False)
-        # show() in ring.c reopens the pipe for writing, also when the process has become another
+        # show() in mirror.c reopens the pipe for writing, also when the process has become another
         # user's.  No other process can reach the pipe.
         os.fchmod(handles[0], 0o666)
         # A QueueEnd owns its descriptor even if its constructor fails.
