@@ -88,14 +88,15 @@ class Run:
 
 
 class QueueShape(NamedTuple):
-    """What a queue holds at most: messages, and bytes of slots and chunks; 0 is any number.
+    """What a queue may hold; 0 is any number.
 
-    joinable: count unfinished messages for task_done() and join().
+    places: messages; is_joinable: unfinished messages count for task_done() and join();
+    bytes_limit: bytes of slots and chunks that the messages take.
     """
 
-    places: int = 0
-    bytes_limit: int = 0
-    joinable: bool = False
+    places: int
+    is_joinable: bool
+    bytes_limit: int
 
 
 class Arena:
@@ -130,7 +131,7 @@ class Arena:
         kind: FILE_AUTO or another of core's FILE_ values.
         name: the file's name in /proc, on systems that show names of memory files.
         strangers: processes will use it that do not belong to this one's family.
-        queue: what the queue holds that it is for; None: it is for a connection.
+        queue: what the queue may hold, if this is a queue's arena.
         """
         if CORE_MISSING:
             raise OSError(errno.ENOSYS, f"mpshm's compiled core is missing: {CORE_MISSING}")
@@ -141,7 +142,7 @@ class Arena:
             kind,
             name.encode(),
             strangers,
-            [(queue.places, queue.joinable, queue.bytes_limit)] if queue else ffi.NULL,
+            ffi.NULL if queue is None else [tuple(queue)],
             out,
         )
         if code:

@@ -249,9 +249,8 @@ def make_ends(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, 
     import_stats()
     handles = [*os.pipe()]
     try:
-        arena, reason = pipe_end.new_arena(
-            handles[0], queue=QueueShape(places, bytes_limit, joinable)
-        )
+        shape = QueueShape(places, joinable, bytes_limit)
+        arena, reason = pipe_end.new_arena(handles[0], queue=shape)
         if arena is None:
             return None
         for handle in handles:
