@@ -6,12 +6,12 @@
     send       seal each run: FLIGHT(me, message); write the frame, whole; done
     receive    wait until the pipe is readable; set `receiving` to me; read the frame; lease each of
                its runs by CAS; clear `receiving`
-    take back  a run in FLIGHT of a sender that is dead (ask that first), or of oneself if the frame
-               was written: if then the pipe is seen empty, or without a reader; and then `receiving`
-               is 0 or names a dead process; then CAS to FREE
+    take back  a run in FLIGHT whose sender is dead, which is asked first, or oneself if the frame
+               was written. Then the pipe must be empty, or without a reader; then `receiving` must
+               be 0 or name a dead process; then CAS to FREE
 
-It holds because the frames of that sender become no more: a frame that has left the pipe was read by
-a process that said so before. That process is dead, or has leased, and then the CAS fails.
+It holds because that sender writes no more frames of these, and the process that took one off the
+pipe had set `receiving` before. It is dead, or it has leased, and then the CAS fails.
 
 A receiver that waits in `read` with `receiving` set would keep all that is lost on its pipe, so it
 waits in `poll`, or reads without waiting. A receiver that stops between `read` and the lease does
@@ -60,7 +60,7 @@ class PipeRuns(Model):
         kill: str = "",
         variant: str = "",
     ) -> None:
-        """sends: sender -> (pipe, count of runs) of each message; receives: receiver -> its pipe."""
+        """Who sends: (pipe, count of runs) of each message. Who receives: from which pipe."""
         self.sends, self.receives, self.heirs, self.variant = sends, receives, heirs, variant
         self.kill = frozenset(kill.split())
         self.messages: list[Message] = []
