@@ -118,6 +118,11 @@ class Case(NamedTuple):
     """Whether it takes longer than a few seconds."""
 
 
+def broken(variant: str, fails: str, make: Callable[[str], Model]) -> Case:
+    """A case that must fail: `make` gets the variant."""
+    return Case(variant, lambda: make(variant), fails)
+
+
 class Found(NamedTuple):
     """What trying a model showed."""
 

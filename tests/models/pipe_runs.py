@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .every_order import DEAD, STUCK, UNBORN, Broken, Case, Model, Place, Step, put
+from .every_order import DEAD, STUCK, UNBORN, Broken, Case, Model, Place, Step, broken, put
 
 LOANED, FLIGHT, LEASED = "LOANED", "FLIGHT", "LEASED"
 FREE = ("FREE", "", 0)
@@ -225,10 +225,6 @@ def two_pipes(kill: str, variant: str = "") -> PipeRuns:
     return PipeRuns(BOTH_WAYS, {"r": 0, "q": 1}, {"x2": "x"}, kill, variant)
 
 
-def broken(variant: str, fails: str) -> Case:
-    return Case(variant, lambda: one_pipe(ONE_EACH, "s r", variant), fails)
-
-
 GONE = "a run of the frame is gone"
 
 CASES = [
@@ -243,17 +239,17 @@ CASES = [
         large=True,
     ),
     # both directions share the word `receiving`
-    Case("oneword", lambda: two_pipes("r", "oneword"), GONE),
+    broken("oneword", GONE, lambda v: two_pipes("r", v)),
     # `receiving` is set, and then the receiver waits in `read`
-    broken("blocked", STUCK),
+    broken("blocked", STUCK, lambda v: one_pipe(ONE_EACH, "s r", v)),
     # `receiving` is set when the frame has been read
-    broken("setlate", GONE),
+    broken("setlate", GONE, lambda v: one_pipe(ONE_EACH, "s r", v)),
     # `receiving` is cleared before the leases
-    broken("clearearly", GONE),
+    broken("clearearly", GONE, lambda v: one_pipe(ONE_EACH, "s r", v)),
     # the look at `receiving` comes before the look at the pipe
-    broken("receivingfirst", GONE),
+    broken("receivingfirst", GONE, lambda v: one_pipe(ONE_EACH, "s r", v)),
     # whether the sender is dead is asked after the look at the pipe
-    broken("asklate", GONE),
+    broken("asklate", GONE, lambda v: one_pipe(ONE_EACH, "s r", v)),
     # nobody takes back what a living sender has sent to a dead receiver
-    broken("deadonly", STUCK),
+    broken("deadonly", STUCK, lambda v: one_pipe(ONE_EACH, "s r", v)),
 ]

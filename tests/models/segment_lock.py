@@ -43,7 +43,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .every_order import OVER, STUCK, UNBORN, Broken, Case, Model, Place, Step, put
+from .every_order import OVER, STUCK, UNBORN, Broken, Case, Model, Place, Step, broken, put
 
 LOANED, FREE = "LOANED", "FREE"
 NOBODY = (FREE, "")
@@ -344,10 +344,6 @@ GROWS: Script = (GROW, RELEASE)
 FREES: Script = (RELEASE,)
 
 
-def broken(variant: str, fails: str, holds: int, kill: str, **scripts: Script) -> Case:
-    return Case(variant, lambda: model(holds, kill, variant, **scripts), fails)
-
-
 TWICE = "a chunk has two owners"
 
 CASES = [
@@ -360,23 +356,23 @@ CASES = [
     Case("grows, all die", lambda: model(1, "a b r", a=GROWS, b=ONE, c=END), large=True),
     Case("three claim", lambda: model(0, "a b r", a=TWO, b=ONE + ONE, c=END), large=True),
     # a harvester trusts the hint alone
-    broken("noheads", TWICE, 1, "b", a=FREES, b=ONE, c=TWO, d=ONE),
+    broken("noheads", TWICE, lambda v: model(1, "b", v, a=FREES, b=ONE, c=TWO, d=ONE)),
     # the new holder of a dead one's lock trusts the caches
-    broken("norebuild", STUCK, 1, "b", a=FREES, b=ONE, c=END),
+    broken("norebuild", STUCK, lambda v: model(1, "b", v, a=FREES, b=ONE, c=END)),
     # a rebuild looks, and clears the hints afterwards
-    broken("hintslast", STUCK, 1, "b", a=FREES, b=ONE, c=END),
+    broken("hintslast", STUCK, lambda v: model(1, "b", v, a=FREES, b=ONE, c=END)),
     # a rebuild looks, and clears `stale` afterwards
-    broken("stalelast", STUCK, 2, "a b", a=SHRINKS, b=ONE, c=END),
+    broken("stalelast", STUCK, lambda v: model(2, "a b", v, a=SHRINKS, b=ONE, c=END)),
     # a harvester takes the hints, and clears `hinted` afterwards
-    broken("hintedlast", STUCK, 1, "", a=FREES, b=ONE + ONE, c=END),
+    broken("hintedlast", STUCK, lambda v: model(1, "", v, a=FREES, b=ONE + ONE, c=END)),
     # FREE keeps no name
-    broken("noname", STUCK, 1, "a", a=FREES, c=END),
+    broken("noname", STUCK, lambda v: model(1, "a", v, a=FREES, c=END)),
     # a reaper sets the hint of a run, and not `stale`
-    broken("hintonly", STUCK, 2, "a", a=SHRINKS, b=ONE, c=END),
+    broken("hintonly", STUCK, lambda v: model(2, "a", v, a=SHRINKS, b=ONE, c=END)),
     # B is stored before the lock is taken, and the tail set free under it
-    broken("latetail", TWICE, 2, "b", a=SHRINKS, b=ONE, c=TWO, d=ONE),
+    broken("latetail", TWICE, lambda v: model(2, "b", v, a=SHRINKS, b=ONE, c=TWO, d=ONE)),
     # `stale` is set before B is stored
-    broken("tellfirst", STUCK, 2, "", a=SHRINKS, b=ONE, c=END),
+    broken("tellfirst", STUCK, lambda v: model(2, "", v, a=SHRINKS, b=ONE, c=END)),
     # `stale` is not set
-    broken("untold", STUCK, 2, "", a=SHRINKS, b=ONE, c=END),
+    broken("untold", STUCK, lambda v: model(2, "", v, a=SHRINKS, b=ONE, c=END)),
 ]
