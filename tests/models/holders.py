@@ -3,10 +3,11 @@
     head    LEASED(me, counter)    one holder, never shared
             SHARED(name, counter)  the names beside the run hold too; name may be 0
             FREE(counter)          the counter goes on when the run is lent again
-    names   words beside the run, each 0 or the name of a further holder
+    names   words beside the run, each 0 or the name of a further holder; while the head is not
+            SHARED they hold anything, as lengths of runs that began there once
 
-    share   before a fork: CAS head from LEASED to SHARED; CAS a word from 0 to the child's name;
-            fork
+    share   before a fork: set the words to 0; CAS head from LEASED to SHARED; CAS a word from 0 to
+            the child's name; fork
     drop    LEASED(me):        CAS to FREE
             SHARED(me):        CAS to SHARED(0), counter + 1; look
             my name in a word: counter + 1 by CAS; set the word to 0; look
@@ -22,11 +23,13 @@ afterwards finds no name.
 A process that dies after it has dropped the last name leaves SHARED(0), which names nobody. So a
 reaper looks at each of those, whatever name it came for.
 
+The counter is never lost between two lives of the run. So names are not written over the words of
+other chunks that hold their counters: a late look would take one life for another.
+
 A child whose name was written and that was not forked counts as dead as soon as its parent is dead:
 its lock of liveness is a mapping of the parent's until then.
 
-Checked: the run is not freed while one of its holders lives; in the end it is freed, and each word
-is 0.
+Checked: the run is not freed while one of its holders lives, and in the end it is freed.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from .every_order import DEAD, OVER, STUCK, UNBORN, Broken, Case, Model, Place, 
 
 LEASED, SHARED, FREE = "LEASED", "SHARED", "FREE"
 IDLE: Place = ("idle",)
+JUNK = "junk"
 
 
 class Head(NamedTuple):
@@ -70,13 +74,15 @@ class Holders(Model):
         procs = [self.born(who) if who == "a" else UNBORN for who in people]
         procs = [("claim",) if who == "t" else at for who, at in zip(people, procs, strict=True)]
         more = (IDLE, UNBORN) if self.kill else ()
-        self.start = State(Head(LEASED, "a", 0), ("",) * words, (*procs, *more))
+        self.start = State(Head(LEASED, "a", 0), (JUNK,) * words, (*procs, *more))
 
     def begin(self, who: str) -> Place:
         return IDLE
 
     def born(self, who: str) -> Place:
-        return ("share", 0) if self.children.get(who) else ("drop",)
+        if not self.children.get(who):
+            return ("drop",)
+        return ("wipe words",) if who in "at" else ("name", 0)
 
     def is_dead(self, s: State, who: str) -> bool:
         place = self.place(s, who)
@@ -85,7 +91,7 @@ class Holders(Model):
         return place == DEAD
 
     def holds(self, s: State, who: str) -> bool:
-        return self.place(s, who)[0] in ("share", "name", "fork", "drop")
+        return self.place(s, who)[0] in ("wipe words", "share", "name", "fork", "drop")
 
     def program(self, s: State, who: str, at: Place) -> Step | list[Step]:
         if at[0] in ("head", "word", "free"):
@@ -99,11 +105,14 @@ class Holders(Model):
             if s.head.state != FREE:
                 return s, at
             counter = 0 if self.variant == "restart" else s.head.counter
-            return s._replace(head=Head(LEASED, me, counter)), self.born(me)
+            s = s._replace(head=Head(LEASED, me, counter), names=(JUNK,) * len(s.names))
+            return s, self.born(me)
+        if at == ("wipe words",):
+            return s._replace(names=("",) * len(s.names)), ("share",)
+        if at == ("share",):
+            return s._replace(head=s.head._replace(state=SHARED)), ("name", 0)
         step, k = at
         child = self.children[me][k]
-        if step == "share":
-            return s._replace(head=s.head._replace(state=SHARED)), ("name", k)
         if step == "name":
             return [
                 (s._replace(names=put(s.names, i, child)), ("fork", k))
@@ -160,7 +169,7 @@ class Holders(Model):
                 looks.append((s, ("take", head)))
             elif head.state == SHARED and not head.name and self.variant != "byname":
                 looks.append((s, ("head",)))
-            dead = [i for i, name in enumerate(s.names) if name and self.is_dead(s, name)]
+            dead = [i for i, n in enumerate(s.names) if n in self.who and self.is_dead(s, n)]
             return [*looks, *((s, ("add", i, s.names[i])) for i in dead)]
         if at[0] == "take":
             if head != at[1]:
@@ -174,7 +183,7 @@ class Holders(Model):
         return s._replace(names=put(s.names, i, "")) if s.names[i] == name else s, ("head",)
 
     def goal(self, s: State) -> bool:
-        return s.head.state == FREE and not any(s.names)
+        return s.head.state == FREE
 
 
 UNDER = "freed under a living holder"
