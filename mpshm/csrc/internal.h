@@ -222,7 +222,7 @@ int run_abandon(mpshm_run *run);
    `bytes`.  Ended by one of the two after it. */
 int run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes);
 void run_unseal(mpshm_run *run, uint64_t position);
-void run_is_out(mpshm_run *run, uint64_t position); /* its frame is: the sender has nothing to do with it any more */
+void run_is_out(mpshm_run *run); /* its frame is: the sender has nothing to do with it any more */
 uint64_t run_flight_word(const mpshm_run *run, uint64_t position);
 /* * -> FREE, by compare-and-swap from `word`; false: it has changed. */
 bool run_free(struct segment *seg, uint32_t chunk_id, uint64_t word);

@@ -276,9 +276,14 @@ typedef struct {
     mpshm_waiter waiter;
 } mpshm_batch;
 
-/* A message's place: a position in the queue, which the message keeps until it is put; or one of these. */
-#define MPSHM_NO_PLACE -1 /* it has none yet */
-#define MPSHM_PENDING 1099511627776 /* it counts as pending until it has a position (2^40: none is so large) */
+/* A message's place in the queue, taken before it is put: a position, or that it counts as pending. */
+#define MPSHM_NO_PLACE -1
+#define MPSHM_PENDING 1099511627776 /* 2^40: no position is so large */
+typedef struct {
+    mpshm_arena *arena;
+    int64_t at;
+    uint32_t generation;    /* of the process: a fork's child has none of its parent's */
+} mpshm_place;
 
 uint32_t mpshm_queue_frame_bytes(mpshm_arena *arena);
 uint64_t mpshm_queue_bytes_limit(mpshm_arena *arena);
@@ -290,22 +295,25 @@ void mpshm_end_stop_receiving(const mpshm_end *end);
    file. */
 void mpshm_end_release(const mpshm_end *end);
 /* Put a message in the queue and never wait.  -EAGAIN: its ring is full; MPSHM_E_FULL: the queue is, or it
-   is not this message's turn; -EPIPE: no receiver is left.  A place is used up when the message is put, and
-   stays the caller's otherwise. */
+   is not this message's turn; -EPIPE: no receiver is left.
+   place: the message's, or NULL.  It is used up when the message is put, and is as before otherwise. */
 int mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
-                           int64_t place);
+                           mpshm_place *place);
 /* Put up to MPSHM_SLOTS_AT_ONCE small messages, which lie one behind the other in data, without
-   waiting: how many, or the error of the first.  places: one for each, or NULL: they have none. */
+   waiting: how many, or the error of the first.  places: one for each, or NULL. */
 int mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
-                         const int64_t *places);
-int mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, int64_t place);
-/* Take a place for a message that is put later: the place, MPSHM_E_FULL, or MPSHM_E_CROWDED.  The second
-   gives one back whose message will not come. */
-int64_t mpshm_place_take(mpshm_arena *arena);
-void mpshm_place_give(mpshm_arena *arena, int64_t place);
+                         mpshm_place *const *places);
+int mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, mpshm_place *place);
+/* A place that is not taken yet, and keeps its arena; freeing it gives back what it has. */
+mpshm_place *mpshm_place_new(mpshm_arena *arena);
+void mpshm_place_free(mpshm_place *place);
+/* Take a place for a message that is put later: 0, MPSHM_E_FULL, or MPSHM_E_CROWDED.  The second gives it
+   back: its message will not come. */
+int mpshm_place_take(mpshm_place *place);
+void mpshm_place_give(mpshm_place *place);
 /* Wait until a position can be claimed; or, with one, until it is its message's turn, which a put has
    asked for in vain: 0, -EAGAIN, or -EPIPE when no receiver is left. */
-int mpshm_queue_wait_room(const mpshm_end *end, int64_t place, int timeout_ms);
+int mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
 /* How many messages are in the queue, and on their way into it. */
 int64_t mpshm_queue_size(mpshm_arena *arena);
 /* Whether the queue has no place. */

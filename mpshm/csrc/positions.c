@@ -22,8 +22,6 @@
 #include "ring.h"
 
 #define TRIES RING_TRIES
-/* The head moves over so many slots in one step at most. */
-#define STEP_MOST RING_SLOTS
 
 void
 ring_attach(mpshm_arena *arena)
@@ -44,11 +42,12 @@ ring_first(mpshm_arena *arena)
 {
     _Atomic uint64_t *head = &arena->ring->head;
     uint64_t was = atomic_load(head);
+    uint32_t far = 0; /* it lags by less than a lap */
 
-    for (uint32_t tries = 0; tries < TRIES; tries++) {
+    for (uint32_t tries = 0; tries < TRIES && far <= arena->slots; tries++) {
         uint64_t at = HEAD_POSITION(was), skips = 0, steps = 0;
 
-        while (steps < STEP_MOST) {
+        while (steps < arena->slots) {
             uint64_t position = position_after(at, steps), word = load_slot(arena, position);
 
             if (!is_passed(arena, word, position)) {
@@ -65,6 +64,7 @@ ring_first(mpshm_arena *arena)
         /* A process that was quicker may not have seen what this one took: go on from its head. */
         if (atomic_compare_exchange_strong(head, &was, next)) {
             was = next;
+            far += (uint32_t) steps;
             if (skips > 0) {
                 tasks_settle(arena);
             }

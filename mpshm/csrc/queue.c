@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <sched.h>
+#include <stdlib.h>
 
 #include "queue.h"
 #include "ring.h"
@@ -179,34 +180,66 @@ take_pending(mpshm_arena *arena)
     return MPSHM_PENDING;
 }
 
-int64_t
-mpshm_place_take(mpshm_arena *arena)
+mpshm_place *
+mpshm_place_new(mpshm_arena *arena)
 {
-    uint64_t position;
-    int64_t place = MPSHM_E_FULL;
+    mpshm_place *place = malloc(sizeof *place);
 
-    arena_lock(arena);
-    if (arena->me == 0) {
-        place = MPSHM_E_CROWDED;
-    } else if (!has_positions(arena)) {
-        place = take_pending(arena);
-    } else if (ring_claim(arena, SLOT_HELD, 1, &position) == 1) {
-        place = (int64_t) position;
+    if (place != NULL) {
+        *place = (mpshm_place) {.arena = arena, .at = MPSHM_NO_PLACE};
+        arena_keep(arena);
     }
-    arena_unlock(arena);
     return place;
 }
 
 void
-mpshm_place_give(mpshm_arena *arena, int64_t place)
+mpshm_place_free(mpshm_place *place)
 {
+    if (place != NULL) {
+        mpshm_place_give(place);
+        arena_let_go(place->arena);
+        free(place);
+    }
+}
+
+int
+mpshm_place_take(mpshm_place *place)
+{
+    mpshm_arena *arena = place->arena;
+    uint64_t position;
+    int64_t at = MPSHM_E_FULL;
+
     arena_lock(arena);
-    if (place == MPSHM_PENDING) {
+    if (arena->me == 0) {
+        at = MPSHM_E_CROWDED;
+    } else if (place->at != MPSHM_NO_PLACE) {
+        at = -EINVAL;
+    } else if (!has_positions(arena)) {
+        at = take_pending(arena);
+    } else if (ring_claim(arena, SLOT_HELD, 1, &position) == 1) {
+        at = (int64_t) position;
+    }
+    if (at >= 0) {
+        place->at = at;
+        place->generation = mpshm_process.generation;
+    }
+    arena_unlock(arena);
+    return at >= 0 ? 0 : (int) at;
+}
+
+void
+mpshm_place_give(mpshm_place *place)
+{
+    mpshm_arena *arena = place->arena;
+
+    arena_lock(arena);
+    if (place_is_pending(place)) {
         tasks_pend(arena, -1);
-    } else if (place >= 0 && ring_is_held(arena, (uint64_t) place)) {
-        ring_give_up(arena, (uint64_t) place);
+    } else if (place_is_position(place) && ring_is_held(arena, (uint64_t) place->at)) {
+        ring_give_up(arena, (uint64_t) place->at);
         waiters_let_in(arena);
     }
+    place->at = MPSHM_NO_PLACE;
     arena_unlock(arena);
 }
 

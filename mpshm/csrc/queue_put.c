@@ -27,7 +27,7 @@ struct letter {
     mpshm_parcel *parcel; /* or NULL */
     mpshm_run run;        /* capacity 0: none */
     uint64_t bytes;       /* for the queue's limit */
-    int64_t place;
+    mpshm_place *place;   /* or NULL */
     uint64_t position;    /* once it has been put */
 };
 
@@ -42,9 +42,11 @@ chunk_bytes(const mpshm_run *run, uint64_t size)
 
 /* Holds no lock while it waits.  Q3 */
 int
-mpshm_queue_wait_room(const mpshm_end *end, int64_t place, int timeout_ms)
+mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms)
 {
-    return waiters_room(end->arena, end->fd, place, timeout_ms);
+    int64_t at = place_is_position(place) ? place->at : MPSHM_NO_PLACE;
+
+    return waiters_room(end->arena, end->fd, at, timeout_ms);
 }
 
 /* How many bytes a message without a run may have.  The overflow is not used where the file system may
@@ -65,7 +67,8 @@ look_at_end(const mpshm_end *end)
         return MPSHM_E_CLOSED;
     }
     if (end->arena->receivers == 0 && has_hung_up(end->fd, POLLERR)) {
-        return -EPIPE;
+        /* As the stock module, whose put waits for a place before it looks for a reader. */
+        return end->arena->places != 0 && ring_is_full(end->arena) ? MPSHM_E_FULL : -EPIPE;
     }
     return end->arena->me == 0 ? MPSHM_E_CROWDED : 0;
 }
@@ -106,7 +109,7 @@ is_turn(mpshm_arena *arena, uint64_t position, uint64_t bytes)
 static int
 use_place(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
 {
-    *position = (uint64_t) letter->place;
+    *position = (uint64_t) letter->place->at;
     if (!ring_is_held(arena, *position)) {
         return -EINVAL;
     }
@@ -141,15 +144,19 @@ static uint32_t
 find_positions(mpshm_arena *arena, const struct letter *letters, uint32_t count, uint64_t *positions,
                int *error)
 {
+    bool all_new = arena->bytes_limit == 0;
     uint32_t n = 0;
 
-    if (arena->bytes_limit == 0 && letters[0].place == MPSHM_NO_PLACE) { /* as all of them */
+    for (uint32_t i = 0; i < count; i++) {
+        all_new = all_new && letters[i].place == NULL;
+    }
+    if (all_new) {
         n = ring_claim(arena, SLOT_WRITING, count, positions);
         *error = n < count ? queue_why_full(arena) : *error;
         return n;
     }
     for (int wrong = 0; n < count; n++) {
-        if (letters[n].place >= 0 && letters[n].place != MPSHM_PENDING) {
+        if (place_is_position(letters[n].place)) {
             wrong = use_place(arena, &letters[n], &positions[n]);
         } else if (arena->bytes_limit != 0) {
             wrong = take_turn(arena, &letters[n], &positions[n]);
@@ -212,13 +219,28 @@ static void
 leave_positions(mpshm_arena *arena, const struct letter *letters, const uint64_t *positions, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
-        if (letters[i].place == (int64_t) positions[i]) {
+        if (place_is_position(letters[i].place)) {
             ring_hold(arena, positions[i]);
         } else {
             ring_give_up(arena, positions[i]);
         }
     }
     waiters_let_in(arena);
+}
+
+/* The messages have been put: those that were pending have positions now. */
+static void
+use_up(mpshm_arena *arena, struct letter *letters, uint32_t count)
+{
+    int64_t pending = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        if (letters[i].place != NULL) {
+            pending += place_is_pending(letters[i].place);
+            letters[i].place->at = MPSHM_NO_PLACE;
+        }
+    }
+    tasks_pend(arena, -pending);
 }
 
 /* Put as many of these messages as find a position, from the first on: how many, or the error.  Runs of those
@@ -228,7 +250,7 @@ put_letters(const mpshm_end *end, struct letter *letters, uint32_t count)
 {
     mpshm_arena *arena = end->arena;
     uint64_t positions[FEW];
-    int error = 0, pending = 0;
+    int error = 0;
 
     INVARIANT(Q1, arena_is_locked(arena));
     INVARIANT(F4, count > 0 && count <= FEW);
@@ -242,11 +264,11 @@ put_letters(const mpshm_end *end, struct letter *letters, uint32_t count)
             error = wrong;
             break;
         }
-        pending += letters[n++].place == MPSHM_PENDING;
+        n++;
     }
     if (n > 0) {
         ring_put(arena, end->fd, positions, n);
-        tasks_pend(arena, -pending); /* they have positions now */
+        use_up(arena, letters, n);
         waiters_rouse(arena, (int) n); /* behind ring_put's fence: G4 */
     }
     return n > 0 ? (int) n : error;
@@ -264,7 +286,7 @@ count_sent(mpshm_counts *to, uint64_t size, bool in_slot)
 
 /* Put up to FEW small messages, one behind the other in `data`: how many, or the error. */
 static int
-put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count, const int64_t *places)
+put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count, mpshm_place *const *places)
 {
     mpshm_arena *arena = end->arena;
     struct letter letters[FEW];
@@ -279,7 +301,7 @@ put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t 
         letters[n].data = data;
         letters[n].size = sizes[n];
         letters[n].parcel = NULL;
-        letters[n].place = places == NULL ? MPSHM_NO_PLACE : places[n];
+        letters[n].place = places == NULL ? NULL : places[n];
         error = prepare(arena, &letters[n]);
         if (error == 0) {
             data += sizes[n++];
@@ -294,6 +316,9 @@ put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t 
 
         if ((int) i < done) {
             count_sent(end->counts, letters[i].size, in_slot);
+            if (!in_slot) {
+                run_is_out(&letters[i].run);
+            }
         } else if (!in_slot) {
             (void) run_abandon(&letters[i].run);
         }
@@ -305,7 +330,7 @@ put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t 
 /* In a queue that is bounded by bytes, each waits for its turn alone. */
 int
 mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
-                     const int64_t *places)
+                     mpshm_place *const *places)
 {
     uint32_t all = 0, few, most = end->arena->bytes_limit != 0 ? 1 : FEW;
     int done;
@@ -324,7 +349,7 @@ mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *siz
 }
 
 int
-mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, int64_t place)
+mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, mpshm_place *place)
 {
     return put_few(end, data, &size, 1, &place);
 }
@@ -343,7 +368,7 @@ parcel_bytes(const mpshm_parcel *parcel)
 
 int
 mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
-                       int64_t place)
+                       mpshm_place *place)
 {
     mpshm_arena *arena = parcel->arena;
 

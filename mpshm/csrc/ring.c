@@ -30,6 +30,8 @@
 #include "ring.h"
 
 #define TRIES RING_TRIES
+/* A look begins anew so often when the ring goes on by more than a lap meanwhile. */
+#define LAPS_MOST 64
 
 /* Number of 8-byte words that a frame occupies, in its slot first, then in its overflow.  first: the
    frame's first word, which begins with its length, whose top bit is a flag.  A forged length counts as
@@ -216,7 +218,7 @@ find_from_head(mpshm_arena *arena, struct look *look)
         uint64_t first = ring_first(arena);
 
         /* The head may have moved by more than a lap meanwhile. */
-        if (tries == TRIES || position_ahead(first, look->first) <= 0) {
+        if (tries == LAPS_MOST || position_ahead(first, look->first) <= 0) {
             return false;
         }
         look->first = first;
@@ -241,7 +243,7 @@ ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most)
 {
     struct look look;
     uint32_t n = 0;
-    bool found = most > 0 && find_from_head(arena, &look);
+    bool found = most > 0 && find_from_head(arena, &look), took_runs = false;
 
     INVARIANT(A4, arena_is_locked(arena));
     for (uint32_t tries = 0; found && tries < TRIES; tries++) {
@@ -259,13 +261,14 @@ ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most)
         if (atomic_compare_exchange_strong(&slot_of(arena, look.position)->word, &look.word, next)) {
             positions[n++] = look.position;
             tries = 0;
-            if (names_runs || n == most) {
+            took_runs = names_runs;
+            if (took_runs || n == most) {
                 break;
             }
         }
         found = find_next(arena, &look) || (n == 0 && find_from_head(arena, &look));
     }
-    if (n > 0) {
+    if (n > 0 && !took_runs) { /* else ring_pass does it */
         (void) ring_first(arena);
     }
     return n;

@@ -458,11 +458,10 @@ run_unseal(mpshm_run *run, uint64_t position)
 }
 
 void
-run_is_out(mpshm_run *run, uint64_t position)
+run_is_out(mpshm_run *run)
 {
     INVARIANT(R2, atomic_load(run_word(run)) != RUN_WORD(run->tag, run->arena->me, RUN_LOANED));
     end_loan(run);
-    pressure_note(run->arena, run, run_flight_word(run, position));
 }
 
 int

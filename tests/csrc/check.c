@@ -401,7 +401,7 @@ waiting_sender(mpshm_arena *arena, int writer, int to_parent[2])
     int pid = fork_hooked();
 
     if (pid == 0) {
-        CHECK_EQ(0, mpshm_queue_wait_room(&end, MPSHM_NO_PLACE, LONG_MS));
+        CHECK_EQ(0, mpshm_queue_wait_room(&end, NULL, LONG_MS));
         go(to_parent);
         _exit(0);
     }
