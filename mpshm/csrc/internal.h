@@ -197,7 +197,8 @@ data_bytes(const struct segment *seg)
 int segment_map_data(struct segment *seg);
 void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_go_private(struct segment *seg);
-void segment_forget_loans(struct segment *seg);
+void segment_retire(struct segment *seg);
+void mapping_hide_loans(struct mapping *mapping, const uint64_t *viewed);
 void mapping_end(struct mapping *mapping);
 void mapping_drop_view(struct mapping *mapping);
 void mapping_add_loan(struct segment *seg, const char *data);
