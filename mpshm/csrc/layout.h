@@ -143,7 +143,9 @@ _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSE
 #define POSITION_BITS 36
 #define POSITION_MASK ((UINT64_C(1) << POSITION_BITS) - 1)
 #define RING_SLOTS UINT32_C(512) /* at least; a bounded queue has as many as it is long */
-#define RING_SLOTS_MOST (UINT32_C(1) << 22)
+/* At most: a ring becomes resident whole, 1.2 KB a slot, however few messages there ever are in it.  What
+   a longer queue holds beyond that waits with its senders' feeders. */
+#define RING_SLOTS_MOST UINT32_C(4096)
 #define RING_DATA_BYTES 128
 /* A longer frame goes on in the overflow, where each slot has a place of its own.  The overflow lies
    apart, so that short frames, which are the rule, lie close together and make less memory resident.
