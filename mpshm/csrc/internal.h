@@ -179,6 +179,7 @@ bool arena_name_is_dead(mpshm_arena *arena, name who); /* false for 0 and for th
 
 /* segment.c: callers hold the lock. */
 bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no lock */
+uint32_t segment_count(const mpshm_arena *arena);                   /* and this */
 int segment_map(mpshm_arena *arena, uint32_t id, struct segment **out);
 int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, struct segment **out);
 void segment_unmap(struct segment *seg);

@@ -128,7 +128,7 @@ _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
 
 /* A word for each record of the roster, the process's own in this arena.
    In a queue's: messages that it has accepted and that have no position yet.
-   In a connection's: how many of its threads are receiving, and how often one ended that. */
+   In a connection's: how many of its threads are receiving, and how often the last one ended that. */
 #define MARKS_OFFSET UINT64_C(40960)
 _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSET, "layout");
 #define MARKS_BYTES (NUMBER_LIMIT * sizeof(uint64_t))

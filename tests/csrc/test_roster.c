@@ -315,6 +315,7 @@ processes_killed_while_they_join_leave_nothing(void)
         int pid = fork();
 
         if (pid == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
             go(turn);
             process_lock();
             (void) roster_heir(roster);
