@@ -8,14 +8,13 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_sharer
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 import mpshm
-from kit.leaks import ROSTER, open_descriptors, without_rosters
+from kit.leaks import open_descriptors, without_rosters
 from kit.programs import run_python
 from mpshm.connection import Client, Listener
 
@@ -172,72 +171,6 @@ def test_descriptors_are_closed_with_the_last_reference(use: Callable[[Any], Non
     for _ in range(3):
         use(context)
     assert before == settled_descriptors()
-
-
-def rosters() -> int:
-    return sum(path.startswith(ROSTER) for path in open_descriptors().values())
-
-
-def tell_rosters(one: Any, other: Any, answers: Any) -> None:
-    """Tell how many rosters this process has, and what came through two channels."""
-    answers.put((rosters(), one.recv(), other.get()))
-
-
-@pytest.mark.shared_memory("no roster is needed without")
-def test_process_has_one_roster_for_each_family(context: Any) -> None:
-    (a, b), queue, answers = context.Pipe(), context.Queue(), context.Queue()
-    before = rosters()
-    process = context.Process(target=tell_rosters, args=(b, queue, answers))
-    process.start()
-    a.send(LONG)
-    queue.put(LONG)
-    count, *received = answers.get()
-    assert [LONG, LONG] == received
-    process.join()
-    assert before == rosters()
-    assert count == (before if context.get_start_method() == "fork" else 1)
-
-
-FOUNDS_A_FAMILY = """
-import os, sys, mpshm
-
-log = mpshm.Queue()  # at import: a spawned child makes one before it unpickles its arguments
-
-def rosters():
-    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    return sum(os.path.islink(link) and "mpshm-roster" in os.readlink(link) for link in links)
-
-def child(given, back):
-    log.put(bytes(100_000))
-    mine, other = mpshm.Pipe()
-    back.put((given.get(), log.get(), rosters(), other))
-    mine.send(bytes(200_000))
-    assert bytes(400_000) == mine.recv()
-
-if __name__ == "__main__":
-    context = mpshm.get_context(sys.argv[1])
-    given, back = context.Queue(), context.Queue()
-    process = context.Process(target=child, args=(given, back))
-    process.start()
-    given.put(bytes(300_000))
-    *got, count, end = back.get()
-    assert [300_000, 100_000, 200_000] == [len(one) for one in (*got, end.recv())]
-    end.send(bytes(400_000))
-    process.join()
-    assert 0 == process.exitcode
-    print(count, rosters())
-"""
-
-
-@pytest.mark.shared_memory("no roster is needed without")
-@pytest.mark.parametrize(
-    ("method", "rosters"), [("fork", "1 1"), ("spawn", "2 2"), ("forkserver", "2 2")]
-)
-def test_process_may_belong_to_several_families(method: str, rosters: str, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(FOUNDS_A_FAMILY)
-    done = run_python(program, method)
-    assert (rosters + "\n", "") == (done.stdout, done.stderr)
 
 
 def inheritable_files() -> list[str]:
