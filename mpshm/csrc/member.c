@@ -99,10 +99,11 @@ name
 roster_heir(struct roster *roster)
 {
     INVARIANT(A4, process_is_locked());
-    if (roster->heir == 0) {
+    if (roster->heir == 0 && !roster->no_heir) {
         int64_t got = record_claim_by_lock(roster, 0, &roster->heir_page);
 
         roster->heir = got > 0 ? (name) got : 0;
+        roster->no_heir = got <= 0;
     }
     return roster->heir;
 }
@@ -113,6 +114,7 @@ forget_heir(struct roster *roster)
     latch_drop(roster->heir_page);
     roster->heir_page = NULL;
     roster->heir = 0;
+    roster->no_heir = false;
 }
 
 void
@@ -130,6 +132,7 @@ forget_parent(struct roster *roster)
     roster->me = 0;
     roster->page = NULL;
     roster->crowded_until_ns = 0;
+    roster->no_heir = false;
 }
 
 /* Be the heir, if there is one.  Its word keeps its incarnation. */

@@ -14,6 +14,7 @@ struct roster {
     uint32_t limit;         /* checked copy: the header's may be changed under us */
     uint32_t refs;
     name me, heir;          /* 0: none */
+    bool no_heir;           /* this fork has found none: a search may cost as much as a lock for each record */
     void *page, *heir_page; /* the mappings that hold their locks; NULL: no lock */
     int64_t crowded_until_ns; /* no search for a free record before */
 };
