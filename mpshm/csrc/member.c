@@ -19,33 +19,40 @@
 #define CENSUS_LOCKS 8
 #define CENSUS_MS 10
 
-static void
-join(struct roster *roster)
+/* Claim a record by its lock or, if that is said, by pid: the name, or 0.  A search that finds nothing tries
+   each lock; a hundredth of the time at most goes to that. */
+static name
+search(struct roster *roster, uint32_t pid, bool by_pid, void **page)
 {
-    uint32_t pid = (uint32_t) getpid();
     int64_t begun = now_ns();
-    int64_t got = record_claim_by_lock(roster, pid, &roster->page);
 
-    if (got == -1) {
+    if (begun < roster->crowded_until_ns) {
+        return 0;
+    }
+    int64_t got = record_claim_by_lock(roster, pid, page);
+
+    if (got == -1 && by_pid) {
         got = record_claim_by_pid(roster, pid);
     }
-    if (got > 0) {
-        roster->me = (name) got;
-        record_write_facts(roster, roster->me, pid);
-        return;
-    }
-    /* A search that finds nothing tries each lock.  A hundredth of the time at most goes to that. */
-    int64_t over = now_ns();
+    if (got == 0) {
+        int64_t over = now_ns();
 
-    roster->crowded_until_ns = over + 100 * (over - begun);
+        roster->crowded_until_ns = over + 100 * (over - begun);
+    }
+    return got > 0 ? (name) got : 0;
 }
 
 name
 roster_me(struct roster *roster)
 {
     INVARIANT(A4, process_is_locked());
-    if (roster->me == 0 && (roster->crowded_until_ns == 0 || now_ns() >= roster->crowded_until_ns)) {
-        join(roster);
+    if (roster->me == 0) {
+        uint32_t pid = (uint32_t) getpid();
+
+        roster->me = search(roster, pid, true, &roster->page);
+        if (roster->me != 0) {
+            record_write_facts(roster, roster->me, pid);
+        }
     }
     return roster->me;
 }
@@ -100,9 +107,7 @@ roster_heir(struct roster *roster)
 {
     INVARIANT(A4, process_is_locked());
     if (roster->heir == 0) {
-        int64_t got = record_claim_by_lock(roster, 0, &roster->heir_page);
-
-        roster->heir = got > 0 ? (name) got : 0;
+        roster->heir = search(roster, 0, false, &roster->heir_page);
     }
     return roster->heir;
 }

@@ -229,27 +229,29 @@ process_that_found_no_record_tries_again(void)
 static void
 living_member_by_pid_keeps_its_record(void)
 {
-    name who;
+    name who, other;
 
-    open_roster(2);
+    open_roster(3);
     CHECK(me() != 0);
-    int pid = start(&who);
+    int pid = start(&who), one = start(&other);
     _Atomic uint64_t *word = &roster->records[NAME_NUMBER(who)].word;
 
     kill_child(pid);
-    /* As if we were of two processes, one of which had found no lock. */
+    kill_child(one);
+    /* As if we were two processes, and one of them had found no lock. */
     atomic_store(word, RECORD_WORD(getpid(), PROOF_PID, NAME_INCARNATION(who)));
     atomic_store(&roster->records[NAME_NUMBER(who)].born,
                  RECORD_FACT(NAME_INCARNATION(who), pid_born((uint32_t) getpid())));
+    atomic_store(&roster->header->next, NAME_NUMBER(who));
     CHECK(!roster_is_dead(roster, who));
-    int other = start(&who);
-
-    CHECK_EQ(0, who);
-    kill_child(other);
+    one = start(&other); /* tries that record first */
+    CHECK_EQ(2, NAME_NUMBER(other));
     atomic_store(word, RECORD_WORD(pid, PROOF_PID, 1));
-    other = start(&who);
-    CHECK_EQ(2, NAME_INCARNATION(who));
-    kill_child(other);
+    pid = start(&other); /* and gave its lock back */
+    CHECK_EQ(NAME_NUMBER(who), NAME_NUMBER(other));
+    CHECK_EQ(2, NAME_INCARNATION(other));
+    kill_child(pid);
+    kill_child(one);
 }
 
 /* Whose death is noticed. */
@@ -396,6 +398,21 @@ roster_that_was_handed_over_is_the_family(void)
     CHECK(again == roster);
     CHECK_EQ(fd, roster_fd(roster));
     CHECK(me() != 0);
+}
+
+static void
+standard_streams_numbers_are_not_taken(void)
+{
+    int out = dup(1);
+
+    CHECK_EQ(0, close(0));
+    CHECK_EQ(0, close(1));
+    process_lock();
+    CHECK_EQ(0, roster_family(&roster));
+    process_unlock();
+    CHECK(roster_fd(roster) > 2);
+    CHECK_EQ(-1, write(1, "printed", 7));
+    CHECK_EQ(1, dup2(out, 1));
 }
 
 static void
@@ -689,6 +706,7 @@ static const struct test tests[] = {
     TEST(processes_killed_while_they_join_leave_nothing),
     TEST(family_is_made_once_and_costs_one_descriptor),
     TEST(roster_that_was_handed_over_is_the_family),
+    TEST(standard_streams_numbers_are_not_taken),
     TEST(forged_files_are_refused),
     TEST(forged_words_harm_nothing),
     TEST(embedded_roster_ends_with_its_arena),
