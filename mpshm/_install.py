@@ -95,10 +95,9 @@ def install() -> None:
     simple = stock_queues.SimpleQueue
     _patch(simple, "get", _method_by_end("_reader", stock_locks.simple_get, simple.get))
     _patch(simple, "put", _method_by_end("_writer", stock_locks.simple_put, simple.put))
-    _patch(stock_process.BaseProcess, "_bootstrap", _releasing_bootstrap(stock_process.BaseProcess))
-    for name in ("SpawnProcess", "ForkServerProcess"):
-        fresh: Any = getattr(stock_context, name)
-        _patch(fresh, "_Popen", staticmethod(vars(context)[name]._Popen))
+    for name in ("ForkProcess", "SpawnProcess", "ForkServerProcess"):
+        started: Any = getattr(stock_context, name)
+        _patch(started, "_Popen", staticmethod(vars(context)[name]._Popen))
     _patch(
         stock_spawn,
         "get_preparation_data",
@@ -219,18 +218,6 @@ def _method_by_end(
         return ours(self, *args) if mine else stock(self, *args)
 
     return method
-
-
-def _releasing_bootstrap(process: Any) -> Callable[..., Any]:
-    bootstrap = process._bootstrap
-
-    def _bootstrap(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return bootstrap(self, *args, **kwargs)
-        finally:
-            context.release_before_os_exit(self)
-
-    return _bootstrap
 
 
 class _InstallInChild:

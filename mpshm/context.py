@@ -28,24 +28,33 @@ __all__ = ["DefaultContext", "Process", "default_context"]
 _stock_default: stock.DefaultContext = stock._default_context
 
 
-def release_before_os_exit(process: BaseProcess) -> None:
-    """Free this process's leases, if no code will use a view any more.
+class _NotesEnd:
+    """A Popen that tells the core of its process's end, once this process has waited for it.
 
-    After a fork, os._exit() comes next and runs no destructor.  A spawned process goes on to run
-    code, such as its atexit functions; the core's own destructor frees its leases after those.
+    Process.join, exitcode and is_alive, pools and executors all ask `poll`.
     """
-    if getattr(process, "_start_method", None) != "spawn":
-        arena.release_all()
+
+    pid: int
+    returncode: int | None
+
+    def poll(self, *args: Any) -> int | None:
+        if self.returncode is None and super().poll(*args) is not None:  # type: ignore[misc]
+            arena.note_end(self.pid)
+        return self.returncode
 
 
-class _OurProcess(BaseProcess):
-    """A process that frees its leases when it ends."""
+_noting_classes: dict[type, type] = {}
 
-    def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
-        try:
-            return super()._bootstrap(*args, **kwargs)  # type: ignore[misc, no-any-return]
-        finally:
-            release_before_os_exit(self)
+
+def noting_end(popen: Any) -> Any:
+    """Have stock's Popen of a started process tell the core when the process has ended."""
+    kind = type(popen)
+    if not issubclass(kind, _NotesEnd):
+        if kind not in _noting_classes:
+            names = {"__module__": kind.__module__}
+            _noting_classes[kind] = type(kind.__name__, (_NotesEnd, kind), names)
+        popen.__class__ = _noting_classes[kind]
+    return popen
 
 
 class _ProcessByValue:
@@ -188,12 +197,12 @@ class _TransportContext(stock.BaseContext):
 _stock_spawn_popen = stock.SpawnProcess._Popen
 
 
-class SpawnProcess(_OurProcess, stock.SpawnProcess):
-    """A stock SpawnProcess that frees its leases when it ends."""
+class SpawnProcess(stock.SpawnProcess):
+    """A stock SpawnProcess that can be sent by value, and whose end is noted."""
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
-        return launch(_stock_spawn_popen, process_obj)
+        return noting_end(launch(_stock_spawn_popen, process_obj))
 
 
 class SpawnContext(_TransportContext, stock.SpawnContext):
@@ -205,9 +214,14 @@ class SpawnContext(_TransportContext, stock.SpawnContext):
 _concrete_contexts: dict[str, stock.BaseContext] = {"spawn": SpawnContext()}
 
 if sys.platform != "win32":
+    _stock_fork_popen = stock.ForkProcess._Popen
 
-    class ForkProcess(_OurProcess, stock.ForkProcess):
-        """A stock ForkProcess that frees its leases when it ends."""
+    class ForkProcess(stock.ForkProcess):
+        """A stock ForkProcess whose end is noted."""
+
+        @staticmethod
+        def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
+            return noting_end(_stock_fork_popen(process_obj))
 
     class ForkContext(_TransportContext, stock.ForkContext):
         """The stock fork context over our transport."""
@@ -216,12 +230,12 @@ if sys.platform != "win32":
 
     _stock_forkserver_popen = stock.ForkServerProcess._Popen
 
-    class ForkServerProcess(_OurProcess, stock.ForkServerProcess):
-        """A stock ForkServerProcess that frees its leases when it ends."""
+    class ForkServerProcess(stock.ForkServerProcess):
+        """A stock ForkServerProcess that can be sent by value, and whose end is noted."""
 
         @staticmethod
         def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
-            return launch(_stock_forkserver_popen, process_obj)
+            return noting_end(launch(_stock_forkserver_popen, process_obj))
 
     class ForkServerContext(_TransportContext, stock.ForkServerContext):
         """The stock forkserver context over our transport."""
@@ -231,8 +245,15 @@ if sys.platform != "win32":
     _concrete_contexts.update(fork=ForkContext(), forkserver=ForkServerContext())
 
 
-class Process(_OurProcess, stock.Process):
-    """A process started by the start method in force."""
+_stock_default_popen = stock.Process._Popen
+
+
+class Process(stock.Process):
+    """A process started by the start method in force, whose end is noted."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
+        return noting_end(_stock_default_popen(process_obj))
 
 
 class DefaultContext(_TransportContext, stock.DefaultContext):

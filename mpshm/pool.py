@@ -17,7 +17,6 @@ from typing import Any
 
 from . import config
 from ._memory.core import NoRoomNow
-from ._memory.ring import NO_PLACE
 from ._queue.putting import try_put
 from ._queue.queue_end import QueueEnd
 
@@ -72,7 +71,7 @@ class _SentinelQueue:
         message = pickle.dumps(obj)
         while self._thread.is_alive():
             try:
-                return try_put(self._end, message, NO_PLACE)
+                return try_put(self._end, message)
             except NoRoomNow as full:
                 self._end.wait_room(full, config.WAIT_SLICE_MS)
 

@@ -98,6 +98,8 @@ class Queue(BatchPutter, QueueGetter, _StockQueue):
     def _reset(self, after_fork: bool = False) -> None:
         super()._reset(after_fork)  # type: ignore[misc]
         self._bind_ends()
+        if isinstance(self._sem, PlaceSemaphore):
+            self._sem.forget()
         self._feeder_state = FeederState(self._end)
 
     def _check_open(self) -> None:
@@ -112,9 +114,7 @@ class Queue(BatchPutter, QueueGetter, _StockQueue):
             return super().full()
         if self._writer.closed:
             return False
-        # A queue bounded by bytes has no feeder, so its ring is a bound as well.
-        ring_is_full = self._arena.bytes_limit and not self._writer.has_room(0)
-        return bool(ring_is_full) or places.queue_full(self._arena)
+        return places.queue_full(self._arena)
 
     def close(self) -> None:
         super().close()
@@ -136,7 +136,7 @@ class Queue(BatchPutter, QueueGetter, _StockQueue):
         args: Any = (self._buffer, self._notempty, self._send_bytes, self._wlock)
         args += (*closers, *rest, self._sem)
         if self._end is not None:
-            ours = (self._end, self._feeder_state, *closers, *rest)
+            ours = (self._end, self._feeder_state, self._sem, *closers, *rest)
             target, args = Feeder(self._buffer, self._notempty, *ours).run, ()
         called_off: list[bool] = []
         self._thread = threading.Thread(
@@ -207,8 +207,7 @@ class JoinableQueue(Queue, _StockJoinableQueue):
             super().join()
             return
         while not places.wait_done(self._arena, SLEEP_MAX_MS):
-            # A killed producer's unfinished message will not come: stop waiting for it.
-            places.reap(self._arena)
+            pass
 
 
 class SimpleQueue(SimpleQueuePutter, QueueGetter, _StockSimpleQueue):

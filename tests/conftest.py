@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import mpshm
-from kit.leaks import open_descriptors
+from kit.leaks import open_descriptors, without_rosters
 from kit.processes import children
 from kit.road import SHARED
 from mpshm._memory import arena, lease
@@ -57,7 +57,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def helpers_of_stock() -> None:
-    """Start the processes that stock keeps for ever, so that the guard does not see them come."""
+    """Begin what lasts as long as a process, so that the guard does not see it come.
+
+    That is stock's helper processes, and this family's roster.
+    """
+    for end in mpshm.Pipe():
+        end.close()
     resource_tracker.ensure_running()
     forkserver.ensure_running()
 
@@ -65,7 +70,8 @@ def helpers_of_stock() -> None:
 def holdings() -> tuple[int, int, dict[int, str], set[int]]:
     """What a test must leave as it was: runs in use, leases, descriptors, children."""
     in_use = sum(one.gauges().runs_in_use for one in arena.process_arenas())
-    return in_use, lease.lease_count(), open_descriptors(), children()
+    descriptors = without_rosters(open_descriptors())
+    return in_use, lease.lease_count(), descriptors, children()
 
 
 IS_DEBUG_BUILD = hasattr(lib, "mpshm_debug_refuse")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import pickle
 import socket
@@ -269,6 +270,7 @@ def test_search_skips_files_that_are_no_sealed_arena_of_this_user(
     file = os.memfd_create(search.name_for([left]), os.MFD_ALLOW_SEALING)
     try:
         fill(file)
+        mapped = mmap.mmap(file, mmap.PAGESIZE)  # only mapped files are looked at
         process = context.Process(target=receive, args=(Descriptor(left), theirs))
         process.start()
         with mpshm.Connection(right, readable=False) as end:
@@ -277,6 +279,7 @@ def test_search_skips_files_that_are_no_sealed_arena_of_this_user(
             end.send("after")
             found, said, after = ours.recv()
         process.join()
+        mapped.close()
     finally:
         for fd in (left, file):
             os.close(fd)

@@ -36,10 +36,10 @@ LAYERS = (
     ("_channel.pipe_end",),
     ("_channel.payload", "_channel.forking", "_channel.search", "_channel.totals"),
     ("_channel.arrays",),
-    ("_memory.ring", "_memory.reader", "_memory.places", "_memory.buffer"),
-    ("_memory.parcel",),
+    ("_memory.ring", "_memory.reader", "_memory.buffer"),
+    ("_memory.parcel", "_memory.places"),
     ("_memory.arena",),
-    ("_memory.lease", "_memory.plain_frame"),
+    ("_memory.lease", "_memory.plain_frame", "_memory.handover"),
     ("_memory.core",),
     ("counters", "_stats", "config", "errors", "_native"),
 )

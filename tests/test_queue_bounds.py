@@ -14,7 +14,7 @@ import pytest
 import mpshm
 from kit.queues import BY_BYTES, LARGE, RING_SLOTS, check_order, finish
 from kit.waiting import WAIT_S, wait_until
-from mpshm._memory import places
+from mpshm._memory import ring
 
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
@@ -164,13 +164,13 @@ def test_maxbytes_queue_is_full_when_its_ring_is() -> None:
 def test_put_that_waits_for_bytes_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not full, but too full for this one: that is no reason to look all the time."""
     looks = []
-    wait_place = places.wait_place
+    wait_room = ring.End.wait_room
 
-    def count(*args: Any) -> None:
+    def count(*args: Any) -> bool:
         looks.append(1)
-        wait_place(*args)
+        return wait_room(*args)
 
-    monkeypatch.setattr(places, "wait_place", count)
+    monkeypatch.setattr(ring.End, "wait_room", count)
     q = mpshm.Queue(maxbytes=3 << 19)  # 1.5 MiB
     q.put(np.ones(LARGE))
     with pytest.raises(queue.Full):

@@ -1,4 +1,7 @@
-"""Hooks for forks: they keep views private and reset what a child inherits but does not own."""
+"""What the child of a fork resets: objects that it inherits but does not own.
+
+The core keeps views private, with hooks of its own (csrc/fork.c).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ import weakref
 from typing import Protocol
 
 from .. import counters
-from .._memory import arena, buffer
-from .._memory.core import CORE_MISSING
+from .._memory import buffer
 
 
 class ForkAware(Protocol):
@@ -31,16 +33,7 @@ def _reset_child() -> None:
     for ref in _registered.valuerefs():
         if (obj := ref()) is not None:
             obj._reset_in_child()
-    if not CORE_MISSING:
-        arena.after_fork()  # last, because it may raise
 
 
 if hasattr(os, "register_at_fork"):
-    if CORE_MISSING:
-        os.register_at_fork(after_in_child=_reset_child)
-    else:
-        os.register_at_fork(
-            before=arena.before_fork,
-            after_in_parent=arena.after_fork,
-            after_in_child=_reset_child,
-        )
+    os.register_at_fork(after_in_child=_reset_child)

@@ -18,6 +18,7 @@ from .. import config
 from .._memory import plain_frame
 from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING
+from .._memory.handover import receive_descriptors
 from .._memory.reader import Reader
 from ..counters import Reason
 from .pipe_end import Connection, adopt_end, new_arena
@@ -49,7 +50,7 @@ class _Greeting(Connection):
             carried = self._arena
         elif self._arena is None and self._messages < _GREETING_MESSAGES // 2 and head == _WELCOME:
             # Not with the last message: a peer can no longer send the arena back after that.
-            self._offered, reason = new_arena(self._handle)
+            self._offered, reason = new_arena(self._handle, strangers=True)
             carried = self._offered
             if carried is None:
                 self._no_arena_reason = reason
@@ -68,7 +69,7 @@ class _Greeting(Connection):
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         if isinstance(self._reader, Reader) and not self._reader.pending:
             with self._duplicate_socket() as line:
-                head, fds, _, _ = socket.recv_fds(line, plain_frame.HEAD_BYTES, 1)
+                head, fds = receive_descriptors(line, plain_frame.HEAD_BYTES, 1)
             self._reader.begin(head)
             for fd in fds:
                 self._take_descriptor(fd)

@@ -13,7 +13,6 @@ import os
 import pickle
 import socket
 import threading
-import weakref
 from multiprocessing import connection as stock
 from multiprocessing import reduction
 from multiprocessing.connection import wait
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import config
 from .._memory import plain_frame
-from .._memory.arena import Arena, Run
+from .._memory.arena import Arena, QueueShape, Run
 from .._memory.buffer import Buffer
 from .._memory.core import CORE_MISSING, NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
 from .._memory.parcel import Parcel
@@ -48,6 +47,8 @@ class Connection(stock.Connection):
 
     _asked = False
     """Whether this end has sent since it last received: the next message may be the answer."""
+    _identity: tuple[int, int] | None = None
+    """Of the pipe or socket that the descriptor led to when this end was made."""
 
     @staticmethod
     def queue_end_class() -> type[Connection]:
@@ -75,13 +76,16 @@ class Connection(stock.Connection):
         reason: Reason | None = None,
     ) -> None:
         super().__init__(handle, readable, writable)
+        self._identity = search.identity_of(handle)
         self._arena: Arena | None = None
         self._no_arena_reason = reason
         self._counters = self._new_counters()
         self._reset_in_child()
         forking.register(self)
         if arena is None and reason is None:
-            arena = _arena_of_open_end(handle) or search.find_arena(handle, search.ancestor_pids())
+            arena = search.arena_of_open_end(handle) or search.find_arena(
+                handle, search.ancestor_pids()
+            )
         self._use_arena(arena)
 
     def _new_counters(self) -> EndCounters:
@@ -91,7 +95,7 @@ class Connection(stock.Connection):
         """Send and receive through `arena` from now on; None: by the plain road."""
         self._arena = arena
         if arena is not None:
-            _open_ends[_pipe_identity(self._handle)] = self
+            search.remember(self)
             if arena.is_queue and type(self) is Connection:
                 # A library rebuilt a queue's end from the bare descriptor of the queue's pipe.
                 self.__class__ = self.queue_end_class()
@@ -110,6 +114,14 @@ class Connection(stock.Connection):
         self._check_closed()
         rest = (self._arena, self._readable, self._writable, self._no_arena_reason)
         return rebuild, (reduction.DupFd(self._handle), *rest)
+
+    def __del__(self, _identity_of: Any = search.identity_of, _leave_open: Any = int) -> None:
+        if self._handle is None:
+            return
+        if self._identity in (None, _identity_of(self._handle)):
+            self._close()
+        else:  # a daemon has closed its number, which may be another file's by now
+            self._close(_leave_open)
 
     def _close(self, _close: Any = os.close) -> None:
         # A default argument, as in stock: at interpreter exit this module may already be gone.
@@ -369,27 +381,6 @@ def _raise_if_required(reason: Reason) -> None:
         raise PlainRoadError(f"{text}; MPSHM=auto allows that")
 
 
-_open_ends: weakref.WeakValueDictionary[tuple[int, int], Connection] = weakref.WeakValueDictionary()
-"""The open ends that have an arena, by the device and inode number of their pipe or socket."""
-
-
-def _pipe_identity(handle: int) -> tuple[int, int]:
-    status = os.fstat(handle)
-    return status.st_dev, status.st_ino
-
-
-def _arena_of_open_end(handle: int) -> Arena | None:
-    """The arena of another open end of the same pipe in this process."""
-    if not _open_ends:
-        return None
-    try:
-        end = _open_ends.get(_pipe_identity(handle))
-    except OSError:
-        return None  # not a descriptor: its first use will raise the error
-    # A closed end proves nothing: its pipe's number may be another pipe's by now.
-    return None if end is None or end.closed else end._arena
-
-
 def rebuild(
     handle: Any, arena: Arena | None, readable: bool, writable: bool, reason: Reason | None
 ) -> Connection:
@@ -397,14 +388,20 @@ def rebuild(
     return Connection(handle.detach(), readable, writable, arena=arena, reason=reason)
 
 
-def new_arena(*handles: int) -> tuple[Arena | None, Reason]:
-    """An arena for the new channel of a pipe or of sockets; or None, and the reason why not."""
+def new_arena(
+    *handles: int, strangers: bool = False, queue: QueueShape | None = None
+) -> tuple[Arena | None, Reason]:
+    """An arena for the new channel of a pipe or of sockets; or None, and the reason why not.
+
+    strangers, queue: as for Arena.create.
+    """
     mode = config.mode()
     config.spin_us()  # raises now for a bad setting, before an end exists
     if mode is config.Mode.OFF:
         return None, Reason.OFF
     try:
-        return Arena.create(name=search.name_for(handles)), Reason.NO_MEMORY_FILE
+        name = search.name_for(handles)
+        return Arena.create(name=name, strangers=strangers, queue=queue), Reason.NO_MEMORY_FILE
     except (OSError, MemoryError) as error:  # no descriptor, no file, or no address space
         if mode is config.Mode.REQUIRE:
             text = f"MPSHM=require, but no shared memory: {error}; MPSHM=auto does without"
@@ -440,11 +437,12 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
         handles = list(os.pipe())
     try:
         arena, reason = new_arena(*handles[: 1 + duplex])  # a pipe's two ends have one inode
+        # A Connection owns its descriptor even if its constructor fails.
+        return (
+            Connection(handles.pop(0), True, duplex, arena=arena, reason=reason),
+            Connection(handles.pop(0), duplex, True, arena=arena, reason=reason),
+        )
     except BaseException:
         for handle in handles:
             os.close(handle)
         raise
-    return (
-        Connection(handles[0], True, duplex, arena=arena, reason=reason),
-        Connection(handles[1], duplex, True, arena=arena, reason=reason),
-    )

@@ -1,25 +1,90 @@
-"""Finds a channel's memory file in other processes, by its name, which Linux shows in /proc.
+"""Finds the arena of an end that a library rebuilds from a bare file descriptor.
 
-This serves ends that a library rebuilds from a bare file descriptor, which brings nothing else.
+In this process other ends of the pipe have it.  In other processes it is found by the name of its
+memory file, which Linux shows in /proc.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
-from .._memory.arena import Arena
-from .._memory.core import CORE_MISSING
+from .._memory.arena import Arena, family_fd, join_family
+from .._memory.core import CORE_MISSING, UnknownFamily
 from ..errors import ProtocolError
 
-_LINK_PREFIX, _LINK_SUFFIX = "/memfd:mpshm-", " (deleted)"
+_NAME = re.compile(rb"/memfd:mpshm-([\d-]+)@(\d+)@(\d+) \(deleted\)")
+"""What Linux shows of a memory file: the inode numbers of its pipe or sockets, and the descriptors
+that it and its roster probably have."""
+
+_ROSTER_LINK = "/memfd:mpshm-roster (deleted)"
+"""What it shows of a family's roster (csrc/roster.c gives the name)."""
+
+_LIKELY_COUNT = 3
+"""Descriptors to look at first, from the number in the name on: other threads make some as well."""
 
 
-def name_for(handles: Iterable[int]) -> str:
-    """The name for the memory file of the channel whose pipe or sockets these are."""
-    return "-".join(["mpshm", *[str(os.fstat(one).st_ino) for one in handles]])
+class OpenEnd(Protocol):
+    """An end of a channel.  Its descriptor's number may have become another file's.
+
+    _identity: what `identity_of` said of the descriptor when the end was made.
+    """
+
+    _identity: tuple[int, int] | None
+
+    @property
+    def _arena(self) -> Arena | None: ...
+    @property
+    def _handle(self) -> int | None: ...
+
+
+_open_ends: weakref.WeakValueDictionary[tuple[int, int], OpenEnd] = weakref.WeakValueDictionary()
+"""The open ends that have an arena, by their identity."""
+
+
+def identity_of(
+    handle: int | None, _fstat: Callable[[Any], os.stat_result] = os.fstat
+) -> tuple[int, int] | None:
+    """The device and inode number of a pipe or socket; None for what is no open descriptor.
+
+    _fstat: at interpreter exit this module may already be gone.
+    """
+    try:
+        status = _fstat(handle)
+    except (OSError, TypeError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def remember(end: OpenEnd) -> None:
+    """From now on, while the end is open, its arena is found for other ends of its pipe."""
+    if end._identity is not None:
+        _open_ends[end._identity] = end
+
+
+def arena_of_open_end(handle: int) -> Arena | None:
+    """The arena of another open end of the same pipe in this process."""
+    identity = identity_of(handle) if _open_ends else None
+    end = None if identity is None else _open_ends.get(identity)
+    # An end that is closed proves nothing: its pipe's number may be another pipe's by now.
+    return end._arena if end is not None and identity == identity_of(end._handle) else None
+
+
+def name_for(handles: Sequence[int]) -> str:
+    """The name for the memory file of the channel whose pipe or sockets these are.
+
+    The file is to be made next.  The name says where it and its roster will probably be found.
+    """
+    likely = os.dup(handles[0])
+    os.close(likely)
+    roster = family_fd()
+    numbers = "-".join(str(os.fstat(one).st_ino) for one in handles)
+    return f"mpshm-{numbers}@{likely}@{likely + 1 if roster is None else roster}"
 
 
 def find_arena(handle: int, pids: Iterable[int]) -> Arena | None:
@@ -27,14 +92,17 @@ def find_arena(handle: int, pids: Iterable[int]) -> Arena | None:
     try:
         if CORE_MISSING or _is_network(handle):
             return None
-        number = str(os.fstat(handle).st_ino)
+        number = os.fstat(handle).st_ino
     except OSError:
         return None  # not a descriptor: its first use will raise the error
     for pid in pids:
-        for path in _descriptor_paths(pid):
+        if (likely := _mapped_arena(pid, number)) is None:
+            continue
+        memory, roster = likely
+        for path in _descriptor_paths(pid, memory):
             try:
                 if _is_named_for(path, number):
-                    return _open_arena(path, number)
+                    return _attach(path, number, _descriptor_paths(pid, roster))
             except PermissionError:
                 break  # the process's other files will be refused as well
             except OSError:
@@ -71,25 +139,64 @@ def all_pids() -> Iterator[int]:
         return iter(())
 
 
-def _descriptor_paths(pid: int) -> list[str]:
-    folder = f"/proc/{pid}/fd"
+def _mapped_arena(pid: int, number: int) -> tuple[int, int] | None:
+    """Where the process probably has the memory file for a pipe or socket, and its roster.
+
+    None: it has no such file.  number: the pipe's or socket's inode number.
+    A process maps what it uses.  To look at its descriptors costs 4 us for each, and a server may
+    have thousands.
+    """
     try:
-        return [f"{folder}/{name}" for name in os.listdir(folder)]
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            text = maps.read()
     except OSError:
-        return []  # the process has ended, or belongs to another user
+        return None  # the process has ended, or belongs to another user
+    found = (name for name in _NAME.finditer(text) if _is_among(number, name))
+    return next(((int(name[2]), int(name[3])) for name in found), None)
 
 
-def _is_named_for(path: str, number: str) -> bool:
+def _descriptor_paths(pid: int, likely: int) -> Iterator[str]:
+    """The paths of the process's descriptors, the likely ones first."""
+    folder = f"/proc/{pid}/fd"
+    yield from (f"{folder}/{fd}" for fd in range(likely, likely + _LIKELY_COUNT))
+    try:
+        yield from (f"{folder}/{name}" for name in os.listdir(folder))
+    except OSError:
+        pass  # the process has ended
+
+
+def _is_named_for(path: str, number: int) -> bool:
     """Whether a link in /proc leads to a memory file named for the pipe or socket `number`."""
-    link = os.readlink(path)
-    names = link[len(_LINK_PREFIX) : -len(_LINK_SUFFIX)]
-    return link.startswith(_LINK_PREFIX) and number in names.split("-")
+    name = _NAME.fullmatch(os.fsencode(os.readlink(path)))
+    return name is not None and _is_among(number, name)
 
 
-def _open_arena(path: str, number: str) -> Arena:
+def _is_among(number: int, name: re.Match[bytes]) -> bool:
+    return b"%d" % number in name[1].split(b"-")
+
+
+def _attach(path: str, number: int, others: Iterable[str]) -> Arena:
+    """Attach to the arena at `path`, joining its family, whose roster is at one of `others`."""
+    try:
+        return Arena.attach(_open(path, number), sealed=True)
+    except UnknownFamily:
+        for other in others:
+            try:
+                if os.readlink(other) == _ROSTER_LINK:
+                    join_family(_open(other))
+                    return Arena.attach(_open(path, number), sealed=True)
+            except OSError:
+                pass  # closed meanwhile, or another family's
+        raise
+
+
+def _open(path: str, number: int | None = None) -> int:
+    """Open a memory file of this user: that of the channel `number`, or else a roster's."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     # Checked again: the path may lead to another file by now, and root may open any user's files.
-    if _is_named_for(f"/proc/self/fd/{fd}", number) and os.fstat(fd).st_uid == os.geteuid():
-        return Arena.attach(fd, sealed=True)
+    if os.fstat(fd).st_uid == os.geteuid():
+        ours = f"/proc/self/fd/{fd}"
+        if os.readlink(ours) == _ROSTER_LINK if number is None else _is_named_for(ours, number):
+            return fd
     os.close(fd)
     raise ProtocolError("not the memory file that was looked for")

@@ -8,12 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from multiprocessing import reduction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import config
 from ..errors import ProtocolError
-from . import plain_frame
+from . import handover, plain_frame
 from .core import CORE_MISSING, FILE_AUTO, NO_MARK, Descriptor, failure, ffi, lib, room_failure
 from .lease import new_holder, view_of
 
@@ -88,14 +87,30 @@ class Run:
         """Do nothing when a view dies: as the view's destructor, this method kept the run alive."""
 
 
+class QueueShape(NamedTuple):
+    """What a queue may hold; 0 is any number.
+
+    places: messages; is_joinable: unfinished messages count for task_done() and join();
+    bytes_limit: bytes of slots and chunks that the messages take.
+    """
+
+    places: int
+    is_joinable: bool
+    bytes_limit: int
+
+
 class Arena:
     """One channel's shared memory, as this process sees it."""
 
-    __slots__ = ("__weakref__", "_c", "bytes_limit", "frame_max_bytes", "identity")
+    __slots__ = ("__weakref__", "_c", "_file", "bytes_limit", "frame_max_bytes", "identity")
 
     def __init__(self, handle: Any, identity: int) -> None:
         self._c = ffi.gc(handle, lib.mpshm_arena_close)
         self.identity = identity
+        status = os.fstat(lib.mpshm_arena_fd(handle))
+        self._file = status.st_dev, status.st_ino
+        if (roster := self._files().roster) is not None:
+            _Family.fd = roster
         self.frame_max_bytes: int = (
             lib.mpshm_queue_frame_bytes(handle) or plain_frame.FRAME_MAX_BYTES
         )
@@ -104,12 +119,19 @@ class Arena:
 
     @classmethod
     def create(
-        cls, geometry: config.Geometry | None = None, kind: int = FILE_AUTO, name: str = "mpshm"
+        cls,
+        geometry: config.Geometry | None = None,
+        kind: int = FILE_AUTO,
+        name: str = "mpshm",
+        strangers: bool = False,
+        queue: QueueShape | None = None,
     ) -> Arena:
         """Make an arena with a memory file of its own.  Raises OSError when the system refuses one.
 
         kind: FILE_AUTO or another of core's FILE_ values.
         name: the file's name in /proc, on systems that show names of memory files.
+        strangers: processes will use it that do not belong to this one's family.
+        queue: what the queue may hold, if this is a queue's arena.
         """
         if CORE_MISSING:
             raise OSError(errno.ENOSYS, f"mpshm's compiled core is missing: {CORE_MISSING}")
@@ -119,6 +141,8 @@ class Arena:
             [(g.stride, g.segment_bytes, g.segment_limit, g.chunk_bytes.bit_length() - 1)],
             kind,
             name.encode(),
+            strangers,
+            ffi.NULL if queue is None else [tuple(queue)],
             out,
         )
         if code:
@@ -135,11 +159,12 @@ class Arena:
         Raises ProtocolError if the file is refused or is not an arena.
         """
         try:
+            os.set_inheritable(fd, False)  # spawn and the resource sharer pass it without this
             if sealed and not _is_sealed(fd):
                 raise ProtocolError("arena's memory file is not sealed")
             identity = _identity(fd)
-            known = _arenas.get(identity)
-            if known is not None and os.path.samestat(os.fstat(fd), os.fstat(known.fileno())):
+            known, status = _arenas.get(identity), os.fstat(fd)
+            if known is not None and known._file == (status.st_dev, status.st_ino):
                 os.close(fd)
                 return known
             out = ffi.new("mpshm_arena **")
@@ -151,30 +176,29 @@ class Arena:
         return cls(out[0], identity)
 
     def __reduce__(self) -> Any:
-        # Both ends of a queue hold the same arena: pickle's memo then passes its descriptor only
+        # Both ends of a queue hold the same arena: pickle's memo then passes its descriptors only
         # once.
-        return _rebuild, (reduction.DupFd(self.fileno()),)
+        return _rebuild, (handover.pack(self._files),)
+
+    def _files(self) -> handover.Files:
+        roster = int(lib.mpshm_arena_roster_fd(self._c))
+        return handover.Files(self.fileno(), roster if roster >= 0 else None)
 
     def fileno(self) -> int:
-        return int(lib.mpshm_arena_fd(self._c))
+        """Its memory file's descriptor.  Raises OSError when the program has closed it."""
+        fd = int(lib.mpshm_arena_fd(self._c))
+        if fd < 0:
+            raise OSError(
+                errno.EBADF,
+                "the descriptor of this channel's shared memory has been closed, so the channel "
+                "cannot be passed on; only processes that this one forks can use it",
+            )
+        return fd
 
     @property
     def is_queue(self) -> bool:
         """Whether a queue owns this arena.  Its frames are then slots, and shorter."""
         return self.frame_max_bytes < plain_frame.FRAME_MAX_BYTES
-
-    def make_queue(self, places: int, bytes_limit: int, joinable: bool) -> bool:
-        """Turn a new arena, which no other process has yet, into a queue's.  False: no memory left.
-
-        places: messages the queue holds at most; bytes_limit: bytes of chunks they take at most; 0
-        is no limit.
-        joinable: count unfinished messages for task_done() and join().
-        """
-        if lib.mpshm_make_queue(self._c, places, bytes_limit, joinable):
-            return False
-        self.frame_max_bytes = lib.mpshm_queue_frame_bytes(self._c)
-        self.bytes_limit = bytes_limit
-        return True
 
     @property
     def high_water(self) -> int:
@@ -259,6 +283,17 @@ class Arena:
         return bool(lib.mpshm_arena_is_valid(self._c) == 1)
 
 
+class _Family:
+    """The roster of the arena that was made or attached to last."""
+
+    fd: int | None = None
+
+
+def family_fd() -> int | None:
+    """The descriptor that the roster of the next arena probably has; None: it is not made yet."""
+    return _Family.fd
+
+
 _arenas: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
 
 
@@ -279,13 +314,30 @@ def _is_sealed(fd: int) -> bool:
         return False
 
 
-def _rebuild(descriptor: Any) -> Arena | None:
+def _rebuild(packed: Any) -> Arena | None:
     """Unpickle an arena; None in a process that lacks the core."""
-    fd = descriptor.detach()
+    files = packed.detach()
     if CORE_MISSING:
-        os.close(fd)
+        files.close()
         return None
-    return Arena.attach(fd)
+    if files.roster is not None:
+        try:
+            join_family(files.roster)
+        except BaseException:
+            os.close(files.memory)
+            raise
+    return Arena.attach(files.memory)
+
+
+def join_family(fd: int) -> None:
+    """Join the family whose roster's memory file is `fd`, for good.  Takes `fd`.
+
+    Its arenas can be attached to then.  Raises ProtocolError if the file is no such roster.
+    """
+    os.set_inheritable(fd, False)
+    if code := lib.mpshm_roster_attach(fd):
+        os.close(fd)
+        raise failure(code, "shared memory file", of="a family's roster")
 
 
 def process_arenas() -> list[Arena]:
@@ -294,23 +346,7 @@ def process_arenas() -> list[Arena]:
     return [arena for ref in _arenas.valuerefs() if (arena := ref()) is not None]
 
 
-def before_fork() -> None:
-    """Call before a fork whose child keeps the views it inherits."""
-    lib.mpshm_fork_announce()
-
-
-def after_fork() -> None:
-    """Call after the fork, in the parent and in the child.
-
-    Raises OSError when a received view could not be made private to one of them.
-    """
-    if code := lib.mpshm_fork_over():
-        raise failure(
-            code, "a received view could not be made private before the fork; release views first"
-        )
-
-
-def release_all() -> None:
-    """Free every lease and give up every segment.  Only for the very end of a process."""
+def note_end(pid: int) -> None:
+    """A child process of this one has ended: take back soon what it held."""
     if not CORE_MISSING:
-        lib.mpshm_release_all()
+        lib.mpshm_process_ended(pid)

@@ -49,6 +49,10 @@ class OutOfSharedMemory(Exception):
     """The arena has no run of that size.  A connection then sends the message by the plain road."""
 
 
+class Crowded(OutOfSharedMemory):
+    """This process has no name in the arena's roster, so it can neither lend nor lease a run."""
+
+
 class NoRoomNow(Exception):
     """A put would have to wait.  The caller still owns the message."""
 
@@ -65,6 +69,10 @@ class NoArena(ProtocolError):
     """A descriptor frame came to an end without an arena.  The reader keeps it for `reopen`."""
 
 
+class UnknownFamily(ProtocolError):
+    """The arena names processes by a roster that this process does not have."""
+
+
 FOREIGN_TEXT = (
     "buffer belongs to the process this one was forked from; call get_buf in this process"
 )
@@ -79,12 +87,11 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
         lib.MPSHM_E_CHUNK: "names a chunk past the segment's end",
         lib.MPSHM_E_SIZE: "has a size that its segment cannot hold",
         lib.MPSHM_E_STALE: "is stale, repeated or forged: no run in flight has its tag and length",
-        lib.MPSHM_E_MAGIC: "file is not an arena",
+        lib.MPSHM_E_MAGIC: "is not {of}",
         lib.MPSHM_E_ABI: (
-            "arena was made by another version of mpshm (ABI); "
-            "install the same version in all processes"
+            "is {of} of another version of mpshm (ABI); install the same version in all processes"
         ),
-        lib.MPSHM_E_GEOMETRY: "arena's geometry does not fit its file",
+        lib.MPSHM_E_GEOMETRY: "is {of} whose geometry does not fit its file",
         lib.MPSHM_E_TORN: "got end of file during message",
         lib.MPSHM_E_LENGTH: "descriptor frame is longer than a frame may be",
         lib.MPSHM_E_HEAD: "descriptor frame is shorter than its head",
@@ -105,6 +112,16 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
         lib.MPSHM_E_FULL: (QueueFull, "queue is full"),
         lib.MPSHM_E_END: (EOFError, ""),
         lib.MPSHM_E_CLOSED: (OSError, "handle is closed"),
+        lib.MPSHM_E_ROSTER: (
+            UnknownFamily,
+            "arena belongs to a family of processes that this one has not joined: pass the "
+            "Connection or the queue itself to this process, not its memory file",
+        ),
+        lib.MPSHM_E_CROWDED: (
+            OSError,
+            "too many processes: the roster of those that share this channel's memory has no free "
+            "record for this one; end some of them, or pass smaller messages",
+        ),
     }
 
 
@@ -113,15 +130,17 @@ _NO_MEMORY_CODES = frozenset(
 )
 
 
-def failure(code: int, what: str = "", bad: Any = None) -> Exception:
+def failure(code: int, what: str = "", bad: Any = None, of: str = "an arena") -> Exception:
     """The exception for a negative result of the core.
 
     what: what failed, for the text; bad: the core's descriptor that may be to blame.
+    of: what a memory file was taken for.
     """
     if code in _exceptions():
         kind, text = _exceptions()[code]
         if bad is not None and lib.MPSHM_E_STALE <= code <= lib.MPSHM_E_SEGMENT:  # its fault
             what = str(Descriptor(bad.mmap_id, bad.chunk_id, bad.size, bad.tag))
+        text = text.replace("{of}", of)
         if kind is ProtocolError and what:
             text = f"{what} {text}"
         return kind(text) if text else kind()
@@ -139,6 +158,8 @@ def room_failure(code: int, what: str = "") -> Exception:
     """
     if code == -errno.EAGAIN:
         return NoRoomNow()
+    if code == lib.MPSHM_E_CROWDED:
+        return Crowded(str(failure(code)))
     if code in _NO_MEMORY_CODES:
         return OutOfSharedMemory(f"{what}: {os.strerror(-code)}" if what else os.strerror(-code))
     return failure(code, what)

@@ -119,7 +119,7 @@ class Parcel:
                 raise failure(code)
         self._spend()
 
-    def send_to_ring(self, end: Any, stream: bytes, place: int) -> int:
+    def send_to_ring(self, end: Any, stream: bytes, place: Any) -> int:
         """Seal the runs and put their frame in a queue's ring, without waiting.
 
         end: the core's struct of the sending end; place: as in `ring.putter`.

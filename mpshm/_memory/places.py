@@ -1,12 +1,39 @@
 """Places: how many messages a bounded queue holds, and how many of a joinable one are unfinished.
 
-Each function asks the queue's arena.  This module counts and waits; it does not know messages.
+This module asks the queue's arena; it does not know messages.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from .arena import Arena
-from .core import QueueFull, lib
+from .core import failure, ffi, lib
+
+NO_PLACE: Any = None if ffi is None else ffi.NULL
+"""In place of a Place's struct: the message has none yet."""
+
+
+class Place:
+    """A message's place in a queue, from before the message is put.
+
+    It exists before it holds a place, so that an exception during `take` loses none.  One that dies
+    gives back what it holds.  A put uses it up.
+    """
+
+    __slots__ = ("c",)
+
+    def __init__(self, arena: Arena) -> None:
+        self.c = ffi.gc(lib.mpshm_place_new(arena._c), lib.mpshm_place_free)
+
+    def take(self) -> None:
+        """Take a place for a message that is put later.  Raises QueueFull."""
+        if code := lib.mpshm_place_take(self.c):
+            raise failure(code)
+
+    def give(self) -> None:
+        """Give back the place, whose message will not be put."""
+        lib.mpshm_place_give(self.c)
 
 
 def slice_ms(left_s: float | None, longest_ms: int) -> int:
@@ -22,34 +49,13 @@ def reap(arena: Arena) -> None:
     lib.mpshm_reap(arena._c)
 
 
-def take_place(arena: Arena) -> None:
-    """Take a place for a message that is put later with HAS_PLACE.  Raises QueueFull."""
-    if lib.mpshm_place_take(arena._c):
-        raise QueueFull
-
-
-def give_place(arena: Arena) -> None:
-    """Give back a place whose message will not be put."""
-    lib.mpshm_place_give(arena._c)
-
-
-def places_used(arena: Arena) -> int:
-    """Number of places in use.  Ask before taking one, and pass the answer to `wait_place`."""
-    return int(lib.mpshm_places_used(arena._c))
-
-
-def wait_place(arena: Arena, used: int, timeout_ms: int) -> None:
-    """Wait until the number of places in use is no longer `used`, or `timeout_ms` is over."""
-    lib.mpshm_place_wait(arena._c, used, timeout_ms)
-
-
 def queue_size(arena: Arena) -> int:
     """Messages in the queue, including those that their producers have not finished putting."""
     return int(lib.mpshm_queue_size(arena._c))
 
 
 def queue_full(arena: Arena) -> bool:
-    """Whether no place is free."""
+    """Whether no place is free.  Takes back first what dead processes held."""
     return bool(lib.mpshm_queue_full(arena._c))
 
 

@@ -18,6 +18,7 @@ from .arena import Arena
 from .core import CORE_MISSING, failure, ffi, lib, room_failure
 from .lease import message_of, take_runs
 from .parcel import Parcel
+from .places import NO_PLACE, Place
 
 if not CORE_MISSING:
     # Each name is looked up once: a cffi library's attribute costs more than a global.
@@ -28,12 +29,10 @@ if not CORE_MISSING:
     )
     _NOTHING_NOW, _WITH_RUNS = -errno.EAGAIN, lib.MPSHM_DESCRIPTORS
     TOO_LONG, TINY_BYTES = -errno.EMSGSIZE, int(lib.MPSHM_TINY_BYTES)
-    NO_ROOM_NOW = -errno.EAGAIN
-    AT_ONCE, NO_PLACE = int(lib.MPSHM_SLOTS_AT_ONCE), int(lib.MPSHM_NO_PLACE)
-    TAKE_PLACE, HAS_PLACE = int(lib.MPSHM_TAKE_PLACE), int(lib.MPSHM_HAS_PLACE)
+    AT_ONCE = int(lib.MPSHM_SLOTS_AT_ONCE)
     _stop_receiving, _release = lib.mpshm_end_stop_receiving, lib.mpshm_end_release
 else:  # no queue is made without the core, so nothing uses these
-    AT_ONCE = NO_PLACE = TAKE_PLACE = HAS_PLACE = TOO_LONG = NO_ROOM_NOW = TINY_BYTES = 0
+    AT_ONCE = TOO_LONG = TINY_BYTES = 0
     put_one = receive_one = None
     _stop_receiving = _release = None
 
@@ -109,13 +108,15 @@ class End:
         """From now on the descriptor is readable exactly while poll() is true."""
         lib.mpshm_queue_watch(self.c)
 
-    def wait_room(self, timeout_ms: int) -> bool:
-        """Wait until the ring has room; return True then.
+    def wait_room(self, timeout_ms: int, place: Place | None = None) -> bool:
+        """Wait until the queue has room; return True then.
 
+        place: of a message that a put has refused for its bytes; wait until it is its turn.
         Returns False when the time is over, and sometimes earlier.  Raises BrokenPipeError when no
         receiver is left.
         """
-        code = lib.mpshm_queue_wait_room(self.c, timeout_ms)
+        c_place = NO_PLACE if place is None else place.c
+        code = lib.mpshm_queue_wait_room(self.c, c_place, timeout_ms)
         if code not in (0, -errno.EAGAIN):
             raise failure(code)
         return bool(code == 0)
@@ -125,34 +126,35 @@ _kept: weakref.WeakKeyDictionary[Any, tuple[Arena, QueueCounters]] = weakref.Wea
 """The objects that an end's C struct points to stay alive as long as the struct does."""
 
 
-def putter(end: End) -> Callable[[bytes, int, int], int]:
+def putter(end: End) -> Callable[[bytes, int, Any], int]:
     """A function that puts a message in the queue and never waits.
 
-    Its arguments: the message, at most INLINE_MAX_BYTES; its size in bytes; and NO_PLACE,
-    TAKE_PLACE, or HAS_PLACE if the caller has taken a place before.
+    Its arguments: the message, at most INLINE_MAX_BYTES; its size in bytes; and NO_PLACE, or the
+    struct of the message's Place.
     It returns 1, or a negative code for `room_failure`; TOO_LONG is the code for a longer message.
-    When the code stands for NoRoomNow, the caller keeps the place that the call took, unless the
-    queue is bounded by bytes.
     `put_one(end.c, ...)` does the same.
     """
     return functools.partial(put_one, end.c)
 
 
-def put_some(end: End, messages: list[bytes], place: int) -> int:
+def put_some(end: End, messages: list[bytes], places: list[Place | None] | None = None) -> int:
     """Put up to AT_ONCE messages without waiting; return how many, counted from the first.
 
-    place: as for `putter`.  Raises as `room_failure` says when it put none.  Unlike a putter it
-    keeps no place of a message that it did not put.
+    places: the messages' places, one for each, if they have any.
+    Raises as `room_failure` says when it put none.
     """
     sizes = array.array("I", map(len, messages))
     data, c_sizes = b"".join(messages), ffi.from_buffer("uint32_t[]", sizes)
-    n = lib.mpshm_queue_put_some(end.c, data, c_sizes, len(sizes), place)
+    c_places = NO_PLACE
+    if places is not None:
+        c_places = ffi.new("mpshm_place *[]", [NO_PLACE if p is None else p.c for p in places])
+    n = lib.mpshm_queue_put_some(end.c, data, c_sizes, len(sizes), c_places)
     if n < 0:
         raise room_failure(n)
     return int(n)
 
 
-def send(parcel: Parcel, end: End, stream: bytes, place: int) -> None:
+def send(parcel: Parcel, end: End, stream: bytes, place: Any) -> None:
     """Put a message that lies in runs, without waiting.  place: as for `putter`.
 
     Raises as `room_failure` says; the parcel keeps its runs then.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from queue import Full
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import config
 from .._memory import places
 from .._memory.core import QueueFull
+from .._memory.places import Place
 
 if TYPE_CHECKING:
     from .queue_end import QueueEnd
@@ -37,23 +39,51 @@ NO_LOCK: Any = _NoLock()
 
 
 class PlaceSemaphore:
-    """Stands in for the semaphore of free places in stock's Queue."""
+    """Stands in for the semaphore of free places in stock's Queue.
+
+    _held: places that the program has acquired here.  The feeder uses one for each object that the
+    program has put in its buffer by itself.
+    """
 
     def __init__(self, end: QueueEnd, strict: bool) -> None:
         self._end, self.strict = end, strict
-        self._semlock = self
+        self._held: collections.deque[Place] = collections.deque()
+
+    def __reduce__(self) -> Any:
+        return PlaceSemaphore, (self._end, self.strict)
+
+    @property
+    def _semlock(self) -> PlaceSemaphore:
+        return self  # as an attribute it would keep the queue until the cycle collector runs
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take a place for a message that will be put later; return whether one came in time."""
         try:
-            take_place_within(self._end, deadline_of(block, timeout))
+            self._held.append(take_place_within(self._end, deadline_of(block, timeout)))
         except Full:
             return False
         return True
 
     def release(self) -> None:
-        """Give back a place that `acquire` took."""
-        places.give_place(self._end.arena)
+        """Give back the place that `acquire` took last, if this process has one.
+
+        A get has given back its message's place already.
+        """
+        try:
+            self._held.pop().give()
+        except IndexError:
+            pass
+
+    def next_held(self) -> Place | None:
+        """The place that was acquired first and is not in use, for a message; or None."""
+        try:
+            return self._held.popleft()
+        except IndexError:
+            return None
+
+    def forget(self) -> None:
+        """Call in a new child: the places are its parent's."""
+        self._held.clear()
 
     def _is_zero(self) -> bool:
         return places.queue_full(self._end.arena)
@@ -66,17 +96,23 @@ def deadline_of(block: bool, timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-def take_place_within(end: QueueEnd, deadline: float | None) -> None:
+def take_place_within(end: QueueEnd, deadline: float | None) -> Place:
     """Take a place for a message that is put later.  Raises queue.Full at the deadline."""
-    arena = end.arena
+    place = Place(end.arena)
     while True:
-        used = places.places_used(arena)
         try:
-            places.take_place(arena)
-            return
+            place.take()
+            return place
         except QueueFull:
             left_s = None if deadline is None else deadline - time.monotonic()
-            if left_s is None or left_s > 0:
-                places.wait_place(arena, used, places.slice_ms(left_s, config.WAIT_SLICE_MS))
-            elif places.queue_full(arena):
+            if left_s is not None and left_s <= 0:
                 raise Full from None
+            wait_place(end, places.slice_ms(left_s, config.WAIT_SLICE_MS))
+
+
+def wait_place(end: QueueEnd, timeout_ms: int, place: Place | None = None) -> None:
+    """Wait a little for a place in a full queue, or for the turn of a message that has one."""
+    try:
+        end.ring_end.wait_room(timeout_ms, place)
+    except BrokenPipeError:
+        time.sleep(timeout_ms / 1000)  # as stock, which waits for a place though nobody reads

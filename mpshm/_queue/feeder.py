@@ -5,15 +5,23 @@ It knows a buffer of objects and the end they go to, but not the queue, which ma
 
 from __future__ import annotations
 
-import functools
 import threading
 from multiprocessing import queues as stock
 from typing import Any
 
 from .._channel import payload
-from .._memory import places, ring
+from .._memory import ring
 from .._memory.core import NO_WAIT
-from .putting import Pickled, is_over_mark, put_some_within, put_within, report_from_feeder
+from .._memory.places import Place
+from .bounds import PlaceSemaphore
+from .putting import (
+    Handed,
+    Pickled,
+    is_over_mark,
+    put_some_within,
+    put_within,
+    report_from_feeder,
+)
 from .queue_end import QueueEnd
 
 
@@ -49,16 +57,19 @@ class Feeder:
         notempty: threading.Condition,
         end: QueueEnd,
         state: FeederState,
+        sem: PlaceSemaphore,
         close_reader: Any,
         close_writer: Any,
         ignore_epipe: bool,
         on_error: Any,
     ) -> None:
         self._buffer, self._notempty, self._end, self._state = buffer, notempty, end, state
+        self._sem = sem
         self._close_reader, self._close_writer = close_reader, close_writer
         self._ignore_epipe, self._on_error = ignore_epipe, on_error
         self._arena = end.arena
-        self._waiting: list[tuple[Any, bytes]] = []  # objects and their pickles, to be put next
+        # Objects to be put next, their pickles and their places.
+        self._waiting: list[tuple[Any, bytes, Place | None]] = []
 
     def run(self) -> None:
         buffer, notempty = self._buffer, self._notempty
@@ -80,40 +91,43 @@ class Feeder:
             if not self._flush():
                 return
 
-    def _feed(self, obj: Any) -> bool:
+    def _feed(self, item: Any) -> bool:
         """Put one object, or keep it for the next flush.  False: the thread must end."""
+        if isinstance(item, Handed):
+            item, place = item.item, item.place
+        else:  # of a program that puts in the buffer by itself, as stock's put does
+            place = self._sem.next_held()
+        obj = item.obj if isinstance(item, Pickled) else item
         try:
-            if isinstance(obj, Pickled):
-                message = obj.message
+            if isinstance(item, Pickled):
+                message = item.message
             else:
                 message = payload.dump(obj, self._arena, NO_WAIT)
             if isinstance(message, bytes):
-                self._waiting.append((obj, message))
+                self._waiting.append((obj, message, place))
                 return len(self._waiting) < ring.AT_ONCE or self._flush()
             if not self._flush():
                 return False
             if is_over_mark(message):
                 self._arena.wait_room(self._end._handle, 1)
-            put_within(self._end, message, ring.HAS_PLACE)
+            put_within(self._end, message, place)
         except Exception as error:
-            return self._report_failure(error, obj)
+            return self._report_failure(error, obj, place)
         return True
 
     def _flush(self) -> bool:
         waiting, self._waiting = self._waiting, []
-        messages = [message for _, message in waiting]
+        messages = [message for _, message, _ in waiting]
         try:
-            put_some_within(self._end, messages, ring.HAS_PLACE)
+            put_some_within(self._end, messages, [place for _, _, place in waiting])
         except Exception as error:
             unsent = waiting[len(waiting) - len(messages) :]
-            return all(self._report_failure(error, obj) for obj, _ in unsent)
+            return all(self._report_failure(error, obj, place) for obj, _, place in unsent)
         return True
 
-    def _report_failure(self, error: Exception, obj: Any) -> bool:
-        return report_from_feeder(
-            error,
-            obj.obj if isinstance(obj, Pickled) else obj,
-            self._ignore_epipe,
-            functools.partial(places.give_place, self._arena),
-            self._on_error,
-        )
+    def _report_failure(self, error: Exception, obj: Any, place: Place | None) -> bool:
+        def give_place_back() -> None:
+            if place is not None:
+                place.give()
+
+        return report_from_feeder(error, obj, self._ignore_epipe, give_place_back, self._on_error)

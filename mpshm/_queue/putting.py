@@ -26,10 +26,11 @@ from .._channel.payload import Message
 from .._memory import places, ring
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory, QueueFull, room_failure
 from .._memory.parcel import Parcel
-from .._memory.ring import AT_ONCE, HAS_PLACE, NO_ROOM_NOW, TAKE_PLACE, TOO_LONG
+from .._memory.places import NO_PLACE, Place
+from .._memory.ring import AT_ONCE, TOO_LONG
 from ..config import INLINE_MAX_BYTES
 from . import aio
-from .bounds import deadline_of, take_place_within
+from .bounds import deadline_of, take_place_within, wait_place
 
 if TYPE_CHECKING:
     from .feeder import FeederState
@@ -41,12 +42,21 @@ _HOPELESS_MAX = 3
 
 
 class Pickled:
-    """An object in the feeder's buffer that `put` has already pickled."""
+    """An object on its way that has been pickled."""
 
     __slots__ = ("message", "obj")
 
     def __init__(self, obj: Any, message: bytes | Message) -> None:
         self.obj, self.message = obj, message
+
+
+class Handed:
+    """What the feeder's buffer holds: an object, or a Pickled one, and its place in the queue."""
+
+    __slots__ = ("item", "place")
+
+    def __init__(self, item: Any, place: Place) -> None:
+        self.item, self.place = item, place
 
 
 class PutBatch:
@@ -80,13 +90,12 @@ def is_over_mark(message: bytes | Message) -> bool:
 # At once
 
 
-def try_put(end: QueueEnd, message: bytes | Message, place: int) -> None:
+def try_put(end: QueueEnd, message: bytes | Message, place: Any = NO_PLACE) -> None:
     """Put a message in the queue without waiting.
 
-    place: NO_PLACE for a queue that counts none, TAKE_PLACE, or HAS_PLACE if one was taken before.
-    Raises NoRoomNow if the ring is full; the caller keeps the place that was taken, unless the
-    queue is bounded by bytes.  Raises QueueFull without a place and OutOfSharedMemory without
-    memory; no place is kept then.  After each of these the message can be put again.
+    place: the struct of the message's Place, if it has one.
+    Raises NoRoomNow if the ring is full, QueueFull if the queue is or if it is not the message's
+    turn, and OutOfSharedMemory without memory.  After each of these the message can be put again.
     """
     if not end._writable:
         end._check_writable()
@@ -99,12 +108,15 @@ def try_put(end: QueueEnd, message: bytes | Message, place: int) -> None:
     _send(message.parcel, end.ring_end, message.stream, place)
 
 
-def try_put_some(end: QueueEnd, messages: list[bytes], place: int) -> int:
+def try_put_some(
+    end: QueueEnd, messages: list[bytes], message_places: list[Place | None] | None = None
+) -> int:
     """Put the first of some small messages with one call; return how many.
 
-    Raises as try_put does when it put none.  Keeps no place of a message that it did not put.
+    message_places: one for each, if they have places.  Raises as try_put does when it put none.
     """
-    return _put_some(end.ring_end, messages[:AT_ONCE], place)
+    some = None if message_places is None else message_places[:AT_ONCE]
+    return _put_some(end.ring_end, messages[:AT_ONCE], some)
 
 
 # Waiting
@@ -113,71 +125,73 @@ def try_put_some(end: QueueEnd, messages: list[bytes], place: int) -> int:
 def put_within(
     end: QueueEnd,
     message: bytes | Message,
-    place: int,
+    place: Place | None = None,
     deadline: float | None = None,
     has_feeder: bool = False,
 ) -> None:
     """Put a message, waiting for a place, for room in the ring and for memory.
 
+    place: the message's place, if it has one.
     deadline: the time.monotonic() at which to raise queue.Full; None: wait for ever.
     has_feeder: the caller has a feeder to fall back on.  Then wait for room only while consumers
-    take messages, and never for memory: raise NoRoomNow, and the caller keeps the place, or
-    OutOfSharedMemory, and it has none.
+    take messages, and never for memory: raise NoRoomNow or OutOfSharedMemory.
     """
-    arena = end.ring_end.arena
     wait = None
-    used = 0
+    while True:
+        try:
+            return try_put(end, message, NO_PLACE if place is None else place.c)
+        except (NoRoomNow, QueueFull, OutOfSharedMemory) as full:
+            wait = wait or _PutWait(end, deadline, has_feeder)
+            if not wait.waits_after(full, place):
+                raise
+        if place is None and end.arena.bytes_limit and deadline != 0:
+            place = line_up(end)
+
+
+def line_up(end: QueueEnd) -> Place | None:
+    """A place for a message that waits for bytes, so that none that comes later goes before it.
+
+    None if the ring has no slot for it yet.
+    """
+    place = Place(end.arena)
     try:
-        while True:
-            if wait is not None and place == TAKE_PLACE:  # no wait follows the first try
-                used = places.places_used(arena)
-            try:
-                return try_put(end, message, place)
-            except NoRoomNow as full:
-                wait = wait or _PutWait(end, deadline, has_feeder)
-                if has_feeder:
-                    place = HAS_PLACE
-                if not wait.waits_after(full, used):
-                    raise
-            except (QueueFull, OutOfSharedMemory) as full:
-                wait = wait or _PutWait(end, deadline, has_feeder)
-                if place == HAS_PLACE and has_feeder:
-                    raise NoRoomNow from None  # it tells the caller that it keeps its place
-                if not wait.waits_after(full, used):
-                    raise
-    except NoRoomNow:
-        raise
-    except BaseException:
-        if place == HAS_PLACE and has_feeder:
-            places.give_place(arena)
-        raise
+        place.take()
+    except QueueFull:
+        return None
+    return place
 
 
 def put_some_within(
-    end: QueueEnd, messages: list[bytes], place: int, has_feeder: bool = False
+    end: QueueEnd,
+    messages: list[bytes],
+    message_places: list[Place | None] | None = None,
+    has_feeder: bool = False,
 ) -> None:
     """Put small messages, waiting as put_within does, and empty the list.
 
-    After an exception the list holds the messages that were not put, and no place is kept.
+    message_places: one for each, if they have places; it is emptied as well.
+    After an exception the lists hold the messages that were not put, and their places.
     """
     wait = None
-    used = 0
     while messages:
-        if wait is not None and place == TAKE_PLACE:  # no wait follows the first try
-            used = places.places_used(end.ring_end.arena)
         # Off the list first: what an interruption leaves in doubt must not be put twice.
         some = messages[:AT_ONCE]
         del messages[: len(some)]
         try:
-            n = try_put_some(end, some, place)
+            n = try_put_some(end, some, message_places)
             messages[:0] = some[n:]
+            if message_places is not None:
+                del message_places[:n]
             if wait is not None:
                 wait.restart()
         except (NoRoomNow, QueueFull, OutOfSharedMemory) as full:
             messages[:0] = some
             wait = wait or _PutWait(end, None, has_feeder)
-            if not wait.waits_after(full, used):
+            if not wait.waits_after(full, None):
                 raise
+            if end.arena.bytes_limit:
+                message = messages.pop(0)
+                put_within(end, message, message_places.pop(0) if message_places else None)
         except Exception:
             messages[:0] = some
             raise
@@ -195,10 +209,10 @@ class _PutWait:
         """Start counting again, because a message was put."""
         self._pauses = self._hopeless = 0
 
-    def waits_after(self, reason: Exception, used: int) -> bool:
+    def waits_after(self, reason: Exception, place: Place | None) -> bool:
         """Wait a little for what `reason` says is missing.  Raises queue.Full or OSError.
 
-        used: places in use before the put that failed.
+        place: the message's place, if it has one.
         False: it is the feeder that should wait, so raise `reason`.  That is not done here, where a
         cycle of it and this frame would keep what the put held.
         """
@@ -222,13 +236,13 @@ class _PutWait:
             self._hopeless = 0
         if isinstance(reason, QueueFull) and not self._has_reaped:
             self._has_reaped = True
-            places.queue_full(arena)  # takes back the places of dead processes
+            places.queue_full(arena)  # takes back what dead processes held
             return True
         if is_over:
             raise Full from None
         wait_ms = places.slice_ms(left_s, config.WAIT_SLICE_MS)
         if isinstance(reason, QueueFull):
-            places.wait_place(arena, used, wait_ms)
+            wait_place(end, wait_ms, place)
         else:
             end.wait_room(reason, wait_ms)
         return True
@@ -237,25 +251,21 @@ class _PutWait:
 # By the feeder
 
 
-def give_to_feeder(
-    queue: QueuePutter, obj: Any, deadline: float | None, has_place: bool = False
-) -> None:
+def give_to_feeder(queue: QueuePutter, obj: Any, deadline: float | None) -> None:
     """Have the feeder put an object, or a Pickled one, after those it holds already.
 
-    has_place: the caller has taken a place.  Else this waits for one, and raises queue.Full at the
-    deadline.
+    Waits for a place, and raises queue.Full at the deadline.
     """
     end = queue._end
     assert end is not None
     if queue._sem.strict and not isinstance(obj, Pickled):
         obj = Pickled(obj, _dump(obj, None, -1))
-    if not has_place:
-        take_place_within(end, deadline)
+    handed = Handed(obj, take_place_within(end, deadline))
     with queue._notempty:
         queue._feeder_state.begin()
         if queue._thread is None:
             queue._start_thread()
-        queue._buffer.append(obj)
+        queue._buffer.append(handed)
         queue._notempty.notify()
 
 
@@ -329,11 +339,11 @@ class QueuePutter:
         ):
             # Fast path: the code below, inlined.  Each Python call saved is 0.1 us of 0.5.
             stream = _dumps(obj, 5)
-            code = _put_one(direct, stream, len(stream), TAKE_PLACE)
+            code = _put_one(direct, stream, len(stream), NO_PLACE)
             if code > 0:
                 return
             if code != TOO_LONG:
-                self._put_pickled(self._writer, obj, stream, code, deadline_of(block, timeout))
+                self._put_pickled(self._writer, obj, stream, deadline_of(block, timeout))
                 return
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
@@ -355,25 +365,20 @@ class QueuePutter:
             self._raise_or_report(error, obj)
             return
         if type(message) is not bytes:
-            self._put_pickled(end, obj, message, 0, deadline)
+            self._put_pickled(end, obj, message, deadline)
             return
         try:
-            code = end.put_now(message, len(message), TAKE_PLACE)
+            code = end.put_now(message, len(message), NO_PLACE)
         except OSError as error:  # the end is closed
             self._raise_or_report(error, obj)
             return
         if code < 0:
-            self._put_pickled(end, obj, message, code, deadline)
+            self._put_pickled(end, obj, message, deadline)
 
     def _put_pickled(
-        self,
-        end: QueueEnd,
-        obj: Any,
-        message: bytes | Message,
-        code: int,
-        deadline: float | None,
+        self, end: QueueEnd, obj: Any, message: bytes | Message, deadline: float | None
     ) -> None:
-        """Put a message that was not put at once.  code: why not; 0 if it was not tried.
+        """Put a message, and wait if it cannot be put at once.
 
         What is left to the feeder stays pickled: an object is asked for its pickle once.
         """
@@ -385,11 +390,8 @@ class QueuePutter:
                     if not self._arena.wait_room_for(end._handle, 1, pause_ms):
                         give_to_feeder(self, Pickled(obj, message), deadline)
                         return
-                kept = has_feeder and code == NO_ROOM_NOW
-                put_within(end, message, HAS_PLACE if kept else TAKE_PLACE, deadline, has_feeder)
-            except NoRoomNow:
-                give_to_feeder(self, Pickled(obj, message), deadline, has_place=True)
-            except OutOfSharedMemory:
+                put_within(end, message, None, deadline, has_feeder)
+            except (NoRoomNow, OutOfSharedMemory):
                 give_to_feeder(self, Pickled(obj, message), deadline)
         except OSError as error:
             abandon_runs(message)

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from .._channel import payload
 from .._channel.payload import SCALARS, STRINGS
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
-from .._memory.ring import AT_ONCE, TAKE_PLACE
+from .._memory.ring import AT_ONCE
 from ..config import INLINE_MAX_BYTES
 from .putting import (
     Pickled,
@@ -64,7 +64,7 @@ class BatchPutter(QueuePutter):
                 continue
             self._put_batch(batch)
             if not state.is_busy:
-                self._put_pickled(end, obj, message, 0, None)
+                self._put_pickled(end, obj, message, None)
                 continue
             # The feeder may have got some of the batch: this message must stay behind them.
             try:
@@ -83,7 +83,7 @@ class BatchPutter(QueuePutter):
                 give_some_to_feeder(self, batch)
                 return
             try:
-                put_some_within(end, batch.messages, TAKE_PLACE, not self._arena.bytes_limit)
+                put_some_within(end, batch.messages, None, not self._arena.bytes_limit)
             except (NoRoomNow, OutOfSharedMemory):
                 give_some_to_feeder(self, batch)
             except OSError as error:

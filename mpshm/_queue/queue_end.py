@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .._channel import payload, pipe_end
 from .._channel.payload import Message, Received
 from .._memory import places, plain_frame, ring
-from .._memory.arena import Arena
+from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
-from .._memory.ring import NO_PLACE
+from .._memory.places import NO_PLACE
 from ..config import INLINE_MAX_BYTES
 from ..counters import Reason, import_stats
 from ..errors import PlainRoadError
@@ -40,10 +40,25 @@ class QueueEnd(pipe_end.Connection):
     _counters: QueueCounters
     _ring_end: ring.End | None = None
 
-    put_now: Callable[[bytes, int, int], int]
-    receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
-    new_batch: Callable[[], Batch]
-    """What ring.putter, ring.receiver and ring.Batch made, while this end is open."""
+    if TYPE_CHECKING:
+        put_now: Callable[[bytes, int, Any], int]
+        receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
+        new_batch: Callable[[], Batch]
+    else:
+        # An open end has attributes of these names: what ring.putter, ring.receiver and ring.Batch
+        # made.  An end that is closed, or of the other direction, has these methods.  (Bound ones
+        # in its attributes would keep it, and its descriptors, until the cycle collector runs.)
+        def put_now(self, *args):
+            self._check_closed()
+            self._check_writable()
+            self._raise_unusable()
+
+        def receive(self, timeout_ms):
+            self._raise_unusable()
+
+        def new_batch(self):
+            self._raise_unusable()
+
     idle: list[Batch]
     """Batches that no thread uses.  Always the same list; empty in a new child and once closed."""
     direct: Any = None
@@ -59,12 +74,12 @@ class QueueEnd(pipe_end.Connection):
     def _reset_in_child(self) -> None:
         self._reader = plain_frame.PlainReader()  # never used: no slot is read in part
         self._clear_idle()
-        if self._arena is None:
-            self.put_now = self.receive = self.new_batch = self._raise_unusable
-        else:
+        self._forget_calls()
+        if self._arena is not None:
             if self._ring_end is None:
                 self._ring_end = ring.End(self._arena, self._counters, self._handle, self._readable)
-            self.put_now = ring.putter(self._ring_end) if self._writable else self._raise_read_only
+            if self._writable:
+                self.put_now = ring.putter(self._ring_end)
             self.receive = ring.receiver(self._ring_end, self.idle)
             self.new_batch = functools.partial(ring.Batch, self._ring_end)
             self.direct = self._ring_end.c if self._writable else None
@@ -75,8 +90,12 @@ class QueueEnd(pipe_end.Connection):
         except AttributeError:
             self.idle = []
 
+    def _forget_calls(self) -> None:
+        for name in ("put_now", "receive", "new_batch"):
+            self.__dict__.pop(name, None)
+
     def _close(self, _close: Any = os.close) -> None:
-        self.put_now = self.receive = self.new_batch = self._raise_unusable
+        self._forget_calls()
         self.direct = None
         self._clear_idle()
         end, self._ring_end = self._ring_end, None  # the struct keeps the arena
@@ -126,7 +145,7 @@ class QueueEnd(pipe_end.Connection):
             self._transmit(message)
 
     def has_room(self, timeout_ms: int) -> bool:
-        """Wait until the ring has room for a message; return False when the time is over first."""
+        """Wait until the queue has room for a message; return False when the time is over first."""
         return self.ring_end.wait_room(timeout_ms)
 
     def wait_room(self, reason: Exception, timeout_ms: int) -> None:
@@ -145,13 +164,13 @@ class QueueEnd(pipe_end.Connection):
 
     def _transmit(self, message: bytes | Message) -> None:
         try:
-            putting.put_within(self, message, NO_PLACE)
+            putting.put_within(self, message)
         except BaseException:
             putting.abandon_runs(message)
             raise
 
     def _send_parcel(self, parcel: Parcel, size: int) -> None:
-        putting.put_within(self, Message(b"", size, parcel), NO_PLACE)
+        putting.put_within(self, Message(b"", size, parcel))
 
     # Receiving
 
@@ -186,7 +205,7 @@ class QueueEnd(pipe_end.Connection):
             wait_ms = -1 if left_s is None else places.slice_ms(left_s, SLEEP_MAX_MS)
         return True
 
-    def _raise_unusable(self, *args: object) -> NoReturn:
+    def _raise_unusable(self) -> NoReturn:
         """Raise the reason why this end is unusable."""
         self._check_closed()
         if self._arena is None:
@@ -195,11 +214,6 @@ class QueueEnd(pipe_end.Connection):
                 "lacks it; reinstall mpshm with a C compiler"
             )
         raise OSError("handle is invalid")
-
-    def _raise_read_only(self, *args: object) -> NoReturn:
-        self._check_closed()
-        self._check_writable()
-        self._raise_unusable()
 
     def _take(
         self, maxsize: int | None = None, copy_max: int = INLINE_MAX_BYTES
@@ -233,24 +247,22 @@ def make_ends(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, 
     if CORE_MISSING or sys.platform != "linux":
         return None
     import_stats()
-    reader, writer = os.pipe()
-    arena = None
+    handles = [*os.pipe()]
     try:
-        arena, reason = pipe_end.new_arena(reader)
-        if arena is not None and not arena.make_queue(places, bytes_limit, joinable):
-            arena = None
-    finally:
+        shape = QueueShape(places, joinable, bytes_limit)
+        arena, reason = pipe_end.new_arena(handles[0], queue=shape)
         if arena is None:
-            os.close(reader)
-            os.close(writer)
-    if arena is None:
-        return None
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    # show() in ring.c reopens the pipe for writing, also when the process has become another
-    # user's.  No other process can reach the pipe.
-    os.fchmod(reader, 0o666)
-    return (
-        QueueEnd(reader, True, False, arena=arena, reason=reason),
-        QueueEnd(writer, False, True, arena=arena, reason=reason),
-    )
+            return None
+        for handle in handles:
+            os.set_blocking(handle, False)
+        # show() in mirror.c reopens the pipe for writing, also when the process has become another
+        # user's.  No other process can reach the pipe.
+        os.fchmod(handles[0], 0o666)
+        # A QueueEnd owns its descriptor even if its constructor fails.
+        return (
+            QueueEnd(handles.pop(0), True, False, arena=arena, reason=reason),
+            QueueEnd(handles.pop(0), False, True, arena=arena, reason=reason),
+        )
+    finally:
+        for handle in handles:
+            os.close(handle)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from .._channel import payload
 from .._memory import places, ring
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
-from .._memory.ring import AT_ONCE, NO_PLACE
+from .._memory.places import NO_PLACE
+from .._memory.ring import AT_ONCE
 from ..config import INLINE_MAX_BYTES
 from . import aio
 from .putting import abandon_runs, is_over_mark, put_some_within, put_within, try_put
@@ -55,7 +56,7 @@ class SimpleQueuePutter:
             direct, stream = end.direct, _dumps(obj, 5)
             if direct is not None and len(stream) <= INLINE_MAX_BYTES:
                 if _put_one(direct, stream, len(stream), NO_PLACE) < 0:
-                    put_within(end, stream, NO_PLACE)
+                    put_within(end, stream)
                 return
         end.send(obj)
 
@@ -64,14 +65,14 @@ class SimpleQueuePutter:
         end, objects = self._end, snapshot(objects)
         if end is not None and are_small(objects):
             for _, streams in pickle_in_batches(objects):
-                put_some_within(end, streams, NO_PLACE)
+                put_some_within(end, streams)
             return len(objects)
         count = 0
         waiting: list[bytes] = []
 
         def flush() -> None:
             if end is not None:
-                put_some_within(end, waiting, NO_PLACE)
+                put_some_within(end, waiting)
 
         for obj in flush_on_error(objects, flush):
             count += 1
@@ -105,7 +106,7 @@ class SimpleQueuePutter:
                 await aio.until(lambda: arena.wait_room_for(end._handle, 1, 0))
             while True:
                 try:
-                    return try_put(end, message, NO_PLACE)
+                    return try_put(end, message)
                 except OutOfSharedMemory:
                     places.reap(arena)
                     await aio.until(lambda: True)

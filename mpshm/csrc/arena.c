@@ -20,82 +20,153 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Make the plan smaller: first fewer segments, then smaller ones.  False: it is at its smallest. */
-static bool
-shrink(uint32_t *segments, uint64_t *stride)
+#include "ring.h"
+
+static int attach(int fd, bool fresh, mpshm_arena **out);
+
+/* How many slots a ring has for a queue of so many places. */
+static uint32_t
+slots_for(uint32_t places)
 {
-    if (*segments > 16) {
-        *segments /= 2;
-        return true;
+    uint32_t slots = RING_SLOTS;
+
+    while (slots < places && slots < RING_SLOTS_MOST) {
+        slots *= 2;
     }
-    *stride = *stride / 2 / SMALL_ALIGN * SMALL_ALIGN;
-    return *stride >= UINT64_C(1) << 20;
+    return slots;
 }
 
-/* Write the header of an arena of that geometry, or of a smaller one where RLIMIT_FSIZE asks for it:
+/* Bytes before segment 0. */
+static uint64_t
+head_bytes_for(const struct arena_header *header)
+{
+    uint64_t align = header->stride >= 32 * HUGE_BYTES ? HUGE_BYTES : SMALL_ALIGN;
+    uint64_t bytes = RING_OFFSET;
+
+    if (header->slots > 0) {
+        bytes += ring_bytes(header->slots, header->overflowing != 0);
+    }
+    return (bytes + align - 1) / align * align;
+}
+
+static uint64_t
+file_bytes(const struct arena_header *header)
+{
+    return header->head_bytes + header->segment_limit * header->stride;
+}
+
+/* Make the plan smaller: first fewer segments, then smaller ones, then slots without overflow.  False: it is at
+   its smallest. */
+static bool
+shrink(struct arena_header *header)
+{
+    if (header->segment_limit > 16) {
+        header->segment_limit /= 2;
+    } else if (header->stride >= UINT64_C(2) << 20) {
+        header->stride = header->stride / 2 / SMALL_ALIGN * SMALL_ALIGN;
+    } else if (header->overflowing) {
+        header->overflowing = 0;
+    } else {
+        return false;
+    }
+    header->head_bytes = head_bytes_for(header);
+    return true;
+}
+
+/* Plan the header of an arena of that geometry, or of a smaller one where RLIMIT_FSIZE asks for it:
    growing a file past the limit raises SIGXFSZ. */
 static int
-plan_header(const mpshm_geometry *geometry, struct arena_header *header)
+plan_header(const mpshm_geometry *geometry, const mpshm_queue *queue, bool bounded,
+            struct arena_header *header)
 {
-    uint64_t stride = geometry->stride;
-    uint32_t segments = geometry->segment_limit;
     struct rlimit limit;
 
-    if (segments == 0 || segments > SEGMENT_LIMIT || geometry->chunk_shift < 4
-        || geometry->chunk_shift > 30 || stride % SMALL_ALIGN != 0 || stride == 0) {
+    if (geometry->segment_limit == 0 || geometry->segment_limit > SEGMENT_LIMIT || geometry->chunk_shift < 4
+        || geometry->chunk_shift > 30 || geometry->stride % SMALL_ALIGN != 0 || geometry->stride == 0) {
         return -EINVAL;
     }
     if (getrlimit(RLIMIT_FSIZE, &limit) == -1) {
         return -errno;
     }
-    while (limit.rlim_cur != RLIM_INFINITY && (segments + UINT64_C(1)) * stride > limit.rlim_cur) {
-        if (!shrink(&segments, &stride)) {
-            return -EFBIG;
-        }
-    }
     memset(header, 0, sizeof *header);
     header->magic = ARENA_MAGIC;
     header->abi = MPSHM_ABI;
-    header->segment_limit = segments;
-    header->stride = stride;
+    header->segment_limit = geometry->segment_limit;
+    header->stride = geometry->stride;
     header->chunk_shift = geometry->chunk_shift;
     header->segment_bytes = geometry->segment_bytes;
+    header->id = memfile_fresh_id();
+    if (queue != NULL) {
+        header->slot_bytes = MPSHM_SLOT_BYTES;
+        header->slots = slots_for(queue->places);
+        header->overflowing = !bounded;
+        header->places = queue->places;
+        header->bytes_limit = queue->bytes;
+        header->joinable = queue->joinable != 0;
+    }
+    header->head_bytes = head_bytes_for(header);
+    while (limit.rlim_cur != RLIM_INFINITY && file_bytes(header) > limit.rlim_cur) {
+        if (!shrink(header)) {
+            return -EFBIG;
+        }
+    }
     while (header->segment_bytes > (UINT64_C(1) << header->chunk_shift)
-           && !segment_fits(stride, header->segment_bytes, header->chunk_shift)) {
+           && !segment_fits(header->stride, header->segment_bytes, header->chunk_shift)) {
         header->segment_bytes /= 2;
     }
-    header->id = memfile_fresh_id();
     INVARIANT(A5, header->segment_limit > 0 && header->segment_limit <= SEGMENT_LIMIT);
     INVARIANT(A5, header->stride % SMALL_ALIGN == 0 && header->stride > 0);
     return 0;
 }
 
+/* The family that the arena's words take their names from: 0, and its id in the header. */
+static int
+choose_roster(bool strangers, struct arena_header *header)
+{
+    struct roster *family = NULL;
+    int error = 0;
+
+    if (!strangers) {
+        process_lock();
+        error = roster_family(&family);
+        if (error == 0) {
+            header->roster_id = roster_id(family);
+            roster_unref(family); /* attaching takes one of its own; families stay for good */
+        }
+        process_unlock();
+    }
+    return error;
+}
+
 int
-mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, mpshm_arena **out)
+mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, int strangers,
+                   const mpshm_queue *queue, mpshm_arena **out)
 {
     struct arena_header header;
     bool bounded;
-    int error = plan_header(geometry, &header);
-
-    if (error != 0) {
-        return error;
-    }
     int fd = memfile_open(kind, name, &bounded);
 
     if (fd == -1) {
         return -errno;
     }
-    uint64_t size = (header.segment_limit + UINT64_C(1)) * header.stride;
+    int error = plan_header(geometry, queue, bounded, &header);
 
-    if (ftruncate(fd, (off_t) size) == -1
-        || pwrite(fd, &header, sizeof header, 0) != (ssize_t) sizeof header) {
+    if (error == 0) {
+        error = choose_roster(strangers != 0, &header);
+    }
+    if (error == 0
+        && (ftruncate(fd, (off_t) file_bytes(&header)) == -1
+            || pwrite(fd, &header, sizeof header, 0) != (ssize_t) sizeof header)) {
         error = errno ? -errno : -EIO;
+    }
+    if (error == 0 && bounded) {
+        error = memfile_reserve(fd, 0, header.head_bytes);
     }
     if (error == 0) {
         error = memfile_seal(fd, bounded);
     }
     if (error == 0) {
-        error = mpshm_arena_attach(fd, out);
+        error = attach(fd, strangers != 0, out);
     }
     if (error != 0) {
         close(fd);
@@ -103,30 +174,11 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, m
     return error;
 }
 
-/* How many bytes the mapping that begins with the header has: with the ring, and with its overflow,
-   where the stride has room for them. */
-static uint64_t
-head_bytes(uint64_t stride)
-{
-    if (stride >= OVERFLOW_END) {
-        return OVERFLOW_END;
-    }
-    return stride >= RING_OFFSET + RING_BYTES ? RING_OFFSET + RING_BYTES : HEADER_BYTES;
-}
-
-static bool
-ring_fits(uint64_t stride)
-{
-    return head_bytes(stride) > RING_OFFSET;
-}
-
 /* Read the header and check all that this process will believe.  A5 */
 static int
-read_header(int fd, struct arena_header *header)
+read_header(int fd, struct arena_header *header, struct stat *status)
 {
-    struct stat status;
-
-    if (fstat(fd, &status) == -1) {
+    if (fstat(fd, status) == -1) {
         return -errno;
     }
     if (pread(fd, header, sizeof *header, 0) != (ssize_t) sizeof *header
@@ -136,13 +188,17 @@ read_header(int fd, struct arena_header *header)
     if (header->abi != MPSHM_ABI) {
         return MPSHM_E_ABI;
     }
+    bool is_queue = header->slot_bytes != 0;
+
     if (header->segment_limit == 0 || header->segment_limit > SEGMENT_LIMIT
         || header->stride == 0 || header->stride % SMALL_ALIGN != 0
         || header->stride > UINT64_C(1) << 50
         || header->chunk_shift < 4 || header->chunk_shift > 30
-        || (header->slot_bytes != 0
-            && (header->slot_bytes != MPSHM_SLOT_BYTES || !ring_fits(header->stride)))
-        || (header->segment_limit + UINT64_C(1)) * header->stride != (uint64_t) status.st_size) {
+        || (is_queue ? header->slot_bytes != MPSHM_SLOT_BYTES || header->slots < RING_SLOTS
+                           || header->slots > RING_SLOTS_MOST || (header->slots & (header->slots - 1)) != 0
+                     : header->slots != 0)
+        || header->head_bytes != head_bytes_for(header)
+        || file_bytes(header) != (uint64_t) status->st_size) {
         return MPSHM_E_GEOMETRY;
     }
     return 0;
@@ -152,17 +208,46 @@ int
 mpshm_arena_identity(int fd, uint64_t *id)
 {
     struct arena_header header;
-    int error = read_header(fd, &header);
+    struct stat status;
+    int error = read_header(fd, &header, &status);
 
     *id = error == 0 ? header.id : 0;
     return error;
 }
 
-int
-mpshm_arena_attach(int fd, mpshm_arena **out)
+static uint64_t
+mapped_bytes(const mpshm_arena *arena)
+{
+    return arena->head_bytes;
+}
+
+/* Find the roster, and make the arena one of this process's.  Under the lock. */
+static int
+join_roster(mpshm_arena *arena, uint64_t id, bool fresh)
+{
+    int error = 0;
+
+    if (id == 0) {
+        error = roster_embedded(arena->fd, OWN_ROSTER_OFFSET, (char *) arena->header + OWN_ROSTER_OFFSET, fresh,
+                                &arena->roster);
+    } else {
+        arena->roster = roster_find(id);
+        error = arena->roster == NULL ? MPSHM_E_ROSTER : 0;
+    }
+    if (error == 0) {
+        arena->next = mpshm_process.arenas;
+        mpshm_process.arenas = arena;
+    }
+    return error;
+}
+
+/* fresh: this process has just made it. */
+static int
+attach(int fd, bool fresh, mpshm_arena **out)
 {
     struct arena_header header;
-    int error = read_header(fd, &header);
+    struct stat status;
+    int error = read_header(fd, &header, &status);
 
     if (error != 0) {
         return error;
@@ -173,8 +258,10 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
         return -ENOMEM;
     }
     arena->fd = fd;
+    arena->device = status.st_dev;
+    arena->inode = status.st_ino;
     arena->refs = 1;
-    void *mapped = mmap(NULL, head_bytes(header.stride), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *mapped = mmap(NULL, header.head_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
     if (mapped == MAP_FAILED) {
         error = -errno;
@@ -182,24 +269,40 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
         return error;
     }
     arena->header = mapped;
-    arena->peers = (struct peer *) ((char *) mapped + PEERS_OFFSET);
-    arena->ring = ring_fits(header.stride) ? (struct ring *) ((char *) mapped + RING_OFFSET) : NULL;
-    arena->overflow = header.stride >= OVERFLOW_END ? (struct overflow *) ((char *) mapped + OVERFLOW_OFFSET) : NULL;
+    arena->marks = (_Atomic uint64_t *) ((char *) mapped + MARKS_OFFSET);
+    arena->slots = header.slots;
+    if (header.slots > 0) {
+        arena->ring = (struct ring *) ((char *) mapped + RING_OFFSET);
+        arena->overflow = header.overflowing
+                              ? (struct overflow *) ((char *) mapped + RING_OFFSET
+                                                     + ring_bytes(header.slots, 0))
+                              : NULL;
+        ring_attach(arena);
+    }
     arena->slot_bytes = header.slot_bytes;
     arena->id = header.id;
+    arena->head_bytes = header.head_bytes;
     arena->stride = header.stride;
     arena->segment_bytes = header.segment_bytes;
     arena->segment_limit = header.segment_limit;
     arena->chunk_shift = header.chunk_shift;
     arena->bounded = !memfile_is_sealed(fd);
-    INVARIANT(A5, head_bytes(arena->stride) <= arena->stride);
-    INVARIANT(A5, arena->overflow == NULL || arena->ring != NULL);
-    pthread_mutex_lock(&mpshm_process.lock);
-    arena->next = mpshm_process.arenas;
-    mpshm_process.arenas = arena;
-    pthread_mutex_unlock(&mpshm_process.lock);
+    process_lock();
+    error = join_roster(arena, header.roster_id, fresh);
+    process_unlock();
+    if (error != 0) {
+        munmap(mapped, mapped_bytes(arena));
+        free(arena);
+        return error;
+    }
     *out = arena;
     return 0;
+}
+
+int
+mpshm_arena_attach(int fd, mpshm_arena **out)
+{
+    return attach(fd, false, out);
 }
 
 #ifdef MPSHM_DEBUG
@@ -241,11 +344,12 @@ arena_unref(mpshm_arena *arena)
             segment_unmap(arena->segments[id]);
         }
     }
-    if (arena->loans == 0) { /* else a reaper is to find what this process leaves, by its number */
-        peer_depart(arena);
+    if (arena_has_file(arena)) {
+        close(arena->fd);
     }
-    munmap(arena->header, head_bytes(arena->stride));
-    close(arena->fd);
+    strays_forget(arena);
+    roster_unref(arena->roster); /* one of its own lies in what is unmapped next */
+    munmap(arena->header, mapped_bytes(arena));
     free(arena->sent);
     free(arena);
 }
@@ -253,37 +357,96 @@ arena_unref(mpshm_arena *arena)
 void
 arena_keep(mpshm_arena *arena)
 {
-    pthread_mutex_lock(&mpshm_process.lock);
+    process_lock();
     INVARIANT(A2, arena->refs > 0);
     arena->refs++;
-    pthread_mutex_unlock(&mpshm_process.lock);
+    process_unlock();
 }
 
 void
 arena_let_go(mpshm_arena *arena)
 {
-    pthread_mutex_lock(&mpshm_process.lock);
+    process_lock();
     arena_unref(arena);
-    pthread_mutex_unlock(&mpshm_process.lock);
+    process_unlock();
 }
 
 void
 mpshm_arena_close(mpshm_arena *arena)
 {
-    pthread_mutex_lock(&mpshm_process.lock);
+    process_lock();
+    arena_is_ours(arena);
     for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
         if (arena->segments[id] != NULL) {
             segment_vacate(arena->segments[id]);
         }
     }
     arena_unref(arena);
-    pthread_mutex_unlock(&mpshm_process.lock);
+    process_unlock();
+}
+
+/* Whether the descriptor is still the memory file's: a program may close all it finds, and open files of its
+   own. */
+bool
+arena_has_file(const mpshm_arena *arena)
+{
+    return memfile_is(arena->fd, arena->device, arena->inode);
 }
 
 int
 mpshm_arena_fd(mpshm_arena *arena)
 {
-    return arena->fd;
+    return arena_has_file(arena) ? arena->fd : -1;
+}
+
+int
+mpshm_arena_roster_fd(mpshm_arena *arena)
+{
+    return roster_id(arena->roster) == 0 ? -1 : roster_fd(arena->roster);
+}
+
+/* Names. */
+
+/* See to it that arena->me is this process's name: after a fork it has another.  Under the lock.  E1 */
+void
+arena_is_ours(mpshm_arena *arena)
+{
+    if (arena->joined == mpshm_process.generation && arena->me != 0) {
+        return;
+    }
+    arena->me = roster_me(arena->roster);
+    _Atomic uint64_t *mark = arena_mark(arena);
+
+    if (mark != NULL && MARK_INCARNATION(atomic_load(mark)) != NAME_INCARNATION(arena->me)) {
+        atomic_store(mark, MARK(NAME_INCARNATION(arena->me), 0)); /* it was another process's: L5 */
+    }
+    atomic_store_explicit(&arena->joined, mpshm_process.generation, memory_order_release);
+}
+
+void
+arena_lock(mpshm_arena *arena)
+{
+    process_lock();
+    arena_is_ours(arena);
+}
+
+void
+arena_unlock(mpshm_arena *arena)
+{
+    (void) arena;
+    process_unlock();
+}
+
+_Atomic uint64_t *
+arena_mark(mpshm_arena *arena)
+{
+    return arena->me == 0 ? NULL : &arena->marks[NAME_NUMBER(arena->me)];
+}
+
+bool
+arena_name_is_dead(mpshm_arena *arena, name who)
+{
+    return who != 0 && who != arena->me && roster_is_dead(arena->roster, who);
 }
 
 uint64_t

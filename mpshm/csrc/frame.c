@@ -275,12 +275,12 @@ frame_head(const unsigned char *frame, struct frame_head *head)
 /* Lease the run of the descriptor at `at`.  A failure leaves the descriptor in `bad`.  Under arena_lock,
    as the next two. */
 int
-frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run,
+frame_lease_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, mpshm_held *run,
                 mpshm_descriptor *bad)
 {
-    INVARIANT(L6, arena_is_locked(arena));
+    INVARIANT(E1, arena_is_locked(arena));
     mpshm_descriptor d = get_descriptor(at);
-    int error = lease_run(arena, d.mmap_id, d.chunk_id, d.size, d.tag, &run->data);
+    int error = lease_run(arena, &d, position, &run->data);
 
     run->size = d.size;
     INVARIANT(F3, (error == 0) == (run->data != NULL));
@@ -292,16 +292,16 @@ frame_lease_one(mpshm_arena *arena, const unsigned char *at, mpshm_held *run,
 
 /* Copy a run's bytes and release it.  -EMSGSIZE: it has more than `most`, and is untouched. */
 int
-frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t most,
-               uint64_t *size, mpshm_descriptor *bad)
+frame_copy_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, char *to,
+               uint64_t most, uint64_t *size, mpshm_descriptor *bad)
 {
-    INVARIANT(L6, arena_is_locked(arena));
+    INVARIANT(E1, arena_is_locked(arena));
     mpshm_descriptor d = get_descriptor(at);
 
     if (d.size > most) {
         return -EMSGSIZE;
     }
-    int error = lease_copy(arena, d.mmap_id, d.chunk_id, d.size, d.tag, to);
+    int error = lease_copy(arena, &d, position, to);
 
     *size = d.size;
     if (error != 0) {
@@ -313,8 +313,8 @@ frame_copy_one(mpshm_arena *arena, const unsigned char *at, char *to, uint64_t m
 /* Lease `count` runs to `to`, or none: after a failure the others go back as well, for their message
    cannot be had.  F3 */
 int
-frame_lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, mpshm_held *to,
-                mpshm_descriptor *bad)
+frame_lease_all(mpshm_arena *arena, uint64_t position, const unsigned char *table,
+                uint32_t count, mpshm_held *to, mpshm_descriptor *bad)
 {
     int first_error = 0;
     uint32_t have = 0;
@@ -322,7 +322,8 @@ frame_lease_all(mpshm_arena *arena, const unsigned char *table, uint32_t count, 
     for (uint32_t i = 0; i < count; i++) {
         mpshm_held run;
         mpshm_descriptor this_one;
-        int error = frame_lease_one(arena, table + (uint64_t) i * DESCRIPTOR_BYTES, &run, &this_one);
+        int error = frame_lease_one(arena, position, table + (uint64_t) i * DESCRIPTOR_BYTES, &run,
+                                    &this_one);
 
         if (error == 0) {
             to[have++] = run;
@@ -374,7 +375,7 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
     int error = 0;
 
     if (head->indexed) {
-        error = frame_lease_one(arena, table, &index, &reader->bad);
+        error = frame_lease_one(arena, NO_POSITION, table, &index, &reader->bad);
         table = (unsigned char *) index.data;
         if (error == 0) {
             error = frame_index(head, index.size, MPSHM_READER_BYTES - LENGTH_BYTES, &stream_size);
@@ -384,7 +385,8 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
         reader->runs = calloc(count, sizeof *reader->runs);
         error = reader->runs == NULL
                     ? -ENOMEM
-                    : frame_lease_all(arena, table, count, reader->runs, &reader->bad);
+                    : frame_lease_all(arena, NO_POSITION, table, count, reader->runs,
+                                      &reader->bad);
     }
     if (error == 0) {
         reader->count = count;
@@ -419,7 +421,7 @@ copy_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *he
     if (head->indexed || head->stream_runs != 1 || head->buffer_runs != 0) {
         return -EMSGSIZE;
     }
-    int error = frame_copy_one(arena, reader->bytes + head->descriptors,
+    int error = frame_copy_one(arena, NO_POSITION, reader->bytes + head->descriptors,
                                (char *) reader->bytes + LENGTH_BYTES,
                                copy_max < room ? copy_max : room, &size, &reader->bad);
 
@@ -486,6 +488,10 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
         return -EBUSY;
     }
     mpshm_discard(reader); /* all were taken: this frees the list */
+    if (arena != NULL && !reader->inside) {
+        strays_inside(arena, true);
+        reader->inside = 1;
+    }
     int n = frame_read(reader, fd, body_max);
 
     if (n >= MPSHM_DESCRIPTORS && n != MPSHM_LONG) {
@@ -500,6 +506,10 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
     reader->full = n > 0 || n == MPSHM_E_NO_ARENA;
     if (reader->full) {
         reader->asked = 0;
+    }
+    if (reader->inside && reader->have == 0) { /* else it has a part of a frame in hand */
+        strays_inside(arena, false);
+        reader->inside = 0;
     }
     return n;
 }

@@ -1,97 +1,122 @@
 /* Inspection: an arena's gauges, and the walk over it that checks its invariants.
 
-   Knows run words, slots' words and segments to read them; changes no shared word.  Both walks are safe
+   Knows run words and segments to read them; changes no shared word.  Both walks are safe
    while other processes work: a gauge may then be off by what moved meanwhile; the check holds at every
    moment.
 
-   Invariants: it checks L1 to L4, G1, G2 and G8 (invariants.h).
+   Invariants: it checks L1 to L4 and L7 (invariants.h); ring_validate does the ring's.
 
-   Memory order: a slot's word is loaded between two loads of head and tail, all sequentially consistent;
-   segment_validate says why its look at a run is safe. */
+   Memory order: segment_validate says why its look at a run is safe. */
 #include "internal.h"
 
-#include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
 
-/* What is wrong with a slot whose word was loaded after the head was `head` and before the tail was
-   `tail`: -line, or 0.  G1, G2, G8 */
+/* What is wrong with the run at `at`: -line, or 0. */
 static int
-validate_slot(uint64_t slot, uint64_t word, uint64_t head, uint64_t tail)
+validate_run(struct segment *seg, uint32_t at, uint64_t word)
 {
-    uint64_t position = SLOT_LAP(word) * RING_SLOTS + slot;
-    bool is_free = SLOT_STATE(word) == SLOT_FREE;
+    uint32_t chunks = EXTENT_CHUNKS(atomic_load(&seg->runs[at].more));
 
-    if (SLOT_STATE(word) > SLOT_READY || SLOT_OWNER(word) > PEER_LIMIT
-        || (SLOT_OWNER(word) != 0 && SLOT_STATE(word) != SLOT_WRITING)) {
-        return -__LINE__; /* G8 */
+    if (RUN_STATE(word) > RUN_SHARED || chunks == 0 || chunks > seg->count - at) {
+        return -__LINE__; /* L2: state, length */
     }
-    if (position < head) {
-        return -__LINE__; /* G2: the head passed a slot that is not done with */
+    if ((RUN_STATE(word) == RUN_LOANED || RUN_STATE(word) == RUN_LEASED) && RUN_HOLDER(word) == 0) {
+        return -__LINE__; /* L2: nobody's */
     }
-    /* A claimed position is at most the tail; a free one was claimed a lap before. */
-    if (position > (is_free ? tail + RING_SLOTS : tail)) {
-        return -__LINE__; /* G1, G2: a lap ahead of its position */
+    if (RUN_STATE(word) == RUN_SHARED && chunks < 3) {
+        return -__LINE__; /* L7: no room for names */
+    }
+    for (uint32_t c = at + 1; c < at + chunks; c++) {
+        if (RUN_STATE(atomic_load(&seg->runs[c].word)) != RUN_FREE) {
+            return -__LINE__; /* L2: overlap */
+        }
     }
     return 0;
 }
 
-/* Walk the ring: 1 if its invariants hold, else -line of the one that does not.  Safe while other
-   processes work, for each bound is loaded on the side that makes it looser.
-   rests: no process works, and the dead were reaped, so no slot is being written. */
-int
-ring_validate(mpshm_arena *arena, bool rests)
+/* What is wrong with the maps, which this process holds the lock of: -line, or 0. */
+static int
+validate_maps(struct segment *seg)
 {
-    struct ring *ring = arena->ring;
-
-    if (arena->slot_bytes == 0) {
-        return 1; /* a connection's arena: no ring is used, nor made resident by this walk */
+    if (seg->map[seg->count / 64] >> (seg->count % 64) != 0) {
+        return -__LINE__; /* L1: guard and padding */
     }
-    uint64_t head = atomic_load(&ring->head), tail = atomic_load(&ring->tail);
+    for (uint32_t at = 0; at < segment_high(seg);) {
+        uint64_t word = atomic_load(&seg->runs[at].word);
 
-    for (uint64_t i = 0; i < RING_SLOTS; i++) {
-        uint64_t word = atomic_load(&ring->slots[i].word);
-        int wrong = validate_slot(i, word, head, atomic_load(&ring->tail));
+        if (RUN_STATE(word) == RUN_FREE) {
+            at++;
+            continue;
+        }
+        if (!freemap_has(seg->heads, at)) {
+            return -__LINE__; /* L4: a run that the maps do not know */
+        }
+        for (uint32_t c = at; c < at + run_chunks_at(seg, at); c++) {
+            if (freemap_has(seg->map, c)) {
+                return -__LINE__; /* L4: lent and free */
+            }
+        }
+        at += run_chunks_at(seg, at);
+    }
+    return 0;
+}
 
-        if (wrong != 0) {
+/* Walk the segment: 1 if its invariants hold, else -line of the one that does not.
+
+   Safe while other processes work.  A run may end during the look at it, and its chunks be lent again:
+   then its word has changed, by state or by tag, and the run is looked at again. */
+int
+segment_validate(struct segment *seg)
+{
+    uint64_t directory = atomic_load(&seg->arena->header->segment[seg->id]);
+
+    if (DIR_SHIFT(directory) != seg->shift || DIR_COUNT(directory) != seg->count) {
+        return -__LINE__; /* L3 */
+    }
+    for (uint32_t at = 0; at < segment_high(seg);) {
+        uint64_t word = atomic_load(&seg->runs[at].word);
+        int wrong = RUN_STATE(word) == RUN_FREE ? 0 : validate_run(seg, at, word);
+
+        if (wrong == 0) {
+            at += RUN_STATE(word) == RUN_FREE ? 1 : run_chunks_at(seg, at);
+        } else if (atomic_load(&seg->runs[at].word) == word) {
             return wrong;
         }
-        if (SLOT_STATE(word) == SLOT_FREE && SLOT_LAP(word) * RING_SLOTS + i < tail) {
-            return -__LINE__; /* G2: the tail passed a position that was not claimed */
-        }
-        if (rests && SLOT_STATE(word) == SLOT_WRITING) {
-            return -__LINE__; /* G1: its sender is gone */
-        }
     }
-    if (head > atomic_load(&ring->tail) + 1) {
-        return -__LINE__; /* G2 */
+    int wrong = 0;
+
+    if (seg->arena->joined == mpshm_process.generation && seg->arena->me != 0 && segment_try_lock(seg)) {
+        wrong = validate_maps(seg);
+        segment_unlock(seg);
     }
-    /* A receiver takes a position only after it has moved the head to within a lap of it. */
-    if (tail > atomic_load(&ring->head) + 2 * RING_SLOTS) {
-        return -__LINE__; /* G2 */
-    }
-    return 1;
+    return wrong == 0 ? 1 : wrong;
 }
 
 /* Call `visit` for every segment of the directory, mapping those that this process has not mapped
-   yet, until one call gives 0 or less: that result, or 1. */
+   yet, until one call gives 0 or less: that result, or 1.  The process's other channels go on meanwhile.
+   locked: visit is called under the lock. */
 static int
-for_each_segment(mpshm_arena *arena, int (*visit)(struct segment *, void *), void *context)
+for_each_segment(mpshm_arena *arena, bool locked, int (*visit)(struct segment *, void *), void *context)
 {
     int result = 1;
 
-    pthread_mutex_lock(&mpshm_process.lock);
     for (uint32_t id = 0; id < arena->segment_limit && result > 0; id++) {
         struct segment *seg;
 
-        if (atomic_load(&arena->header->segment[id]) != 0) {
-            result = segment_map(arena, id, &seg);
-            if (result == 0) {
-                result = visit(seg, context);
-            }
+        if (atomic_load(&arena->header->segment[id]) == 0) {
+            continue;
+        }
+        arena_lock(arena);
+        result = segment_map(arena, id, &seg);
+        if (result == 0 && locked) {
+            result = visit(seg, context);
+        }
+        arena_unlock(arena);
+        if (!locked && result == 0) {
+            result = visit(seg, context);
         }
     }
-    pthread_mutex_unlock(&mpshm_process.lock);
     return result;
 }
 
@@ -107,7 +132,7 @@ mpshm_arena_is_valid(mpshm_arena *arena)
 {
     int ring = arena->ring == NULL ? 1 : ring_validate(arena, false);
 
-    return ring < 0 ? ring : for_each_segment(arena, visit_valid, NULL);
+    return ring < 0 ? ring : for_each_segment(arena, true, visit_valid, NULL);
 }
 
 static int
@@ -116,28 +141,29 @@ visit_gauges(struct segment *seg, void *context)
     mpshm_gauges *out = context;
 
     out->segments++;
-    for (uint32_t at = 0; at < seg->count;) {
-        uint64_t word = atomic_load_explicit(&seg->runs[at], memory_order_relaxed);
-        uint64_t bytes = (uint64_t) RUN_CHUNKS(word) << seg->shift;
+    for (uint32_t at = 0; at < segment_high(seg);) {
+        uint64_t word = atomic_load_explicit(&seg->runs[at].word, memory_order_relaxed);
+        uint32_t chunks = RUN_STATE(word) == RUN_FREE ? 1 : run_chunks_at(seg, at);
+        uint64_t bytes = (uint64_t) chunks << seg->shift;
 
         switch (RUN_STATE(word)) {
         case RUN_FREE:
-            at++;
-            continue;
+            break;
         case RUN_LOANED:
             out->runs_loaned++;
             out->bytes_loaned += bytes;
             break;
-        case RUN_IN_FLIGHT:
+        case RUN_FLIGHT:
             out->runs_in_flight++;
             out->bytes_in_flight += bytes;
             break;
         case RUN_LEASED:
+        case RUN_SHARED:
             out->runs_leased++;
             out->bytes_leased += bytes;
             break;
         }
-        at += RUN_CHUNKS(word) ? RUN_CHUNKS(word) : 1;
+        at += chunks;
     }
     return 1;
 }
@@ -148,11 +174,10 @@ mpshm_arena_gauges(mpshm_arena *arena, mpshm_gauges *out)
     struct stat status;
 
     memset(out, 0, sizeof *out);
-    if (fstat(arena->fd, &status) == -1) {
-        return -errno;
+    if (arena_has_file(arena) && fstat(arena->fd, &status) == 0) { /* else it cannot be known any more */
+        out->bytes_resident = (uint64_t) status.st_blocks * 512;
     }
-    out->bytes_resident = (uint64_t) status.st_blocks * 512;
-    int result = for_each_segment(arena, visit_gauges, out);
+    int result = for_each_segment(arena, false, visit_gauges, out);
 
     return result < 0 ? result : 0;
 }

@@ -18,15 +18,17 @@ struct segment {
     uint32_t shift;
     uint32_t count;
     bool mine;              /* this process prefers it: it made it, or adopted it */
+    bool was_claimed;       /* this process has claimed in it */
     uint64_t data_at;       /* bytes from the segment's beginning to its data */
     struct segment_head *head; /* mapped, and behind it: */
     uint64_t *map;          /* free map, 1 = free; the lock's holder's */
     uint64_t *heads;        /* first chunks of runs that are lent; the lock's holder's */
     _Atomic uint64_t *freed; /* hint: first chunks of runs that were freed since `map` was made */
     struct run *runs;
-    struct mapping *now;    /* the shared data mapping that claims and leases use, NULL until needed */
+    struct mapping *now;    /* the shared mapping of its data, which claims and leases use; or NULL */
+    struct mapping *former; /* those that forks have made private */
+    name blocked_by;        /* who held the lock when it was last tried */
     uint8_t *warm;          /* by huge page: this process has made it resident */
-    uint32_t loans;         /* runs in it that this process has claimed and neither sealed nor abandoned */
 };
 
 /* The data of a segment, mapped whole.  A fork makes it private, views and all, and the segment gets
@@ -35,7 +37,10 @@ struct mapping {
     struct segment *seg;
     char *data;
     uint32_t views;         /* leases in it */
+    uint32_t loans;         /* runs in it that this process has claimed and neither sealed nor abandoned */
     bool is_private;
+    bool is_torn;           /* only in part, so its views were copied */
+    struct mapping *next;
 };
 
 struct sent {
@@ -62,18 +67,28 @@ struct mpshm_arena {
     struct roster *roster;
     uint32_t vain_wakes;
     uint32_t receivers;     /* open ends to receive by, in this process */
+    int writer;             /* a pipe's end to send by that is open here, or -1 */
+    uint32_t places;        /* how many messages it may hold, 0: any number */
+    uint32_t bound;         /* how many open positions its ring may have */
+    bool joinable;
+    uint64_t bytes_limit;
+    uint64_t head_seen;     /* where the head was when it was last looked at */
+    uint64_t turn_at, turn_bytes; /* what the positions before `turn_at` took at some time (turns.c) */
     name me;                /* this process's name, 0: none, as of generation `joined` */
-    uint32_t joined;
-    uint32_t sequence;      /* of the runs it claimed: the next one's tag */
+    _Atomic uint32_t joined;
     uint32_t loans;         /* runs this process has claimed and neither sealed nor abandoned */
     uint32_t leases;        /* its places in the table of leases */
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
+    uint32_t deaths, claims; /* the roster's deaths when last seen; and claims, to look now and then */
+    bool freed_since_cooled; /* a sweep has freed runs since memory was last given back */
     int64_t reaped_ns;      /* when growth last looked for the dead */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
     uint32_t sent_count, sent_room;
     uint64_t sent_bytes;
+    struct strays *strays;  /* runs in flight that may be nobody's, or NULL */
+    bool has_claimed;       /* this process has claimed a run of usual chunks */
     uint32_t shorts;        /* short messages for which it made no segment */
     mpshm_arena *next;
 };
@@ -144,6 +159,7 @@ bool memfile_is(int fd, uint64_t device, uint64_t inode);
 bool memfile_can_shrink(int fd);
 
 /* arena.c.  arena_lock takes the process's lock, and sees to it that arena->me is this process's. */
+void arena_is_ours(mpshm_arena *arena); /* under the lock: what arena_lock does besides */
 void arena_lock(mpshm_arena *arena);
 void arena_unlock(mpshm_arena *arena);
 /* Whether this process holds arena_lock, for INVARIANT: A4, E1. */
@@ -163,20 +179,38 @@ bool arena_name_is_dead(mpshm_arena *arena, name who); /* false for 0 and for th
 
 /* segment.c: callers hold the lock. */
 bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no lock */
+uint32_t segment_count(const mpshm_arena *arena);                   /* and this */
 int segment_map(mpshm_arena *arena, uint32_t id, struct segment **out);
-int segment_map_data(struct segment *seg);
-int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment **out);
+int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, struct segment **out);
 void segment_unmap(struct segment *seg);
 void segment_vacate(struct segment *seg);
-void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_validate(struct segment *seg);
 uint64_t segment_file_offset(const struct segment *seg);
+/* mapping.c: callers hold the lock. */
+void *mapping_of_file(mpshm_arena *arena, void *at, uint64_t offset, uint64_t size, int sharing, void *known,
+                      uint64_t known_at);
+static inline uint64_t
+data_bytes(const struct segment *seg)
+{
+    return (uint64_t) seg->count << seg->shift;
+}
+int segment_map_data(struct segment *seg);
+void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
+int segment_go_private(struct segment *seg);
+void segment_forget_loans(struct segment *seg);
+void mapping_end(struct mapping *mapping);
 void mapping_drop_view(struct mapping *mapping);
+void mapping_add_loan(struct segment *seg, const char *data);
+void mapping_drop_loan(struct segment *seg, const char *data);
 /* The segment's lock word: tried, never waited for. */
 bool segment_try_lock(struct segment *seg);
+bool segment_look_again(struct segment *seg); /* under it */
 void segment_unlock(struct segment *seg);
+void segment_was_freed(struct segment *seg, uint32_t at);
+uint32_t run_chunks_at(struct segment *seg, uint32_t at);
+uint32_t segment_high(const struct segment *seg); /* no run begins at this chunk or behind it */
 
-/* inspect.c: needs no lock. */
+/* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);
 
 /* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
@@ -184,14 +218,14 @@ int ring_validate(mpshm_arena *arena, bool rests);
 #define NO_POSITION UINT64_MAX
 int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
 int run_abandon(mpshm_run *run);
-/* LOANED -> FLIGHT with the chunks that `size` bytes need; the others are free then.  Sets run->tag to what
-   the receiver is to ask for.  Adds the chunks' bytes to `bytes`. */
+/* LOANED -> FLIGHT with the chunks that `size` bytes need; the others are free then.  Adds the chunks' bytes to
+   `bytes`.  Ended by one of the two after it. */
 int run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes);
 void run_unseal(mpshm_run *run, uint64_t position);
+void run_is_out(mpshm_run *run); /* its frame is: the sender has nothing to do with it any more */
+uint64_t run_flight_word(const mpshm_run *run, uint64_t position);
 /* * -> FREE, by compare-and-swap from `word`; false: it has changed. */
 bool run_free(struct segment *seg, uint32_t chunk_id, uint64_t word);
-/* The chunks of the run at `chunk_id`, as far as they fit the segment; 0: forged. */
-uint32_t run_chunks_at(struct segment *seg, uint32_t chunk_id);
 
 /* pressure.c: what is in flight, and the wait for room. */
 void pressure_note(mpshm_arena *arena, const mpshm_run *run, uint64_t word); /* under arena_lock */
@@ -230,7 +264,6 @@ int frame_lease_all(mpshm_arena *arena, uint64_t position, const unsigned char *
 int frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most,
                 uint64_t *stream);
 bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size);
-/* The frame's bytes; the runs are sealed, for it says their tags.  frame_size: how many those will be. */
 uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
                    uint64_t stream_size);
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
@@ -241,17 +274,22 @@ int frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max);
 int lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char **data);
 int lease_copy(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char *to);
 void release_run(void *data);
-/* fork.c asks for each lease in turn (leases.c). */
 struct lease {
     char *data; /* NULL: empty place */
     struct mapping *mapping;
     uint32_t chunk_id, chunks;
-    bool copied; /* a fork has given this process a copy of its own: no run is behind it */
+    bool copied; /* a fork has given this process pages of its own: no run is behind it */
+    bool copied_for_child; /* and so for the child that is being forked */
 };
 struct lease *leases_next(struct lease *before); /* NULL: the first; gives NULL after the last */
-void leases_forget(void);
 /* A further holder of a leased run: false if the run has no place for its name. */
-bool lease_add_holder(struct segment *seg, uint32_t chunk_id, name holder);
+bool lease_add_holder(struct segment *seg, uint32_t at, name holder);
+void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for reap.c */
+
+/* strays.c: all but the first under arena_lock. */
+void strays_inside(mpshm_arena *arena, bool begins);
+void strays_look(mpshm_arena *arena, int fd);
+void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */
 void reap_before_growth(mpshm_arena *arena);
@@ -281,7 +319,7 @@ ring_frame_bytes(const mpshm_arena *arena)
 void waiters_rouse(mpshm_arena *arena, int count);
 void waiters_call(mpshm_arena *arena, int most);
 void waiters_let_in(mpshm_arena *arena);
-int waiters_room(mpshm_arena *arena, int fd, int timeout_ms);
+int waiters_room(mpshm_arena *arena, int fd, int64_t place, int timeout_ms);
 bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
 void waiter_is_back(mpshm_waiter *waiter);

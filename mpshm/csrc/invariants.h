@@ -4,23 +4,26 @@
    The memory file, arenas and the process
    A1  The file's size is fixed at creation, and sealed where its kind allows that.
    A2  An arena's struct lives while its handle, or a lease, run or parcel of this process, does.
-   A3  The child of a fork trusts nothing that only its parent's memory says (receiver.c resets it).
+   A3  The child of a fork trusts nothing that only its parent's memory says (fork.c resets it).
    A4  mpshm_process.lock is held while the process's list, an arena's fields or the table of leases
        changes.
    A5  An arena's geometry in this process is a checked copy; the file holds what it describes.
 
    The layout
    L1  A free bit is 1.  The bits past the last chunk, the guard first, are 0 for ever.
-   L2  The run table's word of a run's first chunk holds its state, its length and its tag; the
-       words of its other chunks are in state FREE.
+   L2  The run table's entry of a run's first chunk holds its state, its holder and its length; the words
+       of its other chunks are in state FREE.
    L3  A segment's geometry never changes once its directory word is not 0.  Only its owner does.
-   L4  Chunks of a run that is not FREE have their free bits 0.
-   L5  A peer's record is its own to write.  Others only free it, under `reaper`, when it is dead.
-   L6  A process changes shared words between enter and leave only (peers.c), while its `steps` is odd.
+   L4  Chunks of a run that is not FREE have their free bits 0, and its first chunk has its bit in `heads`,
+       from before the run's word until the lock's holder has seen it FREE.
+   L5  A mark is its process's own to write, and counts only while it bears that process's incarnation.
+   L6  Only the holder of a segment's lock, whom the lock word names, touches its maps, claims in it, or
+       changes the length of a run there; the run's owner may, while it is LOANED, make it shorter.
+   L7  A SHARED run's holders are the names beside it.  Before one goes, the count in its word goes up.  A run
+       with no name is nobody's.
 
    The free map
-   M1  A claim takes all its bits or none, and never one at or past `count`.
-   M2  A bit that is put back was 0: what is free is never given back.
+   M1  Bits at or past `count` are never found, set or cleared.
 
    Segments
    S1  A segment is mapped at most once in a process, head and data each.
@@ -28,10 +31,11 @@
    S3  Free map, run table and data lie inside the segment's stride.
 
    Runs on loan, and the messages that hold them
-   R1  A claim is all or nothing; an increase that cannot reach its minimum leaves no trace.
-   R2  Seal comes before the write to the pipe, and a failed write unseals: a run is in flight if and
-       only if its frame went out.  Its tail goes back after the write.
-   R3  Only the process that claimed a run touches it before seal (`generation`).
+   R1  A claim is all or nothing: the store of LOANED is it.  An increase that cannot reach its minimum leaves
+       no trace.
+   R2  Seal comes before the frame is out, and a failed write unseals: a run is in flight if and only if its
+       frame went out, or will.  It is as long as its message then.
+   R3  Only the process that claimed a run touches it before seal (`generation`, and its name in the word).
    P1  A parcel's parts hold the stream's runs first, then the buffers'.
    P2  A run is the parcel's until its frame is out: then it is the receiver's, and the parcel is
        empty.
@@ -41,9 +45,9 @@
 
    Leases
    V1  A leased run of this process stands in the table exactly once.
-   V2  A run is freed when its last holder lets go; every fork adds one holder per lease, before it,
-       and each peer's record says how many of its leases have several.
-   V3  A view whose process has forked is a private mapping over the run: no write is seen outside.
+   V2  A run is freed when its last holder lets go.  A fork makes the child a holder of each lease before it,
+       by the child's own name; or the child has a copy.
+   V3  A view whose process has forked is private to it: no write is seen outside.
 
    Frames
    F1  Reading never goes past a frame: other processes may share the end.
@@ -54,33 +58,40 @@
    F5  What a head was parsed to lies inside its frame, and what a reader holds inside its bytes.
 
    The ring
-   G1  A slot is claimed in its lap only when it is FREE in that lap, so only when its message of the
-       lap before has been taken.
-   G2  `tail` is at most one behind the last position claimed, `head` at most at the first position
-       not taken.  A process that finds one of them behind moves it on.
+   G1  A position is claimed only while fewer than `bound` positions before it are open, that is claimed and
+       not passed, and only when its slot has passed the lap before.  A position that has passed never is
+       open again.
+   G2  `tail` is at most one behind the last position claimed.  The head moves over slots that have passed
+       and over no other, and counts those that were skipped; it may lag.  A process that finds one of them
+       behind moves it on.
    G3  One sender's messages are taken in its order: a receiver that passed over a slot looks at it
        again once it has seen a later one READY.
    G4  A process that may sleep says so (`sleepers`, `crowd`) before it looks a last time, and looks
        again after a while: only a kill at the wrong moment costs that while.
-   G5  While the ring is watched, its pipe holds a byte or more, at rest, exactly while a slot is
-       claimed.  A sender sees to it between its claim and READY, so a message that can be taken has
-       its byte; a receiver that finds nothing claimed reads all bytes; a process that changed the
-       pipe looks at the ring again.  Only a sender killed in between leaves a byte and no message.
+   G5  While the ring is watched, its pipe holds a byte or more, at rest, exactly while there is a message
+       or one being written.  A sender sees to it between its claim, or the end of its holding, and READY,
+       so a message that can be taken has its byte; a receiver that finds neither reads all bytes; a process
+       that changed the pipe looks at the ring again.  Only a process killed in between leaves a byte and no
+       message.
    G6  A promise counts only while there is a guard, and a guard that goes calls another if after that
        there is a promise or a message.  A process that finds no guard, at a message that it puts or
        leaves behind, wakes a sleeper, unless a receiver is awake and looks.
    G7  A receiver that no longer says that it looks, looks once more, or has that done.
-   G8  A slot's word is FREE or READY with no owner, or WRITING with a peer's number or 0.
+   G8  A slot's word names a process while it is HELD, WRITING or TAKING, and in no other state.  Only that
+       process changes it then; when it is dead, any: HELD and WRITING to SKIPPED, TAKING to FREE of the
+       next lap.
    G9  A message of n bytes occupies no word past its slot and, where there is one, its overflow.
 
    Queues
-   Q1  A message's slot is put in the window in which its runs are sealed, and taken in the window in
-       which they are leased.  So when all peers rest and the ring is empty, a run in flight is an
-       orphan.
-   Q2  places_used is at least what the ring and the living hold: a kill makes the queue fuller than
-       it is, never emptier, and reap.c finds the difference.  What a peer has pending is in no ring.
+   Q1  A run in flight names the position of a slot, from the moment that the slot is claimed until it has
+       passed.  So a run in flight whose slot has passed is nobody's.
+   Q2  Unfinished = pending of the living + positions - skipped - done, read in the order done, skipped,
+       pending, positions: 0 only if nothing was unfinished at a moment of the reading.  A message stops
+       pending after it has a position.  Whoever changes done, skipped or pending sums up afterwards.
    Q3  Nothing in the queue's files blocks while it holds the process's lock.
    Q4  A batch's messages lie inside its data, and their runs inside its list of runs.
+   Q5  Bytes: a message is READY, in a queue that is bounded by them, only once what all open positions
+       before it take leaves room for it, or nothing does; and it has said what it takes.
 
    Rosters
    E1  A process has a name before its first change to shared words; a fork's child has another
@@ -93,8 +104,9 @@
    E5  No process keeps a mapping that holds another's lock, but a parent its heir's until it has forked.
 
    Reaping
-   D1  One peer reaps at a time (`reaper`), and is dead when another takes over.
-   D2  Each step leaves a state that the next reaper understands: it may be killed anywhere.
+   D1  No word of a living process is changed by another, but as the protocols say; a dead name stays dead.
+   D2  Each step leaves a state that the next reaper understands: any number reap at a time, and may be killed
+       anywhere.
 
    Waiting
    W1  A wait has an end: its timeout is not negative.

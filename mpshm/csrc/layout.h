@@ -124,23 +124,23 @@ _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
 /* An arena that strangers share has a roster of its own, so that no stranger can forge a death in a
    family's. */
 #define OWN_ROSTER_OFFSET UINT64_C(4096)
-#define OWN_ROSTER_LIMIT UINT32_C(64)
-_Static_assert(ROSTER_BYTES(OWN_ROSTER_LIMIT) <= 4096, "layout");
+#define OWN_ROSTER_LIMIT UINT32_C(1024)
 
 /* A word for each record of the roster, the process's own in this arena.
    In a queue's: messages that it has accepted and that have no position yet.
-   In a connection's: how often it began and ended to receive. */
-#define MARKS_OFFSET UINT64_C(8192)
+   In a connection's: how many of its threads are receiving, and how often the last one ended that. */
+#define MARKS_OFFSET UINT64_C(40960)
+_Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSET, "layout");
 #define MARKS_BYTES (NUMBER_LIMIT * sizeof(uint64_t))
-/* mine: incarnation 16 | pending 48; or incarnation 16 | ended 24 | begun 24 */
+/* mine: incarnation 16 | pending 48; or incarnation 16 | ended 24 | threads inside 24 */
 #define MARK(incarnation, value) ((uint64_t) (incarnation) << 48 | (value))
 #define MARK_INCARNATION(word) ((uint32_t) ((word) >> 48))
 #define MARK_VALUE(word) ((word) & UINT64_C(0xffffffffffff))
 #define RING_OFFSET (MARKS_OFFSET + MARKS_BYTES)
 
-/* A queue's messages (ring.c).  Positions go up by one and are compared modulo 2^40; position p is slot
-   p % slots in lap p / slots.  What different processes write lies in different cache lines. */
-#define POSITION_BITS 40
+/* A queue's messages (ring.c).  Positions go up by one and are compared modulo 2^36; position p is slot
+   p % slots in lap p / slots, modulo as many laps as there are.  What different processes write lies in different cache lines. */
+#define POSITION_BITS 36
 #define POSITION_MASK ((UINT64_C(1) << POSITION_BITS) - 1)
 #define RING_SLOTS UINT32_C(512) /* at least; a bounded queue has as many as it is long */
 #define RING_SLOTS_MOST (UINT32_C(1) << 22)
@@ -153,8 +153,7 @@ _Static_assert(ROSTER_BYTES(OWN_ROSTER_LIMIT) <= 4096, "layout");
 struct ring_slot {
     _Atomic uint64_t word;  /* truth: SLOT_WORD */
     _Atomic uint64_t data[RING_DATA_BYTES / 8]; /* the slot's owner's while WRITING */
-    _Atomic uint64_t bytes; /* of maxbytes: lap 31 and how many bytes the message takes.  The owner's
-                               while WRITING */
+    _Atomic uint64_t bytes; /* of maxbytes: BYTES_WORD.  The owner's while HELD or WRITING */
     uint64_t unused[6];     /* to whole lines */
 };
 _Static_assert(sizeof(struct ring_slot) == 192, "layout");
@@ -177,10 +176,11 @@ struct ring {
     _Atomic uint64_t tail; /* hint: no position after this one is claimed; this one may be.  Behind: moved
                               on by whoever finds it so */
     uint64_t unused_1[7];
-    _Atomic uint64_t head; /* truth: skips 24 | position 40.  All positions before this one are passed; so
-                              many of them were skipped.  Each step is the same whoever makes it */
+    _Atomic uint64_t head; /* truth: HEAD_WORD.  All positions before this one are passed; so many of
+                              them were skipped.  Each step is the same whoever makes it */
     uint64_t unused_2[7];
-    _Atomic uint64_t done; /* truth: messages for which task_done() was called.  One step each */
+    _Atomic uint64_t done; /* truth: half turns of the head's count of skips 28 | messages for which
+                              task_done() was called 36.  One step each */
     uint64_t unused_3[7];
     struct waiters waiters;
     struct ring_slot slots[];
@@ -191,15 +191,33 @@ struct overflow {
 };
 
 /* FREE -> WRITING(me) -> READY -> FREE of the next lap; with runs READY -> TAKING(me) -> FREE of the next
-   lap.  WRITING(dead), or given up -> SKIPPED, which whoever claims the next lap takes as FREE; TAKING(dead) -> FREE of the next lap. */
-enum slot_state { SLOT_FREE = 0, SLOT_WRITING = 1, SLOT_READY = 2, SLOT_TAKING = 3, SLOT_SKIPPED = 4 };
-/* lap 31, compared modulo | name 30, of WRITING and TAKING | state 3 */
+   lap.  HELD(me) comes before WRITING(me), of one who has no message for it yet, and perhaps for long: the
+   pipe does not show it.  HELD or WRITING of the dead, or given up -> SKIPPED, which whoever claims the next
+   lap takes as FREE; TAKING(dead) -> FREE of the next lap. */
+enum slot_state {
+    SLOT_FREE = 0,
+    SLOT_WRITING = 1,
+    SLOT_READY = 2,
+    SLOT_TAKING = 3,
+    SLOT_SKIPPED = 4,
+    SLOT_HELD = 5,
+};
+/* lap 31, compared modulo | name 30, of HELD, WRITING and TAKING | state 3 */
 #define LAP_MASK UINT64_C(0x7fffffff)
 #define SLOT_WORD(lap, who, state) \
     (((uint64_t) (lap) & LAP_MASK) << 33 | (uint64_t) (who) << 3 | (uint64_t) (state))
 #define SLOT_LAP(word) ((word) >> 33)
 #define SLOT_OWNER(word) ((name) ((word) >> 3 & NAME_MASK))
 #define SLOT_STATE(word) ((enum slot_state) ((word) & 7))
+/* skips 28 | position 36, both modulo */
+#define HEAD_WORD(skips, position) \
+    ((uint64_t) (skips) << POSITION_BITS | ((position) & POSITION_MASK))
+#define HEAD_SKIPS(word) ((word) >> POSITION_BITS)
+#define HEAD_POSITION(word) ((word) & POSITION_MASK)
+/* lap 31 | bytes 33: one message larger than that counts as so large */
+#define BYTES_MOST ((UINT64_C(1) << 33) - 1)
+#define BYTES_WORD(lap, bytes) \
+    (((uint64_t) (lap) & LAP_MASK) << 33 | ((bytes) < BYTES_MOST ? (bytes) : BYTES_MOST))
 
 static inline uint64_t
 ring_bytes(uint32_t slots, int overflowing)
@@ -222,7 +240,9 @@ struct segment_head {
     uint32_t made;          /* the lock's: the maps have been made from the run table */
     _Atomic uint32_t stale; /* hint: chunks are free that the free map does not show.  Wrongly set: it is
                                made anew for nothing.  Wrongly 0: until the lock's next holder dies */
-    uint32_t unused[13];
+    _Atomic uint32_t high;  /* the lock's: no run has begun at this chunk or behind it; raised before the
+                               claim */
+    uint32_t unused[12];
     _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` */
 };
 _Static_assert(sizeof(struct segment_head) == 192, "layout");
@@ -232,14 +252,16 @@ _Static_assert(sizeof(struct segment_head) == 192, "layout");
 struct run {
     _Atomic uint64_t word; /* truth: RUN_WORD, or FLIGHT_AT in a queue's arena */
     _Atomic uint64_t more; /* of the first chunk: EXTENT, written while the run is LOANED or being
-                              claimed, by whoever does it.  Of others: truth: a holder's name, or 0 */
+                              claimed, by whoever does it.  Of others: truth: HOLDER(a name), or 0 */
 };
 _Static_assert(sizeof(struct run) == 16, "layout");
 
 /* FREE -> LOANED -> FLIGHT -> LEASED -> FREE;  LOANED -> FREE, abandoned;  LEASED -> SHARED -> FREE, when no
    holder's name is left.
-   Run word: tag 31 | name 30 | state 3.  In flight through a ring: position 40 in the place of both, for
-   nobody has the run then but its slot.  The tag of a SHARED run goes up whenever a name goes away. */
+   Run word: tag 31 | name 30 | state 3.  In flight through a ring: its position in the place of both, for
+   nobody has the run then but its slot.  In the place of the name a SHARED run has a count, which goes up
+   before a name goes away.  A chunk's tag never comes again: it goes up with each claim, or it is a
+   position. */
 enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, RUN_SHARED = 4 };
 #define TAG_MASK UINT32_C(0x7fffffff)
 #define RUN_WORD(tag, who, state) \
@@ -247,12 +269,17 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, R
 #define RUN_TAG(word) ((uint32_t) ((word) >> 33))
 #define RUN_HOLDER(word) ((name) ((word) >> 3 & NAME_MASK))
 #define RUN_STATE(word) ((enum run_state) ((word) & 7))
+#define SHARED_MORE(word) /* a SHARED word with the next count */ \
+    (((word) & ~((uint64_t) NAME_MASK << 3)) | (((((word) >> 3) + 1) & NAME_MASK) << 3))
 #define FLIGHT_AT(position) (((position) & POSITION_MASK) << 3 | (uint64_t) RUN_FLIGHT)
 #define FLIGHT_POSITION(word) ((word) >> 3 & POSITION_MASK)
+/* A holder's name beside the run; no extent looks like one. */
+#define HOLDER(who) (UINT64_C(1) << 63 | (uint64_t) (who))
+#define IS_HOLDER(more) ((more) >> 63 != 0)
 /* How many holders a run can have: as many as it has further chunks, and no more than that. */
 #define HOLDERS_MOST 63
 
-/* How long a run is: chunks 20 | slack 40, the bytes of the last chunk that are not the message's, so that
+/* How long a run is: unused 4 | slack 40 | chunks 20; the slack is the bytes of the last chunk that are not the message's, so that
    a forged size is refused to the byte. */
 #define EXTENT(chunks, slack) ((uint64_t) (slack) << 20 | (uint64_t) (chunks))
 #define EXTENT_CHUNKS(more) ((uint32_t) ((more) & 0xfffff))

@@ -112,6 +112,7 @@ typedef struct {
     mpshm_descriptor bad;   /* the one that failed */
     mpshm_spin spin;
     uint32_t have;          /* bytes of a frame not complete yet */
+    uint32_t inside;        /* the arena has been told that a frame may be in hand */
     uint32_t asked;         /* the receiver sets it: the next frame may answer what it has sent */
     uint32_t full;          /* a frame is here that its receiver has not taken: the receiver clears
                                it, and until then mpshm_receive answers -EBUSY */
@@ -275,11 +276,14 @@ typedef struct {
     mpshm_waiter waiter;
 } mpshm_batch;
 
-/* How a message finds its place in a bounded or joinable queue. */
-#define MPSHM_NO_PLACE 0     /* it needs none */
-#define MPSHM_TAKE_PLACE 1   /* mpshm_queue_put_one and _send keep it when the ring is full, unless the
-                                queue is bounded by bytes */
-#define MPSHM_HAS_PLACE 2    /* kept from before */
+/* A message's place in the queue, taken before it is put: a position, or that it counts as pending. */
+#define MPSHM_NO_PLACE -1
+#define MPSHM_PENDING 1099511627776 /* 2^40: no position is so large */
+typedef struct {
+    mpshm_arena *arena;
+    int64_t at;
+    uint32_t generation;    /* of the process: a fork's child has none of its parent's */
+} mpshm_place;
 
 uint32_t mpshm_queue_frame_bytes(mpshm_arena *arena);
 uint64_t mpshm_queue_bytes_limit(mpshm_arena *arena);
@@ -290,31 +294,31 @@ void mpshm_end_stop_receiving(const mpshm_end *end);
 /* Call after close(fd).  If this was a sending end, wakes receivers so that they check for end of
    file. */
 void mpshm_end_release(const mpshm_end *end);
-/* Put a message in the queue and never wait.  -EAGAIN: its ring is full; MPSHM_E_FULL: the queue is;
-   -EPIPE: no receiver is left. */
+/* Put a message in the queue and never wait.  -EAGAIN: its ring is full; MPSHM_E_FULL: the queue is, or it
+   is not this message's turn; -EPIPE: no receiver is left.
+   place: the message's, or NULL.  It is used up when the message is put, and is as before otherwise. */
 int mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
-                    int place);
+                           mpshm_place *place);
 /* Put up to MPSHM_SLOTS_AT_ONCE small messages, which lie one behind the other in data, without
-   waiting: how many, or the error of the first. */
+   waiting: how many, or the error of the first.  places: one for each, or NULL. */
 int mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
-                   int place);
-int mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, int place);
-/* Take a place for a message that is put later, by MPSHM_HAS_PLACE: 0 or MPSHM_E_FULL.  The second gives
-   a place back whose message will not come. */
-int mpshm_place_take(mpshm_arena *arena);
-void mpshm_place_give(mpshm_arena *arena);
-/* Wait until the number of places used is no longer `used`, as it was when a put failed, or the time is
-   over.  First takes back the places of the dead. */
-uint32_t mpshm_places_used(mpshm_arena *arena);
-void mpshm_place_wait(mpshm_arena *arena, uint32_t used, int timeout_ms);
-/* Wait until the ring takes a slot: 0, -EAGAIN, or -EPIPE when no receiver is left. */
-int mpshm_queue_wait_room(const mpshm_end *end, int timeout_ms);
-/* How many messages are in the queue: those in the ring, and those that have a place and are not in the
-   ring yet. */
+                         mpshm_place *const *places);
+int mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, mpshm_place *place);
+/* A place that is not taken yet, and keeps its arena; freeing it gives back what it has. */
+mpshm_place *mpshm_place_new(mpshm_arena *arena);
+void mpshm_place_free(mpshm_place *place);
+/* Take a place for a message that is put later: 0, MPSHM_E_FULL, or MPSHM_E_CROWDED.  The second gives it
+   back: its message will not come. */
+int mpshm_place_take(mpshm_place *place);
+void mpshm_place_give(mpshm_place *place);
+/* Wait until a position can be claimed; or, with one, until it is its message's turn, which a put has
+   asked for in vain: 0, -EAGAIN, or -EPIPE when no receiver is left. */
+int mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
+/* How many messages are in the queue, and on their way into it. */
 int64_t mpshm_queue_size(mpshm_arena *arena);
 /* Whether the queue has no place. */
 int mpshm_queue_full(mpshm_arena *arena);
-/* Count one message more as done: how many are left, or -ERANGE when none was left. */
+/* Count one message more as done: how many with a position are left, or -ERANGE when none was left. */
 int64_t mpshm_task_done(mpshm_arena *arena);
 /* Wait until all messages are done: 0, or -ETIMEDOUT. */
 int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);

@@ -28,23 +28,6 @@ mpshm_parcel_new(void)
     return calloc(1, sizeof(mpshm_parcel));
 }
 
-/* What a run's word says. */
-static uint64_t
-word_of(const mpshm_run *run)
-{
-    return atomic_load(&run->arena->segments[run->mmap_id]->runs[run->chunk_id]);
-}
-
-/* Whether the run is still on loan with its full length.  For INVARIANT: R2, P4 */
-static bool
-is_loaned_whole(const mpshm_run *run)
-{
-    const struct segment *seg = run->arena->segments[run->mmap_id];
-
-    return word_of(run)
-           == RUN_WORD(run->tag, run->capacity >> seg->shift, run->arena->me, RUN_LOANED);
-}
-
 /* Whether the parcel has an arena, and each part lies in it.  For INVARIANT: P1, P4 */
 static bool
 is_well_formed(const mpshm_parcel *parcel)
@@ -113,11 +96,11 @@ make_room(mpshm_parcel *parcel)
 static int
 claim(mpshm_parcel *parcel, uint64_t size, uint64_t mark, bool small, mpshm_run *run)
 {
-    if (!sender_has_room(parcel->arena, size, mark)) {
+    if (!pressure_has_room(parcel->arena, size, mark)) {
         return -EAGAIN;
     }
     arena_lock(parcel->arena);
-    int error = sender_claim(parcel->arena, size, small, run);
+    int error = run_claim(parcel->arena, size, small, run);
 
     arena_unlock(parcel->arena);
     INVARIANT(P4, error != 0 || (run->arena == parcel->arena && run->capacity >= size));
@@ -289,71 +272,67 @@ write_frame(int fd, const char *frame, uint32_t size)
 }
 
 /* Undo the seals of the first `count` parts and, if `index`, of the index.  No process has heard of these
-   runs yet. */
+   runs yet; one that a hostile peer has leased all the same is no longer ours, and sending it again fails. */
 static void
-unseal(mpshm_parcel *parcel, uint32_t count, bool index)
+unseal(mpshm_parcel *parcel, uint64_t position, uint32_t count, bool index)
 {
     while (count > 0) {
         count--;
-        sender_unseal(&parcel->parts[count].run, parcel->parts[count].size);
-        INVARIANT(R2, is_loaned_whole(&parcel->parts[count].run));
+        run_unseal(&parcel->parts[count].run, position);
     }
     if (index) {
-        sender_unseal(&parcel->index.run, parcel->index.size);
-        INVARIANT(R2, is_loaned_whole(&parcel->index.run));
+        run_unseal(&parcel->index.run, position);
     }
 }
 
 /* Make all runs the parcel's again, after parcel_seal, when the frame did not go out. */
 void
-parcel_unseal(mpshm_parcel *parcel)
+parcel_unseal(mpshm_parcel *parcel, uint64_t position)
 {
-    INVARIANT(L6, arena_is_locked(parcel->arena));
-    unseal(parcel, parcel->count, parcel->has_index);
+    INVARIANT(E1, arena_is_locked(parcel->arena));
+    unseal(parcel, position, parcel->count, parcel->has_index);
 }
 
-/* Seal all runs, or none: 0 or the error.  Adds the bytes of their chunks to `bytes`.  Ended by
-   parcel_unseal or parcel_handed_over.  All three are called under arena_lock. */
 int
-parcel_seal(mpshm_parcel *parcel, uint64_t *bytes)
+parcel_seal(mpshm_parcel *parcel, uint64_t position, uint64_t *bytes)
 {
-    INVARIANT(L6, arena_is_locked(parcel->arena));
+    INVARIANT(E1, arena_is_locked(parcel->arena));
     INVARIANT(P4, is_well_formed(parcel));
     for (uint32_t i = 0; i < parcel->count; i++) {
-        int error = sender_seal(&parcel->parts[i].run, parcel->parts[i].size, bytes);
+        int error = run_seal(&parcel->parts[i].run, parcel->parts[i].size, position, bytes);
 
         if (error != 0) {
-            unseal(parcel, i, false);
+            unseal(parcel, position, i, false);
             return error;
         }
         INVARIANT(P4, parcel->parts[i].size <= parcel->parts[i].run.capacity);
-        INVARIANT(R2, RUN_STATE(word_of(&parcel->parts[i].run)) == RUN_IN_FLIGHT);
-        INVARIANT(R2, RUN_TAG(word_of(&parcel->parts[i].run)) == parcel->parts[i].run.tag);
     }
-    int error = parcel->has_index ? sender_seal(&parcel->index.run, parcel->index.size, bytes) : 0;
+    int error = parcel->has_index
+                    ? run_seal(&parcel->index.run, parcel->index.size, position, bytes)
+                    : 0;
 
     if (error != 0) {
-        unseal(parcel, parcel->count, false);
+        unseal(parcel, position, parcel->count, false);
     }
     return error;
 }
 
-/* The frame is out: give back the runs' tails, note their bytes as in flight, and empty the parcel.  The
-   caller lets go of the arena.  P2 */
+/* The frame is out: note its runs' bytes as in flight, and empty the parcel.  The caller lets go of the
+   arena.  P2 */
 void
-parcel_handed_over(mpshm_parcel *parcel)
+parcel_handed_over(mpshm_parcel *parcel, uint64_t position)
 {
     uint64_t size = 0;
 
-    INVARIANT(L6, arena_is_locked(parcel->arena));
+    INVARIANT(E1, arena_is_locked(parcel->arena));
     for (uint32_t i = 0; i < parcel->count; i++) {
-        INVARIANT(R2, !is_loaned_whole(&parcel->parts[i].run));
-        sender_trim(&parcel->parts[i].run, parcel->parts[i].size);
-        sender_note(parcel->arena, &parcel->parts[i].run);
+        run_is_out(&parcel->parts[i].run);
+        pressure_note(parcel->arena, &parcel->parts[i].run,
+                      run_flight_word(&parcel->parts[i].run, position));
         size += parcel->parts[i].size;
     }
     if (parcel->has_index) {
-        sender_trim(&parcel->index.run, parcel->index.size);
+        run_is_out(&parcel->index.run);
     }
     parcel->arena = NULL;
     parcel->count = parcel->stream_runs = 0;
@@ -379,21 +358,21 @@ mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
     uint32_t length = frame_put(frame, parcel, stream, size);
 
     INVARIANT(F4, length <= MPSHM_FRAME_BYTES);
-
     arena_lock(arena);
     uint64_t bytes = 0;
-    int error = parcel_seal(parcel, &bytes);
+    int error = parcel_seal(parcel, NO_POSITION, &bytes);
 
     arena_unlock(arena);
     if (error != 0) {
         return error;
     }
     error = write_frame(fd, frame, length);
+
     arena_lock(arena);
     if (error != 0) {
-        parcel_unseal(parcel);
+        parcel_unseal(parcel, NO_POSITION);
     } else {
-        parcel_handed_over(parcel);
+        parcel_handed_over(parcel, NO_POSITION);
     }
     arena_unlock(arena);
     if (error == 0) {
@@ -408,10 +387,10 @@ mpshm_send_copy(mpshm_arena *arena, int fd, const char *data, uint64_t size, uin
 {
     struct part part = {.size = size};
     mpshm_parcel parcel = {.arena = arena, .parts = &part, .count = 1, .room = 1, .stream_runs = 1};
-    int error = sender_is_settled(arena) ? claim(&parcel, size, mark, false, &part.run) : -ENOBUFS;
+    int error = pressure_is_settled(arena) ? claim(&parcel, size, mark, false, &part.run) : -ENOBUFS;
 
     if (error == -EAGAIN) {
-        return sender_in_flight(arena) > mark + mark / 4 ? MPSHM_SEND_PLAIN : MPSHM_NO_ROOM;
+        return pressure_in_flight(arena) > mark + mark / 4 ? MPSHM_SEND_PLAIN : MPSHM_NO_ROOM;
     }
     if (error != 0) {
         return MPSHM_SEND_PLAIN;

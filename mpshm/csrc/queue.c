@@ -1,41 +1,28 @@
-/* Queues: making an arena a queue's, and the ends of a queue that this process has open.
+/* Queues: the ends of a queue that this process has open, its size, places that are kept for messages to
+   come, and the wait for the last task.
 
-   Knows ends, and when a wait ends.  Does not know a frame (queue_put.c, queue_get.c), a slot's word
-   (ring.c), nor how a receiver sleeps (waiters.c).
+   Knows ends, positions, and when a wait ends.  Does not know a frame (queue_put.c, queue_get.c), a slot's
+   word (ring.h), nor how a receiver sleeps (waiters.c).
 
-   Invariants: A2, A4, Q3 (invariants.h).  It changes no shared word but those of an arena that has one
-   user yet, so it has no memory order of its own. */
+   Invariants: A2, A4, Q2, Q3 (invariants.h).
+
+   Memory order: none of its own, but mpshm_wait_done's, which tasks.c tells. */
 #define _GNU_SOURCE
 #include "internal.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <sched.h>
+#include <stdlib.h>
 
 #include "queue.h"
+#include "ring.h"
 
 /* How long a receiver that its pipe has woken waits for a message that is still being written. */
 #define DUE_NS INT64_C(20000000)
+/* How long a process that joins sleeps at most: nobody wakes it for a producer that dies. */
+#define JOIN_MS 1000
 _Static_assert(MPSHM_SLOT_BYTES == RING_DATA_BYTES, "a slot is what the ring holds");
-
-int
-mpshm_make_queue(mpshm_arena *arena, uint32_t places, uint64_t bytes, int joinable)
-{
-    if (arena->ring == NULL) {
-        return -EINVAL;
-    }
-    INVARIANT(A5, arena->stride >= RING_OFFSET + RING_BYTES);
-    int error = arena->bounded ? memfile_reserve(arena->fd, 0, RING_OFFSET + RING_BYTES) : 0;
-
-    if (error != 0) {
-        return error;
-    }
-    arena->slot_bytes = arena->header->slot_bytes = MPSHM_SLOT_BYTES;
-    arena->header->places = places;
-    arena->header->bytes_limit = bytes;
-    arena->header->joinable = joinable != 0;
-    return 0;
-}
 
 uint32_t
 mpshm_queue_frame_bytes(mpshm_arena *arena)
@@ -54,20 +41,22 @@ mpshm_end_open(const mpshm_end *end)
 {
     mpshm_arena *arena = end->arena;
 
-    pthread_mutex_lock(&mpshm_process.lock);
+    process_lock();
     INVARIANT(A2, arena->refs > 0);
     arena->receivers += end->receives != 0;
+    arena->writer = end->receives ? arena->writer : end->fd;
     arena->refs++; /* at interpreter exit an end may be closed after its arena's handle */
-    pthread_mutex_unlock(&mpshm_process.lock);
+    process_unlock();
 }
 
 void
 mpshm_end_stop_receiving(const mpshm_end *end)
 {
-    pthread_mutex_lock(&mpshm_process.lock);
+    process_lock();
     INVARIANT(A2, !end->receives || end->arena->receivers > 0);
     end->arena->receivers -= end->receives != 0;
-    pthread_mutex_unlock(&mpshm_process.lock);
+    end->arena->writer = -1; /* perhaps another's; then one is opened when it is needed */
+    process_unlock();
 }
 
 void
@@ -84,8 +73,14 @@ mpshm_end_release(const mpshm_end *end)
 bool
 queue_due_is_ready(mpshm_arena *arena)
 {
+    bool is_ready = ring_is_ready(arena);
+
+    if (is_ready || !mirror_is_due(arena)) {
+        return is_ready;
+    }
+    ring_mend(arena); /* perhaps the sender is dead */
     for (int64_t until = now_ns() + DUE_NS; !ring_is_ready(arena);) {
-        if (!ring_is_due(arena) || now_ns() >= until) {
+        if (!mirror_is_due(arena) || now_ns() >= until) {
             return false;
         }
         sched_yield();
@@ -114,9 +109,154 @@ mpshm_queue_call(const mpshm_end *end)
 void
 mpshm_queue_watch(const mpshm_end *end)
 {
-    pthread_mutex_lock(&mpshm_process.lock);
+    process_lock();
     if (end->fd >= 0) {
-        ring_watch(end->arena, end->fd);
+        mirror_watch(end->arena, end->fd);
     }
-    pthread_mutex_unlock(&mpshm_process.lock);
+    process_unlock();
+}
+
+/* Places. */
+
+/* Whether each message of the queue has a position from the moment that it is accepted.  Otherwise the
+   feeder's have none while they wait for the ring. */
+static bool
+has_positions(const mpshm_arena *arena)
+{
+    return arena->bytes_limit != 0 || (arena->places != 0 && arena->places <= arena->slots);
+}
+
+int64_t
+mpshm_queue_size(mpshm_arena *arena)
+{
+    ring_mend(arena);
+    return (int64_t) ring_count(arena, true) + tasks_pending(arena);
+}
+
+/* Whether a message of any size is one too many. */
+static bool
+is_over_bytes(mpshm_arena *arena)
+{
+    if (arena->bytes_limit == 0) {
+        return false;
+    }
+    arena_lock(arena);
+    bool over = !turn_has_come(arena, ring_end(arena), MPSHM_SLOT_BYTES);
+
+    arena_unlock(arena);
+    return over;
+}
+
+/* Why no position can be claimed: the queue is full, or only its ring is.  MPSHM_E_FULL, or -EAGAIN. */
+int
+queue_why_full(mpshm_arena *arena)
+{
+    bool full = arena->places != 0
+                && (has_positions(arena) || mpshm_queue_size(arena) >= (int64_t) arena->places);
+
+    return full ? MPSHM_E_FULL : -EAGAIN;
+}
+
+int
+mpshm_queue_full(mpshm_arena *arena)
+{
+    ring_mend(arena);
+    if (!has_positions(arena)) {
+        return arena->places != 0 && mpshm_queue_size(arena) >= (int64_t) arena->places;
+    }
+    return ring_is_full(arena) || is_over_bytes(arena);
+}
+
+/* Under arena_lock.  Every process says first what it has pending, and then looks at the sum: so there
+   are never more than the queue has places for. */
+static int64_t
+take_pending(mpshm_arena *arena)
+{
+    tasks_pend(arena, 1);
+    if (arena->places != 0 && mpshm_queue_size(arena) > (int64_t) arena->places) {
+        tasks_pend(arena, -1);
+        return MPSHM_E_FULL;
+    }
+    return MPSHM_PENDING;
+}
+
+mpshm_place *
+mpshm_place_new(mpshm_arena *arena)
+{
+    mpshm_place *place = malloc(sizeof *place);
+
+    if (place != NULL) {
+        *place = (mpshm_place) {.arena = arena, .at = MPSHM_NO_PLACE};
+        arena_keep(arena);
+    }
+    return place;
+}
+
+void
+mpshm_place_free(mpshm_place *place)
+{
+    if (place != NULL) {
+        mpshm_place_give(place);
+        arena_let_go(place->arena);
+        free(place);
+    }
+}
+
+int
+mpshm_place_take(mpshm_place *place)
+{
+    mpshm_arena *arena = place->arena;
+    uint64_t position;
+    int64_t at = MPSHM_E_FULL;
+
+    arena_lock(arena);
+    if (arena->me == 0) {
+        at = MPSHM_E_CROWDED;
+    } else if (place->at != MPSHM_NO_PLACE) {
+        at = -EINVAL;
+    } else if (!has_positions(arena)) {
+        at = take_pending(arena);
+    } else if (ring_claim(arena, SLOT_HELD, 1, &position) == 1) {
+        at = (int64_t) position;
+    }
+    if (at >= 0) {
+        place->at = at;
+        place->generation = mpshm_process.generation;
+    }
+    arena_unlock(arena);
+    return at >= 0 ? 0 : (int) at;
+}
+
+void
+mpshm_place_give(mpshm_place *place)
+{
+    mpshm_arena *arena = place->arena;
+
+    arena_lock(arena);
+    if (place_is_pending(place)) {
+        tasks_pend(arena, -1);
+    } else if (place_is_position(place) && ring_is_held(arena, (uint64_t) place->at)) {
+        ring_give_up(arena, (uint64_t) place->at);
+        waiters_let_in(arena);
+    }
+    place->at = MPSHM_NO_PLACE;
+    arena_unlock(arena);
+}
+
+/* Holds no lock while it waits: Q3.  The bell is read before `joiners` says that somebody waits for it,
+   and that before the sum: see tasks_settle. */
+int
+mpshm_wait_done(mpshm_arena *arena, int timeout_ms)
+{
+    struct waiters *waiters = &arena->ring->waiters;
+    uint32_t bell = atomic_load(&waiters->done_bell);
+
+    atomic_store(&waiters->joiners, 1);
+    if (tasks_unfinished(arena) > 0) {
+        ring_mend(arena);
+        if (tasks_unfinished(arena) > 0) {
+            futex_wait(&waiters->done_bell, bell, timeout_ms < JOIN_MS ? timeout_ms : JOIN_MS);
+        }
+    }
+    return tasks_unfinished(arena) > 0 ? -ETIMEDOUT : 0;
 }

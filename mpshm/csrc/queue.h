@@ -19,5 +19,21 @@ count(uint64_t *messages, uint64_t *all_bytes, uint64_t bytes)
 
 /* Whether a message can be taken.  Waits for one that the pipe shows, for a moment. */
 bool queue_due_is_ready(mpshm_arena *arena);
+int queue_why_full(mpshm_arena *arena);
+
+/* Whether that place is a position of this process. */
+static inline bool
+place_is_position(const mpshm_place *place)
+{
+    return place != NULL && place->at >= 0 && place->at != MPSHM_PENDING
+           && place->generation == mpshm_process.generation;
+}
+
+static inline bool
+place_is_pending(const mpshm_place *place)
+{
+    return place != NULL && place->at == MPSHM_PENDING
+           && place->generation == mpshm_process.generation;
+}
 
 #endif

@@ -6,7 +6,7 @@
    Invariants: Q1, Q3, Q4, F3, F5 (invariants.h).
 
    Memory order: ring_take acquires READY, so the frame is whole; each lease then acquires what that
-   run's seal released. */
+   run's seal released.  ring_pass releases what has become of the runs. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "queue.h"
+#include "ring.h"
 
 /* The bit of a frame's length word that says that descriptors follow, not a message. */
 #define SIGN UINT32_C(0x80000000)
@@ -125,18 +126,19 @@ add_data(mpshm_batch *batch, mpshm_message *message, const void *from, uint64_t 
 
 /* Lease the runs of a frame that has buffers, or a stream too long to be copied: all or none.  F3 */
 static int
-open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
+open_runs(mpshm_batch *batch, uint64_t position, const unsigned char *slot,
           const struct frame_head *head, mpshm_message *message)
 {
     const unsigned char *table = slot + head->descriptors;
     const unsigned char *stream = slot + head->stream;
     uint32_t count = head->stream_runs + head->buffer_runs;
     uint64_t stream_size = head->end - head->stream;
+    mpshm_arena *arena = batch->end->arena;
     mpshm_held index = {NULL, 0};
     int error = 0;
 
     if (head->indexed) {
-        error = frame_lease_one(arena, table, &index, &message->bad);
+        error = frame_lease_one(arena, position, table, &index, &message->bad);
         if (error == 0) {
             table = (unsigned char *) index.data;
             error = frame_index(head, index.size, SMALL_RUN_BYTES, &stream_size);
@@ -145,8 +147,8 @@ open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     }
     error = error ? error : runs_room(batch, count);
     error = error ? error : data_room(batch, stream_size);
-    error = error ? error : frame_lease_all(arena, table, count,
-                                                  batch->runs + batch->runs_used, &message->bad);
+    error = error ? error : frame_lease_all(arena, position, table, count,
+                                            batch->runs + batch->runs_used, &message->bad);
     if (error == 0) {
         INVARIANT(Q4, count <= batch->runs_room - batch->runs_used);
         INVARIANT(F5, head->indexed || head->end <= MPSHM_SLOT_BYTES);
@@ -165,9 +167,9 @@ open_runs(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
 /* Make one frame a message: its bytes copied, or its runs leased.  An error is the message's, not the
    batch's. */
 static int
-open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
-          mpshm_message *message)
+open_slot(mpshm_batch *batch, uint64_t position, const unsigned char *slot, mpshm_message *message)
 {
+    mpshm_arena *arena = batch->end->arena;
     struct frame_head head;
     uint32_t word;
 
@@ -193,8 +195,9 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
     if (!head.indexed && head.stream_runs == 1 && head.buffer_runs == 0) {
         error = data_room(batch, SMALL_RUN_BYTES);
         if (error == 0) {
-            error = frame_copy_one(arena, slot + head.descriptors, batch->data + batch->data_used,
-                                   SMALL_RUN_BYTES, &message->size, &message->bad);
+            error = frame_copy_one(arena, position, slot + head.descriptors,
+                                   batch->data + batch->data_used, SMALL_RUN_BYTES, &message->size,
+                                   &message->bad);
         }
         if (error != -EMSGSIZE) {
             INVARIANT(Q4, error != 0 || message->size <= batch->data_room - batch->data_used);
@@ -203,16 +206,21 @@ open_slot(mpshm_batch *batch, mpshm_arena *arena, const unsigned char *slot,
             return error;
         }
     }
-    return open_runs(batch, arena, slot, &head, message);
+    return open_runs(batch, position, slot, &head, message);
 }
 
-/* Make messages of the slots just taken, and give their places back.  Under arena_lock, held since before
-   the slots were taken.  Q1 */
+static bool
+names_runs(const unsigned char *frame)
+{
+    return (frame[0] & 0x80) != 0;
+}
+
+/* Make messages of the slots just taken.  Only the last may name runs: its slot is TAKING until these are
+   leased.  Under arena_lock, held since before the slots were taken.  Q1 */
 static void
-open_slots(mpshm_batch *batch, const unsigned char *frames, uint32_t count)
+open_slots(mpshm_batch *batch, const unsigned char *frames, const uint64_t *positions, uint32_t count)
 {
     mpshm_arena *arena = batch->end->arena;
-    uint64_t bytes = (uint64_t) count * MPSHM_SLOT_BYTES, chunk_bytes = arena->lease_bytes;
 
     INVARIANT(Q1, arena_is_locked(arena));
     INVARIANT(Q4, batch->count + count <= MPSHM_SLOTS_AT_ONCE);
@@ -220,7 +228,11 @@ open_slots(mpshm_batch *batch, const unsigned char *frames, uint32_t count)
         const unsigned char *frame = frames + (size_t) n * RING_FRAME_BYTES;
         mpshm_message *message = &batch->messages[batch->count++];
 
-        message->error = open_slot(batch, arena, frame, message);
+        INVARIANT(Q1, n + 1 == count || !names_runs(frame));
+        message->error = open_slot(batch, positions[n], frame, message);
+        if (names_runs(frame)) {
+            ring_pass(arena, positions[n]); /* what is not leased, of a message with an error, is nobody's */
+        }
         batch->sizes[batch->count - 1] = message->error != 0 || message->runs > 0
                                              ? UINT32_MAX
                                              : (uint32_t) message->size;
@@ -233,10 +245,9 @@ open_slots(mpshm_batch *batch, const unsigned char *frames, uint32_t count)
             for (uint32_t i = 0; i < message->runs; i++) {
                 size += batch->runs[message->first_run + i].size;
             }
-            count_received(batch->end->counts, size, (frame[0] & 0x80) == 0);
+            count_received(batch->end->counts, size, !names_runs(frame));
         }
     }
-    places_leave(arena, count, bytes + arena->lease_bytes - chunk_bytes);
 }
 
 /* Take up to `most` messages that are in the ring now: how many. */
@@ -245,26 +256,30 @@ take(mpshm_batch *batch, uint32_t most)
 {
     mpshm_arena *arena = batch->end->arena;
     char frames[FEW * RING_FRAME_BYTES];
+    uint64_t positions[FEW];
     uint32_t n = 0, few;
+    bool all;
 
     arena_lock(arena);
     do {
-        few = ring_take(arena, frames, most - n < FEW ? most - n : FEW);
+        few = ring_take(arena, frames, positions, most - n < FEW ? most - n : FEW);
+        all = few < FEW && (few == 0 || !names_runs((unsigned char *) frames + (few - 1) * RING_FRAME_BYTES));
+        open_slots(batch, (unsigned char *) frames, positions, few);
         if (few > 0) {
             waiters_let_in(arena);
         }
-        open_slots(batch, (unsigned char *) frames, few);
         n += few;
-    } while (few == FEW && n < most);
+    } while (!all && n < most);
     if (n > 0) {
         waiter_took(&batch->waiter, arena, n);
-        ring_was_taken(arena, batch->end->fd);
+        mirror_after_take(arena, batch->end->fd);
     }
     arena_unlock(arena);
     return n;
 }
 
-/* Call when the ring has nothing to take: 0 if a message may come, MPSHM_E_END, or MPSHM_E_CLOSED. */
+/* Call when the ring has nothing to take: 0 if a message may come, MPSHM_E_END, or MPSHM_E_CLOSED; or
+   MPSHM_E_CROWDED if there is a message that only a process with a name can take. */
 static int
 look_at_pipe(mpshm_batch *batch)
 {
@@ -273,10 +288,11 @@ look_at_pipe(mpshm_batch *batch)
 
     arena_lock(arena);
     if (batch->end->fd >= 0) { /* read under the lock, so no other file has got its number since */
-        if (ring_is_claimed(arena)) { /* perhaps by a process that is dead */
-            ring_reap(arena, 0);
-        }
-        result = ring_mirror(arena, batch->end->fd) ? 0 : MPSHM_E_END;
+        ring_mend(arena); /* what the dead were writing, or taking */
+        result = mirror_agree(arena, batch->end->fd) ? 0 : MPSHM_E_END;
+    }
+    if (arena->me == 0 && ring_is_ready(arena)) {
+        result = MPSHM_E_CROWDED;
     }
     arena_unlock(arena);
     return result;

@@ -1,13 +1,13 @@
 /* Putting: messages become frames, and frames go into the ring.
 
-   Knows frames and places.  Does not know a slot's word (ring.c), nor what is in a run.
+   Knows frames, runs and places.  Does not know a slot's word (ring.h), nor what is in a run.
 
    Invariants: Q1, Q3, F4, P4, G4 (invariants.h).
 
-   A message with a run:   claim --seal--> frame --ring_put--> the receiver's
-                                   '--no place, no room--> unseal, abandon
+   A message:   receivers looked for --its runs filled--> position --sealed there--> frame --ring_put-->
+                        '--none, or no memory--> error      '--none, not its turn--> error; nothing has changed
 
-   Memory order: ring_put's release of READY comes after seal's release of IN_FLIGHT, and the receiver
+   Memory order: ring_put's release of READY comes after seal's release of FLIGHT, and the receiver
    acquires both, the slot first.  waiters_rouse comes after ring_put's last fence (G4). */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -18,12 +18,35 @@
 #include <string.h>
 
 #include "queue.h"
+#include "ring.h"
+
+/* A message on its way: of at most SMALL_RUN_BYTES, in its frame or in one run; or a parcel. */
+struct letter {
+    const char *data;
+    uint64_t size;
+    mpshm_parcel *parcel; /* or NULL */
+    mpshm_run run;        /* capacity 0: none */
+    uint64_t bytes;       /* for the queue's limit */
+    mpshm_place *place;   /* or NULL */
+    uint64_t position;    /* once it has been put */
+};
+
+/* Bytes of the chunks that the run keeps when it is sealed. */
+static uint64_t
+chunk_bytes(const mpshm_run *run, uint64_t size)
+{
+    uint32_t shift = run->arena->segments[run->mmap_id]->shift;
+
+    return chunks_of(shift, size) << shift;
+}
 
 /* Holds no lock while it waits.  Q3 */
 int
-mpshm_queue_wait_room(const mpshm_end *end, int timeout_ms)
+mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms)
 {
-    return waiters_room(end->arena, end->fd, timeout_ms);
+    int64_t at = place_is_position(place) ? place->at : MPSHM_NO_PLACE;
+
+    return waiters_room(end->arena, end->fd, at, timeout_ms);
 }
 
 /* How many bytes a message without a run may have.  The overflow is not used where the file system may
@@ -31,100 +54,222 @@ mpshm_queue_wait_room(const mpshm_end *end, int timeout_ms)
 static uint64_t
 inline_bytes(const mpshm_arena *arena)
 {
-    bool slot_only = arena->bounded || arena->header->bytes_limit != 0;
+    bool slot_only = arena->bounded || arena->bytes_limit != 0;
 
     return (slot_only ? MPSHM_SLOT_BYTES : ring_frame_bytes(arena)) - LENGTH_BYTES;
 }
 
-/* Write the frame of one message of at most SMALL_RUN_BYTES.  A message too long for the frame goes into
-   a run, which is sealed, and whose chunks' bytes are added to `bytes`.  Under arena_lock. */
+/* Whether anything can be put by that end now: 0 or the error.  Under arena_lock. */
 static int
-fill_slot(mpshm_arena *arena, char *slot, const char *data, uint64_t size, mpshm_run *run,
-          uint64_t *bytes)
+look_at_end(const mpshm_end *end)
 {
-    uint32_t word = htonl((uint32_t) size);
+    if (end->fd < 0) {
+        return MPSHM_E_CLOSED;
+    }
+    if (end->arena->receivers == 0 && has_hung_up(end->fd, POLLERR)) {
+        /* As the stock module, whose put waits for a place before it looks for a reader. */
+        return end->arena->places != 0 && ring_is_full(end->arena) ? MPSHM_E_FULL : -EPIPE;
+    }
+    return end->arena->me == 0 ? MPSHM_E_CROWDED : 0;
+}
 
-    INVARIANT(Q1, arena_is_locked(arena));
-    INVARIANT(F4, size <= SMALL_RUN_BYTES);
-    run->capacity = 0;
-    if (size <= inline_bytes(arena)) {
-        INVARIANT(F4, LENGTH_BYTES + size <= RING_FRAME_BYTES);
-        if ((LENGTH_BYTES + size) % 8 != 0) { /* the ring copies words: fill the last one with zeros */
-            memset(slot + (LENGTH_BYTES + size) / 8 * 8, 0, 8);
-        }
-        memcpy(slot, &word, LENGTH_BYTES);
-        memcpy(slot + LENGTH_BYTES, data, size);
+/* Bring a small message that is too long for its frame into a run. */
+static int
+prepare(mpshm_arena *arena, struct letter *letter)
+{
+    letter->run.capacity = 0;
+    letter->bytes = MPSHM_SLOT_BYTES;
+    if (letter->size > SMALL_RUN_BYTES) {
+        return -EMSGSIZE;
+    }
+    if (letter->size <= inline_bytes(arena)) {
         return 0;
     }
-    memset(slot, 0, MPSHM_SLOT_BYTES);
-    int error = sender_claim(arena, size, true, run);
+    int error = run_claim(arena, letter->size, true, &letter->run);
 
     if (error == 0) {
-        struct part part = {*run, size};
-        mpshm_parcel parcel = {.arena = arena, .parts = &part, .count = 1, .stream_runs = 1};
-
-        INVARIANT(P4, size <= run->capacity);
-        memcpy(run->data, data, size);
-        frame_put(slot, &parcel, NULL, 0);
-        error = sender_seal(run, size, bytes);
+        INVARIANT(P4, letter->size <= letter->run.capacity);
+        memcpy(letter->run.data, letter->data, letter->size);
+        letter->bytes += chunk_bytes(&letter->run, letter->size);
     }
     return error;
 }
 
-/* Take back the run, if there is one, of a message that did not go out. */
-static void
-empty_slot(mpshm_run *run, uint64_t size)
+/* Whether it is the message's turn, in a queue that is bounded by bytes.  It has a position. */
+static bool
+is_turn(mpshm_arena *arena, uint64_t position, uint64_t bytes)
 {
-    if (run->capacity > 0) {
-        sender_unseal(run, size);
-        (void) sender_abandon(run);
+    if (turn_say(arena, position, bytes)) {
+        waiters_let_in(arena); /* those behind that did not know how many */
     }
+    return turn_has_come(arena, position, bytes);
 }
 
-/* Put frames into the ring, whose runs are sealed and whose places are taken, and settle the places of
-   those that found no room.  Gives how many found room, or the error.
-   The places stop pending just before the put: what a dead peer has pending counts as not put.
-   bytes: of each message, for the places.  keeps: where the ring is full, places that were taken are
-   kept for the next try. */
+/* The position of a message that has a place: 0 or the error.  The place is the message's until it is put. */
 static int
-put_placed(const mpshm_end *end, const char *frames, const uint64_t *bytes, uint32_t count,
-           int place, bool keeps)
+use_place(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
+{
+    *position = (uint64_t) letter->place->at;
+    if (!ring_is_held(arena, *position)) {
+        return -EINVAL;
+    }
+    if (arena->bytes_limit != 0 && !is_turn(arena, *position, letter->bytes)) {
+        return MPSHM_E_FULL;
+    }
+    ring_begin(arena, *position);
+    return 0;
+}
+
+/* A position for a message that has none, in a queue that is bounded by bytes.  A try in vain should burn
+   none, so it looks before it claims one, and once more when it has it. */
+static int
+take_turn(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
+{
+    if (!turn_has_come(arena, ring_end(arena), letter->bytes)) {
+        return MPSHM_E_FULL;
+    }
+    if (ring_claim(arena, SLOT_WRITING, 1, position) == 0) {
+        return queue_why_full(arena);
+    }
+    if (!is_turn(arena, *position, letter->bytes)) {
+        ring_give_up(arena, *position);
+        waiters_let_in(arena);
+        return MPSHM_E_FULL;
+    }
+    return 0;
+}
+
+/* Have a position WRITING for each: for how many, from the first on; *error says why not for all. */
+static uint32_t
+find_positions(mpshm_arena *arena, const struct letter *letters, uint32_t count, uint64_t *positions,
+               int *error)
+{
+    bool all_new = arena->bytes_limit == 0;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        all_new = all_new && letters[i].place == NULL;
+    }
+    if (all_new) {
+        n = ring_claim(arena, SLOT_WRITING, count, positions);
+        *error = n < count ? queue_why_full(arena) : *error;
+        return n;
+    }
+    for (int wrong = 0; n < count; n++) {
+        if (place_is_position(letters[n].place)) {
+            wrong = use_place(arena, &letters[n], &positions[n]);
+        } else if (arena->bytes_limit != 0) {
+            wrong = take_turn(arena, &letters[n], &positions[n]);
+        } else if (ring_claim(arena, SLOT_WRITING, 1, &positions[n]) == 0) {
+            wrong = queue_why_full(arena);
+        }
+        if (wrong != 0) {
+            *error = wrong;
+            break;
+        }
+    }
+    return n;
+}
+
+/* A message without a run, into its frame. */
+static void
+write_inline(char *frame, const char *data, uint64_t size)
+{
+    uint32_t word = htonl((uint32_t) size);
+
+    INVARIANT(F4, LENGTH_BYTES + size <= RING_FRAME_BYTES);
+    if ((LENGTH_BYTES + size) % 8 != 0) { /* the ring copies words: fill the last one with zeros */
+        memset(frame + (LENGTH_BYTES + size) / 8 * 8, 0, 8);
+    }
+    memcpy(frame, &word, LENGTH_BYTES);
+    memcpy(frame + LENGTH_BYTES, data, size);
+}
+
+/* Write the message's frame into the slot of its position, and seal its runs there. */
+static int
+fill(mpshm_arena *arena, struct letter *letter, uint64_t position)
+{
+    char frame[RING_FRAME_BYTES];
+    uint64_t bytes = 0;
+    int error = 0;
+
+    letter->position = position;
+    if (letter->parcel != NULL) {
+        memset(frame, 0, MPSHM_SLOT_BYTES);
+        frame_put(frame, letter->parcel, letter->data, letter->size);
+        error = parcel_seal(letter->parcel, position, &bytes);
+    } else if (letter->run.capacity == 0) {
+        write_inline(frame, letter->data, letter->size);
+    } else {
+        struct part part = {letter->run, letter->size};
+        mpshm_parcel parcel = {.arena = arena, .parts = &part, .count = 1, .stream_runs = 1};
+
+        memset(frame, 0, MPSHM_SLOT_BYTES);
+        frame_put(frame, &parcel, NULL, 0);
+        error = run_seal(&letter->run, letter->size, position, &bytes);
+    }
+    if (error == 0) {
+        ring_fill(arena, position, frame);
+    }
+    return error;
+}
+
+/* No message at these positions: what had its place keeps it. */
+static void
+leave_positions(mpshm_arena *arena, const struct letter *letters, const uint64_t *positions, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        if (place_is_position(letters[i].place)) {
+            ring_hold(arena, positions[i]);
+        } else {
+            ring_give_up(arena, positions[i]);
+        }
+    }
+    waiters_let_in(arena);
+}
+
+/* The messages have been put: those that were pending have positions now. */
+static void
+use_up(mpshm_arena *arena, struct letter *letters, uint32_t count)
+{
+    int64_t pending = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        if (letters[i].place != NULL) {
+            pending += place_is_pending(letters[i].place);
+            letters[i].place->at = MPSHM_NO_PLACE;
+        }
+    }
+    tasks_pend(arena, -pending);
+}
+
+/* Put as many of these messages as find a position, from the first on: how many, or the error.  Runs of those
+   that did not go out are as before.  Under arena_lock.  Q1 */
+static int
+put_letters(const mpshm_end *end, struct letter *letters, uint32_t count)
 {
     mpshm_arena *arena = end->arena;
-    bool counted = place == MPSHM_TAKE_PLACE && places_counted(arena);
-    uint32_t n = 0;
-    int error = -EAGAIN;
+    uint64_t positions[FEW];
+    int error = 0;
 
     INVARIANT(Q1, arena_is_locked(arena));
     INVARIANT(F4, count > 0 && count <= FEW);
-    if (counted || place == MPSHM_HAS_PLACE) {
-        places_pend(arena, -(int32_t) count);
-    }
-    if (end->fd < 0) {
-        error = MPSHM_E_CLOSED;
-    } else if (arena->receivers == 0 && has_hung_up(end->fd, POLLERR)) {
-        error = -EPIPE;
-    } else {
-        n = ring_put(arena, end->fd, frames, count);
-        INVARIANT(Q1, n <= count);
-        if (n > 0) {
-            waiters_rouse(arena, (int) n); /* behind ring_put's fence: G4 */
-        }
-    }
-    if (n < count && place != MPSHM_NO_PLACE) {
-        bool kept = place == MPSHM_HAS_PLACE
-                    || (keeps && error == -EAGAIN && arena->header->bytes_limit == 0);
+    uint32_t found = find_positions(arena, letters, count, positions, &error), n = 0;
 
-        if (kept) {
-            places_pend(arena, (int32_t) (count - n));
-        } else if (counted) {
-            uint64_t sum = 0;
+    while (n < found) {
+        int wrong = fill(arena, &letters[n], positions[n]);
 
-            for (uint32_t i = n; i < count; i++) {
-                sum += bytes[i];
-            }
-            places_forget(arena, count - n, sum);
+        if (wrong != 0) { /* and those behind it go behind it */
+            leave_positions(arena, letters + n, positions + n, found - n);
+            error = wrong;
+            break;
         }
+        n++;
+    }
+    if (n > 0) {
+        ring_put(arena, end->fd, positions, n);
+        use_up(arena, letters, n);
+        waiters_rouse(arena, (int) n); /* behind ring_put's fence: G4 */
     }
     return n > 0 ? (int) n : error;
 }
@@ -141,61 +286,61 @@ count_sent(mpshm_counts *to, uint64_t size, bool in_slot)
 
 /* Put up to FEW small messages, one behind the other in `data`: how many, or the error. */
 static int
-put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count, int place,
-        bool keeps)
+put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count, mpshm_place *const *places)
 {
     mpshm_arena *arena = end->arena;
-    char frames[FEW * RING_FRAME_BYTES];
-    mpshm_run runs[FEW];
-    uint64_t bytes[FEW];
+    struct letter letters[FEW];
     uint32_t n = 0;
-    int error = 0, done = 0;
+    int done = 0;
 
     INVARIANT(F4, count <= FEW);
     arena_lock(arena);
-    while (n < count) {
-        bytes[n] = MPSHM_SLOT_BYTES;
-        error = sizes[n] > SMALL_RUN_BYTES
-                    ? -EMSGSIZE
-                    : fill_slot(arena, frames + (size_t) n * RING_FRAME_BYTES, data, sizes[n],
-                                &runs[n], &bytes[n]);
-        if (error == 0 && place == MPSHM_TAKE_PLACE && !places_take(arena, bytes[n])) {
-            empty_slot(&runs[n], sizes[n]);
-            error = MPSHM_E_FULL;
+    int error = look_at_end(end);
+
+    while (error == 0 && n < count) {
+        letters[n].data = data;
+        letters[n].size = sizes[n];
+        letters[n].parcel = NULL;
+        letters[n].place = places == NULL ? NULL : places[n];
+        error = prepare(arena, &letters[n]);
+        if (error == 0) {
+            data += sizes[n++];
         }
-        if (error != 0) {
-            break;
-        }
-        data += sizes[n++];
     }
     if (n > 0) {
-        done = put_placed(end, frames, bytes, n, place, keeps);
+        done = put_letters(end, letters, n);
         error = done < 0 ? done : 0;
-        for (uint32_t i = 0; i < n; i++) {
-            if ((int) i >= done) {
-                empty_slot(&runs[i], sizes[i]);
-            } else {
-                count_sent(end->counts, sizes[i], runs[i].capacity == 0);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        bool in_slot = letters[i].run.capacity == 0;
+
+        if ((int) i < done) {
+            count_sent(end->counts, letters[i].size, in_slot);
+            if (!in_slot) {
+                run_is_out(&letters[i].run);
             }
+        } else if (!in_slot) {
+            (void) run_abandon(&letters[i].run);
         }
     }
     arena_unlock(arena);
     return error == 0 ? done : error;
 }
 
+/* In a queue that is bounded by bytes, each waits for its turn alone. */
 int
 mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
-               int place)
+                     mpshm_place *const *places)
 {
-    uint32_t all = 0, few;
+    uint32_t all = 0, few, most = end->arena->bytes_limit != 0 ? 1 : FEW;
     int done;
 
     if (count > MPSHM_SLOTS_AT_ONCE) {
         count = MPSHM_SLOTS_AT_ONCE;
     }
     do {
-        few = count - all < FEW ? count - all : FEW;
-        done = put_few(end, data, sizes + all, few, place, false);
+        few = count - all < most ? count - all : most;
+        done = put_few(end, data, sizes + all, few, places == NULL ? NULL : places + all);
         for (int i = 0; i < done; i++) {
             data += sizes[all++];
         }
@@ -204,18 +349,28 @@ mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *siz
 }
 
 int
-mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, int place)
+mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, mpshm_place *place)
 {
-    return put_few(end, data, &size, 1, place, true);
+    return put_few(end, data, &size, 1, &place);
+}
+
+/* The bytes of the chunks of a parcel's runs, once they are sealed. */
+static uint64_t
+parcel_bytes(const mpshm_parcel *parcel)
+{
+    uint64_t bytes = parcel->has_index ? chunk_bytes(&parcel->index.run, parcel->index.size) : 0;
+
+    for (uint32_t i = 0; i < parcel->count; i++) {
+        bytes += chunk_bytes(&parcel->parts[i].run, parcel->parts[i].size);
+    }
+    return bytes;
 }
 
 int
 mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
-                int place)
+                       mpshm_place *place)
 {
-    char slot[MPSHM_SLOT_BYTES] = {0};
     mpshm_arena *arena = parcel->arena;
-    uint64_t bytes = MPSHM_SLOT_BYTES;
 
     if (parcel->count == 0 || arena->slot_bytes == 0) {
         return -EINVAL;
@@ -227,31 +382,25 @@ mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *s
         return -EMSGSIZE;
     }
     INVARIANT(P4, end->arena == arena);
-    frame_put(slot, parcel, stream, size);
     arena_lock(arena);
-    int error = parcel_seal(parcel, &bytes);
+    struct letter letter = {.data = stream, .size = size, .parcel = parcel, .place = place,
+                            .bytes = MPSHM_SLOT_BYTES + parcel_bytes(parcel)};
+    int error = look_at_end(end);
 
     if (error == 0) {
-        if (place == MPSHM_TAKE_PLACE && !places_take(arena, bytes)) {
-            error = MPSHM_E_FULL;
-        } else {
-            int n = put_placed(end, slot, &bytes, 1, place, true);
-
-            error = n < 0 ? n : 0;
+        error = put_letters(end, &letter, 1);
+    }
+    if (error == 1) {
+        for (uint32_t i = 0; i < parcel->count; i++) {
+            size += parcel->parts[i].size;
         }
-        if (error != 0) {
-            parcel_unseal(parcel);
-        } else {
-            for (uint32_t i = 0; i < parcel->count; i++) {
-                size += parcel->parts[i].size;
-            }
-            count_sent(end->counts, size, false);
-            parcel_handed_over(parcel);
-        }
+        count_sent(end->counts, size, false);
+        parcel_handed_over(parcel, letter.position);
     }
     arena_unlock(arena);
-    if (error == 0) {
+    if (error == 1) {
         arena_let_go(arena);
+        error = 0;
     }
     return error;
 }

@@ -1,409 +1,226 @@
-/* Reaping: taking back what dead processes held.
+/* Reaping: taking back what dead processes held, by the names that words say.
 
-   What a run word or a peer record says of a dead peer goes back at once.  The rest can only be told
-   from work in progress while nobody works: a run in flight whose descriptor a killed receiver had in
-   hand, chunks between a claimed bit and its run word, places between being taken and used.  So look
-   at all peers twice with the search in between; if all rested, and none has moved, what was found is
-   nobody's.  A busy arena is reaped when it becomes quiet: whoever waits for room, or asks for the
-   gauges, comes here.
+   Nobody is asked to rest and nothing is locked but a segment whose lock the dead held.  Each word is changed
+   by one compare-and-swap, so any number of processes may reap at a time, and be killed anywhere: the next
+   one finds what is left.
 
-   Invariants:
-   D1  One peer reaps at a time (`reaper`), and is dead when another takes over.
-   D2  Each step leaves a state that the next reaper understands: it may be killed anywhere. */
+   Knows run words, and which of them are nobody's.  Does not know who is alive (roster.c), nor how a slot is
+   mended (ring.c).
+
+   Invariants: D1, D2 (invariants.h).
+
+   Memory order: each compare-and-swap is sequentially consistent, and acquires what its word's last writer
+   released. */
 #define _GNU_SOURCE
 #include "internal.h"
 
-#include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "ring.h"
 
 /* Bytes that stay warm, at the beginnings of all segments together and of each at least, when the
    memory of a storm is given back. */
 #define KEEP_WARM (UINT64_C(32) << 20)
 #define KEEP_WARM_EACH (UINT64_C(1) << 20)
-/* Who reaps without being a peer stands there by its pid. */
-#define NAMELESS UINT32_C(0x80000000)
+/* A punch holds the file's lock, and another process's allocation waits for it. */
+#define PUNCH_BYTES (UINT64_C(4) << 20)
 /* A growing arena looks for the dead no oftener than this. */
 #define GROWTH_PAUSE_NS INT64_C(100000000)
+/* Claims between two looks at a few records of the roster, for processes that never sleep. */
+#define CLAIMS_BEFORE_CENSUS 4096
 
-struct orphan {
-    struct segment *seg;
-    uint32_t chunk_id, chunks;
-    uint64_t word; /* of a run in flight; 0: chunks that no run has */
+/* One sweep over an arena.  Who is dead is asked once for each name, as far as the cache goes. */
+struct sweep {
+    mpshm_arena *arena;
+    name asked[64];
+    bool dead[64];
+    uint32_t freed, in_use, segments;
 };
 
-struct search {
-    bool drained;       /* the ring was empty: descriptors are in hands or nowhere */
-    uint64_t in_flight; /* bytes of chunks */
-    uint32_t in_use;    /* runs that are somebody's */
-    struct orphan *found;
-    uint32_t count, room;
-};
-
-static void
-add_orphan(struct search *search, struct orphan orphan)
-{
-    if (search->count == search->room) {
-        uint32_t room = search->room ? 2 * search->room : 64;
-        struct orphan *grown = realloc(search->found, room * sizeof *grown);
-
-        if (grown == NULL) {
-            return; /* the next search finds it */
-        }
-        search->found = grown;
-        search->room = room;
-    }
-    search->found[search->count++] = orphan;
-}
-
-/* The next run from *at on that is not free; *at is behind it then. */
 static bool
-next_run(struct segment *seg, uint32_t *at, struct orphan *run)
+is_dead(struct sweep *sweep, name who)
 {
-    while (*at < seg->count) {
-        uint32_t start = *at, chunks;
-        uint64_t word = atomic_load(&seg->runs[start]);
+    uint32_t at = (who ^ who >> 14) % 64;
 
-        chunks = RUN_STATE(word) == RUN_FREE ? 0 : RUN_CHUNKS(word);
-        *at += chunks > 0 ? chunks : 1;
-        if (chunks > 0 && chunks <= seg->count - start) {
-            *run = (struct orphan) {seg, start, chunks, word};
-            return true;
-        }
+    if (who == 0) {
+        return false;
     }
-    return false;
+    if (sweep->asked[at] != who) {
+        sweep->asked[at] = who;
+        sweep->dead[at] = arena_name_is_dead(sweep->arena, who);
+    }
+    return sweep->dead[at];
+}
+
+/* Whether the run with that word is nobody's.  D2 */
+static bool
+is_nobodys(struct sweep *sweep, uint64_t word)
+{
+    switch (RUN_STATE(word)) {
+    case RUN_LOANED:
+    case RUN_LEASED:
+        return is_dead(sweep, RUN_HOLDER(word));
+    case RUN_FLIGHT:
+        return sweep->arena->ring != NULL && ring_has_passed(sweep->arena, FLIGHT_POSITION(word));
+    default:
+        return false;
+    }
 }
 
 static void
-visit_search(struct segment *seg, void *context)
+sweep_runs(struct sweep *sweep, struct segment *seg)
 {
-    struct search *search = context;
-    uint32_t at = 0;
+    uint32_t high = segment_high(seg);
 
-    while (at < seg->count) {
-        uint64_t word = atomic_load(&seg->runs[at]);
-        uint32_t chunks = RUN_CHUNKS(word);
+    for (uint32_t at = 0; at < high;) {
+        uint64_t word = atomic_load(&seg->runs[at].word);
 
-        if (RUN_STATE(word) != RUN_FREE && chunks > 0 && chunks <= seg->count - at) {
-            if (RUN_STATE(word) == RUN_IN_FLIGHT && search->drained) {
-                add_orphan(search, (struct orphan) {seg, at, chunks, word});
-            } else {
-                search->in_use++;
-                search->in_flight += RUN_STATE(word) == RUN_IN_FLIGHT
-                                         ? (uint64_t) chunks << seg->shift
-                                         : 0;
-            }
-            at += chunks;
+        if (RUN_STATE(word) == RUN_FREE) {
+            at++;
             continue;
         }
-        uint32_t start = at;
+        uint32_t chunks = run_chunks_at(seg, at);
 
-        while (at < seg->count && !freemap_is_free(seg->map, at)
-               && RUN_STATE(atomic_load(&seg->runs[at])) == RUN_FREE) {
-            at++;
+        if (RUN_STATE(word) == RUN_SHARED) {
+            lease_drop_dead(seg, at);
+        } else if (is_nobodys(sweep, word)) {
+            sweep->freed += run_free(seg, at, word);
         }
-        if (at > start) {
-            add_orphan(search, (struct orphan) {seg, start, at - start, 0});
-        } else {
-            at++;
-        }
+        sweep->in_use += RUN_STATE(atomic_load(&seg->runs[at].word)) != RUN_FREE;
+        at += chunks;
     }
 }
 
+/* One segment of the sweep, if there is one with that number. */
 static void
-free_orphan(const struct orphan *orphan)
+sweep_segment(struct sweep *sweep, uint32_t id)
 {
-    uint64_t word = orphan->word;
+    struct segment *seg;
 
-    if (word == 0) {
-        freemap_put_back(orphan->seg->map, orphan->chunk_id, orphan->chunks);
-    } else if (atomic_compare_exchange_strong(&orphan->seg->runs[orphan->chunk_id], &word,
-                                              RUN_WORD(RUN_TAG(word), 0, 0, RUN_FREE))) {
-        freemap_put_back(orphan->seg->map, orphan->chunk_id, orphan->chunks);
+    if (atomic_load(&sweep->arena->header->segment[id]) == 0 || segment_map(sweep->arena, id, &seg) != 0) {
+        return;
     }
-}
+    sweep->segments++;
+    sweep_runs(sweep, seg);
+    /* One who was killed between freeing a run and telling of it left chunks that the maps do not show. */
+    atomic_store(&seg->head->stale, 1);
+    name holder = atomic_load(&seg->head->lock);
 
-static void
-each_segment(mpshm_arena *arena, void (*visit)(struct segment *, void *), void *context)
-{
-    for (uint32_t id = 0; id < arena->segment_limit; id++) {
-        struct segment *seg;
-
-        if (atomic_load(&arena->header->segment[id]) != 0 && segment_map(arena, id, &seg) == 0
-            && segment_map_data(seg) == 0) {
-            visit(seg, context);
+    if (is_dead(sweep, holder)) {
+        seg->blocked_by = holder;
+        if (segment_try_lock(seg)) {
+            segment_unlock(seg);
         }
     }
 }
 
-static void
-visit_count(struct segment *seg, void *context)
-{
-    (void) seg;
-    ++*(uint32_t *) context;
-}
-
-/* Give back the memory of free chunks behind the first `keep` bytes: taken first, so that nobody
+/* Give back the memory of free chunks behind the first `keep` bytes, under the segment's lock, so that nobody
    writes there meanwhile. */
 static void
-visit_cool(struct segment *seg, void *context)
+cool_segment(struct segment *seg, uint64_t keep)
 {
 #ifdef FALLOC_FL_PUNCH_HOLE
-    uint32_t at = (uint32_t) (*(uint64_t *) context >> seg->shift);
-
-    while (!seg->arena->bounded && at < seg->count) {
-        uint32_t taken = freemap_claim_from(seg->map, seg->count, at, seg->count - at);
-        uint64_t start = seg->head_bytes + ((uint64_t) at << seg->shift);
-        uint64_t size = (uint64_t) taken << seg->shift;
-
-        if (taken > 0) {
-            if (fallocate(seg->arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                          (off_t) (segment_file_offset(seg) + start), (off_t) size) == 0) {
-                memset(seg->warm, 0, ((uint64_t) seg->count << seg->shift) / HUGE_BYTES + 1);
-            }
-            freemap_put_back(seg->map, at, taken);
-        }
-        at += taken + 1;
+    if (seg->arena->bounded || !arena_has_file(seg->arena) || !segment_try_lock(seg)) {
+        return;
     }
+    uint32_t at = (uint32_t) (keep >> seg->shift), most = (uint32_t) (PUNCH_BYTES >> seg->shift);
+
+    (void) segment_look_again(seg);
+    while (at < segment_high(seg)) {
+        uint32_t n = freemap_stretch(seg->map, seg->count, at, most > 0 ? most : 1);
+
+        if (n > 0
+            && fallocate(seg->arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                         (off_t) (segment_file_offset(seg) + seg->data_at + ((uint64_t) at << seg->shift)),
+                         (off_t) ((uint64_t) n << seg->shift))
+                   == 0
+            && seg->warm != NULL) {
+            memset(seg->warm, 0, ((uint64_t) seg->count << seg->shift) / HUGE_BYTES + 1);
+        }
+        at += n > 0 ? n : 1;
+    }
+    segment_unlock(seg);
 #else
     (void) seg;
-    (void) context;
+    (void) keep;
 #endif
 }
 
+/* After a storm whose dead held much: if nothing is in use any more. */
 static void
-cool(mpshm_arena *arena)
+cool(struct sweep *sweep)
 {
-    uint32_t segments = 0;
-
-    each_segment(arena, visit_count, &segments);
-    uint64_t keep = segments > 0 ? KEEP_WARM / segments : KEEP_WARM;
+    uint64_t keep = sweep->segments > 0 ? KEEP_WARM / sweep->segments : KEEP_WARM;
 
     keep = keep < KEEP_WARM_EACH ? KEEP_WARM_EACH : keep;
-    each_segment(arena, visit_cool, &keep);
-}
-
-/* Of the dead as well: theirs is forgotten with their records. */
-static uint64_t
-pending_of_all(mpshm_arena *arena)
-{
-    uint32_t high = atomic_load(&arena->header->peers_high);
-    uint64_t pending = 0;
-
-    for (uint32_t i = 0; i < high && i < PEER_LIMIT; i++) {
-        pending += atomic_load(&arena->peers[i].pending);
+    for (uint32_t id = 0; id < sweep->arena->segment_limit; id++) {
+        if (sweep->arena->segments[id] != NULL) {
+            cool_segment(sweep->arena->segments[id], keep);
+        }
     }
-    return pending;
 }
 
-/* What nobody has: found while all rest.  Of a queue only, for a connection's sender blocks in the
-   middle of a send. */
+/* The ring first: runs in flight are nobody's when their slot has passed. */
 static void
-reap_at_rest(mpshm_arena *arena)
+begin_sweep(struct sweep *sweep, mpshm_arena *arena)
 {
-    struct arena_header *header = arena->header;
-    struct glimpse *before = malloc(2 * PEER_LIMIT * sizeof *before), *after = before + PEER_LIMIT;
-    struct search search = {.drained = false};
-
-    if (before != NULL && peers_at_rest(arena, before)) {
-        uint32_t visits = atomic_load(&header->visits);
-        uint32_t unread = ring_unread(arena);
-        uint32_t used = atomic_load(&header->places_used);
-        uint64_t bytes_used = atomic_load(&header->bytes_used);
-        uint64_t pending = pending_of_all(arena);
-
-        search.drained = unread == 0;
-        each_segment(arena, visit_search, &search);
-        if (peers_at_rest(arena, after) && visits == atomic_load(&header->visits)
-            && memcmp(before, after, PEER_LIMIT * sizeof *before) == 0) {
-            int64_t lost = (int64_t) used - unread - (int64_t) pending;
-            int64_t lost_bytes = (int64_t) (bytes_used - (uint64_t) unread * MPSHM_SLOT_BYTES
-                                            - search.in_flight);
-
-            for (uint32_t i = 0; i < search.count; i++) {
-                free_orphan(&search.found[i]);
-            }
-            if (lost != 0) {
-                atomic_fetch_sub(&header->places_used, (uint32_t) lost);
-            }
-            if (lost > 0) {
-                places_undo_unfinished(arena, (uint32_t) lost);
-            }
-            if (header->bytes_limit != 0 && lost_bytes != 0) {
-                atomic_fetch_sub(&header->bytes_used, (uint64_t) lost_bytes);
-            }
-            if (search.in_use == 0 && atomic_load(&header->trim_pending)) {
-                atomic_store(&header->trim_pending, 0);
-                cool(arena);
-            }
-        }
+    memset(sweep, 0, sizeof *sweep);
+    sweep->arena = arena;
+    if (arena->ring != NULL) {
+        ring_reap(arena);
     }
-    free(search.found);
-    free(before);
-}
-
-struct dead {
-    uint32_t numbers[PEER_LIMIT];
-    bool is[PEER_LIMIT + 1];
-    uint32_t count;
-};
-
-static void
-visit_dead(struct segment *seg, void *context)
-{
-    const struct dead *dead = context;
-    struct orphan run;
-
-    for (uint32_t at = 0; next_run(seg, &at, &run);) {
-        uint32_t holder = RUN_HOLDER(run.word);
-
-        if (RUN_STATE(run.word) != RUN_IN_FLIGHT && holder <= PEER_LIMIT && dead->is[holder]) {
-            free_orphan(&run);
-        }
-    }
-}
-
-/* What the dead held alone, and their places among the peers. */
-static bool
-reap_dead(mpshm_arena *arena)
-{
-    struct dead *dead = calloc(1, sizeof *dead);
-    uint32_t high = atomic_load(&arena->header->peers_high);
-
-    if (dead == NULL) {
-        return false;
-    }
-    for (uint32_t number = 1; number <= high && number <= PEER_LIMIT; number++) {
-        if (peer_is_dead(arena, number)) {
-            dead->is[number] = true;
-            dead->numbers[dead->count++] = number;
-        }
-    }
-    if (dead->count > 0) {
-        each_segment(arena, visit_dead, dead);
-    }
-    for (uint32_t i = 0; i < dead->count; i++) {
-        uint32_t pending = atomic_load(&arena->peers[dead->numbers[i] - 1].pending);
-
-        if (arena->slot_bytes != 0) {
-            ring_reap(arena, dead->numbers[i]); /* while the number is nobody else's */
-        }
-        /* D2: the record first, so that its messages are not forgotten twice. */
-        peer_free(arena, dead->numbers[i]);
-        if (pending > 0 && arena->slot_bytes != 0) {
-            places_forget(arena, pending, 0);
-        }
-    }
-    bool any = dead->count > 0;
-
-    free(dead);
-    return any;
 }
 
 static void
-visit_shared(struct segment *seg, void *context)
+end_sweep(struct sweep *sweep)
 {
-    struct orphan run;
-
-    for (uint32_t at = 0; next_run(seg, &at, &run);) {
-        uint32_t holder = RUN_HOLDER(run.word);
-
-        if (RUN_STATE(run.word) == RUN_LEASED && holder >= HOLDER_SHARED
-            && holder < HOLDER_LIMIT) {
-            add_orphan(context, run);
-        }
+    sweep->arena->freed_since_cooled |= sweep->freed > 0;
+    if (sweep->in_use == 0 && sweep->arena->freed_since_cooled) {
+        sweep->arena->freed_since_cooled = false;
+        cool(sweep);
     }
-}
-
-/* Leases that forks have shared and nobody alive answers for: none is, if no peer has any.  Who
-   shares one says so before, and who lets go, after. */
-static void
-reap_shared(mpshm_arena *arena)
-{
-    struct search search = {.drained = false};
-    uint32_t visits = atomic_load(&arena->header->visits), held = 0;
-
-    if (atomic_exchange(&arena->header->shares, 0) == 0) {
-        return;
-    }
-    each_segment(arena, visit_shared, &search);
-    uint32_t high = atomic_load(&arena->header->peers_high);
-
-    for (uint32_t i = 0; i < high && i < PEER_LIMIT; i++) {
-        held += atomic_load(&arena->peers[i].shared);
-    }
-    /* Who came meanwhile may be a child with leases of its parent's. */
-    bool nobody = held == 0 && visits == atomic_load(&arena->header->visits)
-                  && !atomic_load(&arena->header->crowded);
-
-    for (uint32_t i = 0; i < search.count && nobody; i++) {
-        free_orphan(&search.found[i]);
-    }
-    if (search.count > 0) {
-        atomic_store(&arena->header->shares, 1); /* the next search finds them gone */
-    }
-    free(search.found);
-}
-
-static bool
-take_over_reaping(mpshm_arena *arena)
-{
-    uint32_t who = atomic_load(&arena->header->reaper);
-
-    /* D1 */
-    if (who & NAMELESS) {
-        bool gone = kill((pid_t) (who & ~NAMELESS), 0) == -1 && errno == ESRCH;
-
-        return arena->me != 0 && gone
-               && atomic_compare_exchange_strong(&arena->header->reaper, &who, arena->me);
-    }
-    return arena->me != 0 && (who == 0 || who == arena->me || who > PEER_LIMIT
-                              || atomic_load(&arena->peers[who - 1].pid) == 0
-                              || peer_is_dead(arena, who))
-           && atomic_compare_exchange_strong(&arena->header->reaper, &who, arena->me);
 }
 
 static void
-reap(mpshm_arena *arena, bool may_rest)
+reap(mpshm_arena *arena)
 {
-    if (take_over_reaping(arena)) {
-        bool any = reap_dead(arena);
+    struct sweep sweep;
 
-        if (any) {
-            atomic_store(&arena->header->trim_pending, 1);
+    if (arena->me != 0) {
+        begin_sweep(&sweep, arena);
+        for (uint32_t id = 0; id < arena->segment_limit; id++) {
+            sweep_segment(&sweep, id);
         }
-        reap_shared(arena);
-        if (may_rest && arena->slot_bytes != 0) {
-            reap_at_rest(arena);
-        } else if (any && arena->slot_bytes == 0) {
-            cool(arena);
-        }
-        atomic_store(&arena->header->reaper, 0);
+        end_sweep(&sweep);
     }
 }
 
+/* The process's other channels go on between two segments. */
 void
 mpshm_reap(mpshm_arena *arena)
 {
+    struct sweep sweep;
+
     arena_lock(arena);
-    reap(arena, true);
-    arena_unlock(arena);
-}
-
-/* All records are taken, so this process has no number to reap by: the dead's it can free. */
-void
-reap_records(mpshm_arena *arena)
-{
-    uint32_t none = 0;
-
-    if (atomic_compare_exchange_strong(&arena->header->reaper, &none,
-                                       NAMELESS | (uint32_t) getpid())) {
-        (void) reap_dead(arena);
-        atomic_store(&arena->header->reaper, 0);
+    if (arena->me == 0) {
+        arena_unlock(arena);
+        return;
     }
+    arena->refs++;
+    begin_sweep(&sweep, arena);
+    for (uint32_t id = 0; id < arena->segment_limit; id++) {
+        if (atomic_load(&arena->header->segment[id]) != 0) {
+            arena_unlock(arena);
+            arena_lock(arena);
+            sweep_segment(&sweep, id);
+        }
+    }
+    end_sweep(&sweep);
+    arena_unref(arena);
+    arena_unlock(arena);
 }
 
 /* Before an arena gets larger: perhaps it is full of what the dead held. */
@@ -412,8 +229,28 @@ reap_before_growth(mpshm_arena *arena)
 {
     int64_t ns = now_ns();
 
-    if (atomic_load(&arena->header->peers_high) > 1 && ns - arena->reaped_ns > GROWTH_PAUSE_NS) {
+    if (ns - arena->reaped_ns > GROWTH_PAUSE_NS) {
         arena->reaped_ns = ns;
-        reap(arena, false);
+        reap(arena);
+    }
+}
+
+/* A death that somebody has noticed is swept by the first process that comes: all others see that it has been
+   begun.  Killed in the middle, it is a death that is noticed itself. */
+void
+reap_if_somebody_died(mpshm_arena *arena)
+{
+    if (++arena->claims % CLAIMS_BEFORE_CENSUS == 0) {
+        roster_census(arena->roster);
+    }
+    uint32_t deaths = roster_deaths(arena->roster);
+
+    if (deaths != arena->deaths) {
+        uint32_t swept = atomic_load(&arena->header->swept);
+
+        arena->deaths = deaths;
+        if (swept != deaths && atomic_compare_exchange_strong(&arena->header->swept, &swept, deaths)) {
+            reap(arena);
+        }
     }
 }

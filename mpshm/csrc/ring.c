@@ -2,54 +2,42 @@
 
    A slot's word says in which lap it is and what it holds.  Each step changes one word, at once:
 
-     FREE --claim--> WRITING (names its sender) --ring_put--> READY --ring_take--> FREE of the next lap
-                        '--ring_reap, its sender is dead--> FREE of the next lap
+     WRITING (me) --ring_fill, ring_put--> READY --ring_take--> FREE of the next lap
+                                             '--ring_take, it names runs--> TAKING (me) --ring_pass--> FREE
+
+   and how a slot comes to be claimed, or mended for the dead, is told in positions.c.
 
    A receiver copies a slot before it takes it: the copy counts only if the word has not changed until
-   then.  So a process that is killed leaves a slot in a state that says whose it is, and nothing waits
-   for a sender that is stopped: receivers pass over slots that are being written.
+   then.  So nothing waits for a sender that is stopped: receivers pass over slots that are being written.
+   A message that names runs is TAKING while these are leased, so a run in flight is always some slot's
+   whose word says so, and nobody's once that has passed.
 
-   Knows slots' bytes, the pipe beside them, and peers' numbers.  Does not know what a frame says beyond
-   its length, nor which process waits for a slot: the callers of ring_put and ring_take wake waiters.
+   Knows slots' bytes.  Does not know what a frame says beyond its length and its sign, nor which process
+   waits for a slot: the callers of ring_put and ring_take wake waiters.
 
-   Invariants: G1, G2, G3, G5, G8, G9 (invariants.h).
+   Invariants: G3, G8, G9 (invariants.h).
 
-   Memory order: a claim's acquiring load of FREE, and its compare-and-swap, pair with the
-   compare-and-swap of the ring_take or ring_reap that made it FREE.  find_ready's acquiring load of
-   READY pairs with ring_put's releasing store of it, so the copy has the sender's bytes.  The acquire
-   fence between that copy and the compare-and-swap keeps the copy before it; it pairs with nothing, for
-   the bytes are written after a later claim of the word.  Head and tail are hints (G2): their
-   compare-and-swaps order nothing that a word does not order itself.  The other fences are explained
-   where they stand (G4, G5). */
+   Memory order: find_ready's acquiring load of READY pairs with ring_put's releasing store of it, so the
+   copy has the sender's bytes.  The acquire fence between that copy and the compare-and-swap keeps the
+   copy before it; it pairs with nothing, for the bytes are written after a later claim of the word.  The
+   releasing store of ring_pass comes after the runs' words have been changed: who sees the slot passed
+   sees them leased.  Other orders are explained where they stand (G4, G5). */
 #include "internal.h"
 
 #include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 
-#define TRIES (8 * RING_SLOTS)
+#include "ring.h"
 
-static struct ring_slot *
-slot_of(struct ring *ring, uint64_t position)
-{
-    return &ring->slots[position % RING_SLOTS];
-}
-
-static uint64_t
-lap_of(uint64_t position)
-{
-    return position / RING_SLOTS;
-}
+#define TRIES RING_TRIES
+/* A look begins anew so often when the ring goes on by more than a lap meanwhile. */
+#define LAPS_MOST 64
 
 /* Number of 8-byte words that a frame occupies, in its slot first, then in its overflow.  first: the
    frame's first word, which begins with its length, whose top bit is a flag.  A forged length counts as
    the largest.  G9 */
 static uint32_t
-words_of(mpshm_arena *arena, uint64_t first)
+words_of(const mpshm_arena *arena, uint64_t first)
 {
     uint32_t most = ring_frame_bytes(arena);
     uint32_t length;
@@ -87,27 +75,35 @@ load_words(char *to, _Atomic uint64_t *from, uint32_t count)
 
 #define SLOT_WORDS (RING_DATA_BYTES / 8)
 
-static void
-copy_in(mpshm_arena *arena, uint64_t position, const char *from)
+static struct overflow *
+overflow_of(const mpshm_arena *arena, uint64_t position)
 {
-    uint64_t at = position % RING_SLOTS, first;
+    return &arena->overflow[position & (arena->slots - 1)];
+}
+
+/* Copy a frame, filled to a multiple of 8 bytes, into the slot of a position that is this process's. */
+void
+ring_fill(mpshm_arena *arena, uint64_t position, const char *from)
+{
+    uint64_t first;
 
     memcpy(&first, from, 8);
     uint32_t n = words_of(arena, first);
 
+    INVARIANT(G8, load_slot(arena, position)
+                      == word_of(arena, position, arena->me, SLOT_WRITING));
     INVARIANT(G9, n > 0 && n <= ring_frame_bytes(arena) / 8);
     INVARIANT(G9, n <= SLOT_WORDS || arena->overflow != NULL);
-    store_words(arena->ring->slots[at].data, from, n < SLOT_WORDS ? n : SLOT_WORDS);
+    store_words(slot_of(arena, position)->data, from, n < SLOT_WORDS ? n : SLOT_WORDS);
     if (n > SLOT_WORDS) {
-        store_words(arena->overflow[at].data, from + RING_DATA_BYTES, n - SLOT_WORDS);
+        store_words(overflow_of(arena, position)->data, from + RING_DATA_BYTES, n - SLOT_WORDS);
     }
 }
 
 static void
 copy_out(mpshm_arena *arena, char *to, uint64_t position)
 {
-    uint64_t at = position % RING_SLOTS;
-    _Atomic uint64_t *data = arena->ring->slots[at].data;
+    _Atomic uint64_t *data = slot_of(arena, position)->data;
     uint64_t first = atomic_load_explicit(data, memory_order_relaxed);
     uint32_t n = words_of(arena, first);
 
@@ -115,350 +111,194 @@ copy_out(mpshm_arena *arena, char *to, uint64_t position)
     memcpy(to, &first, 8); /* not read again: it says how much is copied */
     load_words(to + 8, data + 1, (n < SLOT_WORDS ? n : SLOT_WORDS) - 1);
     if (n > SLOT_WORDS) {
-        load_words(to + RING_DATA_BYTES, arena->overflow[at].data, n - SLOT_WORDS);
+        load_words(to + RING_DATA_BYTES, overflow_of(arena, position)->data, n - SLOT_WORDS);
     }
 }
 
-/* Claim the next position for this peer to write.  False: the ring is full.  G1, G2 */
-static bool
-claim(struct ring *ring, uint32_t me, uint64_t *position)
+/* Begin to write at a position that this process has held, or no longer. */
+void
+ring_begin(mpshm_arena *arena, uint64_t position)
 {
-    INVARIANT(G8, me <= PEER_LIMIT);
-    /* Other senders may be quicker, but not for ever: after so many tries it is a stray write. */
-    for (uint32_t tries = 0; tries < TRIES; tries++) {
-        uint64_t at = atomic_load_explicit(&ring->tail, memory_order_acquire);
-        struct ring_slot *slot = slot_of(ring, at);
-        uint64_t word = atomic_load_explicit(&slot->word, memory_order_acquire);
+    INVARIANT(G8, ring_is_held(arena, position));
+    /* As a claim: G5 */
+    atomic_store(&slot_of(arena, position)->word,
+                 word_of(arena, position, arena->me, SLOT_WRITING));
+}
 
-        if (SLOT_LAP(word) < lap_of(at)) {
-            if (atomic_load_explicit(&ring->tail, memory_order_acquire) == at) {
-                return false;
-            }
-        } else if (word == SLOT_WORD(lap_of(at), 0, SLOT_FREE)) {
-            if (atomic_compare_exchange_strong(&slot->word, &word,
-                                               SLOT_WORD(lap_of(at), me, SLOT_WRITING))) {
-                *position = at;
-                atomic_compare_exchange_strong(&ring->tail, &at, at + 1);
-                return true;
-            }
-        } else {
-            atomic_compare_exchange_strong(&ring->tail, &at, at + 1);
+void
+ring_hold(mpshm_arena *arena, uint64_t position)
+{
+    INVARIANT(G8, load_slot(arena, position)
+                      == word_of(arena, position, arena->me, SLOT_WRITING));
+    atomic_store(&slot_of(arena, position)->word, word_of(arena, position, arena->me, SLOT_HELD));
+}
+
+/* Put the messages at positions of this process whose slots are filled: the caller then wakes receivers
+   for these.  fd: the pipe's end for writing. */
+void
+ring_put(mpshm_arena *arena, int fd, const uint64_t *positions, uint32_t count)
+{
+    INVARIANT(A4, arena_is_locked(arena));
+    mirror_show(arena, fd);
+    for (uint32_t i = 0; i < count; i++) {
+        INVARIANT(G8, load_slot(arena, positions[i])
+                          == word_of(arena, positions[i], arena->me, SLOT_WRITING));
+        atomic_store_explicit(&slot_of(arena, positions[i])->word,
+                              word_of(arena, positions[i], 0, SLOT_READY), memory_order_release);
+    }
+    /* G4: pairs with the fence of a receiver between saying that it sleeps and its last look
+       (waiters.c).  Either it finds READY, or the caller finds that it sleeps. */
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+/* A walk over the ring for the next message. */
+struct look {
+    uint64_t first;    /* all before this one has passed */
+    uint64_t position; /* of what was found, and its word */
+    uint64_t word;
+    bool passed_over;  /* a slot before it is being written */
+};
+
+/* Find the first READY position from look->first on, and before `to`. */
+static bool
+find_ready(const mpshm_arena *arena, struct look *look, uint64_t to)
+{
+    bool open = false;
+
+    look->passed_over = false;
+    for (uint64_t at = look->first; at != to; at = position_after(at, 1)) {
+        uint64_t word = load_slot(arena, at);
+        int64_t ahead = word_ahead(arena, word, at);
+        enum slot_state state = SLOT_STATE(word);
+
+        if (ahead > 0 || (ahead == 0 && state == SLOT_SKIPPED)) {
+            look->first = open ? look->first : position_after(at, 1);
+            continue;
         }
+        if (ahead < 0 || state == SLOT_FREE) {
+            return false;
+        }
+        if (state == SLOT_READY) {
+            look->position = at;
+            look->word = word;
+            return true;
+        }
+        open = true;
+        look->passed_over |= state != SLOT_TAKING; /* that one has been taken: it keeps no order back */
     }
     return false;
 }
 
-static uint32_t
-bytes_in(int fd)
-{
-    int bytes = 0;
-
-    return ioctl(fd, FIONREAD, &bytes) == -1 ? 0 : (uint32_t) bytes;
-}
-
-static void
-write_byte(int fd)
-{
-    while (write(fd, "", 1) == -1 && errno == EINTR) {
-    }
-}
-
-/* Put `count` frames into the ring.  Gives how many found room, from the first on; the caller then wakes
-   receivers for these.  Frames lie RING_FRAME_BYTES apart, each filled to a multiple of 8 bytes.
-   fd: the pipe's end for writing. */
-uint32_t
-ring_put(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
-{
-    struct ring *ring = arena->ring;
-    uint64_t positions[MPSHM_SLOTS_AT_ONCE];
-    uint32_t n = 0;
-
-    INVARIANT(L6, arena_is_locked(arena));
-    INVARIANT(G9, count <= MPSHM_SLOTS_AT_ONCE);
-    while (n < count && claim(ring, arena->me, &positions[n])) {
-        INVARIANT(G3, n == 0 || positions[n] > positions[n - 1]);
-        copy_in(arena, positions[n], frames + (size_t) n * RING_FRAME_BYTES);
-        n++;
-    }
-    if (n == 0) {
-        return 0;
-    }
-    /* G5: pairs with the fence in ring_watch, and with the one in ring_mirror.  Either this sender sees
-       that the ring is watched and the pipe empty, or the receiver sees the claim. */
-    atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(&ring->watched, memory_order_relaxed) && bytes_in(fd) == 0) {
-        write_byte(fd);
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        INVARIANT(G1, atomic_load(&slot_of(ring, positions[i])->word)
-                          == SLOT_WORD(lap_of(positions[i]), arena->me, SLOT_WRITING));
-        atomic_store_explicit(&slot_of(ring, positions[i])->word,
-                              SLOT_WORD(lap_of(positions[i]), 0, SLOT_READY),
-                              memory_order_release);
-    }
-    /* G4: pairs with the fence of a receiver between its `sleepers` and its last look (waiters.c).
-       Either it finds READY, or the caller, which reads `sleepers` next, finds it counted. */
-    atomic_thread_fence(memory_order_seq_cst);
-    return n;
-}
-
-/* Find the first READY position from `*from` on and before `to`: true, and it is in *from.
-   *passed: a slot before it is being written. */
+/* Find the next message that may be taken.  look->first is a position before which all has passed.  G3 */
 static bool
-find_ready(struct ring *ring, uint64_t *from, uint64_t to, uint64_t *word, bool *passed)
+find_next(const mpshm_arena *arena, struct look *look)
 {
-    *passed = false;
-    for (uint64_t at = *from; at < to; at++) {
-        *word = atomic_load_explicit(&slot_of(ring, at)->word, memory_order_acquire);
-        if (SLOT_LAP(*word) == lap_of(at)) {
-            if (SLOT_STATE(*word) == SLOT_READY) {
-                *from = at;
-                return true;
-            }
-            if (SLOT_STATE(*word) == SLOT_FREE) {
-                return false;
-            }
-            *passed = true;
-        } else if (SLOT_LAP(*word) < lap_of(at)) {
-            return false;
-        }
+    if (!find_ready(arena, look, position_after(look->first, arena->slots))) {
+        return false;
     }
-    return false;
-}
+    while (look->passed_over) {
+        struct look again = *look;
 
-/* Move the head on over the slots that are done with.  G2 */
-static void
-advance_head(struct ring *ring, uint64_t head)
-{
-    for (uint32_t tries = 0; tries < TRIES; tries++) {
-        uint64_t word = atomic_load_explicit(&slot_of(ring, head)->word, memory_order_acquire);
-
-        if (SLOT_LAP(word) <= lap_of(head)) {
-            return;
-        }
-        /* A process that was quicker may not have seen what this one took: go on from its head. */
-        if (atomic_compare_exchange_strong(&ring->head, &head, head + 1)) {
-            head++;
-        }
-    }
-}
-
-/* The first position that is not done with, as far as this process can see now. */
-static uint64_t
-first_of(struct ring *ring)
-{
-    advance_head(ring, atomic_load(&ring->head));
-    return atomic_load(&ring->head);
-}
-
-/* Whether a message is there or being written. */
-static bool
-is_claimed(struct ring *ring)
-{
-    uint64_t first = first_of(ring);
-    uint64_t word = atomic_load(&slot_of(ring, first)->word);
-
-    return SLOT_LAP(word) == lap_of(first) && SLOT_STATE(word) != SLOT_FREE;
-}
-
-bool
-ring_is_claimed(mpshm_arena *arena)
-{
-    return is_claimed(arena->ring);
-}
-
-/* Whether a slot is claimed that the pipe shows: its message is about to come. */
-bool
-ring_is_due(mpshm_arena *arena)
-{
-    return atomic_load_explicit(&arena->ring->watched, memory_order_relaxed)
-           && is_claimed(arena->ring);
-}
-
-/* Find the next message that may be taken: its position, its word, and the head as found.  G3 */
-static bool
-find_next(struct ring *ring, uint64_t *head, uint64_t *position, uint64_t *word)
-{
-    uint64_t first = first_of(ring), found = first;
-    bool passed;
-
-    while (!find_ready(ring, &found, first + RING_SLOTS, word, &passed)) {
-        found = first_of(ring);
-        if (found == first) {
-            return false;
-        }
-        first = found;
-    }
-    *head = first;
-    while (passed) {
-        uint64_t earlier = first, its_word;
-        bool passed_again;
-
-        if (!find_ready(ring, &earlier, found, &its_word, &passed_again)) {
+        if (!find_ready(arena, &again, look->position)) {
             break;
         }
-        found = earlier;
-        *word = its_word;
-        passed = passed_again;
+        *look = again;
     }
-    INVARIANT(G2, found - first < RING_SLOTS);
-    INVARIANT(G3, SLOT_STATE(*word) == SLOT_READY && SLOT_LAP(*word) == lap_of(found));
-    *position = found;
+    INVARIANT(G3, SLOT_STATE(look->word) == SLOT_READY
+                      && word_ahead(arena, look->word, look->position) == 0);
+    return true;
+}
+
+/* The same, from the head on. */
+static bool
+find_from_head(mpshm_arena *arena, struct look *look)
+{
+    look->first = ring_first(arena);
+    for (uint32_t tries = 0; !find_next(arena, look); tries++) {
+        uint64_t first = ring_first(arena);
+
+        /* The head may have moved by more than a lap meanwhile. */
+        if (tries == LAPS_MOST || position_ahead(first, look->first) <= 0) {
+            return false;
+        }
+        look->first = first;
+    }
     return true;
 }
 
 bool
 ring_is_ready(mpshm_arena *arena)
 {
-    uint64_t head, position, word;
+    struct look look;
 
-    return find_next(arena->ring, &head, &position, &word);
+    return find_from_head(arena, &look);
 }
 
-/* Take up to `most` frames out of the ring, to places RING_FRAME_BYTES apart.  Gives how many; the caller
-   then wakes senders that wait for room. */
+/* Take up to `most` frames out of the ring, to places RING_FRAME_BYTES apart: how many; and where they
+   were.  The last of them may be one that names runs, as its sign says, and no other: the caller leases
+   these, and then calls ring_pass.  A process without a name leaves such a one there.  The caller then
+   wakes senders that wait for room. */
 uint32_t
-ring_take(mpshm_arena *arena, char *to, uint32_t most)
+ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most)
 {
-    struct ring *ring = arena->ring;
-    uint64_t head, position, word;
+    struct look look;
     uint32_t n = 0;
+    bool found = most > 0 && find_from_head(arena, &look), took_runs = false;
 
-    INVARIANT(L6, arena_is_locked(arena));
-    while (n < most && find_next(ring, &head, &position, &word)) {
-        struct ring_slot *slot = slot_of(ring, position);
+    INVARIANT(A4, arena_is_locked(arena));
+    for (uint32_t tries = 0; found && tries < TRIES; tries++) {
+        char *frame = to + (size_t) n * RING_FRAME_BYTES;
 
-        copy_out(arena, to + (size_t) n * RING_FRAME_BYTES, position);
+        copy_out(arena, frame, look.position);
         atomic_thread_fence(memory_order_acquire); /* the copy comes before the compare-and-swap */
-        if (atomic_compare_exchange_strong(&slot->word, &word,
-                                           SLOT_WORD(lap_of(position) + 1, 0, SLOT_FREE))) {
-            n++;
-            advance_head(ring, head);
+        bool names_runs = (frame[0] & 0x80) != 0;
+        uint64_t next = names_runs ? word_of(arena, look.position, arena->me, SLOT_TAKING)
+                                   : passed_word(arena, look.position);
+
+        if (names_runs && arena->me == 0) {
+            break;
         }
+        if (atomic_compare_exchange_strong(&slot_of(arena, look.position)->word, &look.word, next)) {
+            positions[n++] = look.position;
+            tries = 0;
+            took_runs = names_runs;
+            if (took_runs || n == most) {
+                break;
+            }
+        }
+        found = find_next(arena, &look) || (n == 0 && find_from_head(arena, &look));
+    }
+    if (n > 0 && !took_runs) { /* else ring_pass does it */
+        (void) ring_first(arena);
     }
     return n;
 }
 
-/* How many messages are in the ring. */
-uint32_t
-ring_unread(mpshm_arena *arena)
+/* The runs of a message that is being taken are leased, or its frame is wrong. */
+void
+ring_pass(mpshm_arena *arena, uint64_t position)
 {
-    struct ring *ring = arena->ring;
-    uint64_t first = first_of(ring);
+    INVARIANT(G8, load_slot(arena, position)
+                      == word_of(arena, position, arena->me, SLOT_TAKING));
+    atomic_store(&slot_of(arena, position)->word, passed_word(arena, position));
+    (void) ring_first(arena);
+}
+
+/* How many messages are in the ring; also_coming: or will be. */
+uint32_t
+ring_count(mpshm_arena *arena, bool also_coming)
+{
+    uint64_t at = ring_first(arena), end = ring_end(arena);
     uint32_t count = 0;
 
-    for (uint64_t at = first; at < first + RING_SLOTS; at++) {
-        uint64_t word = atomic_load_explicit(&slot_of(ring, at)->word, memory_order_acquire);
+    for (uint32_t i = 0; i < arena->slots && position_ahead(end, at) > 0; i++) {
+        uint64_t word = load_slot(arena, at);
+        enum slot_state state = SLOT_STATE(word);
 
-        count += SLOT_LAP(word) == lap_of(at) && SLOT_STATE(word) == SLOT_READY;
+        count += word_ahead(arena, word, at) == 0
+                 && (state == SLOT_READY
+                     || (also_coming && (state == SLOT_WRITING || state == SLOT_HELD)));
+        at = position_after(at, 1);
     }
     return count;
-}
-
-/* Whether the next position cannot be claimed, for its slot's last message has not been taken. */
-bool
-ring_is_full(mpshm_arena *arena)
-{
-    struct ring *ring = arena->ring;
-    uint64_t at = atomic_load(&ring->tail);
-
-    return SLOT_LAP(atomic_load(&slot_of(ring, at)->word)) < lap_of(at)
-           && atomic_load(&ring->tail) == at;
-}
-
-/* Free the slots that a dead peer was writing: those of peer `number`, or, for 0, of all dead peers. */
-void
-ring_reap(mpshm_arena *arena, uint32_t number)
-{
-    INVARIANT(A4, process_is_locked());
-    INVARIANT(G8, number <= PEER_LIMIT && (number == 0 || number != arena->me));
-    for (uint64_t i = 0; i < RING_SLOTS; i++) {
-        _Atomic uint64_t *at = &arena->ring->slots[i].word;
-        uint64_t word = atomic_load(at);
-        uint32_t owner = SLOT_OWNER(word);
-
-        if (SLOT_STATE(word) == SLOT_WRITING && owner != 0 && owner <= PEER_LIMIT
-            && (number == 0 ? peer_is_dead(arena, owner) : owner == number)) {
-            atomic_compare_exchange_strong(at, &word, SLOT_WORD(SLOT_LAP(word) + 1, 0, SLOT_FREE));
-        }
-    }
-}
-
-/* Write a byte to the pipe of which `fd` is the end for reading: this process need not have the other.
-   Under the process's lock, so that no child of a fork inherits the end that is opened here: it would
-   keep the end of file away. */
-static void
-show(int fd)
-{
-    char path[48];
-
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    int writer = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-
-    if (writer != -1) {
-        write_byte(writer);
-        close(writer);
-    }
-}
-
-/* Read all bytes there are.  False: there are none, and it is the end of file. */
-static bool
-read_bytes(int fd)
-{
-    char bytes[64];
-    ssize_t n;
-    bool any = false;
-
-    do {
-        n = read(fd, bytes, sizeof bytes);
-        any = any || n > 0;
-    } while (n == (ssize_t) sizeof bytes || (n == -1 && errno == EINTR));
-    return any || n != 0;
-}
-
-/* Make the pipe agree with the ring.  False: end of file.  Under the process's lock.  G5 */
-bool
-ring_mirror(mpshm_arena *arena, int fd)
-{
-    struct ring *ring = arena->ring;
-    bool goes_on = true;
-
-    INVARIANT(A4, process_is_locked());
-    for (uint32_t tries = 0; tries < TRIES; tries++) {
-        bool claimed = is_claimed(ring);
-
-        if (!claimed) {
-            goes_on = read_bytes(fd);
-        } else if (atomic_load(&ring->watched) && bytes_in(fd) == 0) {
-            show(fd);
-        }
-        atomic_thread_fence(memory_order_seq_cst); /* G5: pairs with ring_put's first */
-        if (is_claimed(ring) == claimed) {
-            break;
-        }
-    }
-    return goes_on;
-}
-
-/* Call after ring_take: empties the pipe if it shows what is no longer there.  Under the process's lock. */
-void
-ring_was_taken(mpshm_arena *arena, int fd)
-{
-    INVARIANT(A4, process_is_locked());
-    if (atomic_load_explicit(&arena->ring->watched, memory_order_relaxed)
-        && !is_claimed(arena->ring)) {
-        (void) ring_mirror(arena, fd);
-    }
-}
-
-/* From now on the pipe is readable while there are messages.  Under the process's lock.  G5 */
-void
-ring_watch(mpshm_arena *arena, int fd)
-{
-    INVARIANT(A4, process_is_locked());
-    atomic_store(&arena->ring->watched, 1);
-    atomic_thread_fence(memory_order_seq_cst); /* G5: pairs with ring_put's first */
-    if (is_claimed(arena->ring)) {
-        (void) ring_mirror(arena, fd);
-    }
 }

@@ -1,17 +1,23 @@
-/* Segments: claiming one in the arena's directory, mapping it, making its pages resident.
+/* Segments: making one in the arena's directory, its lock word and its maps.
 
-   Knows the directory, memory mappings, and for segment_validate what a run word may say.  Does not
-   know when a run word changes, nor any message.
+   Knows the directory, and of a run word whether it is free.  Does not know how data are mapped (mapping.c),
+   when a run word changes, nor any message.
 
-   Invariants: L1 to L4, S1, S2, S3 (invariants.h).  All is called under the process's lock (A4), but
+   Invariants: L1 to L4, L6, S1, S2, S3 (invariants.h).  All is called under the process's lock (A4), but
    segment_fits.
 
-   A directory word:   0 --try_make--> owned <--try_adopt, segment_vacate--> vacant
+   A directory word:   0 --try_make--> owned <--try_adopt, segment_vacate--> nobody's
+   The lock word:      0 <--segment_try_lock, segment_unlock--> a name; a dead one's goes to whoever tries
 
-   Memory order: the word is won by a sequentially consistent compare-and-swap.  The maker's free bits
-   are put back after it with release, and claims acquire them (freemap.c); zero bits lend nothing, so
-   a process that maps the segment earlier does no harm.  Receivers learn of a segment by a descriptor
-   alone, and their lease acquires what seal released. */
+   The run table is the truth.  The free map and `heads` are a cache of it that only the lock's holder
+   touches; made anew when a holder died, when they were never made, and when `stale` says that they show
+   too little.  A run that was freed is told by a bit in `freed`, and the next holder takes its chunks.
+   Such a bit may come late, when its chunks are lent again: `heads` says whether a run still begins there,
+   and its word whether it is free.
+
+   Memory order: taking the lock acquires what its release released, so the maps need no order of their
+   own.  make_maps clears `freed`, then fences, then reads the run words; whoever frees a run changes its
+   word, then sets the bit: so either the word was read free, or the bit is still there. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -23,14 +29,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
-
 uint64_t
 segment_file_offset(const struct segment *seg)
 {
-    return (seg->id + UINT64_C(1)) * seg->arena->stride;
+    return seg->arena->head_bytes + seg->id * seg->arena->stride;
 }
 
 /* Whether a segment with `bytes` of data, in chunks of 1 << shift, fits in a stride.  S3 */
@@ -59,17 +61,19 @@ map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct
     seg->id = id;
     seg->shift = shift;
     seg->count = count;
-    seg->head_bytes = data_offset(arena->stride, count);
-    void *head = mmap(NULL, seg->head_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd,
-                      (off_t) segment_file_offset(seg));
+    seg->data_at = data_offset(arena->stride, count);
+    void *head = mapping_of_file(arena, NULL, segment_file_offset(seg), seg->data_at, MAP_SHARED, arena->header, 0);
     if (head == MAP_FAILED) {
         int error = errno;
 
         free(seg);
         return -error;
     }
-    seg->map = head;
-    seg->runs = (_Atomic uint64_t *) ((char *) head + map_words(count) * sizeof(uint64_t));
+    seg->head = head;
+    seg->map = (uint64_t *) (seg->head + 1);
+    seg->heads = seg->map + map_words(count);
+    seg->freed = (_Atomic uint64_t *) (seg->heads + map_words(count));
+    seg->runs = (struct run *) (seg->freed + map_words(count));
     *out = seg;
     return 0;
 }
@@ -106,73 +110,164 @@ segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
     return 0;
 }
 
-/* Map the data if they are not mapped yet, aligned so that huge pages can be had.  S1 */
-int
-segment_map_data(struct segment *seg)
-{
-    uint64_t size = (uint64_t) seg->count << seg->shift;
-    uint64_t slack = size >= HUGE_BYTES ? HUGE_BYTES : 0;
-
-    if (seg->data != NULL) {
-        return 0;
-    }
-    seg->warm = calloc(1, size / HUGE_BYTES + 1);
-    if (seg->warm == NULL) {
-        return -ENOMEM;
-    }
-    char *room = mmap(NULL, size + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                      -1, 0);
-    if (room == MAP_FAILED) {
-        int error = errno;
-
-        free(seg->warm);
-        seg->warm = NULL;
-        return -error;
-    }
-    uint64_t skip = slack ? (HUGE_BYTES - (uintptr_t) room % HUGE_BYTES) % HUGE_BYTES : 0;
-    char *data = mmap(room + skip, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-                      seg->arena->fd, (off_t) (segment_file_offset(seg) + seg->head_bytes));
-    if (data == MAP_FAILED) {
-        int error = errno;
-
-        munmap(room, size + slack);
-        free(seg->warm);
-        seg->warm = NULL;
-        return -error;
-    }
-    if (skip > 0) {
-        munmap(room, skip);
-    }
-    if (slack > skip) {
-        uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE);
-        char *end = data + (size + page - 1) / page * page;
-
-        if (end < room + size + slack) {
-            munmap(end, (size_t) (room + size + slack - end));
-        }
-    }
-    INVARIANT(S1, size < HUGE_BYTES || (uintptr_t) data % HUGE_BYTES == 0);
-    seg->data = data;
-    return 0;
-}
-
-static bool
-owner_is_gone(uint32_t owner)
-{
-    /* In another pid namespace this may be wrong.  No harm: two owners' claims are atomic as well. */
-    return owner == 0 || (kill((pid_t) owner, 0) == -1 && errno == ESRCH);
-}
-
 static void
 unmap(struct segment *seg)
 {
-    munmap(seg->map, seg->head_bytes);
-    if (seg->data != NULL) {
-        munmap(seg->data, (uint64_t) seg->count << seg->shift);
-        free(seg->warm);
+    while (seg->former != NULL) {
+        mapping_end(seg->former);
     }
+    if (seg->now != NULL) {
+        munmap(seg->now->data, data_bytes(seg));
+        free(seg->now);
+    }
+    munmap(seg->head, seg->data_at);
+    free(seg->warm);
     free(seg);
 }
+
+/* The lock and the maps. */
+
+/* The chunks of the run at `at`, within the segment whatever its entry says. */
+uint32_t
+run_chunks_at(struct segment *seg, uint32_t at)
+{
+    uint32_t chunks = EXTENT_CHUNKS(atomic_load_explicit(&seg->runs[at].more, memory_order_relaxed));
+
+    return chunks == 0 ? 1 : chunks < seg->count - at ? chunks : seg->count - at;
+}
+
+uint32_t
+segment_high(const struct segment *seg)
+{
+    uint32_t high = atomic_load_explicit(&seg->head->high, memory_order_acquire);
+
+    return high < seg->count ? high : seg->count;
+}
+
+static uint32_t
+words_of_freed(const struct segment *seg)
+{
+    return (uint32_t) map_words(seg->count);
+}
+
+/* Make the free map and `heads` from the run table.  Killed in here, its lock names the dead, and the next
+   holder begins anew. */
+static void
+make_maps(struct segment *seg)
+{
+    uint32_t words = words_of_freed(seg);
+
+    atomic_store_explicit(&seg->head->stale, 0, memory_order_relaxed);
+    for (uint32_t i = 0; i < words; i += 64) {
+        atomic_store_explicit(&seg->head->freed_any[i / 64], 0, memory_order_relaxed);
+    }
+    for (uint32_t i = 0; i < words; i++) {
+        atomic_store_explicit(&seg->freed[i], 0, memory_order_relaxed);
+        seg->map[i] = seg->heads[i] = 0;
+    }
+    atomic_thread_fence(memory_order_seq_cst);
+    uint32_t high = segment_high(seg), at = 0;
+
+    while (at < high) {
+        uint64_t word = atomic_load_explicit(&seg->runs[at].word, memory_order_acquire);
+
+        if (RUN_STATE(word) == RUN_FREE) {
+            freemap_set(seg->map, at++, 1);
+        } else {
+            freemap_set(seg->heads, at, 1);
+            at += run_chunks_at(seg, at);
+        }
+    }
+    freemap_set(seg->map, at, seg->count - at);
+    seg->head->made = 1;
+}
+
+/* Take the chunks of runs that were freed into the free map.  L6 */
+static void
+harvest(struct segment *seg)
+{
+    uint32_t words = words_of_freed(seg);
+
+    for (uint32_t i = 0; i * 64 < words; i++) {
+        uint64_t any = atomic_load_explicit(&seg->head->freed_any[i], memory_order_relaxed);
+
+        if (any != 0) {
+            any = atomic_exchange_explicit(&seg->head->freed_any[i], 0, memory_order_acquire);
+        }
+        for (; any != 0; any &= any - 1) {
+            uint32_t k = i * 64 + (uint32_t) __builtin_ctzll(any);
+            uint64_t bits = k < words ? atomic_exchange_explicit(&seg->freed[k], 0, memory_order_acquire)
+                                      : 0;
+
+            for (; bits != 0; bits &= bits - 1) {
+                uint32_t at = k * 64 + (uint32_t) __builtin_ctzll(bits);
+
+                if (at < seg->count && freemap_has(seg->heads, at)
+                    && RUN_STATE(atomic_load_explicit(&seg->runs[at].word, memory_order_acquire))
+                           == RUN_FREE) {
+                    freemap_clear(seg->heads, at, 1);
+                    freemap_set(seg->map, at, run_chunks_at(seg, at));
+                }
+            }
+        }
+    }
+}
+
+bool
+segment_try_lock(struct segment *seg)
+{
+    name me = seg->arena->me, who = 0;
+
+    INVARIANT(E1, arena_is_locked(seg->arena) && me != 0);
+    if (atomic_compare_exchange_strong(&seg->head->lock, &who, me)) {
+        seg->blocked_by = 0;
+        if (seg->head->made == 0) {
+            make_maps(seg);
+        }
+        harvest(seg);
+        return true;
+    }
+    /* A living holder is gone in a moment: ask only about one that was met before. */
+    if (who != seg->blocked_by) {
+        seg->blocked_by = who;
+        return false;
+    }
+    if (arena_name_is_dead(seg->arena, who)
+        && atomic_compare_exchange_strong(&seg->head->lock, &who, me)) {
+        make_maps(seg);
+        return true;
+    }
+    return false;
+}
+
+/* The maps show too little, and nothing was found: make them anew.  False: they are all there is. */
+bool
+segment_look_again(struct segment *seg)
+{
+    bool stale = atomic_load_explicit(&seg->head->stale, memory_order_relaxed) != 0;
+
+    if (stale) {
+        make_maps(seg);
+    }
+    return stale;
+}
+
+void
+segment_unlock(struct segment *seg)
+{
+    atomic_store_explicit(&seg->head->lock, 0, memory_order_release);
+}
+
+/* The run at `at` was freed: its chunks are there for the next holder of the lock. */
+void
+segment_was_freed(struct segment *seg, uint32_t at)
+{
+    atomic_fetch_or_explicit(&seg->freed[at / 64], UINT64_C(1) << (at % 64), memory_order_release);
+    atomic_fetch_or_explicit(&seg->head->freed_any[at / 64 / 64], UINT64_C(1) << (at / 64 % 64),
+                             memory_order_release);
+}
+
+/* Making and adopting. */
 
 /* Make segment `id`, whose directory word is 0.  All that can fail comes before the word is won, so that
    a word once set stays (L3).  1: another process won it. */
@@ -187,8 +282,10 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
         return error;
     }
     if (arena->bounded) {
-        error = memfile_reserve(arena->fd, segment_file_offset(seg),
-                                seg->head_bytes + ((uint64_t) seg->count << seg->shift));
+        error = !arena_has_file(arena)
+                    ? -EBADF
+                    : memfile_reserve(arena->fd, segment_file_offset(seg),
+                                seg->data_at + data_bytes(seg));
     }
     if (error == 0) {
         error = segment_map_data(seg);
@@ -197,7 +294,7 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
         uint64_t none = 0;
 
         error = !atomic_compare_exchange_strong(&arena->header->segment[id], &none,
-                                                DIR_WORD(getpid(), shift, count));
+                                                DIR_WORD(arena->me, shift, count));
     }
     if (error != 0) {
         unmap(seg);
@@ -205,7 +302,6 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
     }
     seg->mine = true;
     arena->segments[id] = seg;
-    freemap_put_back(seg->map, 0, count); /* L1: the guard stays 0 */
     return 0;
 }
 
@@ -216,7 +312,8 @@ try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size)
     struct segment *seg = arena->segments[id];
 
     if ((seg != NULL && seg->mine) || (uint64_t) DIR_COUNT(word) << DIR_SHIFT(word) < size
-        || (DIR_OWNER(word) != (uint32_t) getpid() && !owner_is_gone(DIR_OWNER(word)))) {
+        || (DIR_OWNER(word) != 0 && DIR_OWNER(word) != arena->me
+            && !arena_name_is_dead(arena, DIR_OWNER(word)))) {
         return 1;
     }
     int error = segment_map(arena, id, &seg);
@@ -227,18 +324,38 @@ try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size)
     if (error == 0) {
         error = !atomic_compare_exchange_strong(
             &arena->header->segment[id], &word,
-            DIR_WORD(getpid(), DIR_SHIFT(word), DIR_COUNT(word)));
+            DIR_WORD(arena->me, DIR_SHIFT(word), DIR_COUNT(word)));
         seg->mine = error == 0;
         INVARIANT(L3, seg->shift == DIR_SHIFT(word) && seg->count == DIR_COUNT(word));
     }
     return error;
 }
 
+/* How many segments there are.  It never goes down. */
+uint32_t
+segment_count(const mpshm_arena *arena)
+{
+    uint32_t used = 0;
+
+    while (used < arena->segment_limit && atomic_load(&arena->header->segment[used]) != 0) {
+        used++;
+    }
+    return used;
+}
+
+/* Whether the directory is so full that a further usual segment had better not be made: a process without
+   one of its own can claim in others'.  The rest is for messages that need a segment to size. */
+static bool
+is_crowded(const mpshm_arena *arena)
+{
+    return segment_count(arena) >= arena->segment_limit / 4 * 3;
+}
+
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
-   small: one of small chunks, for runs that are copied out and never viewed.  -ENOSPC: the arena is at
-   its limit; -EFBIG: no segment will ever be so large. */
+   small: one of small chunks, for runs that are copied out and never viewed.  last: nothing is to be had in
+   other segments.  -ENOSPC: the arena is at its limit; -EFBIG: no segment will ever be so large. */
 int
-segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment **out)
+segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, struct segment **out)
 {
     struct arena_header *header = arena->header;
     uint64_t usual = small ? SMALL_SEGMENT_BYTES : arena->segment_bytes;
@@ -259,17 +376,20 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, struct segment 
         return -EFBIG;
     }
     uint32_t count = (uint32_t) chunks_of(shift, bytes);
+    bool may_make = last || size > usual || !is_crowded(arena);
 
     for (uint32_t id = 0; id < arena->segment_limit; id++) {
         uint64_t word = atomic_load(&header->segment[id]);
-        int error = word == 0 ? try_make(arena, id, shift, count)
-                              : (DIR_SHIFT(word) < arena->chunk_shift) == small
-                                    ? try_adopt(arena, id, word, size)
-                                    : 1;
+        int error = 1;
 
+        if (word == 0) {
+            error = may_make ? try_make(arena, id, shift, count) : -ENOSPC;
+        } else if ((DIR_SHIFT(word) < arena->chunk_shift) == small) {
+            error = try_adopt(arena, id, word, size);
+        }
         if (error == 0) {
             *out = arena->segments[id];
-            INVARIANT(S2, (*out)->mine && (*out)->data != NULL);
+            INVARIANT(S2, (*out)->mine && (*out)->now != NULL);
             INVARIANT(S3, (uint64_t) (*out)->count << (*out)->shift >= size);
         }
         if (error <= 0) {
@@ -284,7 +404,7 @@ void
 segment_vacate(struct segment *seg)
 {
     _Atomic uint64_t *word = &seg->arena->header->segment[seg->id];
-    uint64_t now = DIR_WORD(getpid(), seg->shift, seg->count);
+    uint64_t now = DIR_WORD(seg->arena->me, seg->shift, seg->count);
 
     INVARIANT(A4, process_is_locked());
 
@@ -301,89 +421,4 @@ segment_unmap(struct segment *seg)
     INVARIANT(S1, seg->arena->segments[seg->id] == seg);
     seg->arena->segments[seg->id] = NULL;
     unmap(seg);
-}
-
-/* Make [offset, offset + size) of the data resident by huge pages, those that the range covers whole.
-   Each is tried once; after an error its pages come one by one, as they are touched. */
-void
-segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
-{
-    INVARIANT(S3, seg->data != NULL && offset + size <= (uint64_t) seg->count << seg->shift);
-#ifdef __linux__
-    uint64_t first = (offset + HUGE_BYTES - 1) / HUGE_BYTES, end = (offset + size) / HUGE_BYTES;
-
-    if (first >= end) {
-        return;
-    }
-    for (uint64_t page = first; page < end; page++) {
-        if (!seg->warm[page]) {
-            char *at = seg->data + page * HUGE_BYTES;
-
-            seg->warm[page] = 1;
-            /* EINVAL on an empty hole: hence one byte first. */
-            *(volatile char *) at = *(volatile char *) at;
-            (void) madvise(at, HUGE_BYTES, MADV_COLLAPSE);
-        }
-    }
-#else
-    (void) seg;
-    (void) offset;
-    (void) size;
-#endif
-}
-
-/* What is wrong with the run that begins at chunk `at`: -line, or 0. */
-static int
-validate_run(struct segment *seg, uint32_t at, uint64_t word)
-{
-    uint32_t chunks = RUN_CHUNKS(word);
-
-    if (chunks == 0 || chunks > seg->count - at) {
-        return -__LINE__; /* L2: length */
-    }
-    if (RUN_STATE(word) == RUN_IN_FLIGHT && RUN_HOLDER(word) > slack_of(seg->shift, 1)) {
-        return -__LINE__; /* L2: slack */
-    }
-    if (RUN_STATE(word) != RUN_IN_FLIGHT && RUN_HOLDER(word) > PEER_LIMIT
-        && (RUN_STATE(word) == RUN_LOANED || RUN_HOLDER(word) <= HOLDER_SHARED)) {
-        return -__LINE__; /* L2: holder */
-    }
-    for (uint32_t c = at; c < at + chunks; c++) {
-        if (freemap_is_free(seg->map, c)) {
-            return -__LINE__; /* L4 */
-        }
-        if (c > at && RUN_STATE(atomic_load(&seg->runs[c])) != RUN_FREE) {
-            return -__LINE__; /* L2: overlap */
-        }
-    }
-    return 0;
-}
-
-/* Walk the segment: 1 if its invariants hold, else -line of the one that does not.
-
-   Safe while other processes work.  A run may end during the look at it, and its chunks be lent again:
-   then its word has changed, by state or by tag, and the run is looked at again.  A chunk seen free was
-   put back with release after its run's word was stored, so the second load finds the change. */
-int
-segment_validate(struct segment *seg)
-{
-    uint64_t directory = atomic_load(&seg->arena->header->segment[seg->id]);
-
-    if (DIR_SHIFT(directory) != seg->shift || DIR_COUNT(directory) != seg->count) {
-        return -__LINE__; /* L3 */
-    }
-    if (seg->map[seg->count / 64] >> (seg->count % 64) != 0) {
-        return -__LINE__; /* L1: guard and padding */
-    }
-    for (uint32_t at = 0; at < seg->count;) {
-        uint64_t word = atomic_load(&seg->runs[at]);
-        int wrong = RUN_STATE(word) == RUN_FREE ? 0 : validate_run(seg, at, word);
-
-        if (wrong == 0) {
-            at += RUN_STATE(word) == RUN_FREE ? 1 : RUN_CHUNKS(word);
-        } else if (atomic_load(&seg->runs[at]) == word) {
-            return wrong;
-        }
-    }
-    return 1;
 }

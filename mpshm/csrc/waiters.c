@@ -22,6 +22,8 @@
 #include <poll.h>
 #include <sched.h>
 
+#include "ring.h"
+
 /* So many wake-ups in a row that woke nobody: those who said that they sleep are dead. */
 #define VAIN_WAKES 256
 /* The word that counts them: epoch 16 | count 16. */
@@ -54,23 +56,23 @@
 static bool
 anybody_sleeps(struct ring *ring)
 {
-    return (atomic_load_explicit(&ring->sleepers, memory_order_relaxed) & ~EPOCH_MASK) != 0;
+    return (atomic_load_explicit(&ring->waiters.sleepers, memory_order_relaxed) & ~EPOCH_MASK) != 0;
 }
 
 /* A sleeper more; what it is to say when it is awake.  It has read `bell` before. */
 static uint32_t
 count_sleeper(struct ring *ring)
 {
-    return atomic_fetch_add(&ring->sleepers, 1) & EPOCH_MASK;
+    return atomic_fetch_add(&ring->waiters.sleepers, 1) & EPOCH_MASK;
 }
 
 static void
 uncount_sleeper(struct ring *ring, uint32_t epoch)
 {
-    uint32_t was = atomic_load(&ring->sleepers);
+    uint32_t was = atomic_load(&ring->waiters.sleepers);
 
     while ((was & EPOCH_MASK) == epoch && was != epoch
-           && !atomic_compare_exchange_weak(&ring->sleepers, &was, was - 1)) {
+           && !atomic_compare_exchange_weak(&ring->waiters.sleepers, &was, was - 1)) {
     }
 }
 
@@ -78,8 +80,8 @@ uncount_sleeper(struct ring *ring, uint32_t epoch)
 static int
 ring_the_bell(struct ring *ring, int most)
 {
-    atomic_fetch_add(&ring->bell, 1);
-    return futex_wake(&ring->bell, most);
+    atomic_fetch_add(&ring->waiters.bell, 1);
+    return futex_wake(&ring->waiters.bell, most);
 }
 
 /* Those counted are dead, or awake and about to say so.  One that is not asleep yet will see that the
@@ -87,9 +89,9 @@ ring_the_bell(struct ring *ring, int most)
 static void
 forget_sleepers(struct ring *ring)
 {
-    uint32_t was = atomic_load(&ring->sleepers);
+    uint32_t was = atomic_load(&ring->waiters.sleepers);
 
-    if (atomic_compare_exchange_strong(&ring->sleepers, &was, (was & EPOCH_MASK) + EPOCH)) {
+    if (atomic_compare_exchange_strong(&ring->waiters.sleepers, &was, (was & EPOCH_MASK) + EPOCH)) {
         (void) ring_the_bell(ring, INT_MAX);
     }
 }
@@ -115,15 +117,7 @@ is_ahead(_Atomic int64_t *until, int64_t now)
 static bool
 is_promise(struct ring *ring)
 {
-    return (atomic_load_explicit(&ring->spin_until_ns, memory_order_relaxed) & PROMISE) != 0;
-}
-
-/* Slots claimed and not taken, as far as the hints say. */
-static int64_t
-backlog_of(struct ring *ring)
-{
-    return (int64_t) (atomic_load_explicit(&ring->tail, memory_order_relaxed)
-                      - atomic_load_explicit(&ring->head, memory_order_relaxed));
+    return (atomic_load_explicit(&ring->waiters.spin_until_ns, memory_order_relaxed) & PROMISE) != 0;
 }
 
 /* There are `count` messages that nobody may know of. */
@@ -137,10 +131,10 @@ waiters_rouse(mpshm_arena *arena, int count)
     }
     int64_t now = now_ns();
 
-    if (is_ahead(&ring->spin_until_ns, now)) {
-        if (!is_ahead(&ring->backup_at_ns, now)) {
+    if (is_ahead(&ring->waiters.spin_until_ns, now)) {
+        if (!is_ahead(&ring->waiters.backup_at_ns, now)) {
             count -= !is_promise(ring); /* who looks needs no waking */
-        } else if (backlog_of(ring) <= QUICK_FINDS) {
+        } else if (ring_backlog(arena) <= QUICK_FINDS) {
             return; /* G6 */
         }
     }
@@ -169,7 +163,7 @@ static void
 watchdog_at_ms(mpshm_waiter *waiter, struct ring *ring, int64_t until)
 {
     waiter->looks = until != 0;
-    atomic_store(&ring->spin_until_ns, until);
+    atomic_store(&ring->waiters.spin_until_ns, until);
     atomic_thread_fence(memory_order_seq_cst);
 }
 
@@ -198,11 +192,11 @@ waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count)
     if (anybody_sleeps(ring)) {
         int64_t now = waiter->left_ns = now_ns(), away_ns = waiter->spin.ns;
 
-        promises = waiter->quick >= QUICK_TIMES && is_ahead(&ring->backup_at_ns, now);
+        promises = waiter->quick >= QUICK_TIMES && is_ahead(&ring->waiters.backup_at_ns, now);
         /* Not anew for each message: the senders read this word for each of theirs. */
-        if (promises && !(is_promise(ring) && is_ahead(&ring->spin_until_ns, now + away_ns / 2))) {
+        if (promises && !(is_promise(ring) && is_ahead(&ring->waiters.spin_until_ns, now + away_ns / 2))) {
             watchdog_at_ms(waiter, ring, (now + away_ns) | PROMISE);
-            promises = is_ahead(&ring->backup_at_ns, now); /* G6 */
+            promises = is_ahead(&ring->waiters.backup_at_ns, now); /* G6 */
         }
     } else if (!waiter->looks) {
         return;
@@ -221,7 +215,7 @@ static void
 count_traffic(mpshm_waiter *waiter, struct ring *ring)
 {
     int64_t now = now_ns(), took = now - waiter->seen_ns;
-    uint64_t head = atomic_load(&ring->head), moved = head - waiter->seen_head;
+    uint64_t head = HEAD_POSITION(atomic_load(&ring->head)), moved = head - waiter->seen_head;
 
     if (moved >= FLOOD_MESSAGES || took >= FLOOD_MESSAGES * FLOOD_NS) {
         waiter->shared = moved >= FLOOD_MESSAGES && (uint64_t) took / FLOOD_NS <= moved
@@ -240,7 +234,7 @@ waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
     struct ring *ring = arena->ring;
 
     count_traffic(waiter, ring);
-    if (!waiter->looks && is_ahead(&ring->spin_until_ns, now_ns())) {
+    if (!waiter->looks && is_ahead(&ring->waiters.spin_until_ns, now_ns())) {
         return -EAGAIN; /* one who looks is enough */
     }
     /* To sleep would be to be woken at once.  Not so in a flood of our own: there it may be that both
@@ -268,18 +262,18 @@ static bool
 stand_guard(mpshm_waiter *waiter, struct ring *ring)
 {
     for (uint32_t tries = 0; tries < RING_SLOTS; tries++) {
-        int64_t now = now_ns(), until = atomic_load(&ring->backup_at_ns);
-        bool needed = waiter->shared || is_ahead(&ring->spin_until_ns, now);
+        int64_t now = now_ns(), until = atomic_load(&ring->waiters.backup_at_ns);
+        bool needed = waiter->shared || is_ahead(&ring->waiters.spin_until_ns, now);
 
         if (until == 0 || until != waiter->guard_ns) {
             waiter->guard_ns = 0;
-            if (!needed || is_ahead(&ring->backup_at_ns, now)) {
+            if (!needed || is_ahead(&ring->waiters.backup_at_ns, now)) {
                 return false;
             }
         }
         int64_t next = needed ? now + GUARD_NS : 0;
 
-        if (atomic_compare_exchange_strong(&ring->backup_at_ns, &until, next)) {
+        if (atomic_compare_exchange_strong(&ring->waiters.backup_at_ns, &until, next)) {
             atomic_thread_fence(memory_order_seq_cst); /* G6 */
             waiter->guard_ns = next;
             if (needed) {
@@ -298,7 +292,7 @@ waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena)
     struct ring *ring = arena->ring;
 
     bool guarded = waiter->guard_ns != 0
-                   && atomic_compare_exchange_strong(&ring->backup_at_ns, &waiter->guard_ns, 0);
+                   && atomic_compare_exchange_strong(&ring->waiters.backup_at_ns, &waiter->guard_ns, 0);
     bool looked = waiter->looks && !is_promise(ring);
 
     waiter->guard_ns = 0;
@@ -307,7 +301,7 @@ waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena)
     }
     if (guarded || looked) {
         atomic_thread_fence(memory_order_seq_cst); /* G6 */
-        if ((guarded && is_ahead(&ring->spin_until_ns, now_ns())) || ring_is_ready(arena)) {
+        if ((guarded && is_ahead(&ring->waiters.spin_until_ns, now_ns())) || ring_is_ready(arena)) {
             waiters_call(arena, 1);
         }
     }
@@ -331,11 +325,11 @@ is_at_end(mpshm_arena *arena, int fd)
 static int
 watch_ms(struct ring *ring, int look_ms, uint64_t *mine)
 {
-    uint64_t now = (uint64_t) (now_ns() / 1000000), until = atomic_load(&ring->watchdog_at_ms);
+    uint64_t now = (uint64_t) (now_ns() / 1000000), until = atomic_load(&ring->waiters.watchdog_at_ms);
     bool watched = now < until && until < now + 2 * LOOK_FAR_MS;
 
     *mine = now + (uint64_t) look_ms + LOOK_GRACE_MS;
-    if (!watched && atomic_compare_exchange_strong(&ring->watchdog_at_ms, &until, *mine)) {
+    if (!watched && atomic_compare_exchange_strong(&ring->waiters.watchdog_at_ms, &until, *mine)) {
         return look_ms;
     }
     *mine = 0;
@@ -350,16 +344,16 @@ sleep_a_while(mpshm_arena *arena, int timeout_ms, bool guards, int look_ms)
     struct ring *ring = arena->ring;
     uint64_t mine = 0;
     int ms = guards ? GUARD_MS : watch_ms(ring, look_ms, &mine);
-    uint32_t bell = atomic_load(&ring->bell);
+    uint32_t bell = atomic_load(&ring->waiters.bell);
     uint32_t epoch = count_sleeper(ring);
 
     atomic_thread_fence(memory_order_seq_cst); /* G4 */
     if (!ring_is_ready(arena)) {
-        futex_wait(&ring->bell, bell, timeout_ms < 0 || timeout_ms > ms ? ms : timeout_ms);
+        futex_wait(&ring->waiters.bell, bell, timeout_ms < 0 || timeout_ms > ms ? ms : timeout_ms);
     }
     uncount_sleeper(ring, epoch);
     if (mine != 0) { /* whoever comes next, perhaps we, is the lookout */
-        atomic_compare_exchange_strong(&ring->watchdog_at_ms, &mine, 0);
+        atomic_compare_exchange_strong(&ring->waiters.watchdog_at_ms, &mine, 0);
     }
 }
 
@@ -403,55 +397,92 @@ waiters_poll(mpshm_arena *arena, int fd, int timeout_ms)
 
 /* Senders. */
 
-/* Slots were taken.  Senders are not woken as soon as there is room, for who waits for some had better
-   find much; and not all at once, for one often keeps the receivers at work, and more would take the
-   CPU from them.  So one when half the ring is empty, one more whenever what is left has halved again,
-   and all before there is nothing. */
-void
-waiters_let_in(mpshm_arena *arena)
+/* In `crowd`, of a queue that is bounded: wake for each slot. */
+#define EACH UINT32_MAX
+
+/* Wake senders, and say that nobody waits, unless more may. */
+static void
+let_in(struct waiters *waiters, uint32_t mark, uint32_t next, int most)
 {
-    struct ring *ring = arena->ring;
-    uint32_t mark = atomic_load(&ring->crowd);
-    int64_t backlog = backlog_of(ring);
-
-    if (mark == 0 || backlog > (int64_t) mark) {
-        return;
-    }
-    bool all = mark <= ALMOST_EMPTY || backlog <= ALMOST_EMPTY;
-
-    if (atomic_compare_exchange_strong(&ring->crowd, &mark, all ? 0 : mark / 2)) {
-        atomic_fetch_add(&ring->room, 1);
-        (void) futex_wake(&ring->room, all ? INT_MAX : 1);
+    if (atomic_compare_exchange_strong(&waiters->crowd, &mark, next)) {
+        atomic_fetch_add(&waiters->room, 1);
+        if (futex_wake(&waiters->room, most) < most && next == EACH
+            && atomic_compare_exchange_strong(&waiters->crowd, &next, 0)) {
+            atomic_fetch_add(&waiters->room, 1); /* for one that came meanwhile */
+            (void) futex_wake(&waiters->room, INT_MAX);
+        }
     }
 }
 
-/* Sleep until there may be room: 0, -EAGAIN when there is none, after the time or a signal, or -EPIPE
-   when nobody is left to take anything. */
+/* Slots have passed.  Senders of a queue without a bound are not woken as soon as there is room, for who
+   waits for some had better find much; and not all at once, for one often keeps the receivers at work,
+   and more would take the CPU from them.  So one when half the ring is empty, one more whenever what is
+   left has halved again, and all before there is nothing.  Those of a bounded queue are woken for each
+   place, and all of one that is bounded by bytes, for the position says whose turn it is. */
+void
+waiters_let_in(mpshm_arena *arena)
+{
+    struct waiters *waiters = &arena->ring->waiters;
+    uint32_t mark = atomic_load(&waiters->crowd);
+
+    if (mark == 0) {
+        return;
+    }
+    int64_t backlog = ring_backlog(arena);
+
+    if (mark == EACH) {
+        int64_t room = (int64_t) arena->bound - backlog;
+
+        let_in(waiters, mark, EACH, arena->bytes_limit != 0 ? INT_MAX : room > 1 ? (int) room : 1);
+    } else if (backlog <= (int64_t) mark) {
+        bool all = mark <= ALMOST_EMPTY || backlog <= ALMOST_EMPTY;
+
+        let_in(waiters, mark, all ? 0 : mark / 2, all ? INT_MAX : 1);
+    }
+}
+
+/* Whether a sender may try again: there is room, or it is the turn of its position. */
+static bool
+may_go(mpshm_arena *arena, int64_t place)
+{
+    if (place < 0) {
+        return !ring_is_full(arena);
+    }
+    arena_lock(arena);
+    bool may = turn_is_here(arena, (uint64_t) place);
+
+    arena_unlock(arena);
+    return may;
+}
+
+/* Sleep until there may be room, or it is the turn of `place`: 0, -EAGAIN when there is none, after the
+   time or a signal, or -EPIPE when nobody is left to take anything. */
 int
-waiters_room(mpshm_arena *arena, int fd, int timeout_ms)
+waiters_room(mpshm_arena *arena, int fd, int64_t place, int timeout_ms)
 {
     struct ring *ring = arena->ring;
-    uint32_t room = atomic_load(&ring->room);
+    struct waiters *waiters = &ring->waiters;
+    uint32_t room = atomic_load(&waiters->room);
     uint64_t head = atomic_load(&ring->head);
 
     if (fd < 0 || has_hung_up(fd, POLLERR)) {
         return -EPIPE;
     }
-    if (ring_is_full(arena) && timeout_ms > 0) {
-        atomic_store(&ring->crowd, RING_SLOTS / 2);
+    if (timeout_ms > 0 && !may_go(arena, place)) {
+        bool each = arena->bytes_limit != 0 || arena->bound < arena->slots || arena->places != 0;
+
+        atomic_store(&waiters->crowd, each ? EACH : arena->slots / 2);
         atomic_thread_fence(memory_order_seq_cst); /* G4 */
-        if (ring_is_full(arena)) {
-            futex_wait(&ring->room, room, timeout_ms);
+        if (!may_go(arena, place)) {
+            futex_wait(&waiters->room, room, timeout_ms);
         }
     }
-    if (ring_is_full(arena)) { /* perhaps of one message, whose sender is dead */
-        arena_lock(arena);
-        ring_reap(arena, 0);
-        arena_unlock(arena);
+    if (!may_go(arena, place)) { /* perhaps of one message, whose sender is dead */
+        ring_mend(arena);
     }
     /* Who has waited tries when receivers are at work, though others may have been quicker. */
-    bool moves = atomic_load(&ring->room) != room
-                 || (timeout_ms > 0 && atomic_load(&ring->head) != head);
+    bool moves = place < 0 && (atomic_load(&waiters->room) != room
+                               || (timeout_ms > 0 && atomic_load(&ring->head) != head));
 
-    return ring_is_full(arena) && !moves ? -EAGAIN : 0;
+    return may_go(arena, place) || moves ? 0 : -EAGAIN;
 }

@@ -81,7 +81,17 @@ arena_of(mpshm_geometry geometry)
 {
     mpshm_arena *arena;
 
-    CHECK_EQ(0, mpshm_arena_create(&geometry, MPSHM_FILE_AUTO, "mpshm", &arena));
+    CHECK_EQ(0, mpshm_arena_create(&geometry, MPSHM_FILE_AUTO, "mpshm", 0, NULL, &arena));
+    return arena;
+}
+
+mpshm_arena *
+queue_arena_of(mpshm_geometry geometry, uint32_t places, uint64_t bytes, int joinable)
+{
+    mpshm_queue queue = {.places = places, .joinable = joinable != 0, .bytes = bytes};
+    mpshm_arena *arena;
+
+    CHECK_EQ(0, mpshm_arena_create(&geometry, MPSHM_FILE_AUTO, "mpshm", 0, &queue, &arena));
     return arena;
 }
 
@@ -231,33 +241,39 @@ runs_in_use(mpshm_arena *arena)
 void
 check_all_free(mpshm_arena *arena)
 {
+    mpshm_reap(arena); /* nothing is released at exit */
     CHECK_EQ(0, runs_in_use(arena));
     CHECK_EQ(1, mpshm_arena_is_valid(arena));
+    arena_lock(arena);
     for (uint32_t id = 0; id < arena->header->segment_limit; id++) {
         struct segment *seg = arena->segments[id];
 
-        for (uint32_t chunk = 0; seg != NULL && chunk < seg->count; chunk++) {
-            CHECK_EQ(true, freemap_is_free(seg->map, chunk));
+        if (seg != NULL) {
+            seg->blocked_by = atomic_load(&seg->head->lock); /* perhaps a dead one's */
+            CHECK(segment_try_lock(seg));
+            CHECK_EQ(seg->count, freemap_stretch(seg->map, seg->count, 0, seg->count));
+            segment_unlock(seg);
         }
     }
+    arena_unlock(arena);
 }
 
 void
 close_clean(mpshm_arena *arena)
 {
     check_all_free(arena);
-    CHECK_EQ(1, ring_validate(arena, true));
+    if (arena->ring != NULL) {
+        CHECK_EQ(1, ring_validate(arena, true));
+    }
     mpshm_arena_close(arena);
 }
 
 int
 fork_hooked(void)
 {
-    mpshm_fork_announce();
     int pid = fork();
 
     CHECK(pid != -1);
-    (void) mpshm_fork_over();
     if (pid == 0) {
         alarm(HANG_S);
     }
@@ -345,7 +361,7 @@ receive_patiently(mpshm_batch *batch)
 uint32_t
 sleepers(struct ring *ring)
 {
-    return atomic_load(&ring->sleepers) & 0xffff; /* above is the epoch */
+    return atomic_load(&ring->waiters.sleepers) & 0xffff; /* above is the epoch */
 }
 
 void
@@ -363,11 +379,11 @@ sleeper(struct ring *ring, int to_parent[2])
     int pid = fork_hooked();
 
     if (pid == 0) {
-        uint32_t bell = atomic_load(&ring->bell);
+        uint32_t bell = atomic_load(&ring->waiters.bell);
 
-        atomic_fetch_add(&ring->sleepers, 1);
-        futex_wait(&ring->bell, bell, LONG_MS);
-        atomic_fetch_sub(&ring->sleepers, 1);
+        atomic_fetch_add(&ring->waiters.sleepers, 1);
+        futex_wait(&ring->waiters.bell, bell, LONG_MS);
+        atomic_fetch_sub(&ring->waiters.sleepers, 1);
         go(to_parent);
         _exit(0);
     }
@@ -385,11 +401,11 @@ waiting_sender(mpshm_arena *arena, int writer, int to_parent[2])
     int pid = fork_hooked();
 
     if (pid == 0) {
-        CHECK_EQ(0, mpshm_queue_wait_room(&end, LONG_MS));
+        CHECK_EQ(0, mpshm_queue_wait_room(&end, NULL, LONG_MS));
         go(to_parent);
         _exit(0);
     }
-    while (atomic_load(&arena->ring->crowd) == 0) {
+    while (atomic_load(&arena->ring->waiters.crowd) == 0) {
         sched_yield();
     }
     wait_asleep(pid);
@@ -412,9 +428,14 @@ make_pipe(int ends[2])
 uint32_t
 put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
 {
-    uint32_t n = ring_put(arena, fd, frames, count);
+    uint64_t positions[MPSHM_SLOTS_AT_ONCE];
+    uint32_t n = ring_claim(arena, SLOT_WRITING, count, positions);
 
+    for (uint32_t i = 0; i < n; i++) {
+        ring_fill(arena, positions[i], frames + (size_t) i * RING_FRAME_BYTES);
+    }
     if (n > 0) {
+        ring_put(arena, fd, positions, n);
         waiters_rouse(arena, (int) n);
     }
     return n;
@@ -423,12 +444,20 @@ put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
 uint32_t
 take_and_let_in(mpshm_arena *arena, char *to, uint32_t most)
 {
-    uint32_t n = ring_take(arena, to, most);
+    uint64_t positions[MPSHM_SLOTS_AT_ONCE];
+    uint32_t all = 0, n;
 
-    if (n > 0) {
+    do {
+        n = ring_take(arena, to + (size_t) all * RING_FRAME_BYTES, positions, most - all);
+        if (n > 0 && (to[(size_t) (all + n - 1) * RING_FRAME_BYTES] & 0x80) != 0) {
+            ring_pass(arena, positions[n - 1]);
+        }
+        all += n;
+    } while (n > 0 && all < most);
+    if (all > 0) {
         waiters_let_in(arena);
     }
-    return n;
+    return all;
 }
 
 void
@@ -442,9 +471,12 @@ put_raw(mpshm_arena *arena, const char slot[MPSHM_SLOT_BYTES])
 void
 take_raw(mpshm_arena *arena, char slot[MPSHM_SLOT_BYTES])
 {
+    char frame[RING_FRAME_BYTES];
+
     arena_lock(arena);
-    CHECK_EQ(1, take_and_let_in(arena, slot, 1));
+    CHECK_EQ(1, take_and_let_in(arena, frame, 1));
     arena_unlock(arena);
+    memcpy(slot, frame, MPSHM_SLOT_BYTES);
 }
 
 int

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "internal.h"
+#include "ring.h"
 
 #include <string.h>
 
@@ -52,6 +53,7 @@ extern const mpshm_geometry tiny; /* 16-byte chunks, 64 to a segment, 4 segments
 
 mpshm_geometry paged(void);       /* the same, but a chunk is a page */
 mpshm_arena *arena_of(mpshm_geometry geometry);
+mpshm_arena *queue_arena_of(mpshm_geometry geometry, uint32_t places, uint64_t bytes, int joinable);
 /* Another handle of the same arena with mappings of its own, as another process would have. */
 mpshm_arena *attach_again(mpshm_arena *arena);
 

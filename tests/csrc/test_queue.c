@@ -32,13 +32,13 @@ roomy(void)
 static struct queue
 queue_of(mpshm_geometry geometry, uint32_t places, uint64_t bytes, int joinable)
 {
-    struct queue q = {.arena = arena_of(geometry)};
+    struct queue q = {.arena = queue_arena_of(geometry, places, bytes, joinable)};
     int ends[2];
 
     make_pipe(ends);
-    q.arena->overflow = NULL; /* as where the stride has no room for it: what is longer than a slot needs a run */
+    mpshm_reap(q.arena); /* have a name, before any child */
+    q.arena->overflow = NULL; /* as in a bounded file: what is longer than a slot needs a run */
     q.batch = batch_of(q.arena, &counts, ends[0], 0);
-    CHECK_EQ(0, mpshm_make_queue(q.arena, places, bytes, joinable));
     q.reader = ends[0];
     q.writer = ends[1];
     return q;
@@ -50,7 +50,7 @@ queue_with_overflow(uint32_t places, uint64_t bytes)
 {
     struct queue q = queue_of(roomy(), places, bytes, 0);
 
-    q.arena->overflow = (struct overflow *) ((char *) q.arena->header + OVERFLOW_OFFSET);
+    q.arena->overflow = (struct overflow *) ((char *) q.arena->ring + ring_bytes(q.arena->slots, 0));
     return q;
 }
 
@@ -66,8 +66,21 @@ end_queue(struct queue *q)
     mpshm_arena_close(q->arena);
 }
 
+/* A place that is taken, or NULL if there is none; freed with the process. */
+static mpshm_place *
+take_place(struct queue *q)
+{
+    mpshm_place *place = mpshm_place_new(q->arena);
+
+    CHECK(place != NULL);
+    int error = mpshm_place_take(place);
+
+    CHECK(error == 0 || error == MPSHM_E_FULL);
+    return error == 0 ? place : NULL;
+}
+
 static int
-put(struct queue *q, uint32_t size, unsigned seed, int place)
+put(struct queue *q, uint32_t size, unsigned seed, mpshm_place *place)
 {
     static char data[SMALL_RUN_BYTES + 1];
 
@@ -100,7 +113,7 @@ parcel_with(mpshm_arena *arena, const uint64_t *buffers, uint32_t count, uint64_
 }
 
 static int
-send_parcel(struct queue *q, mpshm_parcel *parcel, uint64_t stream_size, int place)
+send_parcel(struct queue *q, mpshm_parcel *parcel, uint64_t stream_size, mpshm_place *place)
 {
     static char stream[SMALL_RUN_BYTES];
 
@@ -114,13 +127,13 @@ every_small_size_round_trips(void)
     struct queue q = queue_of(roomy(), 0, 0, 0);
 
     for (uint32_t size = 0; size <= SMALL_RUN_BYTES; size += size < 700 || !SANITIZED ? 1 : 37) {
-        CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, size, size, NULL));
         CHECK_EQ(size > INLINE_MAX, runs_in_use(q.arena));
         CHECK_EQ(1, mpshm_queue_size(q.arena));
         check_next(&q, size, size);
         CHECK_EQ(0, runs_in_use(q.arena));
     }
-    CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, NULL));
     CHECK_EQ(-EAGAIN, mpshm_queue_receive_one(q.batch, 0));
     end_queue(&q);
 }
@@ -133,16 +146,16 @@ message_that_goes_on_in_the_overflow_needs_no_run(void)
 
     CHECK(q.arena->overflow != NULL);
     for (uint32_t size = 0; size <= MOST + 9; size++) {
-        CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, size, size, NULL));
         CHECK_EQ(size > MOST, runs_in_use(q.arena));
         check_next(&q, size, size);
     }
     /* Every slot's own, one long and one short by turns, twice round. */
     for (uint32_t lap = 0; lap < 2; lap++) {
         for (uint32_t i = 0; i < RING_SLOTS; i++) {
-            CHECK_EQ(1, put(&q, i % 2 ? MOST - i : i % 100, i, MPSHM_NO_PLACE));
+            CHECK_EQ(1, put(&q, i % 2 ? MOST - i : i % 100, i, NULL));
         }
-        CHECK_EQ(-EAGAIN, put(&q, MOST, 0, MPSHM_NO_PLACE));
+        CHECK_EQ(-EAGAIN, put(&q, MOST, 0, NULL));
         for (uint32_t i = 0; i < RING_SLOTS; i++) {
             check_next(&q, i % 2 ? MOST - i : i % 100, i);
         }
@@ -158,7 +171,7 @@ message_received_alone_has_zeros_behind_it(void)
     const uint32_t sizes[] = {1148, 0, 1148, 1, 124, 125, 1000, 7};
 
     for (uint32_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        CHECK_EQ(1, put(&q, sizes[i], 77, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, sizes[i], 77, NULL));
         CHECK_EQ(sizes[i], mpshm_queue_receive_one(q.batch, 0));
         for (uint32_t at = sizes[i]; at < MPSHM_TINY_BYTES; at++) {
             CHECK_EQ(0, q.batch->data[at]);
@@ -172,9 +185,9 @@ queue_bounded_by_bytes_counts_what_an_overflow_would_hold(void)
 {
     struct queue q = queue_with_overflow(0, 2000);
 
-    CHECK_EQ(1, put(&q, 1000, 1, MPSHM_TAKE_PLACE));
+    CHECK_EQ(1, put(&q, 1000, 1, NULL));
     CHECK_EQ(1, runs_in_use(q.arena));
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 1000, 2, MPSHM_TAKE_PLACE));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1000, 2, NULL));
     check_next(&q, 1000, 1);
     end_queue(&q);
 }
@@ -191,7 +204,7 @@ forged_length_past_the_overflow_costs_only_its_own_message(void)
 
         memcpy(frame, &length, sizeof length);
         put_raw(q.arena, frame);
-        CHECK_EQ(1, put(&q, 1148, 5, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, 1148, 5, NULL));
         CHECK_EQ(MPSHM_E_LENGTH, mpshm_queue_receive_one(q.batch, 0));
         check_next(&q, 1148, 5);
     }
@@ -204,7 +217,7 @@ tiny_chunks_carry_small_messages_too(void)
     struct queue q = queue_of(tiny, 0, 0, 0);
 
     for (uint32_t size = 0; size <= TINY_CHUNK * TINY_CHUNKS; size++) {
-        CHECK_EQ(1, put(&q, size, size, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&q, size, size, NULL));
         check_next(&q, size, size);
     }
     end_queue(&q);
@@ -222,7 +235,7 @@ many_of_mixed_sizes_arrive_in_order(void)
     for (uint32_t i = 0; i < MIXED; at += mixed[i++]) {
         fill(at, mixed[i], i);
     }
-    CHECK_EQ(MIXED, mpshm_queue_put_some(END(q.arena, q.writer), data, mixed, MIXED, MPSHM_NO_PLACE));
+    CHECK_EQ(MIXED, mpshm_queue_put_some(END(q.arena, q.writer), data, mixed, MIXED, NULL));
     CHECK_EQ(MIXED, mpshm_queue_size(q.arena));
     CHECK_EQ(5, mpshm_queue_receive(q.batch, 5, 0));
     for (uint32_t i = 0; i < 5; i++) {
@@ -250,8 +263,8 @@ more_than_fit_at_once_are_put_in_part(void)
         data[i] = (char) i;
     }
     CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes,
-                                                 MPSHM_SLOTS_AT_ONCE + 1, MPSHM_NO_PLACE));
-    CHECK_EQ(0, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 0, MPSHM_NO_PLACE));
+                                                 MPSHM_SLOTS_AT_ONCE + 1, NULL));
+    CHECK_EQ(0, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 0, NULL));
     CHECK_EQ(MPSHM_SLOTS_AT_ONCE, mpshm_queue_receive(q.batch, 9999, 0));
     for (uint32_t i = 0; i < MPSHM_SLOTS_AT_ONCE; i++) {
         CHECK_EQ(i, q.batch->data[q.batch->messages[i].at]);
@@ -266,8 +279,8 @@ too_large_one_in_the_middle_ends_the_batch_before_it(void)
     uint32_t sizes[] = {1, 1, SMALL_RUN_BYTES + 1, 1};
     char *data = calloc(1, SMALL_RUN_BYTES + 4);
 
-    CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 4, MPSHM_NO_PLACE));
-    CHECK_EQ(-EMSGSIZE, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes + 2, 2, MPSHM_NO_PLACE));
+    CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 4, NULL));
+    CHECK_EQ(-EMSGSIZE, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes + 2, 2, NULL));
     CHECK_EQ(2, mpshm_queue_receive(q.batch, 9, 0));
     free(data);
     end_queue(&q);
@@ -288,7 +301,7 @@ parcels_of_any_number_of_buffers_round_trip(void)
         for (uint32_t s = 0; s < sizeof streams / sizeof *streams; s++) {
             mpshm_parcel *parcel = parcel_with(q.arena, buffers, count, streams[s]);
 
-            CHECK_EQ(0, send_parcel(&q, parcel, streams[s], MPSHM_NO_PLACE));
+            CHECK_EQ(0, send_parcel(&q, parcel, streams[s], NULL));
             mpshm_parcel_free(parcel);
             CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_queue_receive_one(q.batch, 0));
             mpshm_message *message = &q.batch->messages[0];
@@ -324,7 +337,7 @@ long_stream_in_runs_arrives_as_runs(void)
     fill(data, size, 1);
     CHECK_EQ(0, mpshm_put_stream(parcel, data, size, 0, UINT64_MAX));
     CHECK_EQ(0, mpshm_settle(parcel, 0, UINT64_MAX));
-    CHECK_EQ(0, mpshm_queue_put_parcel(parcel, END(parcel->arena, q.writer), NULL, 0, MPSHM_NO_PLACE));
+    CHECK_EQ(0, mpshm_queue_put_parcel(parcel, END(parcel->arena, q.writer), NULL, 0, NULL));
     mpshm_parcel_free(parcel);
     CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_queue_receive_one(q.batch, -1));
     CHECK_EQ(2, q.batch->messages[0].runs);
@@ -342,7 +355,7 @@ message_not_taken_goes_back_with_the_next_receive(void)
     uint64_t buffer = 5000;
     mpshm_parcel *parcel = parcel_with(q.arena, &buffer, 1, 1);
 
-    CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, NULL));
     mpshm_parcel_free(parcel);
     CHECK_EQ(1, mpshm_queue_receive(q.batch, 9, 0));
     CHECK_EQ(1, gauges(q.arena).runs_leased);
@@ -352,12 +365,12 @@ message_not_taken_goes_back_with_the_next_receive(void)
 }
 
 static uint32_t
-fill_ring(struct queue *q, int place)
+fill_ring(struct queue *q)
 {
     uint32_t count = 0;
     int n;
 
-    while ((n = put(q, 1, count, place)) == 1) {
+    while ((n = put(q, 1, count, NULL)) == 1) {
         count++;
     }
     CHECK_EQ(-EAGAIN, n);
@@ -378,73 +391,104 @@ static void
 full_ring_keeps_no_run(void)
 {
     struct queue q = queue_of(roomy(), 0, 0, 0);
-    uint32_t count = fill_ring(&q, MPSHM_NO_PLACE);
+    uint32_t count = fill_ring(&q);
     uint64_t buffer = 5000;
     mpshm_parcel *parcel = parcel_with(q.arena, &buffer, 1, 1);
     uint32_t sizes[] = {200, 5000, 3};
     char data[5203] = {0};
 
     CHECK_EQ(RING_SLOTS, count);
-    CHECK_EQ(-EAGAIN, put(&q, 5000, 1, MPSHM_NO_PLACE));
-    CHECK_EQ(-EAGAIN, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, MPSHM_NO_PLACE));
+    CHECK_EQ(-EAGAIN, put(&q, 5000, 1, NULL));
+    CHECK_EQ(-EAGAIN, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, NULL));
     CHECK_EQ(1, runs_in_use(q.arena));
-    CHECK_EQ(-EAGAIN, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(-EAGAIN, send_parcel(&q, parcel, 1, NULL));
     CHECK_EQ(1, gauges(q.arena).runs_loaned);
-    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), 0));
+    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, 0));
     drain(&q, count);
-    CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), 0));
-    CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE)); /* it was still whole */
+    CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, 0));
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, NULL)); /* it was still whole */
     mpshm_parcel_free(parcel);
     drain(&q, 1);
     end_queue(&q);
 }
 
-static void
-place_is_kept_when_the_ring_is_full(void)
+/* Slots claimed and not passed, and bytes said at them: what took the place of counters. */
+static uint64_t
+open_positions(struct queue *q)
 {
-    struct queue q = queue_of(roomy(), 10000, 0, 0);
-    uint32_t count = fill_ring(&q, MPSHM_TAKE_PLACE); /* the last one failed, and keeps its place */
+    return (uint64_t) position_ahead(ring_end(q->arena), ring_first(q->arena));
+}
 
-    CHECK_EQ(count + 1, atomic_load(&q.arena->header->places_used));
-    CHECK_EQ(count + 1, mpshm_queue_size(q.arena));
-    CHECK_EQ(-EAGAIN, put(&q, 200, 0, MPSHM_HAS_PLACE));
-    CHECK_EQ(count + 1, atomic_load(&q.arena->header->places_used));
-    drain(&q, count);
-    CHECK_EQ(1, mpshm_queue_size(q.arena));
-    CHECK_EQ(1, put(&q, 200, 0, MPSHM_HAS_PLACE));
-    CHECK_EQ(1, mpshm_queue_size(q.arena));
-    drain(&q, 1);
-    CHECK_EQ(0, atomic_load(&q.arena->header->places_used));
-    end_queue(&q);
+static uint64_t
+bytes_used(struct queue *q)
+{
+    uint64_t sum = 0;
+
+    for (uint64_t at = ring_first(q->arena); at != ring_end(q->arena); at = position_after(at, 1)) {
+        if (!is_passed(q->arena, load_slot(q->arena, at), at)) {
+            uint64_t bytes = atomic_load(&slot_of(q->arena, at)->bytes);
+
+            CHECK_EQ(lap_of(q->arena, at), bytes >> 33);
+            sum += bytes & BYTES_MOST;
+        }
+    }
+    return sum;
 }
 
 static void
 unbounded_queue_counts_what_waits_for_the_ring(void)
 {
     struct queue q = queue_of(roomy(), 0, 0, 0);
-    uint32_t count = fill_ring(&q, MPSHM_TAKE_PLACE);
+    uint32_t count = fill_ring(&q);
+    mpshm_place *places[3];
+    uint32_t sizes[] = {1, 200, 1};
+    char data[202] = {0};
 
-    CHECK_EQ(count + 1, mpshm_queue_size(q.arena));
-    CHECK_EQ(0, mpshm_place_take(q.arena));
+    CHECK_EQ(count, mpshm_queue_size(q.arena));
+    for (int i = 0; i < 3; i++) {
+        places[i] = take_place(&q);
+        CHECK_EQ(MPSHM_PENDING, places[i]->at);
+        CHECK_EQ(count + 1 + i, mpshm_queue_size(q.arena));
+    }
+    CHECK_EQ(-EINVAL, mpshm_place_take(places[2])); /* it has one */
+    CHECK_EQ(-EAGAIN, put(&q, 200, 0, places[0]));
+    CHECK_EQ(-EAGAIN, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, places));
+    CHECK_EQ(count + 3, mpshm_queue_size(q.arena));
+    CHECK_EQ(1, mpshm_queue_receive(q.batch, 1, 0));
+    CHECK_EQ(1, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, places));
+    CHECK_EQ(MPSHM_NO_PLACE, places[0]->at);
     CHECK_EQ(count + 2, mpshm_queue_size(q.arena));
-    mpshm_place_give(q.arena);
-    mpshm_place_give(q.arena);
+    CHECK_EQ(1, mpshm_queue_receive(q.batch, 1, 0));
+    CHECK_EQ(1, put(&q, 200, 0, places[1]));
+    CHECK_EQ(count + 1, mpshm_queue_size(q.arena));
+    int pid = fork_hooked();
+
+    if (pid == 0) { /* the child's are not its parent's */
+        mpshm_place_free(places[2]);
+        _exit(0);
+    }
+    wait_child(pid);
+    CHECK_EQ(count + 1, mpshm_queue_size(q.arena));
+    for (int i = 0; i < 3; i++) {
+        mpshm_place_free(places[i]);
+    }
     CHECK_EQ(count, mpshm_queue_size(q.arena));
     drain(&q, count);
     end_queue(&q);
 }
 
 static void
-place_is_given_back_when_nobody_reads(void)
+nothing_is_claimed_when_nobody_reads(void)
 {
     struct queue q = queue_of(roomy(), 2, 0, 1);
 
     close(q.reader);
     q.reader = dup(q.writer);
-    CHECK_EQ(-EPIPE, put(&q, 200, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(0, atomic_load(&q.arena->header->places_used));
-    CHECK_EQ(0, atomic_load(&q.arena->header->unfinished));
-    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(q.arena, q.writer), 0));
+    CHECK_EQ(-EPIPE, put(&q, 200, 0, NULL));
+    CHECK_EQ(0, open_positions(&q));
+    CHECK_EQ(0, atomic_load(&q.arena->ring->tail));
+    CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
+    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, 0));
     end_queue(&q);
 }
 
@@ -455,22 +499,113 @@ bounded_queue_is_full_at_its_limit_exactly(void)
     uint32_t sizes[] = {200, 200, 200, 200, 200};
     char data[1000] = {0};
 
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 5, MPSHM_TAKE_PLACE));
-    CHECK_EQ(2, runs_in_use(q.arena));
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(MPSHM_E_FULL, mpshm_place_take(q.arena));
-    CHECK_EQ(2, runs_in_use(q.arena));
-    CHECK_EQ(1, mpshm_queue_full(q.arena));
-    mpshm_place_wait(q.arena, 3, 1); /* the time is over */
-    drain(&q, 3);
+    for (int round = 0; round < 400; round++) { /* wherever the laps begin */
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
+        CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 5, NULL));
+        CHECK_EQ(2, runs_in_use(q.arena));
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, NULL));
+        CHECK(take_place(&q) == NULL);
+        CHECK_EQ(2, runs_in_use(q.arena));
+        CHECK_EQ(1, mpshm_queue_full(q.arena));
+        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, 1));
+        drain(&q, 3);
+        CHECK_EQ(0, mpshm_queue_full(q.arena));
+        CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, LONG_MS));
+        mpshm_place *place = take_place(&q);
+
+        CHECK(place->at >= 0 && place->at != MPSHM_PENDING);
+        CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 5, NULL));
+        CHECK_EQ(3, mpshm_queue_size(q.arena));
+        CHECK_EQ(1, mpshm_queue_full(q.arena));
+        mpshm_place_give(place);
+        mpshm_place_give(place); /* nothing more */
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
+        drain(&q, 3);
+    }
+    end_queue(&q);
+}
+
+static void
+held_place_comes_in_its_order_and_once(void)
+{
+    struct queue q = queue_of(roomy(), 4, 0, 0);
+    mpshm_place *places[2];
+
+    CHECK_EQ(1, put(&q, 10, 0, NULL));
+    places[0] = take_place(&q);
+    places[1] = take_place(&q);
+    CHECK_EQ(1, put(&q, 200, 3, NULL));
+    for (uint32_t wrong = 1; wrong <= RING_SLOTS; wrong += RING_SLOTS - 1) { /* another's; another lap's */
+        mpshm_place forged = *places[1];
+
+        forged.at += wrong;
+        CHECK_EQ(-EINVAL, put(&q, 1, 0, &forged));
+    }
+    CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, places[0]));
+    CHECK_EQ(1, put(&q, 500, 1, places[0]));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, places[0])); /* it is used up */
+    CHECK(take_place(&q) == NULL);
+    check_next(&q, 10, 0);
+    check_next(&q, 500, 1);
+    check_next(&q, 200, 3);
+    CHECK_EQ(1, mpshm_queue_size(q.arena));
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive_one(q.batch, 0));
+    uint64_t buffer = 5000;
+    mpshm_parcel *parcel = parcel_with(q.arena, &buffer, 1, 1);
+
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, places[1]));
+    mpshm_parcel_free(parcel);
+    drain(&q, 1);
+    end_queue(&q);
+}
+
+/* A place that is kept for long takes one place, not the queue. */
+static void
+held_place_takes_one_place(void)
+{
+    struct queue q = queue_of(roomy(), 2, 0, 0);
+    mpshm_place *place = take_place(&q);
+
+    for (unsigned i = 0; i < RING_SLOTS - 1; i++) {
+        CHECK_EQ(1, put(&q, 200, i, NULL));
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 200, i, NULL));
+        CHECK_EQ(1, mpshm_queue_full(q.arena));
+        check_next(&q, 200, i);
+        CHECK_EQ(i == RING_SLOTS - 2, mpshm_queue_full(q.arena));
+    }
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, NULL)); /* once around */
+    CHECK_EQ(1, put(&q, 200, 7, place));
+    check_next(&q, 200, 7);
+    CHECK_EQ(1, put(&q, 200, 8, NULL));
+    CHECK_EQ(1, put(&q, 200, 9, NULL));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 9, NULL));
+    drain(&q, 2);
+    end_queue(&q);
+}
+
+/* More than any ring has slots for: the rest is pending. */
+static void
+queue_with_more_places_than_slots_counts_what_is_pending(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 0);
+
+    q.arena->places = RING_SLOTS + 2;
+    uint32_t count = fill_ring(&q);
+
+    CHECK_EQ(RING_SLOTS, count);
     CHECK_EQ(0, mpshm_queue_full(q.arena));
-    mpshm_place_wait(q.arena, 3, 25000); /* they are fewer already */
-    CHECK_EQ(0, mpshm_place_take(q.arena));
-    CHECK_EQ(2, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 5, MPSHM_TAKE_PLACE));
-    mpshm_place_give(q.arena);
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
-    drain(&q, 3);
+    mpshm_place *first = take_place(&q), *second = take_place(&q);
+
+    CHECK_EQ(MPSHM_PENDING, first->at);
+    CHECK_EQ(1, mpshm_queue_full(q.arena));
+    CHECK(take_place(&q) == NULL);
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, NULL));
+    CHECK_EQ(1, mpshm_queue_receive(q.batch, 1, 0));
+    CHECK_EQ(0, mpshm_queue_full(q.arena));
+    CHECK_EQ(1, put(&q, 1, 0, first));
+    CHECK_EQ(-EAGAIN, put(&q, 1, 0, NULL));
+    mpshm_place_give(second);
+    drain(&q, count);
     end_queue(&q);
 }
 
@@ -480,14 +615,21 @@ bytes_limit_counts_slots_and_chunks(void)
     uint64_t limit = 2 * MPSHM_SLOT_BYTES + 4096;
     struct queue q = queue_of(roomy(), 0, limit, 0);
 
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(1, put(&q, 4096, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(limit, atomic_load(&q.arena->header->bytes_used));
-    CHECK_EQ(1, mpshm_queue_full(q.arena));
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(1, runs_in_use(q.arena));
-    drain(&q, 2);
-    CHECK_EQ(0, atomic_load(&q.arena->header->bytes_used));
+    for (int round = 0; round < 400; round++) {
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
+        CHECK_EQ(0, mpshm_queue_full(q.arena));
+        CHECK_EQ(1, put(&q, 4096, 0, NULL));
+        CHECK_EQ(limit, bytes_used(&q));
+        CHECK_EQ(1, mpshm_queue_full(q.arena));
+        uint64_t tail = atomic_load(&q.arena->ring->tail);
+
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, NULL));
+        CHECK_EQ(tail, atomic_load(&q.arena->ring->tail)); /* burns no position */
+        CHECK_EQ(1, runs_in_use(q.arena));
+        drain(&q, 2);
+        CHECK_EQ(0, bytes_used(&q));
+    }
+    CHECK_EQ(0, HEAD_SKIPS(atomic_load(&q.arena->ring->head)));
     end_queue(&q);
 }
 
@@ -501,14 +643,14 @@ one_message_larger_than_the_bytes_limit_passes_alone(void)
         mpshm_parcel *large = parcel_with(q.arena, &buffer, 1, 1);
         mpshm_parcel *other = parcel_with(q.arena, &buffer, 1, 1);
 
-        CHECK_EQ(0, send_parcel(&q, large, 1, MPSHM_TAKE_PLACE));
-        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, MPSHM_TAKE_PLACE));
-        CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, MPSHM_TAKE_PLACE));
+        CHECK_EQ(0, send_parcel(&q, large, 1, NULL));
+        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, NULL));
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, NULL));
         CHECK_EQ(1, gauges(q.arena).runs_loaned);
         drain(&q, 1);
-        CHECK_EQ(0, atomic_load(&q.arena->header->bytes_used));
-        CHECK_EQ(1, put(&q, 0, 0, MPSHM_TAKE_PLACE));
-        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, MPSHM_TAKE_PLACE)); /* not alone */
+        CHECK_EQ(0, bytes_used(&q));
+        CHECK_EQ(1, put(&q, 0, 0, NULL));
+        CHECK_EQ(MPSHM_E_FULL, send_parcel(&q, other, 1, NULL)); /* not alone */
         drain(&q, 1);
         mpshm_parcel_free(large);
         mpshm_parcel_free(other);
@@ -516,19 +658,104 @@ one_message_larger_than_the_bytes_limit_passes_alone(void)
     end_queue(&q);
 }
 
-/* Who waits for bytes that are not there sleeps: a place that nobody can use is no place. */
+/* A later message that would fit does not go before it. */
+static void
+position_is_the_turn_of_a_message_that_waits_for_bytes(void)
+{
+    struct queue q = queue_of(roomy(), 0, 10000, 0);
+    mpshm_place *large, *small;
+
+    CHECK_EQ(1, put(&q, 4096, 1, NULL));
+    large = take_place(&q);
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, NULL)); /* nobody knows yet how large it is */
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 8192, 2, large));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 0, NULL));
+    small = take_place(&q);
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 3, small));
+    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), large, 1));
+    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(q.arena, q.writer), small, 1));
+    CHECK_EQ(0, runs_in_use(q.arena) - 1);
+    check_next(&q, 4096, 1);
+    CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), large, LONG_MS));
+    CHECK_EQ(1, put(&q, 8192, 2, large));
+    CHECK_EQ(1, put(&q, 1, 3, small)); /* it fits beside */
+    check_next(&q, 8192, 2);
+    check_next(&q, 1, 3);
+    end_queue(&q);
+}
+
+static void
+message_that_gives_its_turn_up_lets_others_in(void)
+{
+    struct queue q = queue_of(roomy(), 0, 10000, 0);
+    mpshm_place *large, *small;
+
+    CHECK_EQ(1, put(&q, 4096, 1, NULL));
+    large = take_place(&q);
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 8192, 2, large));
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        small = take_place(&q);
+        CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 3, small));
+        CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), small, LONG_MS));
+        CHECK_EQ(1, put(&q, 1, 3, small));
+        _exit(0);
+    }
+    while (atomic_load(&q.arena->ring->waiters.crowd) == 0) {
+        usleep(1000);
+    }
+    wait_asleep(pid);
+    mpshm_place_give(large);
+    wait_child(pid);
+    check_next(&q, 4096, 1);
+    check_next(&q, 1, 3);
+    CHECK_EQ(1, HEAD_SKIPS(atomic_load(&q.arena->ring->head)));
+    end_queue(&q);
+}
+
+static void
+dead_message_that_waits_for_bytes_is_skipped_by_those_behind(void)
+{
+    for (int said = 0; said < 2; said++) {
+        struct queue q = queue_of(roomy(), 0, 10000, 0);
+
+        CHECK_EQ(1, put(&q, 4096, 1, NULL));
+        int pid = fork_hooked();
+
+        if (pid == 0) {
+            mpshm_place *place = take_place(&q);
+
+            if (said) {
+                CHECK_EQ(MPSHM_E_FULL, put(&q, 8192, 2, place));
+            }
+            die();
+        }
+        wait_killed(pid);
+        mpshm_place *small = take_place(&q);
+        int n = put(&q, 1, 3, small);
+
+        CHECK_EQ(MPSHM_E_FULL, n);
+        CHECK_EQ(0, mpshm_queue_wait_room(END(q.arena, q.writer), small, 20));
+        CHECK_EQ(1, put(&q, 1, 3, small));
+        check_next(&q, 4096, 1);
+        check_next(&q, 1, 3);
+        end_queue(&q);
+    }
+}
+
+/* What no ring has room for burns no position and keeps no bytes. */
 static void
 full_ring_gives_bytes_back(void)
 {
     struct queue q = queue_of(roomy(), 0, UINT64_C(1) << 20, 0);
-    uint32_t count = fill_ring(&q, MPSHM_TAKE_PLACE);
+    uint32_t count = fill_ring(&q);
 
-    CHECK_EQ(count * MPSHM_SLOT_BYTES, atomic_load(&q.arena->header->bytes_used));
-    CHECK_EQ(count, atomic_load(&q.arena->header->places_used));
-    CHECK_EQ(-EAGAIN, put(&q, 200, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(count * MPSHM_SLOT_BYTES, atomic_load(&q.arena->header->bytes_used));
+    CHECK_EQ(count * MPSHM_SLOT_BYTES, bytes_used(&q));
+    CHECK_EQ(-EAGAIN, put(&q, 200, 0, NULL));
+    CHECK_EQ(count * MPSHM_SLOT_BYTES, bytes_used(&q));
     drain(&q, count);
-    CHECK_EQ(0, atomic_load(&q.arena->header->bytes_used));
+    CHECK_EQ(0, bytes_used(&q));
     end_queue(&q);
 }
 
@@ -555,7 +782,7 @@ forge(struct queue *q, uint32_t length, uint16_t flags, uint16_t stream_runs, ui
 static mpshm_descriptor
 check_forged(struct queue *q, int error)
 {
-    CHECK_EQ(1, put(q, 300, 5, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(q, 300, 5, NULL));
     CHECK_EQ(error, mpshm_queue_receive_one(q->batch, 0));
     mpshm_descriptor bad = q->batch->messages[0].bad;
 
@@ -571,7 +798,7 @@ forged_slot_costs_only_its_own_message(void)
     const uint32_t nowhere[5] = {15, 0, 1, 0, 1}, past[5] = {0, 1 << 20, 1, 0, 1};
     const uint32_t empty[5] = {0, 0, 0, 0, 1}, huge[5] = {0, 0, 0, 1, 1};
 
-    CHECK_EQ(1, put(&q, 300, 5, MPSHM_NO_PLACE)); /* segment 0 is there */
+    CHECK_EQ(1, put(&q, 300, 5, NULL)); /* segment 0 is there */
     check_next(&q, 300, 5);
     forge(&q, 125, 0, 0, 0, NULL);
     check_forged(&q, MPSHM_E_LENGTH);
@@ -612,45 +839,51 @@ forged_slot_costs_only_its_own_message(void)
     end_queue(&q);
 }
 
-/* Take a message's own slot from the ring, change a field of its first descriptor, put it back. */
+/* Change a field of the frame of the next message, where it lies. */
 static void
-forge_field(struct queue *q, int at, uint32_t add)
+change_field(struct queue *q, int at, uint32_t add)
 {
-    char slot[MPSHM_SLOT_BYTES];
+    _Atomic uint64_t *word = &slot_of(q->arena, ring_first(q->arena))->data[at / 8];
+    uint64_t value = atomic_load(word);
     uint32_t field;
 
-    take_raw(q->arena, slot);
-    memcpy(&field, slot + at, 4);
+    memcpy(&field, (char *) &value + at % 8, 4);
     field += add;
-    memcpy(slot + at, &field, 4);
-    put_raw(q->arena, slot);
-    CHECK_EQ(1, put(q, 5, 5, MPSHM_NO_PLACE));
-    CHECK(mpshm_queue_receive_one(q->batch, 0) < 0);
-    field -= add;
-    memcpy(slot + at, &field, 4);
-    check_next(q, 5, 5);
-    put_raw(q->arena, slot); /* and the true one is as it was */
+    memcpy((char *) &value + at % 8, &field, 4);
+    atomic_store(word, value);
 }
 
+/* What is refused is nobody's run, once its slot has passed. */
 static void
-descriptor_changed_by_one_is_refused_and_the_run_unharmed(void)
+check_refused(struct queue *q, uint32_t runs)
+{
+    CHECK_EQ(1, put(q, 5, 5, NULL));
+    CHECK_EQ(runs, gauges(q->arena).runs_in_flight);
+    CHECK(mpshm_queue_receive_one(q->batch, 0) < 0);
+    check_next(q, 5, 5);
+    CHECK(gauges(q->arena).runs_in_flight > 0);
+    mpshm_reap(q->arena);
+    CHECK_EQ(0, runs_in_use(q->arena));
+}
+
+/* But for the tag: a run in flight through a ring has the slot's position, and no descriptor says that. */
+static void
+descriptor_changed_by_one_is_refused_and_the_run_nobodys(void)
 {
     struct queue q = queue_of(roomy(), 0, 0, 0);
     uint64_t buffers[7] = {5000, 1, 1, 1, 1, 1, 1};
 
-    for (int at = 12; at <= 28; at += 4) {
-        CHECK_EQ(1, put(&q, 300, 7, MPSHM_NO_PLACE));
-        forge_field(&q, at, 1);
-        check_next(&q, 300, 7);
+    for (int at = 12; at < 28; at += 4) {
+        CHECK_EQ(1, put(&q, 300, 7, NULL));
+        change_field(&q, at, 1);
+        check_refused(&q, 1);
         for (uint32_t count = 1; count <= 7; count += 6) { /* 7: by an index */
             mpshm_parcel *parcel = parcel_with(q.arena, buffers, count, 40);
 
-            CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
+            CHECK_EQ(0, send_parcel(&q, parcel, 40, NULL));
             mpshm_parcel_free(parcel);
-            forge_field(&q, at, 1);
-            CHECK_EQ(MPSHM_DESCRIPTORS, mpshm_queue_receive_one(q.batch, 0));
-            CHECK_EQ(count, q.batch->messages[0].runs);
-            CHECK(is_filled(q.batch->runs[0].data, 5000, 0));
+            change_field(&q, at, 1);
+            check_refused(&q, count == 1 ? 1 : 8);
         }
     }
     end_queue(&q);
@@ -662,17 +895,23 @@ repeated_slot_is_stale(void)
     struct queue q = queue_of(roomy(), 0, 0, 0);
     char slot[MPSHM_SLOT_BYTES];
 
-    CHECK_EQ(1, put(&q, 300, 7, MPSHM_NO_PLACE));
-    take_raw(q.arena, slot);
-    put_raw(q.arena, slot);
-    put_raw(q.arena, slot);
+    CHECK_EQ(1, put(&q, 300, 7, NULL));
+    memcpy(slot, (char *) slot_of(q.arena, 0)->data, sizeof slot);
     check_next(&q, 300, 7);
+    put_raw(q.arena, slot);
+    CHECK_EQ(MPSHM_E_STALE, mpshm_queue_receive_one(q.batch, 0));
+    CHECK_EQ(1, put(&q, 300, 7, NULL));
+    memcpy(slot, (char *) slot_of(q.arena, 2)->data, sizeof slot);
+    put_raw(q.arena, slot);
+    put_raw(q.arena, slot);
+    check_next(&q, 300, 7); /* it is the one that the run was sealed for */
+    CHECK_EQ(MPSHM_E_STALE, mpshm_queue_receive_one(q.batch, 0));
     CHECK_EQ(MPSHM_E_STALE, mpshm_queue_receive_one(q.batch, 0));
     CHECK_EQ(-EAGAIN, mpshm_queue_receive_one(q.batch, 0));
     end_queue(&q);
 }
 
-/* An index that names one run twice, or a stale one: the others' chunks go back too. */
+/* An index with a descriptor that is wrong: the others' chunks go back too. */
 static void
 index_with_a_stale_descriptor_gives_the_others_back(void)
 {
@@ -683,13 +922,13 @@ index_with_a_stale_descriptor_gives_the_others_back(void)
         mpshm_parcel *parcel = parcel_with(q.arena, buffers, 7, 40);
         char *index = parcel->index.run.data;
 
-        CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
+        CHECK_EQ(0, send_parcel(&q, parcel, 40, NULL));
         mpshm_parcel_free(parcel);
-        index[victim * 20 + 16]++; /* its tag */
-        CHECK_EQ(1, put(&q, 5, 5, MPSHM_NO_PLACE));
+        index[victim * 20 + 8]++; /* its size */
+        CHECK_EQ(1, put(&q, 5, 5, NULL));
         CHECK_EQ(MPSHM_E_STALE, mpshm_queue_receive_one(q.batch, 0));
         check_next(&q, 5, 5);
-        CHECK_EQ(1, gauges(q.arena).runs_in_flight); /* the one that nobody names any more */
+        CHECK(gauges(q.arena).runs_in_flight > 0); /* what nobody names any more */
         mpshm_reap(q.arena);
         CHECK_EQ(0, runs_in_use(q.arena));
     }
@@ -702,13 +941,10 @@ index_too_short_for_its_count_is_refused(void)
     struct queue q = queue_of(roomy(), 0, 0, 0);
     uint64_t buffers[7] = {1, 1, 1, 1, 1, 1, 1};
     mpshm_parcel *parcel = parcel_with(q.arena, buffers, 7, 40);
-    char slot[MPSHM_SLOT_BYTES];
 
-    CHECK_EQ(0, send_parcel(&q, parcel, 40, MPSHM_NO_PLACE));
+    CHECK_EQ(0, send_parcel(&q, parcel, 40, NULL));
     mpshm_parcel_free(parcel);
-    take_raw(q.arena, slot);
-    memset(slot + 8, 0xff, 4); /* buffer runs */
-    put_raw(q.arena, slot);
+    change_field(&q, 8, 1000); /* buffer runs */
     CHECK_EQ(MPSHM_E_INDEX, mpshm_queue_receive_one(q.batch, 0));
     CHECK_EQ(7, gauges(q.arena).runs_in_flight);
     mpshm_reap(q.arena);
@@ -722,11 +958,11 @@ forged_slot_among_many_stands_in_its_place(void)
     uint64_t buffer = 5000;
     mpshm_parcel *parcel = parcel_with(q.arena, &buffer, 1, 1);
 
-    CHECK_EQ(1, put(&q, 5, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 5, 1, NULL));
     forge(&q, 125, 0, 0, 0, NULL);
-    CHECK_EQ(0, send_parcel(&q, parcel, 1, MPSHM_NO_PLACE));
+    CHECK_EQ(0, send_parcel(&q, parcel, 1, NULL));
     mpshm_parcel_free(parcel);
-    CHECK_EQ(1, put(&q, 500, 2, MPSHM_NO_PLACE));
+    CHECK_EQ(1, put(&q, 500, 2, NULL));
     CHECK_EQ(4, mpshm_queue_receive(q.batch, 9, 0));
     CHECK_EQ(5, q.batch->sizes[0]);
     CHECK_EQ(MPSHM_E_LENGTH, q.batch->messages[1].error);
@@ -758,9 +994,9 @@ forged_slots_do_not_disturb_a_bounded_queue(void)
     forge(&q, 125, 0, 0, 0, NULL);
     CHECK_EQ(MPSHM_E_LENGTH, mpshm_queue_receive_one(q.batch, 0));
     CHECK_EQ(0, mpshm_queue_full(q.arena));
-    CHECK_EQ(1, put(&q, 200, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(1, put(&q, 200, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(1, put(&q, 200, 0, NULL));
+    CHECK_EQ(1, put(&q, 200, 0, NULL));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 200, 0, NULL));
     drain(&q, 2);
     end_queue(&q);
 }
@@ -776,8 +1012,8 @@ joinable_counts_put_and_done(void)
 
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
-    CHECK_EQ(3, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, MPSHM_TAKE_PLACE));
+    CHECK_EQ(1, put(&q, 1, 0, NULL));
+    CHECK_EQ(3, mpshm_queue_put_some(END(q.arena, q.writer), data, sizes, 3, NULL));
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1));
     drain(&q, 4);
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1)); /* taken, but not done */
@@ -786,11 +1022,103 @@ joinable_counts_put_and_done(void)
     }
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
-    CHECK_EQ(0, mpshm_place_take(q.arena));
+    mpshm_place *place = take_place(&q);
+
+    CHECK_EQ(MPSHM_PENDING, place->at);
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1));
-    mpshm_place_give(q.arena); /* it will not come */
+    CHECK_EQ(-ERANGE, mpshm_task_done(q.arena)); /* it cannot have been taken */
+    mpshm_place_give(place); /* it will not come */
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     end_queue(&q);
+}
+
+static void
+skipped_positions_of_a_joinable_queue_need_not_be_done(void)
+{
+    struct queue q = queue_of(roomy(), 3, 0, 1);
+
+    for (int i = 0; i < 1000; i++) {
+        mpshm_place *place = take_place(&q);
+
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
+        CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 0));
+        mpshm_place_give(place);
+        drain(&q, 1);
+        CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 0));
+        CHECK_EQ(0, mpshm_task_done(q.arena));
+        CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
+        CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
+    }
+    CHECK_EQ(1000, HEAD_SKIPS(atomic_load(&q.arena->ring->head)));
+    end_queue(&q);
+}
+
+/* The head's count of skips turns around, and `done` knows how often. */
+static void
+skips_are_counted_beyond_their_bits(void)
+{
+    struct queue q = queue_of(roomy(), 0, 0, 1);
+    struct ring *ring = q.arena->ring;
+    const uint64_t turn = UINT64_C(1) << (64 - POSITION_BITS);
+
+    CHECK_EQ(1, put(&q, 1, 0, NULL));
+    drain(&q, 1);
+    for (uint64_t skips = turn / 2 - 1; skips < 5 * turn; skips += turn / 2) {
+        uint64_t position = (skips + 100) / RING_SLOTS * RING_SLOTS;
+
+        /* As if so many had been skipped, but for one, and those done that were not. */
+        for (uint64_t i = 0; i < RING_SLOTS; i++) {
+            atomic_store(&ring->slots[i].word, word_of(q.arena, position, 0, SLOT_FREE));
+        }
+        uint64_t turns = atomic_load(&ring->done) >> POSITION_BITS;
+
+        atomic_store(&ring->head, HEAD_WORD(skips % turn, position));
+        atomic_store(&ring->tail, position);
+        atomic_store(&ring->done, turns << POSITION_BITS | ((position - skips) & POSITION_MASK));
+        CHECK_EQ(0, tasks_unfinished(q.arena));
+        for (int i = 0; i < 3; i++) { /* over the half turn */
+            uint64_t at;
+
+            arena_lock(q.arena);
+            CHECK_EQ(1, ring_claim(q.arena, SLOT_HELD, 1, &at));
+            CHECK_EQ(1, tasks_unfinished(q.arena));
+            ring_give_up(q.arena, at);
+            arena_unlock(q.arena);
+            CHECK_EQ(0, tasks_unfinished(q.arena));
+        }
+        CHECK_EQ(turns + 1, atomic_load(&ring->done) >> POSITION_BITS);
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
+        CHECK_EQ(1, tasks_unfinished(q.arena));
+        drain(&q, 1);
+        CHECK_EQ(0, mpshm_task_done(q.arena));
+        CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
+    }
+    end_queue(&q);
+}
+
+static void
+dead_producers_messages_need_not_be_done(void)
+{
+    for (int pending = 0; pending < 2; pending++) {
+        struct queue q = queue_of(roomy(), pending ? 0 : 5, 0, 1);
+
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
+        int pid = fork_hooked();
+
+        if (pid == 0) {
+            for (int i = 0; i < 3; i++) {
+                CHECK(take_place(&q) != NULL);
+            }
+            CHECK_EQ(4, tasks_unfinished(q.arena));
+            die();
+        }
+        wait_killed(pid);
+        drain(&q, 1);
+        CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 0));
+        CHECK(mpshm_task_done(q.arena) >= 0);
+        CHECK_EQ(0, mpshm_wait_done(q.arena, LONG_MS));
+        end_queue(&q);
+    }
 }
 
 static void
@@ -799,43 +1127,72 @@ last_task_done_wakes_all_who_join(void)
     struct queue q = queue_of(roomy(), 0, 0, 1);
     int pids[3];
 
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
+    CHECK_EQ(1, put(&q, 1, 0, NULL));
     for (int i = 0; i < 3; i++) {
         pids[i] = fork_hooked();
         if (pids[i] == 0) {
-            _exit(mpshm_wait_done(q.arena, 25000));
+            while (mpshm_wait_done(q.arena, LONG_MS) != 0) {
+            }
+            _exit(0);
         }
     }
-    while (atomic_load(&q.arena->header->joiners) < 3) {
-        usleep(1000);
+    for (int i = 0; i < 3; i++) {
+        wait_asleep(pids[i]);
     }
     drain(&q, 1);
     CHECK_EQ(0, mpshm_task_done(q.arena));
     for (int i = 0; i < 3; i++) {
         wait_child(pids[i]);
     }
-    CHECK_EQ(0, atomic_load(&q.arena->header->joiners));
     end_queue(&q);
 }
 
 static void
-who_waits_for_a_place_is_woken(void)
+place_that_is_given_back_wakes_who_joins(void)
 {
+    for (int bounded = 0; bounded < 2; bounded++) {
+        struct queue q = queue_of(roomy(), bounded ? 3 : 0, 0, 1);
+        mpshm_place *place = take_place(&q);
+        int pid = fork_hooked();
+
+        if (pid == 0) {
+            while (mpshm_wait_done(q.arena, LONG_MS) != 0) {
+            }
+            _exit(0);
+        }
+        wait_asleep(pid);
+        mpshm_place_give(place);
+        wait_child(pid);
+        end_queue(&q);
+    }
+}
+
+static void
+all_who_wait_for_the_place_of_a_queue_of_one_are_let_in(void)
+{
+    enum { SENDERS = 4 };
     struct queue q = queue_of(roomy(), 1, 0, 0);
+    int pids[SENDERS];
 
-    CHECK_EQ(1, put(&q, 1, 0, MPSHM_TAKE_PLACE));
-    int pid = fork_hooked();
-
-    if (pid == 0) {
-        mpshm_place_wait(q.arena, 1, 25000);
-        _exit(mpshm_queue_full(q.arena));
+    CHECK_EQ(1, put(&q, 1, 0, NULL));
+    for (int i = 0; i < SENDERS; i++) {
+        pids[i] = fork_hooked();
+        if (pids[i] == 0) {
+            while (put(&q, 1, 0, NULL) != 1) {
+                (void) mpshm_queue_wait_room(END(q.arena, q.writer), NULL, LONG_MS);
+            }
+            _exit(0);
+        }
     }
-    while (atomic_load(&q.arena->header->place_waiters) == 0) {
-        usleep(1000);
+    for (int i = 0; i < SENDERS; i++) {
+        wait_asleep(pids[i]);
     }
-    drain(&q, 1);
-    wait_child(pid);
-    CHECK_EQ(0, atomic_load(&q.arena->header->place_waiters));
+    for (int i = 0; i <= SENDERS; i++) {
+        CHECK_EQ(1, receive_patiently(q.batch));
+    }
+    for (int i = 0; i < SENDERS; i++) {
+        wait_child(pids[i]);
+    }
     end_queue(&q);
 }
 
@@ -875,9 +1232,9 @@ put_rounds(mpshm_arena *arena, int writer, unsigned seed)
 
         memcpy(data, &value, 8);
         memset(data + 8, (char) i, size - 8);
-        while ((n = mpshm_queue_put_one(END(arena, writer), data, size, MPSHM_TAKE_PLACE)) < 0) {
+        while ((n = mpshm_queue_put_one(END(arena, writer), data, size, NULL)) < 0) {
             CHECK_EQ(MPSHM_E_FULL, n);
-            mpshm_place_wait(arena, PLACES, 20);
+            (void) mpshm_queue_wait_room(END(arena, writer), NULL, 20);
         }
         note_most(atomic_fetch_add(&shared->now, 1) + 1);
         atomic_fetch_add(&shared->put, 1);
@@ -891,7 +1248,7 @@ get_rounds(mpshm_arena *arena, int reader, uint32_t most)
     mpshm_batch *batch = batch_of(arena, &counts, reader, 0);
 
     while (!atomic_load(&shared->stop)) {
-        CHECK((int64_t) atomic_load(&arena->header->places_used) <= PLACES);
+        CHECK(mpshm_queue_size(arena) <= PLACES);
         int n = mpshm_queue_receive(batch, most, 20);
 
         CHECK(n > 0 || n == -EAGAIN || n == -EINTR);
@@ -929,8 +1286,7 @@ check_hammered(struct queue *q)
 {
     CHECK_EQ(WORKERS * ROUNDS, atomic_load(&shared->got));
     CHECK_EQ(atomic_load(&shared->sum_put), atomic_load(&shared->sum_got));
-    CHECK_EQ(0, atomic_load(&q->arena->header->places_used));
-    CHECK_EQ(0, atomic_load(&q->arena->header->bytes_used));
+    CHECK_EQ(0, open_positions(q));
     end_queue(q);
 }
 
@@ -1015,7 +1371,7 @@ each_of_many_blocked_threads_gets_one(void)
         CHECK_EQ(0, pthread_create(&threads[i], NULL, block_for_one, NULL));
     }
     for (unsigned i = 0; i < THREADS; i++) {
-        CHECK_EQ(1, put(&hammered, 200, i, MPSHM_NO_PLACE));
+        CHECK_EQ(1, put(&hammered, 200, i, NULL));
     }
     for (int i = 0; i < THREADS; i++) {
         pthread_join(threads[i], NULL);
@@ -1038,15 +1394,20 @@ static const struct test tests[] = {
     TEST(long_stream_in_runs_arrives_as_runs),
     TEST(message_not_taken_goes_back_with_the_next_receive),
     TEST(full_ring_keeps_no_run),
-    TEST(place_is_kept_when_the_ring_is_full),
     TEST(unbounded_queue_counts_what_waits_for_the_ring),
-    TEST(place_is_given_back_when_nobody_reads),
+    TEST(nothing_is_claimed_when_nobody_reads),
     TEST(bounded_queue_is_full_at_its_limit_exactly),
+    TEST(held_place_comes_in_its_order_and_once),
+    TEST(held_place_takes_one_place),
+    TEST(queue_with_more_places_than_slots_counts_what_is_pending),
     TEST(bytes_limit_counts_slots_and_chunks),
     TEST(one_message_larger_than_the_bytes_limit_passes_alone),
+    TEST(position_is_the_turn_of_a_message_that_waits_for_bytes),
+    TEST(message_that_gives_its_turn_up_lets_others_in),
+    TEST(dead_message_that_waits_for_bytes_is_skipped_by_those_behind),
     TEST(full_ring_gives_bytes_back),
     TEST(forged_slot_costs_only_its_own_message),
-    TEST(descriptor_changed_by_one_is_refused_and_the_run_unharmed),
+    TEST(descriptor_changed_by_one_is_refused_and_the_run_nobodys),
     TEST(repeated_slot_is_stale),
     TEST(index_with_a_stale_descriptor_gives_the_others_back),
     TEST(index_too_short_for_its_count_is_refused),
@@ -1054,8 +1415,12 @@ static const struct test tests[] = {
     TEST(end_is_said_however_one_waits),
     TEST(forged_slots_do_not_disturb_a_bounded_queue),
     TEST(joinable_counts_put_and_done),
+    TEST(skipped_positions_of_a_joinable_queue_need_not_be_done),
+    TEST(skips_are_counted_beyond_their_bits),
+    TEST(dead_producers_messages_need_not_be_done),
     TEST(last_task_done_wakes_all_who_join),
-    TEST(who_waits_for_a_place_is_woken),
+    TEST(place_that_is_given_back_wakes_who_joins),
+    TEST(all_who_wait_for_the_place_of_a_queue_of_one_are_let_in),
     TEST(processes_hammering_a_bounded_queue_lose_nothing),
     TEST(threads_hammering_a_bounded_queue_lose_nothing),
     TEST(each_of_many_blocked_threads_gets_one),

@@ -26,16 +26,21 @@ static mpshm_counts counts;
 static int ends[2], to_parent[2];
 
 static void
-open_ring(void)
+open_queue(uint32_t places)
 {
-    arena = arena_of(tiny);
-    CHECK_EQ(0, mpshm_make_queue(arena, 0, 0, 0));
+    arena = queue_arena_of(tiny, places, 0, 0);
     make_pipe(ends);
     CHECK_EQ(0, pipe(to_parent));
     batch = batch_of(arena, &counts, ends[0], 0);
     ring = arena->ring;
-    mpshm_reap(arena); /* be a peer: the first, before any child */
-    CHECK_EQ(1, arena->me);
+    mpshm_reap(arena); /* have a name, before any child */
+    CHECK(arena->me != 0);
+}
+
+static void
+open_ring(void)
+{
+    open_queue(0);
 }
 
 /* A message that says whose it is, and whether it is whole. */
@@ -156,7 +161,7 @@ check_nothing_there(void)
     struct note note;
 
     CHECK_EQ(0, take_notes(&note, 1));
-    CHECK_EQ(0, ring_unread(arena));
+    CHECK_EQ(0, ring_count(arena, false));
     CHECK_EQ(0, mpshm_queue_size(arena));
     CHECK_EQ(false, ring_is_ready(arena));
 }
@@ -168,7 +173,7 @@ end_ring(void)
     for (uint32_t lap = 0; lap < 2; lap++) {
         check_nothing_there();
         check_put(99, lap * FULL, FULL);
-        CHECK_EQ(FULL, ring_unread(arena));
+        CHECK_EQ(FULL, ring_count(arena, false));
         CHECK_EQ(0, put_notes(99, 0, 1));
         check_taken(99, lap * FULL, FULL);
     }
@@ -180,19 +185,18 @@ end_ring(void)
 static uint64_t
 begin_put(void)
 {
-    uint64_t at = atomic_load(&ring->tail);
-    uint64_t free_word = SLOT_WORD(at / RING_SLOTS, 0, SLOT_FREE);
+    uint64_t at;
 
-    CHECK(atomic_compare_exchange_strong(&ring->slots[at % RING_SLOTS].word, &free_word,
-                                         SLOT_WORD(at / RING_SLOTS, arena->me, SLOT_WRITING)));
-    atomic_store(&ring->tail, at + 1);
+    arena_lock(arena);
+    CHECK_EQ(1, ring_claim(arena, SLOT_WRITING, 1, &at));
+    arena_unlock(arena);
     return at;
 }
 
 static void
 finish_put(uint64_t at, uint32_t sender, uint64_t seq)
 {
-    struct ring_slot *slot = &ring->slots[at % RING_SLOTS];
+    struct ring_slot *slot = slot_of(arena, at);
     struct note note = note_of(sender, seq);
     uint64_t words[RING_DATA_BYTES / 8];
 
@@ -200,23 +204,43 @@ finish_put(uint64_t at, uint32_t sender, uint64_t seq)
     for (size_t i = 0; i < RING_DATA_BYTES / 8; i++) {
         atomic_store(&slot->data[i], words[i]);
     }
-    atomic_store(&slot->word, SLOT_WORD(at / RING_SLOTS, 0, SLOT_READY));
+    atomic_store(&slot->word, word_of(arena, at, 0, SLOT_READY));
+}
+
+static void
+set_slot(uint64_t at, enum slot_state state)
+{
+    atomic_store(&slot_of(arena, at)->word, word_of(arena, at, state == SLOT_READY ? 0 : arena->me, state));
 }
 
 /* Let a child claim so many positions and be killed; `behind`: before it moved the tail on. */
 static void
-begin_and_die(int count, bool behind)
+claim_and_die(enum slot_state state, uint32_t count, bool behind)
+{
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        uint64_t positions[AT_ONCE];
+
+        arena_lock(arena);
+        CHECK_EQ(count, ring_claim(arena, state, count, positions));
+        if (behind) {
+            atomic_store(&ring->tail, positions[count - 1]);
+        }
+        die();
+    }
+    wait_killed(pid);
+}
+
+/* Let a child take the message at that position, as one with runs, and be killed before it has passed. */
+static void
+take_and_die(uint64_t at)
 {
     int pid = fork_hooked();
 
     if (pid == 0) {
         arena_lock(arena);
-        for (int i = 0; i < count; i++) {
-            (void) begin_put();
-        }
-        if (behind) {
-            atomic_fetch_sub(&ring->tail, 1);
-        }
+        set_slot(at, SLOT_TAKING);
         die();
     }
     wait_killed(pid);
@@ -239,7 +263,7 @@ order_is_kept_over_many_laps(void)
             CHECK_EQ(7, notes[j].sender);
             CHECK_EQ(taken++, notes[j].seq);
         }
-        CHECK_EQ(put - taken, ring_unread(arena));
+        CHECK_EQ(put - taken, ring_count(arena, false));
     }
     check_taken(7, taken, (uint32_t) (put - taken));
     end_ring();
@@ -253,17 +277,17 @@ ring_is_full_at_its_last_slot_exactly(void)
     open_ring();
     for (uint32_t start = 0; start < 3 * FULL; start += 300) { /* wherever the laps begin */
         for (uint32_t i = 0; i < FULL; i++) {
-            CHECK_EQ(0, waiters_room(arena, ends[1], 0));
-            CHECK_EQ(i, ring_unread(arena));
+            CHECK_EQ(0, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 0));
+            CHECK_EQ(i, ring_count(arena, false));
             CHECK_EQ(1, put_notes(1, i, 1));
         }
-        CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], 0));
+        CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 0));
         CHECK_EQ(0, put_notes(1, 0, 1));
         CHECK_EQ(FULL, mpshm_queue_size(arena));
         CHECK_EQ(3, take_notes(notes, 3));
-        CHECK_EQ(0, waiters_room(arena, ends[1], 0));
+        CHECK_EQ(0, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 0));
         CHECK_EQ(3, put_notes(1, FULL, 9)); /* the first */
-        CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], 0));
+        CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 0));
         check_taken(1, 3, FULL);
         check_put(2, 0, 300);
         check_taken(2, 0, 300);
@@ -284,17 +308,18 @@ slot_being_written_is_passed_over(void)
     uint64_t second = begin_put(), third = begin_put();
 
     check_put(3, 0, 2);
-    CHECK_EQ(5, ring_unread(arena));
-    CHECK_EQ(5, mpshm_queue_size(arena));
+    CHECK_EQ(5, ring_count(arena, false));
+    CHECK_EQ(8, mpshm_queue_size(arena)); /* with those that are coming */
     check_taken(1, 0, 1);
     check_taken(2, 0, 2);
     check_taken(3, 0, 2);
-    check_nothing_there();
+    CHECK_EQ(false, ring_is_ready(arena));
+    CHECK_EQ(3, mpshm_queue_size(arena));
     finish_put(third, 4, 1);
     check_taken(4, 1, 1);
     finish_put(first, 5, 0);
     finish_put(second, 4, 0);
-    CHECK_EQ(2, ring_unread(arena));
+    CHECK_EQ(2, ring_count(arena, false));
     check_taken(5, 0, 1);
     check_taken(4, 0, 1);
     end_ring();
@@ -313,30 +338,42 @@ living_senders_slot_holds_the_ring_up_after_a_lap_and_no_longer(void)
             CHECK_EQ(1, put_notes(1, i, 1));
             check_taken(1, i, 1);
         }
-        check_nothing_there();
+        CHECK_EQ(false, ring_is_ready(arena));
         CHECK_EQ(0, put_notes(1, 0, 1));
-        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), 1));
+        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), NULL, 1));
         mpshm_reap(arena);
-        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), 0)); /* it lives */
+        CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), NULL, 0)); /* it lives */
         finish_put(at, 2, round);
-        CHECK_EQ(1, ring_unread(arena));
+        CHECK_EQ(1, ring_count(arena, false));
         check_taken(2, round, 1);
-        CHECK_EQ(0, mpshm_queue_wait_room(END(arena, ends[1]), 0));
+        CHECK_EQ(0, mpshm_queue_wait_room(END(arena, ends[1]), NULL, 0));
     }
     end_ring();
 }
 
-enum rescue { BY_REAP, BY_WAITING, RESCUES };
+enum rescue { BY_NOTHING, BY_REAP, BY_WAITING, BY_SIZE, BY_RECEIVING, RESCUES };
 
 static void
 rescue(enum rescue how)
 {
-    if (how == BY_REAP) {
-        mpshm_reap(arena);
-    } else {
-        int error = mpshm_queue_wait_room(END(arena, ends[1]), 1);
+    int error;
 
+    switch (how) {
+    case BY_REAP:
+        mpshm_reap(arena);
+        break;
+    case BY_WAITING:
+        error = mpshm_queue_wait_room(END(arena, ends[1]), NULL, 1);
         CHECK(error == 0 || error == -EAGAIN);
+        break;
+    case BY_SIZE:
+        CHECK_EQ(0, mpshm_queue_size(arena));
+        break;
+    case BY_RECEIVING:
+        CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 1, 0));
+        break;
+    default: /* a put does it */
+        break;
     }
 }
 
@@ -347,12 +384,12 @@ killed_senders_slots_are_freed(void)
         for (int behind = 0; behind < 2; behind++) {
             open_ring();
             check_put(1, 0, 2);
-            begin_and_die(count, behind);
+            claim_and_die(SLOT_WRITING, count, behind);
             check_put(1, 2, 2);
-            CHECK_EQ(4, mpshm_queue_size(arena));
             mpshm_reap(arena);
             CHECK_EQ(4, mpshm_queue_size(arena));
             check_taken(1, 0, 4);
+            CHECK_EQ(count, HEAD_SKIPS(atomic_load(&ring->head)));
             end_ring();
         }
     }
@@ -361,44 +398,58 @@ killed_senders_slots_are_freed(void)
 static void
 full_ring_gets_its_killed_senders_slots_back(void)
 {
-    for (enum rescue how = 0; how < RESCUES; how++) {
-        open_ring();
-        check_put(1, 0, 10);
-        begin_and_die(3, false);
-        check_put(1, 10, FULL - 13);
-        CHECK_EQ(FULL - 3, mpshm_queue_size(arena));
-        CHECK_EQ(0, put_notes(1, 0, 1));
-        check_taken(1, 0, 10);
-        check_put(1, FULL - 3, 10);
-        CHECK_EQ(0, put_notes(1, 0, 1)); /* full up to the dead's */
-        CHECK_EQ(FULL - 3, mpshm_queue_size(arena));
-        rescue(how);
-        CHECK_EQ(FULL - 3, mpshm_queue_size(arena));
-        check_put(1, FULL + 7, 3);
-        CHECK_EQ(0, put_notes(1, 0, 1));
-        check_taken(1, 10, FULL);
-        end_ring();
-    }
+    open_ring();
+    check_put(1, 0, 10);
+    claim_and_die(SLOT_WRITING, 3, false);
+    check_put(1, 10, FULL - 13);
+    CHECK_EQ(0, put_notes(1, 0, 1));
+    CHECK_EQ(FULL - 3, mpshm_queue_size(arena)); /* which has these skipped, */
+    CHECK_EQ(0, put_notes(1, 0, 1));             /* but a message is before them */
+    check_taken(1, 0, 10);
+    check_put(1, FULL - 3, 13);
+    CHECK_EQ(0, put_notes(1, 0, 1));
+    CHECK_EQ(FULL, mpshm_queue_size(arena));
+    check_taken(1, 10, FULL);
+    end_ring();
 }
 
-/* The receivers have been once around, and the head has not moved. */
+/* The receivers have been once around, and the head has not moved.  Whoever comes next mends it. */
 static void
 dead_slot_at_the_head_for_a_whole_lap_is_got_over(void)
 {
     for (enum rescue how = 0; how < RESCUES; how++) {
         open_ring();
-        begin_and_die(1, false);
+        claim_and_die(how % 2 ? SLOT_WRITING : SLOT_HELD, 1, false);
         for (uint32_t i = 0; i < FULL - 1; i++) {
             CHECK_EQ(1, put_notes(1, i, 1));
             check_taken(1, i, 1);
         }
-        check_nothing_there();
-        CHECK_EQ(0, put_notes(1, 0, 1));
+        CHECK_EQ(false, ring_is_ready(arena));
         rescue(how);
-        check_nothing_there();
         check_put(2, 0, 1);
         CHECK_EQ(1, mpshm_queue_size(arena));
         CHECK_EQ(true, ring_is_ready(arena));
+        check_taken(2, 0, 1);
+        end_ring();
+    }
+}
+
+static void
+taken_slot_of_a_dead_receiver_is_free_in_the_next_lap(void)
+{
+    for (enum rescue how = 0; how < RESCUES; how++) {
+        open_ring();
+        check_put(1, 0, 3);
+        take_and_die(1);
+        check_taken(1, 0, 1);
+        check_taken(1, 2, 1); /* it holds no order back */
+        for (uint32_t i = 0; i < FULL - 2; i++) {
+            CHECK_EQ(1, put_notes(1, i, 1));
+            check_taken(1, i, 1);
+        }
+        rescue(how);
+        check_put(2, 0, 1);
+        CHECK_EQ(0, HEAD_SKIPS(atomic_load(&ring->head)));
         check_taken(2, 0, 1);
         end_ring();
     }
@@ -412,14 +463,15 @@ message_behind_a_reaped_head_is_not_taken_for_lost(void)
     char data[300];
 
     open_ring();
-    begin_and_die(1, false);
+    claim_and_die(SLOT_WRITING, 1, false);
     for (uint32_t i = 0; i < FULL - 1; i++) {
         CHECK_EQ(1, put_notes(1, i, 1));
         check_taken(1, i, 1);
     }
     mpshm_reap(arena);
     fill(data, sizeof data, 3);
-    CHECK_EQ(1, mpshm_queue_put_one(END(arena, ends[1]), data, sizeof data, MPSHM_NO_PLACE));
+    arena->overflow = NULL; /* so that it needs a run */
+    CHECK_EQ(1, mpshm_queue_put_one(END(arena, ends[1]), data, sizeof data, NULL));
     CHECK_EQ(1, runs_in_use(arena));
     mpshm_reap(arena);
     CHECK_EQ(1, runs_in_use(arena));
@@ -439,9 +491,9 @@ head_left_behind_is_moved_on(void)
         for (uint64_t i = 0; i < taken; i++) {
             atomic_store(&ring->slots[i].word, SLOT_WORD(1, 0, SLOT_FREE));
         }
-        CHECK_EQ(FULL - taken, ring_unread(arena));
+        CHECK_EQ(FULL - taken, ring_count(arena, false));
         check_put(2, 0, 1);
-        CHECK_EQ(FULL - taken + 1, ring_unread(arena));
+        CHECK_EQ(FULL - taken + 1, ring_count(arena, false));
         check_taken(1, taken, FULL - taken);
         check_taken(2, 0, 1);
         end_ring();
@@ -455,8 +507,8 @@ tail_left_behind_is_moved_on(void)
     for (uint32_t i = 0; i < 3 * FULL; i++) {
         CHECK_EQ(1, put_notes(1, i, 1));
         atomic_fetch_sub(&ring->tail, 1);
-        CHECK_EQ(0, waiters_room(arena, ends[1], 0));
-        CHECK_EQ(1, ring_unread(arena));
+        CHECK_EQ(0, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 0));
+        CHECK_EQ(1, ring_count(arena, false));
         check_taken(1, i, 1);
     }
     end_ring();
@@ -499,10 +551,10 @@ stray_writes_hold_nobody_up(void)
             (void) take_frames(arena, notes, 1 + round % AT_ONCE);
             arena_unlock(arena);
         }
-        CHECK(ring_unread(arena) <= FULL);
+        CHECK(ring_count(arena, false) <= FULL);
         (void) ring_is_ready(arena);
         mpshm_reap(arena);
-        (void) mpshm_queue_wait_room(END(arena, ends[1]), 1);
+        (void) mpshm_queue_wait_room(END(arena, ends[1]), NULL, 1);
         (void) mpshm_queue_poll(batch->end, 1);
     }
 }
@@ -605,7 +657,7 @@ poller_does_not_keep_a_receivers_wake_up(void)
         CHECK_EQ(0, kill(poller, SIGKILL)); /* it may have seen nothing of it */
         while (waitpid(poller, NULL, 0) == -1) {
         }
-        atomic_store(&ring->sleepers, 0);
+        atomic_store(&ring->waiters.sleepers, 0);
         check_nothing_there();
     }
     CHECK(longest < INT64_C(1000000000));
@@ -628,10 +680,10 @@ killed_sleepers_are_forgotten(void)
         check_taken(1, i, 1);
     }
     CHECK_EQ(0, sleepers(ring));
-    uint32_t bell = atomic_load(&ring->bell);
+    uint32_t bell = atomic_load(&ring->waiters.bell);
 
     check_put(1, 0, 1);
-    CHECK_EQ(bell, atomic_load(&ring->bell));
+    CHECK_EQ(bell, atomic_load(&ring->waiters.bell));
     check_taken(1, 0, 1);
     int pid = sleeper(ring, to_parent);
 
@@ -657,7 +709,7 @@ sender_that_waits_for_room_is_woken(void)
     for (int i = 0; i < SENDERS; i++) {
         wait_child(pids[i]);
     }
-    CHECK_EQ(0, atomic_load(&ring->crowd));
+    CHECK_EQ(0, atomic_load(&ring->waiters.crowd));
     end_ring();
 }
 
@@ -668,10 +720,10 @@ sender_that_waits_for_room_sees_that_nobody_receives(void)
     check_put(1, 0, FULL);
     int reader = ends[0];
 
-    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), 1));
+    CHECK_EQ(-EAGAIN, mpshm_queue_wait_room(END(arena, ends[1]), NULL, 1));
     close(reader);
-    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(arena, ends[1]), LONG_MS));
-    CHECK_EQ(-EPIPE, mpshm_queue_put_one(END(arena, ends[1]), "x", 1, MPSHM_NO_PLACE));
+    CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(arena, ends[1]), NULL, LONG_MS));
+    CHECK_EQ(-EPIPE, mpshm_queue_put_one(END(arena, ends[1]), "x", 1, NULL));
     check_taken(1, 0, FULL);
     end_ring();
 }
@@ -781,8 +833,8 @@ watching_shows_what_is_there_already(void)
         CHECK_EQ(1, bytes_in_pipe());
         check_put(1, count, 1 < FULL - count ? 1 : 0);
         check_received((int) count);
-        CHECK_EQ(ring_unread(arena), bytes_in_pipe());
-        check_received((int) ring_unread(arena));
+        CHECK_EQ(ring_count(arena, false), bytes_in_pipe());
+        check_received((int) ring_count(arena, false));
         CHECK_EQ(0, bytes_in_pipe());
         end_ring();
     }
@@ -837,7 +889,7 @@ late_receiver_does_not_hide_the_next_message(void)
     CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 1, 0));
     check_put(1, 1, 1);
     arena_lock(arena);
-    ring_was_taken(arena, ends[0]);
+    mirror_after_take(arena, ends[0]);
     arena_unlock(arena);
     CHECK(bytes_in_pipe() > 0);
     check_received(1);
@@ -983,8 +1035,8 @@ put_note(uint32_t sender, uint32_t seq)
     int n;
 
     while ((n = mpshm_queue_put_one(END(arena, ends[1]), (char *) &note + 4, sizeof note - 4,
-                                   MPSHM_NO_PLACE)) == -EAGAIN) {
-        CHECK(mpshm_queue_wait_room(END(arena, ends[1]), 20) != -EPIPE);
+                                   NULL)) == -EAGAIN) {
+        CHECK(mpshm_queue_wait_room(END(arena, ends[1]), NULL, 20) != -EPIPE);
     }
     return n;
 }
@@ -1082,7 +1134,7 @@ live_until_killed(uint32_t role)
 
             seq += n;
             if (n == 0) {
-                CHECK(mpshm_queue_wait_room(END(arena, ends[1]), 20) != -EPIPE);
+                CHECK(mpshm_queue_wait_room(END(arena, ends[1]), NULL, 20) != -EPIPE);
             }
         }
     }
@@ -1172,20 +1224,27 @@ walker_sees_damage(void)
     CHECK_EQ(1, ring_validate(arena, true))
     check_put(1, 0, 3);
     CHECK_EQ(1, take_notes(&note, 1));
-    DAMAGE(ring->slots[0].word, SLOT_WORD(1, 0, 3));                 /* G8: no such state */
-    DAMAGE(ring->slots[1].word, SLOT_WORD(0, 1, SLOT_READY));        /* G8: READY has no owner */
-    DAMAGE(ring->slots[1].word, SLOT_WORD(0, 961, SLOT_WRITING));    /* G8: no such peer */
+    DAMAGE(ring->slots[0].word, SLOT_WORD(1, 0, 6));                 /* G8: no such state */
+    DAMAGE(ring->slots[1].word, SLOT_WORD(0, arena->me, SLOT_READY)); /* G8: READY has no owner */
+    DAMAGE(ring->slots[1].word, SLOT_WORD(0, 0, SLOT_WRITING));      /* G8: WRITING has one */
+    DAMAGE(ring->slots[1].word, SLOT_WORD(0, 961, SLOT_TAKING));     /* G8: a name has an incarnation */
     DAMAGE(ring->slots[0].word, SLOT_WORD(1, 0, SLOT_READY));        /* G2: far past the tail */
     DAMAGE(ring->slots[0].word, SLOT_WORD(2, 0, SLOT_FREE));         /* G1: a lap ahead */
     DAMAGE(ring->slots[1].word, SLOT_WORD(0, 0, SLOT_FREE));         /* G2: the tail passed it */
     DAMAGE(ring->slots[0].word, SLOT_WORD(0, 0, SLOT_READY));        /* G2: the head passed it */
+    DAMAGE(ring->slots[5].word, SLOT_WORD(0, 0, SLOT_SKIPPED));      /* G2: past the tail */
+    DAMAGE(ring->slots[5].word, SLOT_WORD(LAP_MASK, 0, SLOT_FREE));  /* G8: no such lap */
     DAMAGE(ring->head, 2);                                           /* G2: past a message */
     DAMAGE(ring->tail, 4);                                           /* G2: past a free slot */
     DAMAGE(ring->tail, 1);                                           /* G2: behind two claims */
 #undef DAMAGE
-    atomic_store(&ring->slots[3].word, SLOT_WORD(0, 1, SLOT_WRITING));
-    CHECK_EQ(1, ring_validate(arena, false));
-    CHECK(ring_validate(arena, true) < 0); /* at rest nobody writes */
+    for (enum slot_state state = SLOT_WRITING; state <= SLOT_TAKING; state += SLOT_TAKING - SLOT_WRITING) {
+        atomic_store(&ring->slots[3].word, SLOT_WORD(0, arena->me, state));
+        CHECK_EQ(1, ring_validate(arena, false));
+        CHECK(ring_validate(arena, true) < 0); /* at rest nobody writes, nor takes */
+    }
+    atomic_store(&ring->slots[3].word, SLOT_WORD(0, arena->me, SLOT_HELD));
+    CHECK_EQ(1, ring_validate(arena, true));
     atomic_store(&ring->slots[3].word, SLOT_WORD(0, 0, SLOT_FREE));
     CHECK_EQ(1, take_notes(&note, 1));
     CHECK_EQ(1, take_notes(&note, 1));
@@ -1200,6 +1259,7 @@ static const struct test tests[] = {
     TEST(killed_senders_slots_are_freed),
     TEST(full_ring_gets_its_killed_senders_slots_back),
     TEST(dead_slot_at_the_head_for_a_whole_lap_is_got_over),
+    TEST(taken_slot_of_a_dead_receiver_is_free_in_the_next_lap),
     TEST(message_behind_a_reaped_head_is_not_taken_for_lost),
     TEST(head_left_behind_is_moved_on),
     TEST(tail_left_behind_is_moved_on),

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from mpshm._memory.core import lib
+
 from .road import SHARED
 from .waiting import WAIT_S
 
@@ -68,16 +70,19 @@ def fill_ring_and_feeder(q: Any) -> int:
     return count
 
 
-PEERS_AT = range(4096, 1 << 16, 64)
-RING_AT, RING_SLOTS, SLOTS_AT, SLOT_STRIDE = 1 << 16, 512, 192, 192  # csrc/layout.h
+# csrc/layout.h
+RING_AT, RING_SLOTS, SLOTS_AT, SLOT_STRIDE = 172032, 512, 256, 192
+FREE, WRITING, READY = 0, 1, 2
+RECORDS_AT, RECORD_BYTES = 64, 32
 
 
 class RawRing:
     """A queue's ring as any process may find it, past all that the core checks."""
 
     def __init__(self, q: Any) -> None:
+        self._arena = q._reader.arena
         size = RING_AT + SLOTS_AT + RING_SLOTS * SLOT_STRIDE
-        self._memory = mmap.mmap(q._reader.arena.fileno(), size)
+        self._memory = mmap.mmap(self._arena.fileno(), size)
         self._words = memoryview(self._memory)[RING_AT:].cast("Q")
 
     def close(self) -> None:
@@ -87,26 +92,39 @@ class RawRing:
     def _slot(self, position: int) -> int:
         return (SLOTS_AT + position % RING_SLOTS * SLOT_STRIDE) // 8
 
+    def _set(self, position: int, state: int, owner: int = 0) -> None:
+        self._words[self._slot(position)] = position // RING_SLOTS << 33 | owner << 3 | state
+
     def put(self, data: bytes) -> None:
         """Put a slot's 128 bytes."""
         tail = self._words[0]
         at = self._slot(tail)
         for i, word in enumerate(memoryview(data).cast("Q")):
             self._words[at + 1 + i] = word
-        self._words[at] = tail // RING_SLOTS << 16 | 2  # READY
+        self._set(tail, READY)
         self._words[0] = tail + 1
 
     def claim(self) -> None:
         """Mark the next slot as being written by this process, which has sent before."""
-        pids = [int.from_bytes(self._memory[at : at + 4], "little") for at in PEERS_AT]
-        owner, tail = 1 + pids.index(os.getpid()), self._words[0]
-        self._words[self._slot(tail)] = tail // RING_SLOTS << 16 | owner << 2 | 1  # WRITING
+        tail = self._words[0]
+        self._set(tail, WRITING, self._own_name())
         self._words[0] = tail + 1
+
+    def _own_name(self) -> int:
+        """The name by which the family's roster knows this process."""
+        fd = lib.mpshm_arena_roster_fd(self._arena._c)
+        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as records:
+            for number in range((len(records) - RECORDS_AT) // RECORD_BYTES):
+                at = RECORDS_AT + number * RECORD_BYTES
+                word = int.from_bytes(records[at : at + 8], "little")
+                if word >> 32 == os.getpid():
+                    return (word & 0xFFFF) << 14 | number
+        raise AssertionError("this process has no name")
 
     def take(self) -> None:
         """Take a slot without touching the run that it names."""
         head = self._words[8]
-        self._words[self._slot(head)] = (head // RING_SLOTS + 1) << 16  # FREE in the next lap
+        self._set(head + RING_SLOTS, FREE)
         self._words[8] = head + 1
 
 

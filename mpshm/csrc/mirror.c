@@ -1,0 +1,220 @@
+/* The mirror: a queue's pipe is readable while there are messages, once somebody has asked for that.
+
+   A sender sees to it that the pipe holds a byte between its claim and READY; a receiver that finds no
+   message, nor any being written, reads all bytes.  What is only HELD is not shown: it may take long.
+
+   Knows the pipe, and which slots there is something in.
+
+   Invariants: G5 (invariants.h).
+
+   Memory order: claims, loads of slots here, and `watched` are sequentially consistent, and what is done
+   to the pipe is ordered by the pipe's own lock.  Either a sender, which claims and then looks at
+   `watched` and into the pipe, sees that the ring is watched and the pipe empty; or a receiver, which
+   changes one of these and then looks at the ring, sees the claim. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+static uint32_t
+bytes_in(int fd)
+{
+    int bytes = 0;
+
+    return ioctl(fd, FIONREAD, &bytes) == -1 ? 0 : (uint32_t) bytes;
+}
+
+static void
+write_byte(int fd)
+{
+    while (write(fd, "", 1) == -1 && errno == EINTR) {
+    }
+}
+
+/* Call between a claim and READY.  fd: the pipe's end for writing. */
+void
+mirror_show(mpshm_arena *arena, int fd)
+{
+    if (atomic_load(&arena->ring->waiters.watched) && bytes_in(fd) == 0) {
+        write_byte(fd);
+    }
+}
+
+/* Whether a message is there or being written: not one that a slot is held for. */
+static bool
+is_shown(mpshm_arena *arena)
+{
+    uint64_t at = ring_first(arena), to = position_after(at, arena->slots);
+
+    for (; at != to; at = position_after(at, 1)) {
+        uint64_t word = atomic_load(&slot_of(arena, at)->word);
+        int64_t ahead = word_ahead(arena, word, at);
+        enum slot_state state = SLOT_STATE(word);
+
+        if (ahead < 0 || (ahead == 0 && state == SLOT_FREE)) {
+            return false;
+        }
+        if (ahead == 0 && (state == SLOT_READY || state == SLOT_WRITING)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether a message is about to come that the pipe shows. */
+bool
+mirror_is_due(mpshm_arena *arena)
+{
+    return atomic_load_explicit(&arena->ring->waiters.watched, memory_order_relaxed)
+           && is_shown(arena);
+}
+
+static bool
+is_same_pipe(int one, int other)
+{
+    struct stat first, second;
+
+    return fstat(one, &first) == 0 && fstat(other, &second) == 0 && first.st_dev == second.st_dev
+           && first.st_ino == second.st_ino;
+}
+
+/* Write a byte to the pipe of which `fd` is the end for reading, by an end that is opened for it. */
+static bool
+show_anew(int fd)
+{
+    char path[48];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int writer = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+
+    if (writer == -1) {
+        return false;
+    }
+    write_byte(writer);
+    close(writer);
+    return true;
+}
+
+#ifdef __linux__
+/* In a process with memory in common and a table of descriptors of its own, which has room once one is
+   closed there. */
+static int
+show_beside(void *fd)
+{
+    for (int i = 0; i <= 2; i++) {
+        if (i != *(int *) fd) {
+            close(i);
+        }
+    }
+    return show_anew(*(int *) fd) ? 0 : 1;
+}
+
+/* The same at this process's limit of descriptors.  As posix_spawn does it: the other process has this
+   thread's place until it ends, and no signal comes in between. */
+static void
+show_at_limit(int fd)
+{
+    static char stack[32768] __attribute__((aligned(64))); /* the process's lock guards it */
+    sigset_t all, before;
+    int saved = errno;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    int pid = clone(show_beside, stack + sizeof stack, CLONE_VM | CLONE_VFORK, &fd);
+
+    if (pid > 0) {
+        while (waitpid(pid, NULL, __WALL) == -1 && errno == EINTR) {
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = saved;
+}
+#else
+static void
+show_at_limit(int fd)
+{
+    (void) fd;
+}
+#endif
+
+/* Write a byte to the pipe of which `fd` is the end for reading: this process need not have the other.
+   Under the process's lock, so that no child of a fork inherits the end that is opened here: it would
+   keep the end of file away. */
+static void
+show(mpshm_arena *arena, int fd)
+{
+    if (arena->writer >= 0 && is_same_pipe(fd, arena->writer)) {
+        write_byte(arena->writer);
+    } else if (!show_anew(fd) && (errno == EMFILE || errno == ENFILE)) {
+        show_at_limit(fd);
+    }
+}
+
+/* Read all bytes there are.  False: there are none, and it is the end of file. */
+static bool
+read_bytes(int fd)
+{
+    char bytes[64];
+    ssize_t n;
+    bool any = false;
+
+    do {
+        n = read(fd, bytes, sizeof bytes);
+        any = any || n > 0;
+    } while (n == (ssize_t) sizeof bytes || (n == -1 && errno == EINTR));
+    return any || n != 0;
+}
+
+/* Make the pipe agree with the ring.  False: end of file.  Under the process's lock.  G5 */
+bool
+mirror_agree(mpshm_arena *arena, int fd)
+{
+    bool goes_on = true;
+
+    INVARIANT(A4, process_is_locked());
+    for (uint32_t tries = 0; tries < RING_TRIES; tries++) {
+        bool shown = is_shown(arena);
+
+        if (!shown) {
+            goes_on = read_bytes(fd);
+        } else if (atomic_load(&arena->ring->waiters.watched) && bytes_in(fd) == 0) {
+            show(arena, fd);
+        }
+        if (is_shown(arena) == shown) { /* G5: after the pipe was changed */
+            break;
+        }
+    }
+    return goes_on;
+}
+
+/* Call after ring_take: empties the pipe if it shows what is no longer there.  Under the process's lock. */
+void
+mirror_after_take(mpshm_arena *arena, int fd)
+{
+    INVARIANT(A4, process_is_locked());
+    if (atomic_load_explicit(&arena->ring->waiters.watched, memory_order_relaxed)
+        && !is_shown(arena)) {
+        (void) mirror_agree(arena, fd);
+    }
+}
+
+/* From now on the pipe is readable while there are messages.  Under the process's lock.  G5 */
+void
+mirror_watch(mpshm_arena *arena, int fd)
+{
+    INVARIANT(A4, process_is_locked());
+    atomic_store(&arena->ring->waiters.watched, 1);
+    if (is_shown(arena)) { /* G5: after the store */
+        (void) mirror_agree(arena, fd);
+    }
+}

@@ -1,0 +1,98 @@
+/* The walk over a ring that checks its invariants.  Safe while other processes work: each bound is loaded
+   on the side that makes it looser.
+
+   Invariants: it checks G1, G2, G8 and Q5 (invariants.h).
+
+   Memory order: head and tail are loaded before and after the slots' words, all sequentially
+   consistent. */
+#include "internal.h"
+
+#include "ring.h"
+
+static bool
+is_owned(enum slot_state state)
+{
+    return state == SLOT_WRITING || state == SLOT_TAKING || state == SLOT_HELD;
+}
+
+/* What is wrong with the word's own fields: -line, or 0.  G8 */
+static int
+check_word(const mpshm_arena *arena, uint64_t word)
+{
+    name owner = SLOT_OWNER(word);
+
+    if (SLOT_STATE(word) > SLOT_HELD || SLOT_LAP(word) > lap_of(arena, POSITION_MASK)) {
+        return -__LINE__;
+    }
+    return is_owned(SLOT_STATE(word)) != (NAME_INCARNATION(owner) != 0)
+                   || (owner != 0 && NAME_INCARNATION(owner) == 0)
+               ? -__LINE__
+               : 0;
+}
+
+/* What is wrong with the place of a slot's word: -line, or 0.  It was loaded after the head was `head`, and
+   before the tail was `after`; `before`: the tail was that before.  G1, G2 */
+static int
+check_place(const mpshm_arena *arena, uint64_t slot, uint64_t word, uint64_t head, uint64_t before,
+            uint64_t after)
+{
+    int64_t slots = arena->slots;
+    uint64_t position = (SLOT_LAP(word) * arena->slots + slot) & POSITION_MASK;
+    int64_t since = position_ahead(position, head), until = position_ahead(position, after);
+
+    switch (SLOT_STATE(word)) {
+    case SLOT_FREE:
+        if (position_ahead(position, before) < 0) {
+            return -__LINE__; /* G2: the tail passed a position that was not claimed */
+        }
+        return until > slots ? -__LINE__ : 0; /* G1: free for a lap that is not the next */
+    case SLOT_SKIPPED:
+        return since < -slots || until > 0 ? -__LINE__ : 0;
+    default:
+        if (since < 0) {
+            return -__LINE__; /* G2: the head passed an open slot */
+        }
+        return until > 0 ? -__LINE__ : 0; /* G2: past the tail */
+    }
+}
+
+/* Walk the ring: 1 if its invariants hold, else -line of the one that does not.
+   rests: no process is at work, and the dead have been reaped: no slot is being written or taken, nor held
+   by a dead one. */
+int
+ring_validate(mpshm_arena *arena, bool rests)
+{
+    struct ring *ring = arena->ring;
+
+    if (arena->slot_bytes == 0) {
+        return 1;
+    }
+    uint64_t before = tail_of(arena), head = HEAD_POSITION(atomic_load(&ring->head));
+
+    for (uint64_t i = 0; i < arena->slots; i++) {
+        uint64_t word = atomic_load(&ring->slots[i].word);
+        enum slot_state state = SLOT_STATE(word);
+        int wrong = check_word(arena, word);
+
+        wrong = wrong ? wrong : check_place(arena, i, word, head, before, tail_of(arena));
+        if (wrong != 0) {
+            return wrong;
+        }
+        if (rests && is_owned(state)
+            && (state != SLOT_HELD || arena_name_is_dead(arena, SLOT_OWNER(word)))) {
+            return -__LINE__; /* G8: its owner is gone */
+        }
+        if (rests && arena->bytes_limit != 0 && state == SLOT_READY
+            && atomic_load(&ring->slots[i].bytes) >> 33 != SLOT_LAP(word)) {
+            return -__LINE__; /* Q5: it has not said how many bytes it takes */
+        }
+    }
+    if (position_ahead(head, tail_of(arena)) > 1) {
+        return -__LINE__; /* G2 */
+    }
+    /* A position is claimed only after the head has moved to within a lap of it. */
+    if (position_ahead(before, HEAD_POSITION(atomic_load(&ring->head))) > (int64_t) arena->slots) {
+        return -__LINE__; /* G1 */
+    }
+    return 1;
+}

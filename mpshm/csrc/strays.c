@@ -1,0 +1,218 @@
+/* Strays: runs in flight on a connection that nobody will lease, because a sender or a receiver was killed with
+   their frame in hand.
+
+   A pipe does not say who has taken a frame from it.  So this is decided late: runs in flight are noted, then
+   the pipe is seen empty in both directions, so that their frames were written before and taken, or will
+   never be; then what each process says in its mark is noted: how many of its threads are inside
+   mpshm_receive, and how often the last one came out.  When all who were inside are out, or dead, a run that is
+   still in flight is a stray.  Until then it stays: one message's memory for each kill.
+
+   Knows run words, marks, and whether a pipe is empty.  Does not know what a frame says.
+
+   Invariants: L5 (invariants.h).
+
+   Memory order: a mark is changed before the read and after the lease, by compare-and-swap; the looks at the
+   pipe are calls of the kernel. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#ifdef __linux__
+#include <linux/sockios.h>
+#endif
+
+/* An end that does not know its arena yet has a frame in hand while it looks for it, and cannot say so. */
+#define PAUSE_NS INT64_C(2000000000)
+#define INSIDE(mark) ((uint32_t) (mark) & 0xffffff)
+#define ENDED(mark) ((uint32_t) ((mark) >> 24) & 0xffffff)
+
+struct stray {
+    struct segment *seg;
+    uint32_t at;
+    uint64_t word;
+};
+
+struct strays {
+    struct stray *runs;
+    uint32_t count, room;
+    int64_t since_ns;
+    uint32_t members; /* and what each of them said */
+    uint64_t *marks;
+};
+
+/* A thread of this process begins to receive, or has leased what it received. */
+void
+strays_inside(mpshm_arena *arena, bool begins)
+{
+    if (atomic_load_explicit(&arena->joined, memory_order_acquire) != mpshm_process.generation) {
+        arena_lock(arena);
+        arena_unlock(arena);
+    }
+    _Atomic uint64_t *mark = arena_mark(arena);
+    uint64_t was = mark == NULL ? 0 : atomic_load_explicit(mark, memory_order_relaxed), now;
+
+    if (mark == NULL) {
+        return;
+    }
+    do {
+        uint32_t inside = INSIDE(was), ended = ENDED(was);
+
+        if (begins) {
+            inside++;
+        } else { /* not below 0: a fork's child may end what its parent began */
+            inside -= inside > 0;
+            ended += inside == 0; /* then all that were inside at any earlier moment are out */
+        }
+        now = MARK(MARK_INCARNATION(was), (uint64_t) (ended & 0xffffff) << 24 | (inside & 0xffffff));
+    } while (!atomic_compare_exchange_weak(mark, &was, now));
+}
+
+void
+strays_forget(mpshm_arena *arena)
+{
+    if (arena->strays != NULL) {
+        free(arena->strays->runs);
+        free(arena->strays->marks);
+        free(arena->strays);
+        arena->strays = NULL;
+    }
+}
+
+static void
+add(struct strays *strays, struct stray run)
+{
+    if (strays->count == strays->room) {
+        uint32_t room = strays->room ? 2 * strays->room : 16;
+        struct stray *grown = realloc(strays->runs, room * sizeof *grown);
+
+        if (grown == NULL) {
+            return; /* the next look finds it */
+        }
+        strays->runs = grown;
+        strays->room = room;
+    }
+    strays->runs[strays->count++] = run;
+}
+
+/* Whether this process sent that run, and its frame is out. */
+static bool
+is_out(mpshm_arena *arena, const struct segment *seg, uint32_t at, uint64_t word)
+{
+    for (uint32_t i = 0; i < arena->sent_count; i++) {
+        const struct sent *one = &arena->sent[i];
+
+        if (one->mmap_id == seg->id && one->chunk_id == at && one->word == word) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Note all runs in flight of dead senders, and of this one. */
+static void
+find_runs(mpshm_arena *arena, struct strays *strays)
+{
+    for (uint32_t id = 0; id < arena->segment_limit; id++) {
+        struct segment *seg;
+
+        if (atomic_load(&arena->header->segment[id]) == 0 || segment_map(arena, id, &seg) != 0) {
+            continue;
+        }
+        for (uint32_t at = 0, high = segment_high(seg); at < high;) {
+            uint64_t word = atomic_load(&seg->runs[at].word);
+            bool flies = RUN_STATE(word) == RUN_FLIGHT;
+
+            if (flies && (RUN_HOLDER(word) == arena->me ? is_out(arena, seg, at, word)
+                                                        : arena_name_is_dead(arena, RUN_HOLDER(word)))) {
+                add(strays, (struct stray) {seg, at, word});
+            }
+            at += RUN_STATE(word) == RUN_FREE ? 1 : run_chunks_at(seg, at);
+        }
+    }
+}
+
+/* Whether no frame is in the pipe, either way.  A socket whose other end is gone does not say what was in it. */
+static bool
+is_empty(int fd)
+{
+    int waiting = 1, unread = 0;
+#ifdef __linux__
+    struct sockaddr address;
+    socklen_t size = sizeof address;
+
+    if (has_hung_up(fd, POLLERR | POLLHUP | POLLNVAL) || ioctl(fd, FIONREAD, &waiting) == -1
+        || (getsockname(fd, &address, &size) == 0 && ioctl(fd, SIOCOUTQ, &unread) == -1)) {
+        return false;
+    }
+#else
+    (void) fd;
+#endif
+    return waiting == 0 && unread == 0;
+}
+
+static void
+begin(mpshm_arena *arena, int fd)
+{
+    struct strays *strays = calloc(1, sizeof *strays);
+
+    if (strays == NULL) {
+        return;
+    }
+    arena->strays = strays;
+    find_runs(arena, strays);
+    bool empty = strays->count > 0 && is_empty(fd);
+
+    /* Whoever joins from here on finds an empty pipe. */
+    strays->members = roster_high(arena->roster);
+    strays->marks = empty ? calloc(strays->members + 1, sizeof *strays->marks) : NULL;
+    if (strays->marks == NULL) {
+        strays_forget(arena);
+        return;
+    }
+    strays->since_ns = now_ns();
+    for (uint32_t i = 0; i < strays->members; i++) {
+        strays->marks[i] = atomic_load(&arena->marks[i]);
+    }
+}
+
+/* Whether whoever was inside is out. */
+static bool
+is_decided(mpshm_arena *arena, const struct strays *strays)
+{
+    if (now_ns() - strays->since_ns < PAUSE_NS) {
+        return false;
+    }
+    for (uint32_t i = 0; i < strays->members; i++) {
+        uint64_t then = strays->marks[i], now = atomic_load(&arena->marks[i]);
+        bool same = MARK_INCARNATION(then) == MARK_INCARNATION(now);
+        name who = NAME(i, MARK_INCARNATION(then));
+
+        if (INSIDE(then) > 0 && same && INSIDE(now) > 0 && ENDED(now) == ENDED(then)
+            && !(who != arena->me && arena_name_is_dead(arena, who))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Free those that are decided, and note others.  fd: an end of the connection.  Under arena_lock. */
+void
+strays_look(mpshm_arena *arena, int fd)
+{
+    struct strays *strays = arena->strays;
+
+    if (strays != NULL && is_decided(arena, strays)) {
+        for (uint32_t i = 0; i < strays->count; i++) {
+            (void) run_free(strays->runs[i].seg, strays->runs[i].at, strays->runs[i].word);
+        }
+        strays_forget(arena);
+        strays = NULL;
+    }
+    if (strays == NULL && arena->me != 0) {
+        begin(arena, fd);
+    }
+}

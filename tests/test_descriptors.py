@@ -1,0 +1,373 @@
+"""Descriptors: closed with the last reference, never another file's, not inherited across exec."""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_sharer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import mpshm
+from kit.leaks import ROSTER, open_descriptors, without_rosters
+from kit.programs import run_python
+from mpshm.connection import Client, Listener
+
+LONG = bytes(300_000)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """No garbage is collected but by the count of its references."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def settled_descriptors() -> dict[int, str]:
+    """The open descriptors once the threads of stock have closed theirs."""
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join()
+    resource_sharer.stop(timeout=5)
+    return without_rosters(open_descriptors())
+
+
+def answer(source: Any, target: Any) -> None:
+    target.put(source.get())
+
+
+def queue_and_process(module: ModuleType, kind: str) -> None:
+    source, target = getattr(module, kind)(), getattr(module, kind)()
+    process = module.Process(target=answer, args=(source, target))
+    process.start()
+    source.put(LONG)
+    assert LONG == target.get()
+    process.join()
+
+
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
+@pytest.mark.usefixtures("no_collector")
+def test_queue_and_process_in_a_loop_leave_no_descriptor(module: ModuleType, kind: str) -> None:
+    queue_and_process(module, kind)
+    before = settled_descriptors()
+    for _ in range(5):
+        queue_and_process(module, kind)
+    assert before == settled_descriptors()
+
+
+def unread(context: Any) -> None:
+    context.Queue().put(LONG)
+
+
+def full_then_empty(context: Any) -> None:
+    bounded = context.Queue(1)
+    bounded.put(1)
+    with pytest.raises(queue.Full):
+        bounded.put(2, timeout=0.001)
+    bounded.get()
+    with pytest.raises(queue.Empty):
+        bounded.get(timeout=0.001)
+
+
+def with_feeder(context: Any) -> None:
+    many = context.Queue()
+    for number in range(1500):
+        many.put(number)
+    assert list(range(1500)) == [many.get() for _ in range(1500)]
+    many.close()
+    many.join_thread()
+
+
+def closed(context: Any) -> None:
+    gone = context.Queue()
+    gone.put(1)
+    gone.get()
+    gone.close()
+    with pytest.raises(ValueError):
+        gone.put(1)
+
+
+def by_semaphore(context: Any) -> None:
+    bounded = context.Queue(2)
+    assert bounded._sem.acquire()
+    assert not bounded._sem._semlock._is_zero()
+    bounded._sem.release()
+
+
+def watched(context: Any) -> None:
+    some = context.Queue()
+    some.put(1)
+    mpshm.connection.wait([some._reader])
+    some.get()
+
+
+def of_wrong_direction(context: Any) -> None:
+    some = context.Queue()
+    with pytest.raises(OSError):
+        some._reader.send(1)
+    with pytest.raises(OSError):
+        some._writer.recv()
+
+
+def passed_on(context: Any) -> None:
+    (a, b), (c, d) = context.Pipe(), context.Pipe()
+    thread = threading.Thread(target=a.send, args=(c,))
+    thread.start()
+    received = b.recv()
+    thread.join()
+    d.send_bytes(bytes(10_000))
+    assert bytes(10_000) == received.recv_bytes()
+
+
+def pooled(context: Any) -> None:
+    with context.Pool(1) as pool:
+        assert [1] == pool.map(abs, [-1])
+
+
+def accepted(context: Any) -> None:
+    with Listener(family="AF_UNIX", authkey=b"key") as listener:
+
+        def serve() -> None:
+            with listener.accept() as end:
+                end.send(end.recv())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with Client(listener.address, authkey=b"key") as end:
+            end.send(LONG)
+            assert LONG == end.recv()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(
+            unread, marks=pytest.mark.shared_memory("stock's feeder waits for ever for a reader")
+        ),
+        full_then_empty,
+        with_feeder,
+        closed,
+        by_semaphore,
+        watched,
+        of_wrong_direction,
+        passed_on,
+        pooled,
+        accepted,
+    ],
+)
+@pytest.mark.usefixtures("no_collector")
+def test_descriptors_are_closed_with_the_last_reference(use: Callable[[Any], None]) -> None:
+    context = mpshm.get_context("fork")
+    use(context)
+    before = settled_descriptors()
+    for _ in range(3):
+        use(context)
+    assert before == settled_descriptors()
+
+
+def rosters() -> int:
+    return sum(path.startswith(ROSTER) for path in open_descriptors().values())
+
+
+def tell_rosters(one: Any, other: Any, answers: Any) -> None:
+    """Tell how many rosters this process has, and what came through two channels."""
+    answers.put((rosters(), one.recv(), other.get()))
+
+
+@pytest.mark.shared_memory("no roster is needed without")
+def test_process_has_one_roster_for_each_family(context: Any) -> None:
+    (a, b), queue, answers = context.Pipe(), context.Queue(), context.Queue()
+    before = rosters()
+    process = context.Process(target=tell_rosters, args=(b, queue, answers))
+    process.start()
+    a.send(LONG)
+    queue.put(LONG)
+    count, *received = answers.get()
+    assert [LONG, LONG] == received
+    process.join()
+    assert before == rosters()
+    assert count == (before if context.get_start_method() == "fork" else 1)
+
+
+FOUNDS_A_FAMILY = """
+import os, sys, mpshm
+
+log = mpshm.Queue()  # at import: a spawned child makes one before it unpickles its arguments
+
+def rosters():
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return sum(os.path.islink(link) and "mpshm-roster" in os.readlink(link) for link in links)
+
+def child(given, back):
+    log.put(bytes(100_000))
+    mine, other = mpshm.Pipe()
+    back.put((given.get(), log.get(), rosters(), other))
+    mine.send(bytes(200_000))
+    assert bytes(400_000) == mine.recv()
+
+if __name__ == "__main__":
+    context = mpshm.get_context(sys.argv[1])
+    given, back = context.Queue(), context.Queue()
+    process = context.Process(target=child, args=(given, back))
+    process.start()
+    given.put(bytes(300_000))
+    *got, count, end = back.get()
+    assert [300_000, 100_000, 200_000] == [len(one) for one in (*got, end.recv())]
+    end.send(bytes(400_000))
+    process.join()
+    assert 0 == process.exitcode
+    print(count, rosters())
+"""
+
+
+@pytest.mark.shared_memory("no roster is needed without")
+@pytest.mark.parametrize(
+    ("method", "rosters"), [("fork", "1 1"), ("spawn", "2 2"), ("forkserver", "2 2")]
+)
+def test_process_may_belong_to_several_families(method: str, rosters: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(FOUNDS_A_FAMILY)
+    done = run_python(program, method)
+    assert (rosters + "\n", "") == (done.stdout, done.stderr)
+
+
+def inheritable_files() -> list[str]:
+    """The memory files that a program would inherit which this process executed now."""
+    return [
+        path
+        for fd, path in open_descriptors().items()
+        if path.startswith("/memfd:mpshm") and os.get_inheritable(fd)
+    ]
+
+
+def tell_inheritable(end: Any, queue: Any) -> None:
+    queue.put((end.recv(), inheritable_files()))
+
+
+def test_started_process_inherits_no_memory_file_across_exec(context: Any) -> None:
+    (a, b), answers = context.Pipe(), context.Queue()
+    process = context.Process(target=tell_inheritable, args=(b, answers))
+    process.start()
+    a.send(LONG)
+    assert (LONG, []) == answers.get()
+    process.join()
+
+
+def test_memory_file_passed_later_is_not_inherited_across_exec() -> None:
+    (a, b), answers = mpshm.Pipe(), mpshm.Queue()
+    process = mpshm.Process(target=lambda: tell_inheritable(b.recv(), answers))
+    process.start()
+    e, f = mpshm.Pipe()  # after the fork
+    a.send(e)
+    f.send(LONG)
+    assert (LONG, []) == answers.get()
+    process.join()
+    for end in (a, b, e, f):
+        end.close()
+
+
+def test_memory_file_of_a_client_is_not_inherited_across_exec() -> None:
+    answers = mpshm.Queue()
+    with Listener(family="AF_UNIX", authkey=b"key") as listener:
+
+        def call() -> None:
+            with Client(listener.address, authkey=b"key") as end:
+                tell_inheritable(end, answers)
+
+        process = mpshm.Process(target=call)
+        process.start()
+        with listener.accept() as end:
+            end.send(LONG)
+            assert (LONG, []) == answers.get()
+        process.join()
+
+
+DAEMON = """
+import gc, os, sys
+import mpshm
+from multiprocessing.connection import wait
+
+def content(fd):
+    return os.pread(fd, 100, 0)
+
+def daemonize(keep):
+    # Close all but what is to be kept, as daemons do, and open files in place of what was closed.
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    for fd in range(3, highest + 1):
+        if fd not in keep:
+            try:
+                os.close(fd)
+            except OSError:
+                pass
+    opened = [os.memfd_create("mine") for _ in range(20)]
+    for fd in opened:
+        os.write(fd, b"mine")
+    return opened
+"""
+
+LOST_ENDS = """
+lost = [*mpshm.Pipe(), mpshm.Queue(), mpshm.SimpleQueue(), mpshm.JoinableQueue()]
+opened = daemonize([])
+del lost
+gc.collect()
+assert [b"mine"] * 20 == [content(fd) for fd in opened]
+a, b = mpshm.Pipe()
+a.send(1)
+assert 1 == b.recv()
+print("done")
+"""
+
+
+def test_finalizer_closes_no_descriptor_that_became_another_files() -> None:
+    done = run_python("-c", DAEMON + LOST_ENDS)
+    assert ("done\n", "") == (done.stdout, done.stderr)
+
+
+AT_THE_LIMIT = """
+import gc, os, resource, sys
+import mpshm, multiprocessing.synchronize
+make = eval(sys.argv[1])
+make()  # imports what it needs
+gc.disable()
+used = {int(name) for name in os.listdir("/proc/self/fd")}
+for spare in range(int(sys.argv[2])):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(used) + spare, 4096))
+    kept = []
+    try:
+        while True:
+            kept.append(make())
+    except OSError as error:
+        assert "Too many open files" in str(error), error
+    while kept:
+        kept.pop()
+        kept.append(make())  # what one has left is enough for the next one
+        kept.pop()
+    assert len(used) == len(os.listdir("/proc/self/fd"))
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "mpshm.Queue",
+        "lambda: mpshm.Queue(3)",
+        "mpshm.JoinableQueue",
+        "mpshm.SimpleQueue",
+        "mpshm.Pipe",
+        "lambda: mpshm.Pipe(False)",
+        "mpshm.connection.Listener",
+    ],
+)
+def test_channel_that_failed_at_the_limit_of_descriptors_leaves_none(make: str) -> None:
+    done = run_python("-c", AT_THE_LIMIT, make, 9, env={"MPSHM": "auto"})
+    assert ("done\n", "") == (done.stdout, done.stderr)
