@@ -64,7 +64,7 @@ roster_census(struct roster *roster)
     uint32_t high = roster_high(roster), now_ms = (uint32_t) (now_ns() / 1000000);
     uint32_t last_ms = atomic_load(&header->looked_ms);
 
-    if (high == 0 || now_ms - last_ms < CENSUS_MS
+    if (roster->me == 0 || now_ms - last_ms < CENSUS_MS
         || !atomic_compare_exchange_strong(&header->looked_ms, &last_ms, now_ms)) {
         return;
     }
@@ -76,19 +76,22 @@ roster_census(struct roster *roster)
     for (uint32_t i = 0; i < CENSUS_LOCKS && i < high; i++) {
         record_look(roster, (uint32_t) ((slice * CENSUS_LOCKS + i) % high), 0);
     }
-    if (roster->me != 0 && roster->page == NULL) {
+    if (roster->page == NULL) {
         roster->page = record_lock_later(roster, roster->me, (uint32_t) getpid());
     }
 }
 
+/* Only a member may note a death.  In its families it becomes one, for it may not have used a queue that its
+   child used. */
 void
 mpshm_process_ended(int pid)
 {
     process_lock();
     for (struct roster *roster = mpshm_process.rosters; roster != NULL; roster = roster->next) {
         uint32_t high = roster_high(roster);
+        bool is_member = roster->id == 0 ? roster->me != 0 : roster_me(roster) != 0;
 
-        for (uint32_t number = 0; number < high; number++) {
+        for (uint32_t number = 0; is_member && number < high; number++) {
             uint32_t its = RECORD_PID(atomic_load_explicit(&roster->records[number].word,
                                                            memory_order_relaxed));
 
@@ -106,7 +109,8 @@ name
 roster_heir(struct roster *roster)
 {
     INVARIANT(A4, process_is_locked());
-    if (roster->heir == 0) {
+    if (!roster->heir_tried) { /* it is asked for with each lease */
+        roster->heir_tried = true;
         roster->heir = search(roster, 0, false, &roster->heir_page);
     }
     return roster->heir;
@@ -118,6 +122,7 @@ forget_heir(struct roster *roster)
     latch_drop(roster->heir_page);
     roster->heir_page = NULL;
     roster->heir = 0;
+    roster->heir_tried = false;
 }
 
 void
@@ -145,6 +150,7 @@ inherit(struct roster *roster)
     uint64_t word = RECORD_WORD(0, PROOF_LOCK, incarnation);
 
     forget_parent(roster);
+    roster->heir_tried = false;
     if (roster->heir == 0) {
         return;
     }
