@@ -344,6 +344,72 @@ processes_killed_while_they_join_leave_nothing(void)
     CHECK(who != 0);
 }
 
+/* Joins, and looks for a while whether the record stays its own.  Some have only their pids to show. */
+static void
+keep_a_record(_Atomic int *owners, unsigned seed)
+{
+    if (seed % 5 == 0) {
+        CHECK_EQ(0, close(roster_fd(roster)));
+    }
+    name mine;
+
+    while ((mine = me()) == 0) {
+        usleep(50);
+    }
+    atomic_store(&owners[NAME_NUMBER(mine)], getpid());
+    for (unsigned i = 0; i < 20 + seed % 50; i++) {
+        if (roster_is_dead(roster, mine) || atomic_load(&owners[NAME_NUMBER(mine)]) != getpid()) {
+            atomic_store(&owners[63], 1);
+        }
+        usleep(seed % 7 * 10);
+        census();
+    }
+}
+
+static void
+living_processes_never_share_a_record(void)
+{
+    enum { LIMIT = 6, CREW = 9, ROUNDS = 600 };
+    _Atomic int *owners = mmap(NULL, 64 * sizeof *owners, PROT_READ | PROT_WRITE,
+                               MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int pids[CREW] = {0};
+
+    open_roster(LIMIT);
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        int *pid = &pids[i % CREW];
+
+        if (*pid != 0) {
+            (void) kill(*pid, SIGKILL);
+            while (waitpid(*pid, NULL, 0) == -1) {
+            }
+        }
+        *pid = fork();
+        if (*pid == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            keep_a_record(owners, i * 2654435761u >> 7);
+            if (i % 3 == 0) {
+                rest();
+            }
+            _exit(0);
+        }
+        usleep(i * 37 % 900);
+        CHECK_EQ(0, atomic_load(&owners[63]));
+    }
+    for (int i = 0; i < CREW; i++) {
+        (void) kill(pids[i], SIGKILL);
+        while (waitpid(pids[i], NULL, 0) == -1) {
+        }
+    }
+    CHECK_EQ(0, atomic_load(&owners[63]));
+    name last;
+
+    while ((last = me()) == 0) { /* all of them are free again */
+        usleep(100);
+    }
+    CHECK_EQ(1, roster_validate(roster));
+    CHECK_EQ(LIMIT, roster_high(roster));
+}
+
 /* Files. */
 
 static void
@@ -707,6 +773,7 @@ static const struct test tests[] = {
     TEST(census_notices_all_deaths),
     TEST(name_noted_dead_is_dead_though_its_lock_is_held),
     TEST(processes_killed_while_they_join_leave_nothing),
+    TEST(living_processes_never_share_a_record),
     TEST(family_is_made_once_and_costs_one_descriptor),
     TEST(roster_that_was_handed_over_is_the_family),
     TEST(standard_streams_numbers_are_not_taken),
