@@ -279,10 +279,12 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, R
 /* How many holders a run can have: as many as it has further chunks, and no more than that. */
 #define HOLDERS_MOST 63
 
-/* How long a run is: unused 4 | slack 40 | chunks 20; the slack is the bytes of the last chunk that are not the message's, so that
-   a forged size is refused to the byte. */
-#define EXTENT(chunks, slack) ((uint64_t) (slack) << 20 | (uint64_t) (chunks))
+/* How long a run is: unused 1 | unused bytes 43 | chunks 20.  The bytes that are not the message's are
+   counted when it is sealed, so that a forged size is refused to the byte; chunks among them may be
+   taken from the run later. */
+#define EXTENT(chunks, unused) ((uint64_t) (unused) << 20 | (uint64_t) (chunks))
 #define EXTENT_CHUNKS(more) ((uint32_t) ((more) & 0xfffff))
+#define EXTENT_UNUSED(more) ((more) >> 20 & UINT64_C(0x7ffffffffff))
 
 /* Chunks that `size` bytes need. */
 static inline uint64_t
@@ -291,10 +293,11 @@ chunks_of(uint32_t chunk_shift, uint64_t size)
     return (size + (UINT64_C(1) << chunk_shift) - 1) >> chunk_shift;
 }
 
+/* The bytes of the message in a sealed run. */
 static inline uint64_t
-extent_of(uint32_t chunk_shift, uint64_t size)
+extent_bytes(uint32_t chunk_shift, uint64_t more)
 {
-    return EXTENT(chunks_of(chunk_shift, size), -size & ((UINT64_C(1) << chunk_shift) - 1));
+    return ((uint64_t) EXTENT_CHUNKS(more) << chunk_shift) - EXTENT_UNUSED(more);
 }
 
 /* Words of a map for `count` chunks and the guard bit. */

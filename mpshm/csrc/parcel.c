@@ -326,13 +326,13 @@ parcel_handed_over(mpshm_parcel *parcel, uint64_t position)
 
     INVARIANT(E1, arena_is_locked(parcel->arena));
     for (uint32_t i = 0; i < parcel->count; i++) {
-        run_is_out(&parcel->parts[i].run);
+        run_is_out(&parcel->parts[i].run, parcel->parts[i].size, position);
         pressure_note(parcel->arena, &parcel->parts[i].run,
                       run_flight_word(&parcel->parts[i].run, position));
         size += parcel->parts[i].size;
     }
     if (parcel->has_index) {
-        run_is_out(&parcel->index.run);
+        run_is_out(&parcel->index.run, parcel->index.size, position);
     }
     parcel->arena = NULL;
     parcel->count = parcel->stream_runs = 0;

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static mpshm_arena *arena;
@@ -149,7 +150,7 @@ segments_of_a_dead_owner_are_taken_over(void)
 static void
 a_closed_arena_leaves_its_segments_to_others(void)
 {
-    open_arena(2);
+    open_arena(4);
     mpshm_arena *again = attach_again(arena);
     int pid = fork_hooked();
 
@@ -295,7 +296,57 @@ three_hundred_processes_in_few_segments_all_get_chunks(void)
     close_clean(arena);
 }
 
-/* A living holder, perhaps stopped: nobody waits for it. */
+/* The core's mappings come by here. */
+static void (*before_mapping)(void);
+
+void *
+mmap(void *at, size_t size, int access, int flags, int fd, off_t offset)
+{
+    void (*call)(void) = before_mapping;
+
+    before_mapping = NULL;
+    if (call != NULL) {
+        call();
+    }
+    return (void *) syscall(SYS_mmap, at, size, access, flags, fd, offset);
+}
+
+static void
+have_the_child_make_the_last(void)
+{
+    go(to_child);
+    await(to_parent);
+}
+
+/* It found no room in what there was, and was about to make the last segment. */
+static void
+segment_that_another_was_quicker_to_make_is_claimed_in(void)
+{
+    open_arena(1);
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        await(to_child);
+        mpshm_run mine = claim(arena, 16);
+
+        go(to_parent);
+        await(to_child);
+        CHECK_EQ(0, mpshm_abandon(&mine));
+        exit(0);
+    }
+    mpshm_reap(arena); /* joins: that maps a page too */
+    before_mapping = have_the_child_make_the_last;
+    mpshm_run run = claim(arena, 16);
+
+    CHECK_EQ(0, run.mmap_id);
+    CHECK_EQ(1, run.chunk_id);
+    CHECK_EQ(0, mpshm_abandon(&run));
+    go(to_child);
+    wait_child(pid);
+    close_clean(arena);
+}
+
+/* A living holder, perhaps stopped: nobody waits for it long. */
 static void
 locked_segment_is_passed_over(void)
 {
@@ -600,6 +651,7 @@ static const struct test tests[] = {
     TEST(a_crowded_directory_is_shared_and_keeps_room_for_the_large),
     TEST(processes_claim_in_one_segment_and_share_no_chunk),
     TEST(three_hundred_processes_in_few_segments_all_get_chunks),
+    TEST(segment_that_another_was_quicker_to_make_is_claimed_in),
     TEST(locked_segment_is_passed_over),
     TEST(a_dead_holders_lock_is_taken_over_and_its_maps_are_made_anew),
     TEST(segment_whose_maker_died_before_its_maps_is_usable),
