@@ -1,0 +1,318 @@
+/* Acts: messages put and got, places, tasks, and the waits for all of them. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stddef.h>
+
+#include "ledger.h"
+#include "lives.h"
+#include "scenarios.h"
+#include "stage.h"
+
+/* How long the package sleeps at a time before it looks for signals (config.py). */
+#define SLICE_MS 50
+#define ENOUGH 600 /* more than a ring holds */
+
+void
+three(void)
+{
+    EXPECT_EQ(0, say(SHORT));
+    EXPECT_EQ(0, say(COPIED));
+    EXPECT_EQ(0, say(VIEWED));
+}
+
+void
+six(void)
+{
+    three();
+    three();
+}
+
+void
+fill(void)
+{
+    while (say(stage.kind->filler) == 0) {
+    }
+}
+
+void
+fill_ring(void)
+{
+    while (say(SHORT) == 0) {
+    }
+}
+
+/* One message is taken, and its task is not done. */
+void
+take_one(void)
+{
+    EXPECT_EQ(0, say(SHORT));
+    EXPECT(hear());
+}
+
+/* Putting. */
+
+void
+put_short(void)
+{
+    EXPECT_EQ(0, say(SHORT));
+}
+
+void
+put_longer(void)
+{
+    EXPECT_EQ(0, say(LONGER));
+}
+
+void
+put_copied(void)
+{
+    EXPECT_EQ(0, say(COPIED));
+}
+
+void
+put_viewed(void)
+{
+    EXPECT_EQ(0, say(VIEWED));
+}
+
+void
+put_indexed(void)
+{
+    EXPECT_EQ(0, say(INDEXED));
+}
+
+void
+put_streamed(void)
+{
+    EXPECT_EQ(0, say(STREAMED));
+}
+
+void
+put_filled(void)
+{
+    EXPECT_EQ(0, say(FILLED));
+}
+
+void
+put_by_copy(void)
+{
+    EXPECT_EQ(0, say(BY_COPY));
+}
+
+/* The first four of them find room, unless others put meanwhile. */
+void
+put_four(void)
+{
+    (void) say_some(4);
+}
+
+void
+place_and_put(void)
+{
+    if (mpshm_place_take(stage.arena) == 0) {
+        EXPECT_EQ(0, say_with_place(SHORT));
+    }
+}
+
+void
+place_and_give(void)
+{
+    if (mpshm_place_take(stage.arena) == 0) {
+        mpshm_place_give(stage.arena);
+    }
+}
+
+void
+put_where_full(void)
+{
+    uint32_t used = mpshm_places_used(stage.arena);
+
+    (void) say(stage.kind->filler);
+    mpshm_place_wait(stage.arena, used, 1);
+}
+
+void
+wait_for_ring(void)
+{
+    (void) say(SHORT);
+    (void) mpshm_queue_wait_room(&stage.out, 1);
+}
+
+/* Room for what it sends itself, of which one message is under way. */
+void
+wait_for_memory(void)
+{
+    (void) mpshm_wait_room(stage.arena, stage.out.fd, 90000, 100000, 1);
+}
+
+/* Getting. */
+
+void
+get_one(void)
+{
+    (void) hear();
+}
+
+void
+get_all(void)
+{
+    (void) hear_all();
+}
+
+void
+get_four(void)
+{
+    (void) hear_some(4, 0);
+}
+
+/* As one that dies with views. */
+void
+get_and_hold(void)
+{
+    (void) hold_view(30000);
+    (void) hear();
+    (void) hold_view(30000);
+}
+
+void
+get_nothing(void)
+{
+    (void) hear_some(1, 1);
+}
+
+void
+poll_for_some(void)
+{
+    (void) mpshm_queue_poll(&stage.in, 0);
+    (void) mpshm_queue_poll(&stage.in, 1);
+}
+
+void
+poll_for_none(void)
+{
+    (void) mpshm_queue_poll(&stage.in, 1);
+}
+
+void
+watch(void)
+{
+    mpshm_queue_watch(&stage.in);
+    (void) hear();
+}
+
+void
+call(void)
+{
+    mpshm_queue_call(&stage.in);
+}
+
+void
+get_half_a_ring(void)
+{
+    for (int i = 0; i < ENOUGH / 2; i += 100) {
+        (void) hear_some(100, 0);
+    }
+}
+
+/* Tasks. */
+
+void
+get_and_done(void)
+{
+    if (hear()) {
+        EXPECT(say_done());
+    }
+}
+
+void
+done(void)
+{
+    (void) say_done();
+}
+
+void
+wait_done(void)
+{
+    (void) mpshm_wait_done(stage.arena, 1);
+}
+
+/* Those who sleep, and what wakes them if the victim did not. */
+
+bool
+sleep_for_message(void)
+{
+    return hear_some(1, -1) == 1;
+}
+
+void
+nudge_message(void)
+{
+    if (mpshm_queue_size(stage.arena) == 0) {
+        EXPECT_EQ(0, say(SHORT));
+    }
+}
+
+bool
+sleep_for_place(void)
+{
+    uint32_t used = mpshm_places_used(stage.arena);
+
+    if (say(stage.kind->filler) == 0) {
+        return true;
+    }
+    mpshm_place_wait(stage.arena, used, SLICE_MS);
+    return false;
+}
+
+void
+nudge_place(void)
+{
+    if (mpshm_queue_full(stage.arena)) {
+        (void) hear();
+    }
+}
+
+bool
+sleep_for_ring(void)
+{
+    return mpshm_queue_wait_room(&stage.out, SLICE_MS) == 0;
+}
+
+void
+nudge_ring(void)
+{
+    get_half_a_ring();
+}
+
+bool
+sleep_for_tasks(void)
+{
+    return mpshm_wait_done(stage.arena, SLICE_MS) == 0;
+}
+
+void
+nudge_tasks(void)
+{
+    while (say_done()) {
+    }
+}
+
+bool
+sleep_for_memory(void)
+{
+    static bool has_sent;
+
+    if (!has_sent) {
+        EXPECT_EQ(0, say(VIEWED));
+        has_sent = true;
+    }
+    return mpshm_wait_room(stage.arena, stage.out.fd, 90000, 100000, SLICE_MS) == 0;
+}
+
+void
+nudge_memory(void)
+{
+    if (!drain_if_torn()) {
+        (void) hear();
+    }
+}
