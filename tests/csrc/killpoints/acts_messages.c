@@ -267,7 +267,7 @@ sleep_for_place(void)
 void
 nudge_place(void)
 {
-    if (mpshm_queue_full(stage.arena)) {
+    if (mpshm_queue_size(stage.arena) >= stage.kind->fits) {
         (void) hear();
     }
 }

@@ -107,8 +107,9 @@ fill_up(enum shape shape, int most)
     return count;
 }
 
+/* As much fits as ever, and each slot is passed twice. */
 static void
-check_queue_goes_on(void)
+check_laps(void)
 {
     int most = (int) (stage.kind->fits != 0 ? stage.kind->fits : RING_ROOM);
 
@@ -133,9 +134,6 @@ check_goes_on(void)
         EXPECT_EQ(0, say(shape));
     }
     hear_each(BY_COPY - SHORT);
-    if (stage.kind->is_queue) {
-        check_queue_goes_on();
-    }
 }
 
 static uint32_t
@@ -165,7 +163,9 @@ check_memory(void)
         /* There are no more segments, so these fill those of the smallest chunks. */
         int small = fill_up(COPIED, RING_ROOM);
 
-        EXPECT_EQ(0, (uint32_t) small % (uint32_t) (geometry.segment_bytes / COPIED_BYTES));
+        EXPECT_EQ(0, small < RING_ROOM
+                         ? (uint32_t) small % (geometry.segment_bytes / COPIED_BYTES)
+                         : 0);
         hear_each(small);
     }
     for (uint32_t i = 0; i < count; i++) {
@@ -206,6 +206,9 @@ check_everything(uint32_t hands)
     check_tasks();
     check_empty();
     check_goes_on();
+    if (stage.kind->is_queue) {
+        check_laps();
+    }
     check_next_death();
     check_empty();
 }
@@ -214,7 +217,9 @@ void
 check_last(void)
 {
     check_empty();
-    check_memory();
+    if (!stage.kind->is_large) { /* the debug build fills what is freed, and that is much here */
+        check_memory();
+    }
 }
 
 void

@@ -22,7 +22,7 @@ $(KILLPOINTS)/core_%.o: $(CORE)/%.c $(HEADERS) Makefile killpoints/killpoints.mk
 
 $(KILLPOINTS)/%.o: killpoints/%.c $(wildcard killpoints/*.h) $(CORE)/mpshm.h Makefile killpoints/killpoints.mk
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -c $< -o $@
+	$(CC) $(FLAGS) -O2 -c $< -o $@
 
 $(KILLPOINTS)/killpoints: $(KILLPOINTS_SOURCES:killpoints/%.c=$(KILLPOINTS)/%.o) \
     $(CORE_SOURCES:$(CORE)/%.c=$(KILLPOINTS)/core_%.o)

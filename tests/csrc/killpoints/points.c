@@ -15,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SITES 8192u
+#define SITES 2048u
 #define STACK 256
 
 static struct point_note nowhere, *note = &nowhere;

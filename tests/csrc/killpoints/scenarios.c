@@ -70,7 +70,7 @@ const struct scenario scenarios[] = {
     {"reap the living", ALL_KINDS, reap, .before = three},
     {"reap the dead", ALL_KINDS, reap, .before = one_dead},
     {"reap many dead", ALL_KINDS, reap, .before = many_dead},
-    {"reap, give memory back", KIND(UNBOUNDED), reap, .before = large_dead},
+    {"reap, give memory back", KIND(LARGE), reap, .before = large_dead},
 
     {"put to one that sleeps", QUEUES, put_short, .sleep = sleep_for_message,
      .nudge = nudge_message, .flags = KILL_ONLY},

@@ -11,16 +11,17 @@
 
 const char *const kind_names[KINDS + 1] = {"unbounded", "bounded", "joinable",
                                            "bounded, joinable", "bounded by bytes", "simple",
-                                           "tmpfs", "pipe", "socket", NULL};
+                                           "tmpfs", "large", "pipe", "socket", NULL};
 
 static const struct kind kinds[KINDS] = {
-    [UNBOUNDED] = {.is_queue = true, .is_roomy = true, .filler = SHORT},
+    [UNBOUNDED] = {.is_queue = true, .filler = SHORT},
     [BOUNDED] = {.is_queue = true, .places = 7, .filler = SHORT, .fits = 7},
     [JOINABLE] = {.is_queue = true, .is_joinable = true, .filler = SHORT},
     [BOTH] = {.is_queue = true, .is_joinable = true, .places = 7, .filler = SHORT, .fits = 7},
-    /* Three runs of 8 chunks, and a slot: ten messages. */
-    [BYTES] = {.is_queue = true, .bytes = UINT64_C(1) << 20, .filler = VIEWED, .fits = 10},
+    /* Three runs of 8 chunks, and a slot: five messages. */
+    [BYTES] = {.is_queue = true, .bytes = UINT64_C(1) << 19, .filler = VIEWED, .fits = 5},
     [SIMPLE] = {.is_queue = true, .is_narrow = true, .is_watched = true, .filler = SHORT},
+    [LARGE] = {.is_queue = true, .is_large = true, .filler = SHORT},
     [TMPFS] = {.is_queue = true, .file = MPSHM_FILE_SHM, .filler = SHORT},
     [PIPE] = {.filler = VIEWED},
     [SOCKET] = {.is_socket = true, .filler = VIEWED},
@@ -29,13 +30,16 @@ static const struct kind kinds[KINDS] = {
 struct stage stage;
 
 /* So large that memory is given back. */
-static const mpshm_geometry roomy = {.stride = UINT64_C(5) << 20, .segment_bytes = UINT64_C(4) << 20,
-                                     .segment_limit = 14, .chunk_shift = 14};
-/* Small, so that a life is short: the longest message needs a quarter of a segment. */
-static const mpshm_geometry usual = {.stride = UINT64_C(1) << 20, .segment_bytes = UINT64_C(1) << 19,
-                                     .segment_limit = 14, .chunk_shift = 12};
-static const mpshm_geometry narrow = {.stride = UINT64_C(5) << 16, .segment_bytes = UINT64_C(1) << 18,
-                                      .segment_limit = 24, .chunk_shift = 12};
+static const mpshm_geometry large = {.stride = UINT64_C(5) << 20,
+                                     .segment_bytes = UINT64_C(4) << 20, .segment_limit = 14,
+                                     .chunk_shift = 14};
+/* Small, so that a life is short: the longest message needs a third of a segment. */
+static const mpshm_geometry usual = {.stride = UINT64_C(12) << 16,
+                                     .segment_bytes = UINT64_C(1) << 18, .segment_limit = 12,
+                                     .chunk_shift = 12};
+static const mpshm_geometry narrow = {.stride = UINT64_C(5) << 16,
+                                      .segment_bytes = UINT64_C(1) << 18, .segment_limit = 12,
+                                      .chunk_shift = 12};
 
 static void
 open_channel(int fds[2])
@@ -70,7 +74,7 @@ stage_open(int number)
     int fds[2];
 
     stage.bit = KIND(number);
-    EXPECT_EQ(0, mpshm_arena_create(kind->is_roomy ? &roomy : kind->is_narrow ? &narrow : &usual,
+    EXPECT_EQ(0, mpshm_arena_create(kind->is_large ? &large : kind->is_narrow ? &narrow : &usual,
                                     kind->file, "points", &stage.arena));
     if (kind->is_queue) {
         EXPECT_EQ(0, mpshm_make_queue(stage.arena, kind->places, kind->bytes, kind->is_joinable));

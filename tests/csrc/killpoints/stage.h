@@ -7,18 +7,20 @@
 
 #include "mpshm.h"
 
-enum kind_number { UNBOUNDED, BOUNDED, JOINABLE, BOTH, BYTES, SIMPLE, TMPFS, PIPE, SOCKET, KINDS };
+enum kind_number { UNBOUNDED, BOUNDED, JOINABLE, BOTH, BYTES, SIMPLE, TMPFS, LARGE, PIPE, SOCKET,
+                   KINDS };
 extern const char *const kind_names[KINDS + 1];
 #define KIND(number) (1u << (number))
 #define CONNECTIONS (KIND(PIPE) | KIND(SOCKET))
-#define QUEUES (KIND(KINDS) - 1 - CONNECTIONS)
+/* Of LARGE there are the scenarios only in which its size matters. */
+#define QUEUES (KIND(KINDS) - 1 - CONNECTIONS - KIND(LARGE))
 #define ALL_KINDS (QUEUES | CONNECTIONS)
 #define WITH_PLACES (KIND(BOUNDED) | KIND(BOTH) | KIND(BYTES))
 #define WITH_TASKS (KIND(JOINABLE) | KIND(BOTH))
 
 struct kind {
     bool is_queue, is_socket, is_joinable;
-    bool is_roomy;   /* its segments are large, */
+    bool is_large;   /* its segments are large, */
     bool is_narrow;  /* or small, and its stride has no room for the slots' overflow */
     bool is_watched; /* its pipe is readable while there is a message */
     int file;
