@@ -165,15 +165,6 @@ get_four(void)
     (void) hear_some(4, 0);
 }
 
-/* As one that dies with views. */
-void
-get_and_hold(void)
-{
-    (void) hold_view(30000);
-    (void) hear();
-    (void) hold_view(30000);
-}
-
 void
 get_nothing(void)
 {

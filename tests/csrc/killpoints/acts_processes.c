@@ -12,18 +12,7 @@
 #include "scenarios.h"
 #include "stage.h"
 
-#define VIEW_BYTES 30000
-
-static char *views[2];
 static mpshm_run loan;
-
-static void
-check_view(const char *view)
-{
-    for (int i = 0; i < VIEW_BYTES; i++) {
-        EXPECT_EQ(0x5a, view[i]);
-    }
-}
 
 /* So that a short message gets one (mpshm_send_copy). */
 void
@@ -42,25 +31,10 @@ claim_and_abandon(void)
 }
 
 void
-lease_and_release(void)
+hold_and_let_go(void)
 {
-    mpshm_release(hold_view(VIEW_BYTES));
-}
-
-void
-hold_two(void)
-{
-    views[0] = hold_view(VIEW_BYTES);
-    views[1] = hold_view(VIEW_BYTES);
-}
-
-static void
-release_two(void)
-{
-    check_view(views[0]);
-    check_view(views[1]);
-    mpshm_release(views[0]);
-    mpshm_release(views[1]);
+    hold_views();
+    let_views_go();
 }
 
 void
@@ -121,7 +95,7 @@ void
 leave_with_view(void)
 {
     stage_close();
-    release_two();
+    let_views_go();
 }
 
 void
@@ -163,8 +137,8 @@ do_nothing(void)
 void
 fork_with_views(void)
 {
-    fork_by(stage_fork, release_two);
-    release_two();
+    fork_by(stage_fork, let_views_go);
+    let_views_go();
 }
 
 void
@@ -177,8 +151,8 @@ void
 fork_with_loan(void)
 {
     EXPECT_EQ(0, mpshm_get_buf(stage.arena, 30000, &loan));
-    fork_by(stage_fork, release_two);
-    release_two();
+    fork_by(stage_fork, let_views_go);
+    let_views_go();
     EXPECT_EQ(0, mpshm_abandon(&loan));
 }
 
@@ -206,14 +180,14 @@ void
 fork_plain(void)
 {
     fork_by(plain_fork, do_nothing);
-    release_two();
+    let_views_go();
 }
 
 void
 fork_plain_child(void)
 {
     fork_by(plain_fork, work);
-    release_two();
+    let_views_go();
 }
 
 /* The dead. */
@@ -243,13 +217,12 @@ have_everything(void)
     mpshm_run run;
 
     EXPECT_EQ(0, mpshm_get_buf(stage.arena, 5000, &loan));
-    (void) hold_view(VIEW_BYTES);
     if (stage.kind->is_queue) {
         EXPECT_EQ(0, mpshm_get_buf(stage.arena, 90000, &run));
         EXPECT_EQ(0, mpshm_seal(&run, 50000));
         (void) mpshm_place_take(stage.arena);
     }
-    hold_two();
+    hold_views();
     int pid = life_begin(stage_fork);
 
     if (pid == 0) {
@@ -348,7 +321,7 @@ claim_much(void)
     mpshm_run runs[16];
     int count = 0;
 
-    while (count < 16 && mpshm_get_buf(stage.arena, VIEW_BYTES, &runs[count]) == 0) {
+    while (count < 16 && mpshm_get_buf(stage.arena, 30000, &runs[count]) == 0) {
         count++;
     }
     while (count > 0) {
@@ -360,7 +333,7 @@ claim_much(void)
 void
 fork_and_view(void)
 {
-    hold_two();
+    hold_views();
     fork_with_views();
     stage_reap();
 }

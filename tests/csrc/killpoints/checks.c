@@ -183,7 +183,7 @@ check_next_death(void)
         mpshm_run loaned, sealed;
 
         EXPECT_EQ(0, mpshm_get_buf(stage.arena, 5000, &loaned));
-        (void) hold_view(30000);
+        hold_views();
         if (stage.kind->is_queue) {
             EXPECT_EQ(0, mpshm_get_buf(stage.arena, 90000, &sealed));
             EXPECT_EQ(0, mpshm_seal(&sealed, 50000)); /* and no frame that names it */

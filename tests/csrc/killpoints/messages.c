@@ -251,6 +251,54 @@ check_message(const char *stream, uint64_t size, const mpshm_held *runs, uint32_
     ledger_got(message);
 }
 
+/* Views that this process holds on to, and the buffers that they are. */
+static struct {
+    mpshm_held *held;
+    uint32_t message, part;
+} kept[8];
+static uint32_t kept_count;
+static bool keeps;
+
+static void
+keep_or_free(mpshm_held *held)
+{
+    if (!keeps || kept_count == sizeof kept / sizeof *kept) {
+        mpshm_held_free(held);
+        return;
+    }
+    memcpy(&kept[kept_count].message, held->data, sizeof kept->message);
+    kept[kept_count].part = kept_count + 1;
+    kept[kept_count++].held = held;
+}
+
+void
+hold_views(void)
+{
+    (void) say(VIEWED); /* refused where it is full; then there are others */
+    keeps = true;
+    while (kept_count == 0 && hear()) {
+    }
+    keeps = false;
+}
+
+void
+check_views(void)
+{
+    for (uint32_t i = 0; i < kept_count; i++) {
+        check_part(kept[i].held->data, kept[i].held->size, shapes[VIEWED].buffer, kept[i].message,
+                   kept[i].part);
+    }
+}
+
+void
+let_views_go(void)
+{
+    check_views();
+    while (kept_count > 0) {
+        mpshm_held_free(kept[--kept_count].held);
+    }
+}
+
 /* Each run goes to a holder of its own, as a view has one. */
 static int
 hear_in_queue(int most, int timeout_ms)
@@ -275,7 +323,7 @@ hear_in_queue(int most, int timeout_ms)
 
             EXPECT(held != NULL);
             mpshm_batch_take(batch, message->first_run + run, held);
-            mpshm_held_free(held);
+            keep_or_free(held);
         }
     }
     mpshm_batch_discard(batch);
@@ -302,7 +350,7 @@ hear_in_connection(void)
 
         EXPECT(held != NULL);
         mpshm_take(reader, run, held);
-        mpshm_held_free(held);
+        keep_or_free(held);
     }
     reader->full = 0;
     return 1;
@@ -348,17 +396,4 @@ say_done(void)
         ledger_task_refused();
     }
     return was_left;
-}
-
-char *
-hold_view(uint64_t size)
-{
-    mpshm_run run;
-    char *data;
-
-    EXPECT_EQ(0, mpshm_get_buf(stage.arena, size, &run));
-    memset(run.data, 0x5a, size);
-    EXPECT_EQ(0, mpshm_seal(&run, size));
-    EXPECT_EQ(0, mpshm_lease(stage.arena, run.mmap_id, run.chunk_id, size, run.tag, &data));
-    return data;
 }

@@ -12,7 +12,7 @@ void put_short(void), put_longer(void), put_copied(void), put_viewed(void), put_
 void put_streamed(void), put_filled(void), put_by_copy(void), put_four(void);
 void place_and_put(void), place_and_give(void), put_where_full(void), wait_for_ring(void);
 void wait_for_memory(void);
-void get_one(void), get_all(void), get_four(void), get_and_hold(void), get_nothing(void);
+void get_one(void), get_all(void), get_four(void), get_nothing(void);
 void poll_for_some(void), poll_for_none(void), watch(void), call(void);
 void get_and_done(void), done(void), wait_done(void);
 bool sleep_for_message(void), sleep_for_place(void), sleep_for_ring(void), sleep_for_tasks(void);
@@ -25,10 +25,10 @@ void three(void), six(void), fill(void), fill_ring(void), take_one(void);
 
 /* acts_processes.c */
 void have_segment(void);
-void claim_and_abandon(void), lease_and_release(void), release_all(void), exit_with_view(void);
+void claim_and_abandon(void), hold_and_let_go(void), release_all(void), exit_with_view(void);
 void open_ends_more(void), join(void), attach_and_leave(void), attach_put_leave(void);
 void leave(void), leave_with_view(void), leave_with_loan(void);
-void hold_two(void), fork_with_views(void), fork_child_with_views(void), fork_with_loan(void);
+void fork_with_views(void), fork_child_with_views(void), fork_with_loan(void);
 void fork_alone(void), fork_child_works(void), fork_plain(void), fork_plain_child(void);
 void reap(void);
 void one_dead(void), many_dead(void), large_dead(void);

@@ -86,7 +86,10 @@ int hear_all(void);
 bool drain_if_torn(void);
 /* Say that a task is done: whether there was one. */
 bool say_done(void);
-/* A claimed, filled, sealed and leased run, which this process then holds. */
-char *hold_view(uint64_t size);
+/* Get a message and hold its views, of which it has three; see that they are what they were; let go of
+   them.  Other messages that come first are taken as usual. */
+void hold_views(void);
+void check_views(void);
+void let_views_go(void);
 
 #endif
