@@ -34,13 +34,6 @@ fill(void)
     }
 }
 
-void
-fill_ring(void)
-{
-    while (say(SHORT) == 0) {
-    }
-}
-
 /* One message is taken, and its task is not done. */
 void
 take_one(void)
@@ -109,33 +102,40 @@ put_four(void)
 void
 place_and_put(void)
 {
-    if (mpshm_place_take(stage.arena) == 0) {
-        EXPECT_EQ(0, say_with_place(SHORT));
+    int64_t place = mpshm_place_take(stage.arena);
+
+    if (place >= 0 && say_with_place(SHORT, place) != 0) {
+        mpshm_place_give(stage.arena, place);
     }
 }
 
 void
 place_and_give(void)
 {
-    if (mpshm_place_take(stage.arena) == 0) {
-        mpshm_place_give(stage.arena);
+    int64_t place = mpshm_place_take(stage.arena);
+
+    if (place >= 0) {
+        mpshm_place_give(stage.arena, place);
     }
 }
 
 void
 put_where_full(void)
 {
-    uint32_t used = mpshm_places_used(stage.arena);
-
     (void) say(stage.kind->filler);
-    mpshm_place_wait(stage.arena, used, 1);
+    (void) mpshm_queue_wait_room(&stage.out, MPSHM_NO_PLACE, 1);
 }
 
+/* In a queue that is bounded by bytes: a position is to be had, but it is not its turn. */
 void
-wait_for_ring(void)
+wait_for_turn(void)
 {
-    (void) say(SHORT);
-    (void) mpshm_queue_wait_room(&stage.out, 1);
+    int64_t place = mpshm_place_take(stage.arena);
+
+    if (place >= 0 && say_with_place(VIEWED, place) != 0) {
+        (void) mpshm_queue_wait_room(&stage.out, place, 1);
+        mpshm_place_give(stage.arena, place);
+    }
 }
 
 /* Room for what it sends itself, of which one message is under way. */
@@ -244,29 +244,37 @@ nudge_message(void)
 }
 
 bool
-sleep_for_place(void)
+sleep_for_room(void)
 {
-    uint32_t used = mpshm_places_used(stage.arena);
-
     if (say(stage.kind->filler) == 0) {
         return true;
     }
-    mpshm_place_wait(stage.arena, used, SLICE_MS);
+    (void) mpshm_queue_wait_room(&stage.out, MPSHM_NO_PLACE, SLICE_MS);
+    return false;
+}
+
+bool
+sleep_for_turn(void)
+{
+    static int64_t place = -1;
+
+    if (place == -1) {
+        place = mpshm_place_take(stage.arena);
+        EXPECT(place >= 0);
+    }
+    if (say_with_place(VIEWED, place) == 0) {
+        return true;
+    }
+    (void) mpshm_queue_wait_room(&stage.out, place, SLICE_MS);
     return false;
 }
 
 void
-nudge_place(void)
+nudge_room(void)
 {
     if (mpshm_queue_size(stage.arena) >= stage.kind->fits) {
         (void) hear();
     }
-}
-
-bool
-sleep_for_ring(void)
-{
-    return mpshm_queue_wait_room(&stage.out, SLICE_MS) == 0;
 }
 
 void

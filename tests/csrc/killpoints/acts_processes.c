@@ -1,6 +1,7 @@
-/* Acts: runs and views of a process, its coming, leaving and forking, and reaping. */
+/* Acts: runs and views of a process, its coming and leaving, the dead, and what others do meanwhile. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -13,6 +14,7 @@
 #include "stage.h"
 
 static mpshm_run loan;
+static int dead_pid;
 
 /* So that a short message gets one (mpshm_send_copy). */
 void
@@ -35,12 +37,6 @@ hold_and_let_go(void)
 {
     hold_views();
     let_views_go();
-}
-
-void
-release_all(void)
-{
-    mpshm_release_all();
 }
 
 void
@@ -105,91 +101,6 @@ leave_with_loan(void)
     stage_close();
 }
 
-/* Forking. */
-
-static void
-wait_for(int pid)
-{
-    while (waitpid(pid, NULL, 0) == -1 && errno == EINTR) {
-    }
-}
-
-/* Fork; the child does that, and ends. */
-static void
-fork_by(int (*how)(void), void (*in_child)(void))
-{
-    int pid = how();
-
-    EXPECT(pid != -1);
-    if (pid == 0) {
-        in_child();
-        point(POINT_CHANGES, "its end", __builtin_return_address(0));
-        _exit(DONE);
-    }
-    wait_for(pid);
-}
-
-static void
-do_nothing(void)
-{
-}
-
-void
-fork_with_views(void)
-{
-    fork_by(stage_fork, let_views_go);
-    let_views_go();
-}
-
-void
-fork_child_with_views(void)
-{
-    fork_with_views();
-}
-
-void
-fork_with_loan(void)
-{
-    EXPECT_EQ(0, mpshm_get_buf(stage.arena, 30000, &loan));
-    fork_by(stage_fork, let_views_go);
-    let_views_go();
-    EXPECT_EQ(0, mpshm_abandon(&loan));
-}
-
-void
-fork_alone(void)
-{
-    fork_by(stage_fork, do_nothing);
-}
-
-static void
-work(void)
-{
-    (void) hear();
-    (void) say(COPIED);
-}
-
-void
-fork_child_works(void)
-{
-    fork_by(stage_fork, work);
-}
-
-/* As C code forks, or subprocess before an exec: nobody announces it. */
-void
-fork_plain(void)
-{
-    fork_by(plain_fork, do_nothing);
-    let_views_go();
-}
-
-void
-fork_plain_child(void)
-{
-    fork_by(plain_fork, work);
-    let_views_go();
-}
-
 /* The dead. */
 
 void
@@ -198,32 +109,44 @@ reap(void)
     stage_reap();
 }
 
+/* As a process does whose child has ended: the next claim reaps it. */
+void
+notice_death(void)
+{
+    mpshm_process_ended(dead_pid);
+    have_segment();
+}
+
 static void
 die_in_child(void (*work)(void))
 {
-    int pid = life_begin(stage_fork);
+    int pid = life_begin(fork);
 
     if (pid == 0) {
         work();
         raise(SIGKILL);
     }
     EXPECT(life_wait(pid, "who dies before") == WAS_KILLED);
+    dead_pid = pid;
 }
 
-/* Everything that a process can have, and whose nobody else is. */
+static void
+wait_for(int pid)
+{
+    while (waitpid(pid, NULL, 0) == -1 && errno == EINTR) {
+    }
+}
+
+/* Everything that a process can have, views that it shares with a dead child among it. */
 static void
 have_everything(void)
 {
-    mpshm_run run;
-
     EXPECT_EQ(0, mpshm_get_buf(stage.arena, 5000, &loan));
     if (stage.kind->is_queue) {
-        EXPECT_EQ(0, mpshm_get_buf(stage.arena, 90000, &run));
-        EXPECT_EQ(0, mpshm_seal(&run, 50000));
         (void) mpshm_place_take(stage.arena);
     }
     hold_views();
-    int pid = life_begin(stage_fork);
+    int pid = life_begin(fork);
 
     if (pid == 0) {
         raise(SIGKILL);
@@ -254,6 +177,27 @@ have_much(void)
     for (int i = 0; i < 11; i++) {
         EXPECT_EQ(0, mpshm_get_buf(stage.arena, 3 << 20, &loan));
     }
+}
+
+/* It lives, but is another program now. */
+void
+one_gone(void)
+{
+    int ends[2];
+    char byte;
+
+    EXPECT_EQ(0, pipe2(ends, O_CLOEXEC));
+    three();
+    int pid = life_begin(fork);
+
+    if (pid == 0) {
+        have_everything();
+        execl("/proc/self/exe", "killpoints", "wait", NULL);
+        _exit(1);
+    }
+    close(ends[1]);
+    EXPECT_EQ(0, read(ends[0], &byte, 1));
+    close(ends[0]);
 }
 
 void

@@ -210,7 +210,7 @@ ledger_tasks_left(uint32_t *least, uint32_t *most)
         got += ledger->entries[i].got != 0;
         lost += ledger->entries[i].put && ledger->entries[i].got == 0;
     }
-    *least = got - ledger->tasks_started;
+    *least = got > ledger->tasks_started ? got - ledger->tasks_started : 0;
     *most = got + lost - ledger->tasks_done;
 }
 

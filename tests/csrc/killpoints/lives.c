@@ -48,12 +48,6 @@ complain(const char *file, int line, const char *format, ...)
 }
 
 int
-plain_fork(void)
-{
-    return fork();
-}
-
-int
 life_begin(int (*how)(void))
 {
     int parent = getpid(), pid = how();
@@ -113,9 +107,17 @@ life_kill(int pid)
 }
 
 void
-lives_collect(void)
+life_begin_family(void)
 {
-    while (waitpid(-1, NULL, 0) != -1 || errno == EINTR) {
+    (void) setpgid(0, 0);
+    report->family = getpid();
+}
+
+/* Whoever outlived its parent is this process's child now: PR_SET_CHILD_SUBREAPER. */
+void
+life_collect_family(int pid)
+{
+    while (waitpid(-pid, NULL, 0) != -1 || errno == EINTR) {
     }
 }
 
@@ -162,5 +164,8 @@ life_run(int (*life)(void *), void *what, unsigned hang_s)
     while (waitpid(pid, &status, 0) == -1) {
     }
     (void) kill(-pid, SIGKILL);
+    if (report->family != 0) {
+        (void) kill(-report->family, SIGKILL);
+    }
     return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
 }

@@ -11,6 +11,8 @@
 struct report {
     struct point_note victim, reaper;
     char complaint[400]; /* the first one */
+    int family;          /* process group of the victim and what it has forked */
+    int64_t ahead_ns;    /* the clock of all of them is so far ahead */
 };
 extern struct report *report;
 
@@ -40,14 +42,15 @@ enum ending { ENDED_WELL, WAS_KILLED, HAS_STOPPED };
 void lives_begin(void);
 /* Fork a process that dies with this one, and that is ended when it hangs.  `how` forks. */
 int life_begin(int (*how)(void));
-int plain_fork(void);
 /* Wait until it ends or stops: how.  Any other end makes this life bad.  One that was killed stays a
    zombie, as it does until its parent asks. */
 enum ending life_wait(int pid, const char *name);
 void life_go_on(int pid);
 void life_kill(int pid);
-/* Wait for the death of all that this process is the parent of, or became when their own died. */
-void lives_collect(void);
+/* In a process whose children are to be waited for by others, when it has died: be a family. */
+void life_begin_family(void);
+/* Wait until nobody of it is left. */
+void life_collect_family(int pid);
 /* Wait until the process sleeps. */
 void wait_asleep(int pid);
 

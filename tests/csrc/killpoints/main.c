@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "checks.h"
 #include "ledger.h"
@@ -26,10 +27,10 @@ static const struct subject subject = {
     .others = others,
     .clear = ledger_clear,
     .open = stage_open,
-    .fork = stage_fork,
     .settle = stage_settle,
     .reap = stage_reap,
     .check = check_everything,
+    .hand_over = stage_hand_over,
     .check_newcomer = check_as_newcomer,
     .check_last = check_last,
 };
@@ -120,6 +121,10 @@ run_chosen(int argc, char **argv)
 int
 main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "wait") == 0) { /* for a scenario: until it is killed */
+        pause();
+        return 1;
+    }
     lives_begin();
     ledger_begin();
     if (argc < 2 || strcmp(argv[1], "list") == 0) {

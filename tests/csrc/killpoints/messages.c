@@ -46,31 +46,12 @@ check_part(const char *data, uint64_t size, uint64_t expected, uint32_t message,
 }
 
 static int
-place_of(bool has_place)
-{
-    return has_place                                                  ? MPSHM_HAS_PLACE
-           : stage.kind->is_joinable || (stage.bit & WITH_PLACES) ? MPSHM_TAKE_PLACE
-                                                                  : MPSHM_NO_PLACE;
-}
-
-/* A put that finds the ring full keeps the place that it took. */
-static void
-give_place_back(int error, bool has_place)
-{
-    if (error == -EAGAIN && !has_place && place_of(false) == MPSHM_TAKE_PLACE
-        && stage.kind->bytes == 0) {
-        mpshm_place_give(stage.arena);
-    }
-}
-
-static int
-send_parcel(mpshm_parcel *parcel, const char *stream, uint32_t size, bool has_place)
+send_parcel(mpshm_parcel *parcel, const char *stream, uint32_t size, int64_t place)
 {
     int error;
 
     if (stage.kind->is_queue) {
-        error = mpshm_queue_put_parcel(parcel, &stage.out, stream, size, place_of(has_place));
-        give_place_back(error, has_place);
+        error = mpshm_queue_put_parcel(parcel, &stage.out, stream, size, place);
     } else {
         error = mpshm_send(parcel, stage.out.fd, stream, size);
     }
@@ -100,7 +81,7 @@ put_parts(mpshm_parcel *parcel, enum shape shape, uint32_t message, char *stream
 }
 
 static int
-say_in_parcel(enum shape shape, uint32_t message, bool has_place)
+say_in_parcel(enum shape shape, uint32_t message, int64_t place)
 {
     static char stream[MOST_BYTES];
     mpshm_parcel *parcel = mpshm_parcel_new();
@@ -110,7 +91,7 @@ say_in_parcel(enum shape shape, uint32_t message, bool has_place)
     int error = put_parts(parcel, shape, message, stream);
 
     if (error == 0) {
-        error = send_parcel(parcel, stream, shapes[shape].stream, has_place);
+        error = send_parcel(parcel, stream, shapes[shape].stream, place);
     }
     mpshm_parcel_free(parcel);
     return error;
@@ -118,7 +99,7 @@ say_in_parcel(enum shape shape, uint32_t message, bool has_place)
 
 /* What Buffer does: claim, write in place, send without a copy. */
 static int
-say_in_own_run(enum shape shape, uint32_t message, bool has_place)
+say_in_own_run(enum shape shape, uint32_t message, int64_t place)
 {
     uint32_t size = shapes[shape].stream;
     mpshm_run *run = mpshm_run_new(stage.arena);
@@ -132,7 +113,7 @@ say_in_own_run(enum shape shape, uint32_t message, bool has_place)
         mpshm_parcel_begin(parcel, stage.arena);
         error = mpshm_put_run(parcel, run, size);
         if (error == 0) {
-            error = send_parcel(parcel, NULL, 0, has_place);
+            error = send_parcel(parcel, NULL, 0, place);
             if (error != 0) {
                 mpshm_return_run(parcel);
             }
@@ -144,7 +125,7 @@ say_in_own_run(enum shape shape, uint32_t message, bool has_place)
 }
 
 static int
-say_small(enum shape shape, uint32_t message, bool has_place)
+say_small(enum shape shape, uint32_t message, int64_t place)
 {
     static char data[MOST_BYTES];
     uint32_t size = shapes[shape].stream;
@@ -153,9 +134,8 @@ say_small(enum shape shape, uint32_t message, bool has_place)
     if (shape == BY_COPY) {
         return mpshm_send_copy(stage.arena, stage.out.fd, data, size, NO_MARK);
     }
-    int n = mpshm_queue_put_one(&stage.out, data, size, place_of(has_place));
+    int n = mpshm_queue_put_one(&stage.out, data, size, place);
 
-    give_place_back(n, has_place);
     return n == 1 ? 0 : n;
 }
 
@@ -170,13 +150,13 @@ unread_bytes(void)
 }
 
 static int
-say_by(enum shape shape, bool has_place)
+say_by(enum shape shape, int64_t place)
 {
     uint32_t message = ledger_start((uint8_t) shape), before = unread_bytes();
     bool is_small = shape == BY_COPY || (shape <= COPIED && stage.kind->is_queue);
-    int error = is_small          ? say_small(shape, message, has_place)
-                : shape == FILLED ? say_in_own_run(shape, message, has_place)
-                                  : say_in_parcel(shape, message, has_place);
+    int error = is_small          ? say_small(shape, message, place)
+                : shape == FILLED ? say_in_own_run(shape, message, place)
+                                  : say_in_parcel(shape, message, place);
 
     if (error == 0) {
         ledger_put(message, unread_bytes() - before);
@@ -189,13 +169,13 @@ say_by(enum shape shape, bool has_place)
 int
 say(enum shape shape)
 {
-    return say_by(shape, false);
+    return say_by(shape, MPSHM_NO_PLACE);
 }
 
 int
-say_with_place(enum shape shape)
+say_with_place(enum shape shape, int64_t place)
 {
-    return say_by(shape, true);
+    return say_by(shape, place);
 }
 
 int
@@ -210,7 +190,7 @@ say_some(int count)
         sizes[i] = size;
         fill(data + (uint32_t) i * size, size, messages[i], 0);
     }
-    int n = mpshm_queue_put_some(&stage.out, data, sizes, (uint32_t) count, place_of(false));
+    int n = mpshm_queue_put_some(&stage.out, data, sizes, (uint32_t) count, NULL);
 
     for (int i = 0; i < count; i++) {
         if (i < n) {

@@ -152,8 +152,8 @@ in_parent(void)
     child_to_be.on = false;
 }
 
-static void
-in_child(void)
+void
+points_begin_child(void)
 {
     armed.on = false;
     if (child_to_be.on) {
@@ -166,7 +166,7 @@ in_child(void)
 __attribute__((constructor(101))) static void
 watch_forks(void)
 {
-    (void) pthread_atfork(before_fork, in_parent, in_child);
+    (void) pthread_atfork(before_fork, in_parent, points_begin_child);
 }
 
 /* What the compiler calls. */

@@ -31,6 +31,8 @@ void points_choose(unsigned kinds, unsigned most);
 void points_arm(unsigned long number, enum point_deed deed);
 /* The same in the next child of a fork, from its first step on; this process counts no more. */
 void points_arm_child(unsigned long number, enum point_deed deed);
+/* In a child that was made without fork(). */
+void points_begin_child(void);
 void points_disarm(void);
 /* A step that is about to be made at `site`. */
 void point(unsigned kind, const char *step, void *site);

@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "lives.h"
@@ -39,6 +40,9 @@ be_victim(const struct life *life, enum point_deed deed)
     const struct scenario *scenario = life->scenario;
 
     points_note_in(&report->victim);
+    if (scenario->flags & ACT_FORKS) {
+        life_begin_family();
+    }
     if ((scenario->flags & IS_NEW) == 0) {
         life->subject->settle();
     }
@@ -62,7 +66,7 @@ begin_sleeper(const struct life *life)
     if (life->scenario->sleep == NULL) {
         return 0;
     }
-    int pid = life_begin(life->subject->fork);
+    int pid = life_begin(fork);
 
     if (pid == 0) {
         while (!life->scenario->sleep()) {
@@ -76,7 +80,7 @@ begin_sleeper(const struct life *life)
 static void
 work_meanwhile(const struct life *life)
 {
-    int pid = life_begin(life->subject->fork);
+    int pid = life_begin(fork);
 
     if (pid == 0) {
         life->other->act();
@@ -91,7 +95,7 @@ work_meanwhile(const struct life *life)
 static bool
 kill_reaper(const struct life *life)
 {
-    int pid = life_begin(life->subject->fork);
+    int pid = life_begin(fork);
 
     if (pid == 0) {
         life->subject->settle();
@@ -105,15 +109,24 @@ kill_reaper(const struct life *life)
     return life_wait(pid, "the reaper") == WAS_KILLED;
 }
 
-static void
-check_as_newcomer(const struct subject *subject)
+/* A process of another family, until it is handed what the others have. */
+static int
+begin_newcomer(const struct subject *subject, int line[2])
 {
-    int pid = life_begin(plain_fork);
+    EXPECT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, line));
+    int pid = life_begin(fork);
 
     if (pid == 0) {
-        subject->check_newcomer();
+        subject->check_newcomer(line[1]);
         _exit(DONE);
     }
+    return pid;
+}
+
+static void
+check_as_newcomer(const struct subject *subject, int line, int pid)
+{
+    subject->hand_over(line);
     if (life_wait(pid, "the newcomer") != ENDED_WELL) {
         complain(__FILE__, __LINE__, "the newcomer was killed");
     }
@@ -126,12 +139,13 @@ live(void *what)
     const struct life *life = what;
     const struct scenario *scenario = life->scenario;
     bool stops = life->mode == MODE_PAUSE || life->mode == MODE_STOP, reaper_was_killed = true;
+    int line[2], newcomer = begin_newcomer(life->subject, line);
 
     life->subject->open(life->kind);
     if (scenario->before != NULL) {
         scenario->before();
     }
-    int sleeper = begin_sleeper(life), victim = life_begin(life->subject->fork);
+    int sleeper = begin_sleeper(life), victim = life_begin(fork);
 
     if (victim == 0) {
         be_victim(life, stops ? POINT_STOP : POINT_KILL);
@@ -149,7 +163,7 @@ live(void *what)
         ending = life_wait(victim, "the victim");
     }
     if (scenario->flags & ACT_FORKS) {
-        lives_collect();
+        life_collect_family(victim);
     }
     met = met || report->victim.number != 0; /* its child did */
     if (life->mode == MODE_REAPER && met) {
@@ -160,7 +174,7 @@ live(void *what)
         EXPECT(life_wait(sleeper, "the sleeper") == ENDED_WELL);
     }
     life->subject->check(met && life->mode != MODE_PAUSE ? scenario->hands : 0);
-    check_as_newcomer(life->subject);
+    check_as_newcomer(life->subject, line[0], newcomer);
     life->subject->check_last();
     return !met ? OVER : !reaper_was_killed ? REAPER_OVER : GOOD;
 }

@@ -43,11 +43,11 @@ struct subject {
     const struct other *others;       /* the same */
     void (*clear)(void);      /* in the runner, before each life */
     void (*open)(int kind);   /* in the life's first process */
-    int (*fork)(void);
     void (*settle)(void);     /* first in each victim that is not new here */
     void (*reap)(void);
     void (*check)(uint32_t hands);
-    void (*check_newcomer)(void);
+    void (*hand_over)(int line);      /* to a process that has waited for it outside */
+    void (*check_newcomer)(int line);
     void (*check_last)(void);
 };
 

@@ -8,10 +8,10 @@
 #include "mpshm.h"
 
 enum kind_number { UNBOUNDED, BOUNDED, JOINABLE, BOTH, BYTES, SIMPLE, TMPFS, LARGE, PIPE, SOCKET,
-                   KINDS };
+                   STRANGERS, KINDS };
 extern const char *const kind_names[KINDS + 1];
 #define KIND(number) (1u << (number))
-#define CONNECTIONS (KIND(PIPE) | KIND(SOCKET))
+#define CONNECTIONS (KIND(PIPE) | KIND(SOCKET) | KIND(STRANGERS))
 /* Of LARGE there are the scenarios only in which its size matters. */
 #define QUEUES (KIND(KINDS) - 1 - CONNECTIONS - KIND(LARGE))
 #define ALL_KINDS (QUEUES | CONNECTIONS)
@@ -19,15 +19,14 @@ extern const char *const kind_names[KINDS + 1];
 #define WITH_TASKS (KIND(JOINABLE) | KIND(BOTH))
 
 struct kind {
-    bool is_queue, is_socket, is_joinable;
-    bool is_large;   /* its segments are large, */
-    bool is_narrow;  /* or small, and its stride has no room for the slots' overflow */
-    bool is_watched; /* its pipe is readable while there is a message */
+    bool is_queue, is_socket;
+    bool is_large;      /* its segments are */
+    bool is_watched;    /* its pipe is readable while there is a message */
+    bool for_strangers; /* it has a roster of its own */
     int file;
-    uint32_t places;
-    uint64_t bytes;
-    uint8_t filler;  /* the messages by which it is filled, */
-    uint32_t fits;   /* and how many fit; 0: nobody counts */
+    mpshm_queue limits;
+    uint8_t filler;     /* the messages by which it is filled, */
+    uint32_t fits;      /* and how many fit; 0: nobody counts */
 };
 
 extern struct stage {
@@ -41,12 +40,13 @@ extern struct stage {
 } stage;
 
 void stage_open(int kind);
-/* Another handle of the same, as another process would have: this process's stage from now on. */
+/* Another handle of the same: this process's stage from now on. */
 void stage_attach(void);
+/* Hand it over to a process that knows nothing of it, and be that process. */
+void stage_hand_over(int line);
+void stage_take_over(int line);
 /* As a process that no longer needs it does. */
 void stage_close(void);
-/* fork() as the package does it. */
-int stage_fork(void);
 /* Join, as a process does with its first step. */
 void stage_settle(void);
 void stage_reap(void);
@@ -70,7 +70,7 @@ enum shape {
 /* Put one: 0, or the error. */
 int say(enum shape shape);
 /* The same with a place that was taken before. */
-int say_with_place(enum shape shape);
+int say_with_place(enum shape shape, int64_t place);
 /* Put several short ones in one call: how many, or the error. */
 int say_some(int count);
 /* Get up to `most` in one call, whole, and let go of them: how many, 0 if there is none now. */
