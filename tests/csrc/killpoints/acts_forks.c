@@ -69,11 +69,11 @@ fork_and_keep(void)
     let_views_go();
 }
 
+static int parent;
+
 static void
 outlive(void)
 {
-    int parent = getppid();
-
     while (getppid() == parent) {
         sched_yield();
     }
@@ -84,6 +84,7 @@ outlive(void)
 void
 fork_and_go(void)
 {
+    parent = getpid();
     (void) fork_child(outlive);
 }
 

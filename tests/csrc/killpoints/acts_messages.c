@@ -102,40 +102,40 @@ put_four(void)
 void
 place_and_put(void)
 {
-    int64_t place = mpshm_place_take(stage.arena);
+    mpshm_place *place = mpshm_place_new(stage.arena);
 
-    if (place >= 0 && say_with_place(SHORT, place) != 0) {
-        mpshm_place_give(stage.arena, place);
+    if (mpshm_place_take(place) == 0) {
+        (void) say_with_place(SHORT, place);
     }
+    mpshm_place_free(place);
 }
 
 void
 place_and_give(void)
 {
-    int64_t place = mpshm_place_take(stage.arena);
+    mpshm_place *place = mpshm_place_new(stage.arena);
 
-    if (place >= 0) {
-        mpshm_place_give(stage.arena, place);
-    }
+    (void) mpshm_place_take(place);
+    mpshm_place_free(place);
 }
 
 void
 put_where_full(void)
 {
     (void) say(stage.kind->filler);
-    (void) mpshm_queue_wait_room(&stage.out, MPSHM_NO_PLACE, 1);
+    (void) mpshm_queue_wait_room(&stage.out, NULL, 1);
 }
 
 /* In a queue that is bounded by bytes: a position is to be had, but it is not its turn. */
 void
 wait_for_turn(void)
 {
-    int64_t place = mpshm_place_take(stage.arena);
+    mpshm_place *place = mpshm_place_new(stage.arena);
 
-    if (place >= 0 && say_with_place(VIEWED, place) != 0) {
+    if (mpshm_place_take(place) == 0 && say_with_place(VIEWED, place) != 0) {
         (void) mpshm_queue_wait_room(&stage.out, place, 1);
-        mpshm_place_give(stage.arena, place);
     }
+    mpshm_place_free(place);
 }
 
 /* Room for what it sends itself, of which one message is under way. */
@@ -249,18 +249,18 @@ sleep_for_room(void)
     if (say(stage.kind->filler) == 0) {
         return true;
     }
-    (void) mpshm_queue_wait_room(&stage.out, MPSHM_NO_PLACE, SLICE_MS);
+    (void) mpshm_queue_wait_room(&stage.out, NULL, SLICE_MS);
     return false;
 }
 
 bool
 sleep_for_turn(void)
 {
-    static int64_t place = -1;
+    static mpshm_place *place;
 
-    if (place == -1) {
-        place = mpshm_place_take(stage.arena);
-        EXPECT(place >= 0);
+    if (place == NULL) {
+        place = mpshm_place_new(stage.arena);
+        EXPECT_EQ(0, mpshm_place_take(place));
     }
     if (say_with_place(VIEWED, place) == 0) {
         return true;

@@ -1,9 +1,9 @@
 /* Acts: runs and views of a process, its coming and leaving, the dead, and what others do meanwhile. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -143,7 +143,7 @@ have_everything(void)
 {
     EXPECT_EQ(0, mpshm_get_buf(stage.arena, 5000, &loan));
     if (stage.kind->is_queue) {
-        (void) mpshm_place_take(stage.arena);
+        (void) mpshm_place_take(mpshm_place_new(stage.arena));
     }
     hold_views();
     int pid = life_begin(fork);
@@ -179,20 +179,21 @@ have_much(void)
     }
 }
 
-/* It lives, but is another program now. */
+/* It lives, but is another program now, which says so by closing its end. */
 void
 one_gone(void)
 {
     int ends[2];
-    char byte;
+    char byte, number[16];
 
-    EXPECT_EQ(0, pipe2(ends, O_CLOEXEC));
+    EXPECT_EQ(0, pipe(ends));
     three();
     int pid = life_begin(fork);
 
     if (pid == 0) {
         have_everything();
-        execl("/proc/self/exe", "killpoints", "wait", NULL);
+        snprintf(number, sizeof number, "%d", ends[1]);
+        execl("/proc/self/exe", "killpoints", "wait", number, NULL);
         _exit(1);
     }
     close(ends[1]);

@@ -30,6 +30,19 @@ check_free(void)
     EXPECT_EQ(1, mpshm_arena_is_valid(stage.arena));
 }
 
+/* Of a connection: what a frame named that nobody will ever read is known to be nobody's some time after
+   the pipe was seen empty, by those who wait for memory. */
+static void
+reap_all(void)
+{
+    mpshm_reap(stage.arena);
+    for (int i = 0; !stage.kind->is_queue && i < 2; i++) {
+        (void) mpshm_wait_room(stage.arena, stage.out.fd, 1, 0, 0);
+        report->ahead_ns += INT64_C(3000000000);
+        mpshm_reap(stage.arena);
+    }
+}
+
 /* Nothing is in it, and nothing says that something is. */
 static void
 check_empty(void)
@@ -40,7 +53,7 @@ check_empty(void)
         EXPECT_EQ(0, mpshm_queue_full(stage.arena));
         EXPECT_EQ(0, mpshm_queue_poll(&stage.in, 0));
     }
-    mpshm_reap(stage.arena);
+    reap_all();
     check_free();
 }
 
@@ -185,7 +198,7 @@ check_next_death(void)
         EXPECT_EQ(0, mpshm_get_buf(stage.arena, 5000, &loaned));
         hold_views();
         if (stage.kind->is_queue) {
-            EXPECT(mpshm_place_take(stage.arena) >= 0);
+            EXPECT_EQ(0, mpshm_place_take(mpshm_place_new(stage.arena)));
         }
         raise(SIGKILL);
     }

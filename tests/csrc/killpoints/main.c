@@ -121,7 +121,8 @@ run_chosen(int argc, char **argv)
 int
 main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "wait") == 0) { /* for a scenario: until it is killed */
+    if (argc > 2 && strcmp(argv[1], "wait") == 0) { /* for a scenario: until it is killed */
+        close(atoi(argv[2]));
         pause();
         return 1;
     }

@@ -46,7 +46,7 @@ check_part(const char *data, uint64_t size, uint64_t expected, uint32_t message,
 }
 
 static int
-send_parcel(mpshm_parcel *parcel, const char *stream, uint32_t size, int64_t place)
+send_parcel(mpshm_parcel *parcel, const char *stream, uint32_t size, mpshm_place *place)
 {
     int error;
 
@@ -81,7 +81,7 @@ put_parts(mpshm_parcel *parcel, enum shape shape, uint32_t message, char *stream
 }
 
 static int
-say_in_parcel(enum shape shape, uint32_t message, int64_t place)
+say_in_parcel(enum shape shape, uint32_t message, mpshm_place *place)
 {
     static char stream[MOST_BYTES];
     mpshm_parcel *parcel = mpshm_parcel_new();
@@ -99,7 +99,7 @@ say_in_parcel(enum shape shape, uint32_t message, int64_t place)
 
 /* What Buffer does: claim, write in place, send without a copy. */
 static int
-say_in_own_run(enum shape shape, uint32_t message, int64_t place)
+say_in_own_run(enum shape shape, uint32_t message, mpshm_place *place)
 {
     uint32_t size = shapes[shape].stream;
     mpshm_run *run = mpshm_run_new(stage.arena);
@@ -125,7 +125,7 @@ say_in_own_run(enum shape shape, uint32_t message, int64_t place)
 }
 
 static int
-say_small(enum shape shape, uint32_t message, int64_t place)
+say_small(enum shape shape, uint32_t message, mpshm_place *place)
 {
     static char data[MOST_BYTES];
     uint32_t size = shapes[shape].stream;
@@ -150,7 +150,7 @@ unread_bytes(void)
 }
 
 static int
-say_by(enum shape shape, int64_t place)
+say_by(enum shape shape, mpshm_place *place)
 {
     uint32_t message = ledger_start((uint8_t) shape), before = unread_bytes();
     bool is_small = shape == BY_COPY || (shape <= COPIED && stage.kind->is_queue);
@@ -169,11 +169,11 @@ say_by(enum shape shape, int64_t place)
 int
 say(enum shape shape)
 {
-    return say_by(shape, MPSHM_NO_PLACE);
+    return say_by(shape, NULL);
 }
 
 int
-say_with_place(enum shape shape, int64_t place)
+say_with_place(enum shape shape, mpshm_place *place)
 {
     return say_by(shape, place);
 }

@@ -91,8 +91,8 @@ const struct scenario scenarios[] = {
 
     {"put to one that sleeps", QUEUES, put_short, .sleep = sleep_for_message,
      .nudge = nudge_message, .flags = KILL_ONLY},
-    {"get where one sleeps for a place", WITH_PLACES, get_one, .before = fill, .hands = 1,
-     .sleep = sleep_for_room, .nudge = nudge_room, .flags = KILL_ONLY},
+    {"get where one sleeps for a place", KIND(BOUNDED) | KIND(BOTH), get_one, .before = fill,
+     .hands = 1, .sleep = sleep_for_room, .nudge = nudge_room, .flags = KILL_ONLY},
     {"get where one sleeps for a turn", KIND(BYTES), get_one, .before = fill, .hands = 1,
      .sleep = sleep_for_turn, .nudge = nudge_room, .flags = KILL_ONLY},
     {"get where one sleeps for the ring", RINGS, get_half_a_ring, .before = fill,

@@ -70,7 +70,7 @@ enum shape {
 /* Put one: 0, or the error. */
 int say(enum shape shape);
 /* The same with a place that was taken before. */
-int say_with_place(enum shape shape, int64_t place);
+int say_with_place(enum shape shape, mpshm_place *place);
 /* Put several short ones in one call: how many, or the error. */
 int say_some(int count);
 /* Get up to `most` in one call, whole, and let go of them: how many, 0 if there is none now. */
