@@ -1,0 +1,155 @@
+"""Received arrays are their receiver's alone: however it forks, and until its last thread ends."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import multiprocessing
+import os
+import termios
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mpshm
+from kit.exits import fill_pipe, hold_exit
+from kit.processes import is_idle
+from kit.queues import LARGE
+from kit.threads import meanwhile
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.shared_memory("on the plain road an array is ordinary memory")
+
+FEW_BYTES = 4096  # so few that a socket takes them at once
+PASSES = 1000  # over 8 MiB: about two seconds of work
+LONG_S = 150  # a program with many views, on a busy machine
+SILENT_S = 5  # after so long without a byte, none will come
+
+
+def unread_bytes(socket: Any) -> int:
+    """The bytes written to a socket that the other side has not read."""
+    count = array.array("i", [0])
+    fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, count)
+    return count[0]
+
+
+def block_in_daemon(holding: object, call: Any, *args: Any) -> None:
+    """Make a call in a daemon thread that holds an object; return once it waits in a socket."""
+
+    def work() -> None:
+        call(*args)
+        assert holding
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    place = Path(f"/proc/self/task/{thread.native_id}/wchan")
+    wait_until(lambda: place.read_text().startswith(("unix_stream", "sock")))
+
+
+class Ending:
+    """A process that is held back at its very end, with a daemon thread at work on its array."""
+
+    def __init__(self, context: Any, target: Any) -> None:
+        self.reader, self.writer = context.Pipe(duplex=False)
+        # Stock's: what is tested must not be what tells of it.
+        self.side, side = multiprocessing.Pipe()
+        self._told, told = multiprocessing.Pipe(duplex=False)
+        self._held, held = multiprocessing.Pipe(duplex=False)
+        fill_pipe(held.fileno())
+        ends = (self.reader, side, told, held)
+        self.process = context.Process(target=target, args=ends)
+        self.process.start()
+        for end in (side, told, held):
+            end.close()
+
+    def begin(self, sent: np.ndarray) -> None:
+        """Send the process its array, and return when its main thread is at its end."""
+        self.writer.send(sent)
+        os.read(self._told.fileno(), 1)  # or end of file: it has died, as its exit code will say
+
+    def pass_to_ourselves(self, sent: np.ndarray) -> np.ndarray:
+        """Send another array through the same channel and receive it here."""
+        with meanwhile(lambda: self.writer.send(sent)):
+            received: np.ndarray = self.reader.recv()
+        return received
+
+    def __enter__(self) -> Ending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while os.read(self._held.fileno(), 1 << 16):
+            pass
+        self.process.join()
+        self.exitcode = self.process.exitcode
+        self.process.close()
+        for end in (self.reader, self.writer, self.side, self._told, self._held):
+            end.close()
+
+
+def read_into_array(reader: Any, side: Any, told: Any, held: Any) -> None:
+    received = reader.recv()
+    block_in_daemon(reader, os.readv, side.fileno(), [received])
+    hold_exit(told.fileno(), held.fileno())
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 1")
+def test_thread_that_writes_to_its_array_during_exit_changes_no_other_array(context: Any) -> None:
+    with Ending(context, read_into_array) as ending:
+        ending.begin(np.zeros(LARGE))
+        ours = ending.pass_to_ourselves(np.zeros(LARGE))
+        os.write(ending.side.fileno(), b"\xff" * FEW_BYTES)
+        wait_until(lambda: unread_bytes(ending.side) == 0)
+        changed = int(np.count_nonzero(ours))
+        del ours
+    assert (0, 0) == (changed, ending.exitcode)
+
+
+def write_array(reader: Any, side: Any, told: Any, held: Any) -> None:
+    block_in_daemon(reader, os.write, side.fileno(), reader.recv())
+    hold_exit(told.fileno(), held.fileno())
+
+
+def write_array_of_closed_channel(reader: Any, side: Any, told: Any, held: Any) -> None:
+    block_in_daemon(side, os.write, side.fileno(), reader.recv())
+    reader.close()
+    hold_exit(told.fileno(), held.fileno())
+
+
+def read_all(socket: Any, count: int) -> np.ndarray:
+    """Read so many bytes; fewer if no more come."""
+    data, piece = bytearray(), b"first"
+    while piece and len(data) < count and socket.poll(SILENT_S):
+        piece = os.read(socket.fileno(), count)
+        data += piece
+    return np.frombuffer(data, "u1")
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 1")
+@pytest.mark.parametrize("target", [write_array, write_array_of_closed_channel])
+def test_thread_that_reads_its_array_during_exit_reads_what_it_received(
+    context: Any, target: Any
+) -> None:
+    with Ending(context, target) as ending:
+        ending.begin(np.full(1 << 20, 1, "u1"))
+        ending.pass_to_ourselves(np.full(1 << 20, 2, "u1"))
+        written = read_all(ending.side, 1 << 20)
+    assert (1 << 20, 1, 1) == (len(written), written.min(), written.max())
+    assert 0 == ending.exitcode
+
+
+def add_up(reader: Any, side: Any, told: Any, held: Any) -> None:
+    repeated = np.broadcast_to(reader.recv(), (PASSES, 8 * LARGE))
+    threading.Thread(target=repeated.sum, daemon=True).start()  # one call, without the GIL
+    reader.close()
+    hold_exit(told.fileno(), held.fileno())
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 1")
+def test_thread_that_computes_during_exit_does_not_crash() -> None:
+    with Ending(mpshm.get_context("spawn"), add_up) as ending:
+        ending.begin(np.zeros(8 * LARGE))
+        wait_until(lambda: not ending.process.is_alive() or is_idle(ending.process.pid))
+    assert 0 == ending.exitcode
