@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
 import multiprocessing
 import os
@@ -153,3 +154,69 @@ def test_thread_that_computes_during_exit_does_not_crash() -> None:
         ending.begin(np.zeros(8 * LARGE))
         wait_until(lambda: not ending.process.is_alive() or is_idle(ending.process.pid))
     assert 0 == ending.exitcode
+
+
+# C's fork, which Python does not announce
+
+
+def c_fork() -> int:
+    pid = int(ctypes.CDLL(None).fork())
+    assert pid >= 0
+    return pid
+
+
+def status_of(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture
+def received(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> np.ndarray:
+    """An array of zeros that lies in shared memory."""
+    reader, writer = simplex
+    writer.send(np.zeros(LARGE))
+    array = reader.recv()
+    assert 1 == reader.stats().runs_in_use
+    return array
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 3")
+def test_child_of_a_fork_by_c_writes_to_its_own_copy(received: np.ndarray) -> None:
+    if (pid := c_fork()) == 0:
+        received[:] = 1
+        os._exit(0)
+    assert 0 == status_of(pid)
+    assert not received.any()
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 3")
+def test_child_of_a_fork_by_c_reads_what_its_parent_had(received: np.ndarray) -> None:
+    go, written = os.pipe()
+    if (pid := c_fork()) == 0:
+        os.read(go, 1)
+        os._exit(bool(received.any()))
+    received[:] = 1
+    os.write(written, b"1")
+    os.close(go)
+    os.close(written)
+    assert 0 == status_of(pid)
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 3")
+def test_child_of_a_fork_by_c_keeps_an_array_that_its_parent_drops(
+    simplex: tuple[mpshm.Connection, mpshm.Connection],
+) -> None:
+    reader, writer = simplex
+    writer.send(np.ones(LARGE))
+    received = reader.recv()
+    go, written = os.pipe()
+    if (pid := c_fork()) == 0:
+        os.read(go, 1)
+        os._exit(not received.all())
+    del received
+    writer.send(np.zeros(LARGE))
+    assert not reader.recv().any()
+    os.write(written, b"1")
+    os.close(go)
+    os.close(written)
+    assert 0 == status_of(pid)
+    assert 0 == reader.stats().runs_in_use
