@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import mpshm
 from kit.exits import fill_pipe, hold_exit
 from kit.processes import is_idle
-from kit.queues import LARGE
+from kit.queues import LARGE, finish
 from kit.threads import meanwhile
-from kit.waiting import wait_until
+from kit.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.shared_memory("on the plain road an array is ordinary memory")
 
@@ -220,3 +221,38 @@ def test_child_of_a_fork_by_c_keeps_an_array_that_its_parent_drops(
     os.close(written)
     assert 0 == status_of(pid)
     assert 0 == reader.stats().runs_in_use
+
+
+# A process whose main thread has ended
+
+
+def hold_without_main_thread(q: Any, side: Any) -> None:
+    received = q.get()
+
+    def work() -> None:
+        side.recv()
+        side.send(bool(received.any()))
+        os._exit(0)
+
+    threading.Thread(target=work).start()
+    ctypes.CDLL(None).pthread_exit(None)
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 8")
+def test_array_of_a_process_whose_main_thread_has_ended_stays(context: Any) -> None:
+    q = context.Queue()
+    side, theirs = multiprocessing.Pipe()
+    process = context.Process(target=hold_without_main_thread, args=(q, theirs))
+    process.start()
+    q.put(np.zeros(LARGE))
+    # A zombie as /proc tells it, though its other thread lives.
+    wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+    in_use = q.stats().runs_in_use
+    q.put(np.ones(LARGE))
+    side.send("look")
+    assert (1, False) == (in_use, side.recv())
+    process.join()
+    assert q.get(timeout=WAIT_S).all()
+    for end in (side, theirs):
+        end.close()
+    finish(q)
