@@ -19,6 +19,7 @@ import pytest
 import mpshm
 from kit.exits import fill_pipe, hold_exit
 from kit.processes import is_idle
+from kit.programs import run_python
 from kit.queues import LARGE, finish
 from kit.threads import meanwhile
 from kit.waiting import WAIT_S, wait_until
@@ -256,3 +257,63 @@ def test_array_of_a_process_whose_main_thread_has_ended_stays(context: Any) -> N
     for end in (side, theirs):
         end.close()
     finish(q)
+
+
+# More views than the kernel has mappings for
+
+MANY_VIEWS = """
+import os, mpshm, numpy as np
+q = mpshm.Queue()
+kept = []
+while len(kept) < {views}:
+    q.put_many([np.zeros(24_576, "u1")] * 100)
+    kept += q.get_many(100)
+del kept[1::2]  # so that no two lie beside each other
+{limit}
+if (pid := os.fork()) == 0:
+    for view in kept:
+        view[0] = 1
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+print(status, sum(int(view[0]) for view in kept))
+"""
+
+FEW_MAPPINGS = """
+import ctypes, mmap
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+with open("/proc/self/maps") as maps, open("/proc/sys/vm/max_map_count") as limit:
+    pages = int(limit.read()) - len(maps.readlines()) - {room}
+size, protect_none, private_anonymous = pages * mmap.PAGESIZE, 0, 0x22
+at = libc.mmap(None, ctypes.c_size_t(size), protect_none, private_anonymous, -1, ctypes.c_long(0))
+for page in range(at, at + size, 2 * mmap.PAGESIZE):  # each a mapping, and one between
+    libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ)
+"""
+
+
+def views_changed_by_a_child(views: int, limit: str = "") -> tuple[str, str]:
+    done = run_python("-c", MANY_VIEWS.format(views=views, limit=limit), limit_s=LONG_S)
+    assert 0 == done.returncode, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 10")
+@pytest.mark.parametrize("room", [1000, 100])
+def test_fork_near_the_limit_of_mappings_keeps_views_private(room: int) -> None:
+    limit = FEW_MAPPINGS.format(room=room)
+    assert ("0 0", "") == views_changed_by_a_child(3000, limit)
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 10")
+def test_fork_with_more_views_than_mappings_keeps_them_private() -> None:
+    mappings = int(Path("/proc/sys/vm/max_map_count").read_text())
+    if mappings > 100_000:
+        pytest.skip(f"vm.max_map_count is {mappings}: too much memory for so many views")
+    # One in two is kept, and would need a mapping for itself and one for what lies beside it.
+    assert ("0 0", "") == views_changed_by_a_child(mappings + 2000)
+
+
+@pytest.mark.large
+@pytest.mark.xfail(strict=True, reason="issue 16, row 10")
+def test_fork_with_eighty_thousand_views_keeps_them_private() -> None:
+    assert ("0 0", "") == views_changed_by_a_child(80_000)
