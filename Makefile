@@ -5,7 +5,8 @@
 # make conformance  CPython's own tests against us, with every Python found: hours
 #                   (make conformance-quick: a part of them with this one, three minutes)
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
-# make stress  queues and pools whose processes are killed at random, hundreds of times: ten minutes
+# make stress  every order of steps in large models; queues and pools whose processes are killed at
+#              random, hundreds of times: fifteen minutes
 #              (make stress-large: the tests that need 14 GiB)
 # Each sets up what it needs in .build/ and leaves the rest of the machine alone.
 
@@ -54,6 +55,7 @@ bench-against: $(BUILD)/bench-deps $(AGAINST)/tree/installed
 	$(BIN)/python -m bench.against $(OLD)/site $(AGAINST)/tree/site $(ARGS)
 
 stress: $(BUILD)/installed $(BUILD)/demo-deps
+	cd tests && $(BIN)/python -m models --large
 	cd tests && $(BIN)/python -m stress $(ARGS)
 
 stress-large: $(BUILD)/installed

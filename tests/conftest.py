@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import mpshm
-from kit.leaks import open_descriptors
+from kit.leaks import open_descriptors, without_rosters
 from kit.processes import children
 from kit.road import SHARED
 from mpshm._memory import arena, lease
@@ -70,7 +70,8 @@ def helpers_of_stock() -> None:
 def holdings() -> tuple[int, int, dict[int, str], set[int]]:
     """What a test must leave as it was: runs in use, leases, descriptors, children."""
     in_use = sum(one.gauges().runs_in_use for one in arena.process_arenas())
-    return in_use, lease.lease_count(), open_descriptors(), children()
+    descriptors = without_rosters(open_descriptors())
+    return in_use, lease.lease_count(), descriptors, children()
 
 
 IS_DEBUG_BUILD = hasattr(lib, "mpshm_debug_refuse")

@@ -125,7 +125,6 @@ def in_child(work: Callable[[], Any]) -> Callable[[], bytes]:
         try:
             os.close(reader)
             answer = repr(work()).encode()
-            arena_module.release_all()
         except BaseException as error:
             answer = repr(error).encode()
         os.write(writer, answer)

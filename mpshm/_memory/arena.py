@@ -88,28 +88,27 @@ class Run:
 
 
 class QueueShape(NamedTuple):
-    """What a queue holds at most: messages, and bytes of slots and chunks; 0 is any number.
+    """What a queue may hold; 0 is any number.
 
-    joinable: count unfinished messages for task_done() and join().
+    places: messages; is_joinable: unfinished messages count for task_done() and join();
+    bytes_limit: bytes of slots and chunks that the messages take.
     """
 
-    places: int = 0
-    bytes_limit: int = 0
-    joinable: bool = False
+    places: int
+    is_joinable: bool
+    bytes_limit: int
 
 
 class Arena:
     """One channel's shared memory, as this process sees it."""
 
-    __slots__ = ("__weakref__", "_c", "_file", "bytes_limit", "frame_max_bytes", "identity")
+    __slots__ = ("__weakref__", "_c", "bytes_limit", "frame_max_bytes", "identity")
 
     def __init__(self, handle: Any, identity: int) -> None:
         self._c = ffi.gc(handle, lib.mpshm_arena_close)
         self.identity = identity
-        status = os.fstat(lib.mpshm_arena_fd(handle))
-        self._file = status.st_dev, status.st_ino
-        if (roster := self._files().roster) is not None:
-            _Family.fd = roster
+        if _Family.fd is None:
+            _Family.fd = self._files().roster
         self.frame_max_bytes: int = (
             lib.mpshm_queue_frame_bytes(handle) or plain_frame.FRAME_MAX_BYTES
         )
@@ -130,7 +129,7 @@ class Arena:
         kind: FILE_AUTO or another of core's FILE_ values.
         name: the file's name in /proc, on systems that show names of memory files.
         strangers: processes will use it that do not belong to this one's family.
-        queue: what the queue holds that it is for; None: it is for a connection.
+        queue: what the queue may hold, if this is a queue's arena.
         """
         if CORE_MISSING:
             raise OSError(errno.ENOSYS, f"mpshm's compiled core is missing: {CORE_MISSING}")
@@ -141,7 +140,7 @@ class Arena:
             kind,
             name.encode(),
             strangers,
-            [(queue.places, queue.joinable, queue.bytes_limit)] if queue else ffi.NULL,
+            ffi.NULL if queue is None else [tuple(queue)],
             out,
         )
         if code:
@@ -162,8 +161,8 @@ class Arena:
             if sealed and not _is_sealed(fd):
                 raise ProtocolError("arena's memory file is not sealed")
             identity = _identity(fd)
-            known, status = _arenas.get(identity), os.fstat(fd)
-            if known is not None and known._file == (status.st_dev, status.st_ino):
+            known = _arenas.get(identity)
+            if known is not None and known._is_file(fd):
                 os.close(fd)
                 return known
             out = ffi.new("mpshm_arena **")
@@ -182,6 +181,11 @@ class Arena:
     def _files(self) -> handover.Files:
         roster = int(lib.mpshm_arena_roster_fd(self._c))
         return handover.Files(self.fileno(), roster if roster >= 0 else None)
+
+    def _is_file(self, fd: int) -> bool:
+        """Whether `fd`, which has this arena's identity, is its memory file."""
+        mine = int(lib.mpshm_arena_fd(self._c))
+        return mine < 0 or os.path.sameopenfile(mine, fd)
 
     def fileno(self) -> int:
         """Its memory file's descriptor.  Raises OSError when the program has closed it."""
@@ -283,7 +287,7 @@ class Arena:
 
 
 class _Family:
-    """The roster of the arena that was made or attached to last."""
+    """The descriptor of the roster of the first family that this process has met."""
 
     fd: int | None = None
 

@@ -123,7 +123,6 @@ def wait_place(end: QueueEnd, timeout_ms: int, place: Place | None = None) -> bo
     try:
         return end.ring_end.wait_room(timeout_ms, place)
     except BrokenPipeError:
-        time.sleep(
-            min(timeout_ms, config.WAIT_SLICE_MS) / 1000
-        )  # as stock, which waits for a place though nobody reads
+        # As stock, which waits for a place though nobody reads.
+        time.sleep(min(timeout_ms, config.WAIT_SLICE_MS) / 1000)
         return False

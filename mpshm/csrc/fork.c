@@ -92,8 +92,29 @@ after_fork_in_parent(void)
     process_unlock();
 }
 
-/* What this process has is no longer what its memory says: it is a child.  What its parent was writing, it must
-   not write to.  A3 */
+/* What the parent was writing, this process must not write to. */
+static void
+forget_loans(struct segment *seg)
+{
+    static uint64_t viewed[CHUNK_LIMIT / 64];
+
+    if (seg->now != NULL && seg->now->loans > 0) {
+        segment_retire(seg);
+    }
+    for (struct mapping *mapping = seg->former; mapping != NULL; mapping = mapping->next) {
+        if (mapping->loans > 0) {
+            memset(viewed, 0, sizeof viewed);
+            for (struct lease *lease = leases_next(NULL); lease != NULL; lease = leases_next(lease)) {
+                if (lease->mapping == mapping) {
+                    freemap_set(viewed, lease->chunk_id, lease->chunks);
+                }
+            }
+            mapping_hide_loans(mapping, viewed);
+        }
+    }
+}
+
+/* What this process has is no longer what its memory says: it is a child.  A3 */
 static void
 begin_anew(void)
 {
@@ -104,7 +125,7 @@ begin_anew(void)
             if (seg != NULL) {
                 seg->mine = seg->was_claimed = false;
                 seg->blocked_by = 0;
-                segment_forget_loans(seg);
+                forget_loans(seg);
             }
         }
         arena->sent_count = 0;

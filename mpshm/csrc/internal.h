@@ -180,6 +180,7 @@ bool arena_name_is_dead(mpshm_arena *arena, name who); /* false for 0 and for th
 
 /* segment.c: callers hold the lock. */
 bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no lock */
+uint32_t segment_count(const mpshm_arena *arena);                   /* and this */
 int segment_map(mpshm_arena *arena, uint32_t id, struct segment **out);
 int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, struct segment **out);
 void segment_unmap(struct segment *seg);
@@ -197,7 +198,8 @@ data_bytes(const struct segment *seg)
 int segment_map_data(struct segment *seg);
 void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_go_private(struct segment *seg);
-void segment_forget_loans(struct segment *seg);
+void segment_retire(struct segment *seg);
+void mapping_hide_loans(struct mapping *mapping, const uint64_t *viewed);
 void mapping_end(struct mapping *mapping);
 void mapping_drop_view(struct mapping *mapping);
 void mapping_add_loan(struct segment *seg, const char *data);
@@ -218,11 +220,12 @@ int ring_validate(mpshm_arena *arena, bool rests);
 #define NO_POSITION UINT64_MAX
 int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
 int run_abandon(mpshm_run *run);
-/* LOANED -> FLIGHT with the chunks that `size` bytes need; the others are free then.  Adds the chunks' bytes to
-   `bytes`.  Ended by one of the two after it. */
+/* LOANED -> FLIGHT.  Adds the bytes of the chunks that `size` bytes need to `bytes`.  Ended by one of the two
+   after it. */
 int run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes);
 void run_unseal(mpshm_run *run, uint64_t position);
-void run_is_out(mpshm_run *run, uint64_t position); /* its frame is: the sender has nothing to do with it any more */
+/* Its frame is out: the sender has nothing to do with it any more, but takes back the chunks it does not need. */
+void run_is_out(mpshm_run *run, uint64_t size, uint64_t position);
 uint64_t run_flight_word(const mpshm_run *run, uint64_t position);
 /* * -> FREE, by compare-and-swap from `word`; false: it has changed. */
 bool run_free(struct segment *seg, uint32_t chunk_id, uint64_t word);

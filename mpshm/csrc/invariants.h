@@ -18,7 +18,7 @@
        from before the run's word until the lock's holder has seen it FREE.
    L5  A mark is its process's own to write, and counts only while it bears that process's incarnation.
    L6  Only the holder of a segment's lock, whom the lock word names, touches its maps, claims in it, or
-       changes the length of a run there; the run's owner may, while it is LOANED, make it shorter.
+       changes the length of a run there.
    L7  A SHARED run's holders are the names beside it.  Before one goes, the count in its word goes up.  A run
        with no name is nobody's.
 
@@ -34,7 +34,7 @@
    R1  A claim is all or nothing: the store of LOANED is it.  An increase that cannot reach its minimum leaves
        no trace.
    R2  Seal comes before the frame is out, and a failed write unseals: a run is in flight if and only if its
-       frame went out, or will.  It is as long as its message then.
+       frame went out, or will.  Its tail goes back afterwards, so an unsealed run is what it was.
    R3  Only the process that claimed a run touches it before seal (`generation`, and its name in the word).
    P1  A parcel's parts hold the stream's runs first, then the buffers'.
    P2  A run is the parcel's until its frame is out: then it is the receiver's, and the parcel is

@@ -38,7 +38,7 @@ typedef uint32_t name;
 #define ROSTER_MAGIC UINT64_C(0x3072736d687370ff)
 struct record {
     _Atomic uint64_t word; /* truth: RECORD_WORD; taken by who holds the lock on its byte */
-    _Atomic uint64_t born; /* mine: RECORD_FACT, start time by /proc */
+    _Atomic uint64_t born; /* mine: RECORD_FACT, when it began (pids.c) */
     _Atomic uint64_t space; /* mine: RECORD_FACT, pid namespace: a pid says nothing outside it */
     _Atomic uint32_t noted; /* truth: the last incarnation that somebody found dead.  Behind: ask the lock */
     uint32_t unused;
@@ -128,7 +128,7 @@ _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
 
 /* A word for each record of the roster, the process's own in this arena.
    In a queue's: messages that it has accepted and that have no position yet.
-   In a connection's: how many of its threads are receiving, and how often one ended that. */
+   In a connection's: how many of its threads are receiving, and how often the last one ended that. */
 #define MARKS_OFFSET UINT64_C(40960)
 _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSET, "layout");
 #define MARKS_BYTES (NUMBER_LIMIT * sizeof(uint64_t))
@@ -295,10 +295,12 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, R
 /* How many holders a run can have: as many as it has further chunks, and no more than that. */
 #define HOLDERS_MOST 63
 
-/* How long a run is: unused 4 | slack 40 | chunks 20; the slack is the bytes of the last chunk that are not the message's, so that
-   a forged size is refused to the byte. */
-#define EXTENT(chunks, slack) ((uint64_t) (slack) << 20 | (uint64_t) (chunks))
+/* How long a run is: unused 1 | unused bytes 43 | chunks 20.  The bytes that are not the message's are
+   counted when it is sealed, so that a forged size is refused to the byte; chunks among them may be
+   taken from the run later. */
+#define EXTENT(chunks, unused) ((uint64_t) (unused) << 20 | (uint64_t) (chunks))
 #define EXTENT_CHUNKS(more) ((uint32_t) ((more) & 0xfffff))
+#define EXTENT_UNUSED(more) ((more) >> 20 & UINT64_C(0x7ffffffffff))
 
 /* Chunks that `size` bytes need. */
 static inline uint64_t
@@ -307,10 +309,11 @@ chunks_of(uint32_t chunk_shift, uint64_t size)
     return (size + (UINT64_C(1) << chunk_shift) - 1) >> chunk_shift;
 }
 
+/* The bytes of the message in a sealed run. */
 static inline uint64_t
-extent_of(uint32_t chunk_shift, uint64_t size)
+extent_bytes(uint32_t chunk_shift, uint64_t more)
 {
-    return EXTENT(chunks_of(chunk_shift, size), -size & ((UINT64_C(1) << chunk_shift) - 1));
+    return ((uint64_t) EXTENT_CHUNKS(more) << chunk_shift) - EXTENT_UNUSED(more);
 }
 
 /* Words of a map for `count` chunks and the guard bit. */

@@ -233,32 +233,44 @@ segment_go_private(struct segment *seg)
     if (error == 0 && done < data_bytes(seg)) {
         error = make_private(mapping, done, data_bytes(seg));
     }
-    /* After an error part of it is private: the caller copies the views, and nobody uses it for more. */
+    segment_retire(seg); /* after an error as well: the caller copies the views, and nobody uses it for more */
+    return error;
+}
+
+/* The segment gets another shared mapping when it needs one. */
+void
+segment_retire(struct segment *seg)
+{
+    struct mapping *mapping = seg->now;
+
     mapping->is_private = true;
     mapping->next = seg->former;
     seg->former = mapping;
     seg->now = NULL;
-    return error;
 }
 
-/* In a fork's child: what its parent has on loan, it does not write to.  The mappings stay, for who knows what
-   points to them. */
+/* In a fork's child: it does not write to what its parent has on loan.  All of the mapping becomes private but
+   the pages of chunks in `viewed`, which are so already.  The run table cannot say what was on loan: the parent
+   goes on, and so do those to whom it sends.  Where the file cannot be mapped, there are zeros; the pages stay
+   mapped, for who knows what points to them. */
 void
-segment_forget_loans(struct segment *seg)
+mapping_hide_loans(struct mapping *mapping, const uint64_t *viewed)
 {
-    if (seg->now != NULL && seg->now->loans > 0) {
-        seg->now->loans = 0; /* so that none of it is left out: it has no view */
-        (void) segment_go_private(seg);
-        seg->former->loans = 1;
-    }
-    for (struct mapping *mapping = seg->former; mapping != NULL; mapping = mapping->next) {
-        uint32_t at = 0;
-        uint64_t from, to;
+    struct segment *seg = mapping->seg;
+    uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE);
 
-        while (mapping->loans > 0 && next_loan(seg, &at, &from, &to)) {
-            (void) make_private(mapping, from, to);
+    for (uint32_t at = 0, end; at < seg->count; at = end + 1) {
+        for (end = at; end < seg->count && !freemap_has(viewed, end); end++) {
+        }
+        uint64_t from = (((uint64_t) at << seg->shift) + page - 1) / page * page;
+        uint64_t to = end < seg->count ? ((uint64_t) end << seg->shift) / page * page : data_bytes(seg);
+
+        if (from < to && make_private(mapping, from, to) != 0) {
+            (void) mmap(mapping->data + from, to - from, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         }
     }
+    mapping->loans = 1;
 }
 
 /* Make [offset, offset + size) of the data resident by huge pages, those that the range covers whole.

@@ -28,20 +28,6 @@ mpshm_parcel_new(void)
     return calloc(1, sizeof(mpshm_parcel));
 }
 
-/* What a run's word says. */
-static uint64_t
-word_of(const mpshm_run *run)
-{
-    return atomic_load(&run->arena->segments[run->mmap_id]->runs[run->chunk_id].word);
-}
-
-/* Whether the run is still on loan.  For INVARIANT: R2, P4 */
-static bool
-is_loaned(const mpshm_run *run)
-{
-    return word_of(run) == RUN_WORD(run->tag, run->arena->me, RUN_LOANED);
-}
-
 /* Whether the parcel has an arena, and each part lies in it.  For INVARIANT: P1, P4 */
 static bool
 is_well_formed(const mpshm_parcel *parcel)
@@ -286,18 +272,16 @@ write_frame(int fd, const char *frame, uint32_t size)
 }
 
 /* Undo the seals of the first `count` parts and, if `index`, of the index.  No process has heard of these
-   runs yet. */
+   runs yet; one that a hostile peer has leased all the same is no longer ours, and sending it again fails. */
 static void
 unseal(mpshm_parcel *parcel, uint64_t position, uint32_t count, bool index)
 {
     while (count > 0) {
         count--;
         run_unseal(&parcel->parts[count].run, position);
-        INVARIANT(R2, is_loaned(&parcel->parts[count].run));
     }
     if (index) {
         run_unseal(&parcel->index.run, position);
-        INVARIANT(R2, is_loaned(&parcel->index.run));
     }
 }
 
@@ -322,7 +306,6 @@ parcel_seal(mpshm_parcel *parcel, uint64_t position, uint64_t *bytes)
             return error;
         }
         INVARIANT(P4, parcel->parts[i].size <= parcel->parts[i].run.capacity);
-        INVARIANT(R2, RUN_STATE(word_of(&parcel->parts[i].run)) == RUN_FLIGHT);
     }
     int error = parcel->has_index
                     ? run_seal(&parcel->index.run, parcel->index.size, position, bytes)
@@ -343,11 +326,13 @@ parcel_handed_over(mpshm_parcel *parcel, uint64_t position)
 
     INVARIANT(E1, arena_is_locked(parcel->arena));
     for (uint32_t i = 0; i < parcel->count; i++) {
-        run_is_out(&parcel->parts[i].run, position);
+        run_is_out(&parcel->parts[i].run, parcel->parts[i].size, position);
+        pressure_note(parcel->arena, &parcel->parts[i].run,
+                      run_flight_word(&parcel->parts[i].run, position));
         size += parcel->parts[i].size;
     }
     if (parcel->has_index) {
-        run_is_out(&parcel->index.run, position);
+        run_is_out(&parcel->index.run, parcel->index.size, position);
     }
     parcel->arena = NULL;
     parcel->count = parcel->stream_runs = 0;

@@ -331,17 +331,24 @@ try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size)
     return error;
 }
 
-/* Whether the directory is so full that a further usual segment had better not be made: a process without
-   one of its own can claim in others'.  The rest is for messages that need a segment to size. */
-static bool
-is_crowded(mpshm_arena *arena)
+/* How many segments there are.  It never goes down. */
+uint32_t
+segment_count(const mpshm_arena *arena)
 {
     uint32_t used = 0;
 
     while (used < arena->segment_limit && atomic_load(&arena->header->segment[used]) != 0) {
         used++;
     }
-    return used >= arena->segment_limit / 4 * 3;
+    return used;
+}
+
+/* Whether the directory is so full that a further usual segment had better not be made: a process without
+   one of its own can claim in others'.  The rest is for messages that need a segment to size. */
+static bool
+is_crowded(const mpshm_arena *arena)
+{
+    return segment_count(arena) >= arena->segment_limit / 4 * 3;
 }
 
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.

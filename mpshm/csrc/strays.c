@@ -4,8 +4,8 @@
    A pipe does not say who has taken a frame from it.  So this is decided late: runs in flight are noted, then
    the pipe is seen empty in both directions, so that their frames were written before and taken, or will
    never be; then what each process says in its mark is noted: how many of its threads are inside
-   mpshm_receive, and how many came out.  When all who were inside are out, or dead, a run that is still in
-   flight is a stray.  Until then it stays: one message's memory for each kill.
+   mpshm_receive, and how often the last one came out.  When all who were inside are out, or dead, a run that is
+   still in flight is a stray.  Until then it stays: one message's memory for each kill.
 
    Knows run words, marks, and whether a pipe is empty.  Does not know what a frame says.
 
@@ -65,7 +65,7 @@ strays_inside(mpshm_arena *arena, bool begins)
             inside++;
         } else { /* not below 0: a fork's child may end what its parent began */
             inside -= inside > 0;
-            ended++;
+            ended += inside == 0; /* then all that were inside at any earlier moment are out */
         }
         now = MARK(MARK_INCARNATION(was), (uint64_t) (ended & 0xffffff) << 24 | (inside & 0xffffff));
     } while (!atomic_compare_exchange_weak(mark, &was, now));
@@ -164,9 +164,12 @@ begin(mpshm_arena *arena, int fd)
     }
     arena->strays = strays;
     find_runs(arena, strays);
+    bool empty = strays->count > 0 && is_empty(fd);
+
+    /* Whoever joins from here on finds an empty pipe. */
     strays->members = roster_high(arena->roster);
-    strays->marks = calloc(strays->members + 1, sizeof *strays->marks);
-    if (strays->count == 0 || strays->marks == NULL || !is_empty(fd)) {
+    strays->marks = empty ? calloc(strays->members + 1, sizeof *strays->marks) : NULL;
+    if (strays->marks == NULL) {
         strays_forget(arena);
         return;
     }
@@ -188,7 +191,7 @@ is_decided(mpshm_arena *arena, const struct strays *strays)
         bool same = MARK_INCARNATION(then) == MARK_INCARNATION(now);
         name who = NAME(i, MARK_INCARNATION(then));
 
-        if (INSIDE(then) > 0 && same && INSIDE(now) > 0 && !(INSIDE(then) == 1 && ENDED(now) != ENDED(then))
+        if (INSIDE(then) > 0 && same && INSIDE(now) > 0 && ENDED(now) == ENDED(then)
             && !(who != arena->me && arena_name_is_dead(arena, who))) {
             return false;
         }

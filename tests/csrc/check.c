@@ -231,6 +231,37 @@ gauges(mpshm_arena *arena)
 }
 
 uint32_t
+holders(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id)
+{
+    struct segment *seg;
+    uint32_t n = 0;
+
+    arena_lock(arena);
+    CHECK_EQ(0, segment_map(arena, mmap_id, &seg));
+    if (RUN_STATE(atomic_load(&seg->runs[chunk_id].word)) == RUN_SHARED) {
+        for (uint32_t i = 1; i < run_chunks_at(seg, chunk_id) && i <= HOLDERS_MOST; i++) {
+            n += atomic_load(&seg->runs[chunk_id + i].more) != 0;
+        }
+    }
+    arena_unlock(arena);
+    return n;
+}
+
+int
+count_mappings(void)
+{
+    FILE *maps = fopen("/proc/self/maps", "r");
+    int lines = 0, c;
+
+    CHECK(maps != NULL);
+    while ((c = fgetc(maps)) != EOF) {
+        lines += c == '\n';
+    }
+    fclose(maps);
+    return lines;
+}
+
+uint32_t
 runs_in_use(mpshm_arena *arena)
 {
     mpshm_gauges now = gauges(arena);

@@ -12,7 +12,6 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -87,15 +86,24 @@ rest(void)
     }
 }
 
+/* A test that fails leaves no child behind for long. */
+static int
+end_with_the_test(int pid)
+{
+    CHECK(pid != -1);
+    if (pid == 0) {
+        alarm(60);
+    }
+    return pid;
+}
+
 /* A child that joins, says its name and then does that. */
 static struct word
 start(void (*life)(void))
 {
-    int pid = fork();
+    int pid = end_with_the_test(fork());
 
-    CHECK(pid != -1);
     if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
         say(me());
         life();
         _exit(0);
@@ -110,14 +118,7 @@ start(void (*life)(void))
 static int
 fork_raw(void)
 {
-    int pid = (int) syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
-
-    CHECK(pid != -1);
-    if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, 0);
-        alarm(60);
-    }
-    return pid;
+    return end_with_the_test((int) syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0));
 }
 
 /* A fork with an heir, as the hooks do it. */
@@ -340,7 +341,7 @@ static void
 process_that_lost_the_rosters_file_joins_by_its_pid(void)
 {
     open_family();
-    int pid = fork();
+    int pid = end_with_the_test(fork());
 
     if (pid == 0) {
         close_everything();
@@ -405,6 +406,8 @@ pid_in_its_second_life_is_dead(void)
     atomic_store(&record->born, RECORD_FACT(incarnation, pid_born((uint32_t) getpid())));
     CHECK(!is_dead(child.who));
     atomic_fetch_add(&record->born, 1);
+    CHECK(!is_dead(child.who)); /* nobody knows: seen from another time namespace */
+    atomic_fetch_add(&record->born, (1 << 16) - 1);
     CHECK(is_dead(child.who)); /* this pid's process began at another time */
     atomic_store(&record->born, RECORD_FACT(incarnation, 0));
     CHECK(!is_dead(child.who)); /* nobody knows when */
@@ -470,46 +473,57 @@ child_killed_before_its_first_step_is_dead(void)
     CHECK_EQ(deaths + 1, roster_deaths(roster));
 }
 
+static int how; /* 0: fork(), 1: a raw clone(), 2: a fork with an heir */
+
 static void
-have_a_child(int how)
+have_a_child(void)
 {
     name heir;
-    int pid = how == 0 ? fork() : how == 1 ? fork_raw() : fork_heir(&heir);
+    int pid = how == 0 ? end_with_the_test(fork()) : how == 1 ? fork_raw() : fork_heir(&heir);
 
-    CHECK(pid != -1);
     if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, 0);
-        alarm(60);
         say(how == 1 ? 0 : me());
-        rest();
+    }
+    rest();
+}
+
+/* born_heir: else it joins by itself. */
+static void
+name_ends_with_its_process(bool born_heir)
+{
+    for (how = 0; how < 3; how++) {
+        struct word parent;
+
+        open_family();
+        if (!born_heir) {
+            parent = start(have_a_child);
+        } else if ((parent.pid = fork_heir(&parent.who)) == 0) {
+            have_a_child();
+        }
+        struct word child = hear();
+
+        CHECK(!is_dead(parent.who));
+        kill_child(parent.pid);
+        CHECK(is_dead(parent.who));
+        CHECK_EQ(0, kill(child.pid, 0));
+        CHECK(!is_dead(child.who));
+        CHECK_EQ(0, kill(child.pid, SIGKILL));
+        if (how != 1) {
+            await_dead(child.who);
+        }
     }
 }
 
 static void
-heir_is_dead_after_its_death_while_a_grandchild_lives(void)
+name_ends_with_its_process_though_a_child_lives(void)
 {
-    for (int how = 0; how < 3; how++) {
-        name heir;
+    name_ends_with_its_process(false);
+}
 
-        open_family();
-        int pid = fork_heir(&heir);
-
-        if (pid == 0) {
-            have_a_child(how);
-            rest();
-        }
-        struct word grandchild = hear();
-
-        CHECK(!is_dead(heir));
-        kill_child(pid);
-        CHECK(is_dead(heir));
-        CHECK_EQ(0, kill(grandchild.pid, 0));
-        CHECK(!is_dead(grandchild.who));
-        CHECK_EQ(0, kill(grandchild.pid, SIGKILL));
-        if (how != 1) {
-            await_dead(grandchild.who);
-        }
-    }
+static void
+heirs_name_ends_with_its_process_though_a_child_lives(void)
+{
+    name_ends_with_its_process(true);
 }
 
 static void
@@ -584,11 +598,7 @@ fork_siblings(void *unused)
 {
     (void) unused;
     while (!atomic_load(&over)) {
-        int pid = fork();
-
-        CHECK(pid != -1);
-        if (pid == 0) {
-            alarm(60);
+        if (end_with_the_test(fork()) == 0) {
             rest();
         }
         usleep(1000);
@@ -648,7 +658,7 @@ process_of_another_pid_namespace_lives_and_dies(void)
 {
     open_family();
     outer_name = me();
-    int pid = fork();
+    int pid = end_with_the_test(fork());
 
     if (pid != 0) {
         wait_child(pid);
@@ -675,7 +685,7 @@ static void
 without_proc_a_process_joins_by_its_pid(void)
 {
     open_family();
-    int pid = fork();
+    int pid = end_with_the_test(fork());
 
     if (pid == 0) {
         if (unshare(CLONE_NEWNS) == -1 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == -1
@@ -719,7 +729,8 @@ static const struct test tests[] = {
     TEST(pid_in_its_second_life_is_dead),
     TEST(heir_is_alive_before_and_after_the_fork),
     TEST(child_killed_before_its_first_step_is_dead),
-    TEST(heir_is_dead_after_its_death_while_a_grandchild_lives),
+    TEST(name_ends_with_its_process_though_a_child_lives),
+    TEST(heirs_name_ends_with_its_process_though_a_child_lives),
     TEST(raw_clone_is_a_process_of_its_own),
     TEST(raw_clone_is_not_stopped_by_a_lock_that_its_parent_held),
     TEST(sibling_forked_by_another_thread_keeps_nobody_alive),

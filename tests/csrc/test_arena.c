@@ -11,12 +11,29 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* As an arena of this process's family has it. */
 static struct arena_header
 good_header(void)
 {
-    return (struct arena_header) {.magic = ARENA_MAGIC, .abi = MPSHM_ABI, .segment_limit = 4,
-                                  .stride = 3 * SMALL_ALIGN, .segment_bytes = 1024, .id = 7,
-                                  .chunk_shift = 4};
+    mpshm_arena *arena = arena_of(tiny);
+    struct arena_header header = *arena->header;
+
+    mpshm_arena_close(arena);
+    return header;
+}
+
+static uint64_t
+bytes_of(const struct arena_header *header)
+{
+    return header->head_bytes + header->segment_limit * header->stride;
+}
+
+/* The family's roster has a descriptor that stays: the first arena makes it. */
+static int
+descriptors_with_a_family(void)
+{
+    mpshm_arena_close(arena_of(tiny));
+    return open_descriptors();
 }
 
 /* What attaching to a file with this header says; the descriptor stays the caller's on failure. */
@@ -46,7 +63,7 @@ static void
 attach_checks_magic(void)
 {
     struct arena_header header = good_header();
-    uint64_t size = 5 * header.stride, id = 1;
+    uint64_t size = bytes_of(&header), id = 1;
     mpshm_arena *arena;
     int ends[2];
 
@@ -72,19 +89,20 @@ attach_checks_abi(void)
     struct arena_header header = good_header();
 
     header.abi = MPSHM_ABI + 1;
-    CHECK_EQ(MPSHM_E_ABI, attach_file(header, 5 * header.stride));
+    CHECK_EQ(MPSHM_E_ABI, attach_file(header, bytes_of(&header)));
 }
 
 static void
 attach_checks_geometry(void)
 {
-    struct arena_header header = good_header();
-    uint64_t size = 5 * header.stride;
+    const struct arena_header good = good_header();
+    struct arena_header header = good;
+    uint64_t size = bytes_of(&good);
 
     CHECK_EQ(MPSHM_E_GEOMETRY, attach_file(header, size - 1));
     CHECK_EQ(MPSHM_E_GEOMETRY, attach_file(header, size + 1));
 #define REFUSED(field, value)                                                                  \
-    header = good_header();                                                                    \
+    header = good;                                                                             \
     header.field = (value);                                                                    \
     CHECK_EQ(MPSHM_E_GEOMETRY, attach_file(header, size))
     REFUSED(segment_limit, 0);
@@ -97,7 +115,50 @@ attach_checks_geometry(void)
     REFUSED(stride, UINT64_MAX - SMALL_ALIGN + 1);
     REFUSED(chunk_shift, 3);
     REFUSED(chunk_shift, 31);
+    REFUSED(head_bytes, good.head_bytes - SMALL_ALIGN);
+    REFUSED(head_bytes, good.head_bytes + SMALL_ALIGN);
+    REFUSED(head_bytes, 0);
+    REFUSED(slots, RING_SLOTS); /* a ring, and no queue's */
+    REFUSED(slot_bytes, 100);
+    REFUSED(slot_bytes, MPSHM_SLOT_BYTES); /* a queue's, and no ring */
 #undef REFUSED
+}
+
+static void
+attach_checks_a_queues_geometry(void)
+{
+    mpshm_arena *arena = queue_arena_of(tiny, 0, 0, 0);
+    const struct arena_header good = *arena->header;
+    struct arena_header header = good;
+
+    mpshm_arena_close(arena);
+    CHECK_EQ(0, attach_file(header, bytes_of(&good)));
+#define REFUSED(field, value)                                                                  \
+    header = good;                                                                             \
+    header.field = (value);                                                                    \
+    CHECK_EQ(MPSHM_E_GEOMETRY, attach_file(header, bytes_of(&good)))
+    REFUSED(slots, RING_SLOTS / 2);
+    REFUSED(slots, RING_SLOTS + 1);
+    REFUSED(slots, 2 * RING_SLOTS); /* more than the file holds */
+    REFUSED(slots, 2 * RING_SLOTS_MOST);
+    REFUSED(slots, UINT32_MAX);
+    REFUSED(slot_bytes, MPSHM_SLOT_BYTES + 8);
+    REFUSED(overflowing, 0); /* the file is longer then */
+#undef REFUSED
+}
+
+/* Its words name processes, and nobody here knows by which roster. */
+static void
+attach_checks_the_roster(void)
+{
+    struct arena_header header = good_header();
+    uint64_t size = bytes_of(&header);
+
+    header.roster_id++;
+    CHECK_EQ(MPSHM_E_ROSTER, attach_file(header, size));
+    header.roster_id = 0; /* in the file itself, where none is */
+    CHECK_EQ(MPSHM_E_MAGIC, attach_file(header, size));
+    CHECK(mpshm_process.arenas == NULL);
 }
 
 static void
@@ -112,7 +173,7 @@ create_refuses_a_geometry_that_cannot_be(void)
         {.stride = 100000, .segment_bytes = 1024, .segment_limit = 4, .chunk_shift = 4},
         {.stride = UINT64_C(1) << 60, .segment_bytes = 1024, .segment_limit = 15, .chunk_shift = 4},
     };
-    int before = open_descriptors();
+    int before = descriptors_with_a_family();
 
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         mpshm_arena *arena = NULL;
@@ -126,7 +187,7 @@ create_refuses_a_geometry_that_cannot_be(void)
 static void
 a_new_arena_is_empty_and_holds_no_memory(void)
 {
-    int before = open_descriptors();
+    int before = descriptors_with_a_family();
     mpshm_arena *arena = arena_of(tiny), *again = attach_again(arena);
     mpshm_geometry kept;
     uint64_t id, other;
@@ -283,6 +344,27 @@ no_descriptor_left_is_an_error(void)
     limit(RLIMIT_NOFILE, 100); /* the leak check opens files */
 }
 
+/* Enough for the arena's file, not for its family's roster: and afterwards all is well. */
+static void
+no_descriptor_for_the_roster_is_an_error_that_passes(void)
+{
+    mpshm_arena *arena = NULL;
+    int before = open_descriptors();
+    int next = dup(0);
+
+    close(next);
+    limit(RLIMIT_NOFILE, (rlim_t) next + 1);
+    CHECK_EQ(-EMFILE, mpshm_arena_create(&tiny, MPSHM_FILE_AUTO, "mpshm", 0, NULL, &arena));
+    CHECK(arena == NULL);
+    limit(RLIMIT_NOFILE, 100);
+    CHECK_EQ(before, open_descriptors());
+    arena = arena_of(tiny);
+    mpshm_run run = claim(arena, 100);
+
+    CHECK_EQ(0, mpshm_abandon(&run));
+    close_clean(arena);
+}
+
 static void
 no_address_space_left_is_an_error_and_leaves_no_trace(void)
 {
@@ -406,6 +488,7 @@ walker_sees_damage(void)
     mpshm_run run = claim(arena, 48), next = claim(arena, 16);
     char *leased = lease_new(arena, 16, 1);
     struct segment *seg = arena->segments[0];
+    name me = arena->me;
     uint64_t kept;
 
     CHECK_EQ(3, next.chunk_id);
@@ -416,17 +499,29 @@ walker_sees_damage(void)
     CHECK(mpshm_arena_is_valid(arena) < 0);                                                    \
     atomic_store(&(place), kept);                                                              \
     CHECK_EQ(1, mpshm_arena_is_valid(arena))
-    DAMAGE(seg->map[1], 1);                                       /* L1: guard */
-    DAMAGE(seg->map[1], UINT64_C(1) << 63);                       /* L1: past it */
-    DAMAGE(seg->map[0], kept | 1);                                /* L4: first chunk */
-    DAMAGE(seg->map[0], kept | 4);                                /* L4: last chunk */
-    DAMAGE(seg->runs[0], RUN_WORD(1, 0, 0, RUN_LOANED));          /* L2: no length */
-    DAMAGE(seg->runs[0], RUN_WORD(1, 65, 0, RUN_LOANED));         /* L2: past the end */
-    DAMAGE(seg->runs[0], RUN_WORD(1, 4, 0, RUN_LOANED));          /* L2: over its neighbour */
-    DAMAGE(seg->runs[0], RUN_WORD(1, 3, 961, RUN_LOANED));        /* L2: lent to no peer */
-    DAMAGE(seg->runs[0], RUN_WORD(1, 3, 16, RUN_IN_FLIGHT));      /* L2: a chunk too many */
-    DAMAGE(seg->runs[4], RUN_WORD(1, 1, 1024, RUN_LEASED));       /* L2: shared by nobody */
-    DAMAGE(seg->runs[1], RUN_WORD(1, 1, 0, RUN_LOANED));          /* L2: a run within a run */
+    DAMAGE(seg->runs[0].word, RUN_WORD(run.tag, me, 7));             /* L2: no such state */
+    DAMAGE(seg->runs[0].word, RUN_WORD(run.tag, 0, RUN_LOANED));     /* L2: lent to nobody */
+    DAMAGE(seg->runs[4].word, RUN_WORD(1, 0, RUN_LEASED));           /* L2: leased by nobody */
+    DAMAGE(seg->runs[4].word, RUN_WORD(1, 0, RUN_SHARED));           /* L7: no room for names */
+    DAMAGE(seg->runs[1].word, RUN_WORD(1, me, RUN_LOANED));          /* L2: a run within a run */
+    DAMAGE(seg->runs[0].more, EXTENT(0, 0));                         /* L2: no length */
+    DAMAGE(seg->runs[0].more, EXTENT(65, 0));                        /* L2: past the end */
+    DAMAGE(seg->runs[0].more, EXTENT(4, 0));                         /* L2: over its neighbour */
+    DAMAGE(arena->header->segment[0], DIR_WORD(me, 5, 64));          /* L3: other chunks */
+    DAMAGE(arena->header->segment[0], DIR_WORD(me, 4, 63));          /* L3: fewer */
+#undef DAMAGE
+#define DAMAGE(place, value)                                                                   \
+    kept = (place);                                                                            \
+    CHECK_EQ(1, mpshm_arena_is_valid(arena));                                                  \
+    (place) = (value);                                                                         \
+    CHECK(mpshm_arena_is_valid(arena) < 0);                                                    \
+    (place) = kept;                                                                            \
+    CHECK_EQ(1, mpshm_arena_is_valid(arena))
+    DAMAGE(seg->map[1], 1);                                          /* L1: guard */
+    DAMAGE(seg->map[1], UINT64_C(1) << 63);                          /* L1: past it */
+    DAMAGE(seg->map[0], kept | 1);                                   /* L4: first chunk */
+    DAMAGE(seg->map[0], kept | 4);                                   /* L4: last chunk */
+    DAMAGE(seg->heads[0], kept & ~UINT64_C(1));                      /* L4: a run they do not know */
 #undef DAMAGE
     mpshm_release(leased);
     CHECK_EQ(0, mpshm_abandon(&next));
@@ -457,7 +552,7 @@ forged_directory_is_refused(void)
 static void
 handles_live_alone(void)
 {
-    int before = open_descriptors();
+    int before = descriptors_with_a_family();
     mpshm_arena *arena = arena_of(tiny), *again = attach_again(arena);
     mpshm_run run = claim(again, 16);
 
@@ -472,7 +567,7 @@ handles_live_alone(void)
 static void
 a_lease_outlives_its_arena_handle(void)
 {
-    int before = open_descriptors();
+    int before = descriptors_with_a_family();
     mpshm_arena *arena = arena_of(tiny), *again = attach_again(arena);
     char *first = lease_new(arena, 100, 1), *second = lease_new(arena, 16, 2);
 
@@ -491,6 +586,8 @@ static const struct test tests[] = {
     TEST(attach_checks_magic),
     TEST(attach_checks_abi),
     TEST(attach_checks_geometry),
+    TEST(attach_checks_a_queues_geometry),
+    TEST(attach_checks_the_roster),
     TEST(create_refuses_a_geometry_that_cannot_be),
     TEST(a_new_arena_is_empty_and_holds_no_memory),
     TEST(nobody_can_pull_the_file_from_under_another),
@@ -501,6 +598,7 @@ static const struct test tests[] = {
     TEST(file_size_limit_too_low_is_an_error),
     TEST(file_size_limit_keeps_the_stride_aligned),
     TEST(no_descriptor_left_is_an_error),
+    TEST(no_descriptor_for_the_roster_is_an_error_that_passes),
     TEST(no_address_space_left_is_an_error_and_leaves_no_trace),
     TEST(size_no_arena_can_hold_is_out_of_shared_memory),
     TEST(large_payload_gets_a_segment_made_to_its_size),

@@ -24,7 +24,7 @@
 #define MOST UINT32_MAX
 #define NO_MARK UINT64_MAX
 /* Four of the tests' shortest messages; half of it is free when three of them have been leased. */
-#define MARK (4 * TINY_CHUNK)
+#define HIGH_WATER (4 * TINY_CHUNK)
 #define AWAITED 3
 
 static int ends[2];
@@ -434,10 +434,10 @@ short_messages_await_half_the_mark_and_long_ones_their_room(void)
 
     open_pipe(0);
     fly(arena, 4);
-    CHECK_EQ(-ETIMEDOUT, mpshm_wait_room(arena, ends[1], TINY_CHUNK, MARK, 1));
+    CHECK_EQ(-ETIMEDOUT, mpshm_wait_room(arena, ends[1], TINY_CHUNK, HIGH_WATER, 1));
     CHECK_EQ(AWAITED, wanted(arena));
     atomic_store(count, 0);
-    CHECK_EQ(-ETIMEDOUT, mpshm_wait_room(arena, ends[1], 1, MARK, 1));
+    CHECK_EQ(-ETIMEDOUT, mpshm_wait_room(arena, ends[1], 1, HIGH_WATER, 1));
     CHECK_EQ(AWAITED, wanted(arena));
     /* The longest of the short: more than half the mark, so all must land; the next awaits one. */
     atomic_store(count, 0);
@@ -450,7 +450,7 @@ short_messages_await_half_the_mark_and_long_ones_their_room(void)
     /* Room for one is room, though not half the mark is free: who asks first does not wait. */
     take_copies(arena, 1);
     atomic_store(count, 0);
-    CHECK_EQ(0, mpshm_wait_room(arena, ends[1], TINY_CHUNK, MARK, FOREVER_MS));
+    CHECK_EQ(0, mpshm_wait_room(arena, ends[1], TINY_CHUNK, HIGH_WATER, FOREVER_MS));
     CHECK_EQ(0, wanted(arena));
     take_copies(arena, 3);
     close_pipe();
@@ -466,7 +466,7 @@ each_lease_counts_once_and_nothing_else_does(void)
 
     open_pipe(0);
     fly(arena, 5);
-    CHECK_EQ(-ETIMEDOUT, mpshm_wait_room(arena, ends[1], TINY_CHUNK, MARK, 1));
+    CHECK_EQ(-ETIMEDOUT, mpshm_wait_room(arena, ends[1], TINY_CHUNK, HIGH_WATER, 1));
     CHECK_EQ(AWAITED + 1, wanted(arena));
     take_copies(again, 1);
     CHECK_EQ(AWAITED, wanted(arena));
@@ -501,7 +501,7 @@ count_that_was_there_only_goes_down(void)
     fly(arena, 4);
     for (unsigned i = 0; i < sizeof before / sizeof *before; i++) {
         atomic_store(&arena->header->wanted, before[i]);
-        CHECK_EQ(-ETIMEDOUT, mpshm_wait_room(arena, ends[1], TINY_CHUNK, MARK, 1));
+        CHECK_EQ(-ETIMEDOUT, mpshm_wait_room(arena, ends[1], TINY_CHUNK, HIGH_WATER, 1));
         CHECK_EQ(before[i] < AWAITED ? before[i] : AWAITED, wanted(arena));
     }
     take_copies(arena, 4);
@@ -509,7 +509,7 @@ count_that_was_there_only_goes_down(void)
     close_clean(arena);
 }
 
-/* A process that flies `MARK` bytes of its own, sleeps for room, and sends once more. */
+/* A process that flies `HIGH_WATER` bytes of its own, sleeps for room, and sends once more. */
 static int
 sleeping_sender(mpshm_arena *arena, int slice_ms)
 {
@@ -520,12 +520,12 @@ sleeping_sender(mpshm_arena *arena, int slice_ms)
 
     if (pid == 0) {
         fly(arena, 4);
-        CHECK_EQ(MPSHM_NO_ROOM, send_filled(arena, TINY_CHUNK, 1, MARK));
+        CHECK_EQ(MPSHM_NO_ROOM, send_filled(arena, TINY_CHUNK, 1, HIGH_WATER));
         go(ready);
-        while (mpshm_wait_room(arena, ends[1], TINY_CHUNK, MARK, slice_ms) != 0) {
+        while (mpshm_wait_room(arena, ends[1], TINY_CHUNK, HIGH_WATER, slice_ms) != 0) {
             CHECK(slice_ms != FOREVER_MS);
         }
-        CHECK_EQ(0, send_filled(arena, TINY_CHUNK, 1, MARK));
+        CHECK_EQ(0, send_filled(arena, TINY_CHUNK, 1, HIGH_WATER));
         exit(0);
     }
     await(ready);
@@ -684,7 +684,7 @@ static void
 wait_meanwhile(int sleeps)
 {
     sleeps_left = sleeps;
-    CHECK_EQ(0, mpshm_wait_room(watched, ends[1], TINY_CHUNK, MARK, FOREVER_MS));
+    CHECK_EQ(0, mpshm_wait_room(watched, ends[1], TINY_CHUNK, HIGH_WATER, FOREVER_MS));
     take_copies(watched, 1);
     close_pipe();
     close_clean(watched);

@@ -45,9 +45,9 @@ inherited_run_is_not_the_childs_to_use(void)
 }
 
 static void
-views_are_private_to_parent_child_and_grandchild(void)
+check_views_are_private(mpshm_arena *arena)
 {
-    mpshm_arena *arena = arena_of(paged()), *again = attach_again(arena);
+    mpshm_arena *again = attach_again(arena);
     uint64_t page = UINT64_C(1) << paged().chunk_shift, size = 3 * page;
     char *mine = lease_new(arena, size, 1), *other = lease_new(again, page, 2);
 
@@ -67,7 +67,7 @@ views_are_private_to_parent_child_and_grandchild(void)
             fill(mine, size, 30);
             CHECK(is_filled(mine, size, 30));
             mpshm_release(mine);
-            exit(0); /* `other` is released by the exit */
+            exit(0); /* with a view of `other` */
         }
         wait_child(grandchild);
         CHECK(is_filled(mine, size, 20));
@@ -89,7 +89,7 @@ views_are_private_to_parent_child_and_grandchild(void)
     mpshm_release(mine);
     mpshm_release(other);
     CHECK_EQ(0, mpshm_leases());
-    CHECK_EQ(2, gauges(arena).runs_leased); /* by the child */
+    CHECK_EQ(1, gauges(arena).runs_leased); /* by the child; of the other, one chunk long, it has a copy */
     CHECK_EQ(1, mpshm_arena_is_valid(arena));
     go(to_child);
     wait_child(pid);
@@ -98,10 +98,95 @@ views_are_private_to_parent_child_and_grandchild(void)
 }
 
 static void
-child_that_just_exits_lets_go(void)
+views_are_private_to_parent_child_and_grandchild(void)
+{
+    mpshm_geometry geometry = paged();
+    mpshm_arena *arena;
+
+    check_views_are_private(arena_of(geometry));
+    /* And where the arena has a roster of its own. */
+    CHECK_EQ(0, mpshm_arena_create(&geometry, MPSHM_FILE_AUTO, "mpshm", 1, NULL, &arena));
+    check_views_are_private(arena);
+}
+
+static void
+views_that_share_a_page_are_private_too(void)
+{
+    mpshm_arena *arena = arena_of(tiny);
+    char *one = lease_new(arena, 16, 1), *other = lease_new(arena, 48, 2);
+
+    open_turns();
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        fill(one, 16, 11);
+        await(to_child);
+        CHECK(is_filled(one, 16, 11));
+        CHECK(is_filled(other, 48, 2));
+        mpshm_release(one);
+        mpshm_release(other);
+        exit(0);
+    }
+    fill(other, 48, 12);
+    CHECK(is_filled(one, 16, 1));
+    go(to_child);
+    wait_child(pid);
+    CHECK(is_filled(one, 16, 1));
+    CHECK(is_filled(other, 48, 12));
+    mpshm_release(one);
+    mpshm_release(other);
+    close_clean(arena);
+}
+
+/* One mapping for each view would need more mappings than a process may have, and leave the others shared. */
+static void
+ten_thousand_views_are_private_and_need_few_mappings(void)
+{
+    enum { VIEWS = 10000 };
+    static char *views[VIEWS];
+    mpshm_geometry wide = paged();
+    uint32_t chunk = UINT32_C(1) << wide.chunk_shift;
+
+    wide.segment_bytes = UINT64_C(5000) * chunk;
+    wide.stride = UINT64_C(1) << 30;
+    wide.segment_limit = 16;
+    mpshm_arena *arena = arena_of(wide);
+
+    for (uint32_t i = 0; i < VIEWS; i++) {
+        mpshm_run run = claim(arena, 3 * chunk);
+
+        fill(run.data, 16, i);
+        CHECK_EQ(0, mpshm_seal(&run, 3 * chunk));
+        CHECK_EQ(0, mpshm_lease(arena, run.mmap_id, run.chunk_id, 3 * chunk, run.tag, &views[i]));
+    }
+    for (uint32_t i = 0; i < VIEWS; i += 2) { /* every second one kept */
+        mpshm_release(views[i]);
+    }
+    int before = count_mappings(), pid = fork_hooked();
+
+    CHECK(count_mappings() <= before + 16);
+    if (pid == 0) {
+        for (uint32_t i = 1; i < VIEWS; i += 2) {
+            fill(views[i], 16, i + 1);
+        }
+        exit(0);
+    }
+    wait_child(pid);
+    for (uint32_t i = 1; i < VIEWS; i += 2) {
+        CHECK(is_filled(views[i], 16, i));
+        mpshm_release(views[i]);
+    }
+    CHECK(count_mappings() <= before);
+    close_clean(arena);
+}
+
+/* Nothing is released at exit: a thread may write to the last instruction. */
+static void
+child_that_just_exits_lets_go_once_it_is_dead(void)
 {
     mpshm_arena *arena = arena_of(paged());
-    char *data = lease_new(arena, 100, 1);
+    uint64_t size = 3 * (UINT64_C(1) << paged().chunk_shift);
+    char *data = lease_new(arena, size, 1);
 
     for (int i = 0; i < 20; i++) {
         int pid = fork_hooked();
@@ -111,9 +196,60 @@ child_that_just_exits_lets_go(void)
             exit(0);
         }
         wait_child(pid);
+        CHECK_EQ(2, holders(arena, 0, 0));
+        mpshm_reap(arena);
+        CHECK_EQ(1, holders(arena, 0, 0));
     }
-    CHECK(is_filled(data, 100, 1));
+    CHECK(is_filled(data, size, 1));
     mpshm_release(data);
+    CHECK_EQ(0, runs_in_use(arena)); /* with no reaping */
+    close_clean(arena);
+}
+
+static char *written;
+
+static void *
+write_for_ever(void *argument)
+{
+    for (unsigned char i = 0;; i++) {
+        memset(written, i, 5000);
+    }
+    return argument;
+}
+
+/* It received an array, and ends while a thread of its own writes to it. */
+static void
+writes_of_an_ending_process_reach_nobody(void)
+{
+    mpshm_geometry narrow = paged();
+
+    narrow.segment_limit = 1;
+    mpshm_arena *arena = arena_of(narrow);
+
+    open_turns();
+    for (unsigned i = 0; i < 100; i++) {
+        mpshm_run all;
+        int pid = fork_hooked();
+
+        if (pid == 0) {
+            pthread_t thread;
+
+            written = lease_new(arena, 5000, 1);
+            CHECK_EQ(0, pthread_create(&thread, NULL, write_for_ever, NULL));
+            go(to_parent);
+            usleep(i * 10);
+            exit(0);
+        }
+        await(to_parent);
+        do { /* the child's array among it, as soon as it may be */
+            mpshm_reap(arena);
+        } while (mpshm_get_buf(arena, narrow.segment_bytes, &all) != 0);
+        fill(all.data, narrow.segment_bytes, i);
+        usleep(300);
+        CHECK(is_filled(all.data, narrow.segment_bytes, i));
+        CHECK_EQ(0, mpshm_abandon(&all));
+        wait_child(pid);
+    }
     close_clean(arena);
 }
 
@@ -152,51 +288,6 @@ place_of_a_private_view_is_shared_again_after_release(void)
     CHECK(is_filled(data, 5000, 5));
     mpshm_release(data);
     close_clean(again);
-    close_clean(arena);
-}
-
-/* Chunks smaller than a page cannot be remapped; it is said, and the holders are still counted. */
-static void
-view_that_cannot_be_made_private_is_reported(void)
-{
-    mpshm_arena *arena = arena_of(tiny);
-    char *gap = lease_new(arena, 16, 1), *data = lease_new(arena, 16, 2);
-
-    mpshm_fork_announce();
-    int pid = fork();
-
-    CHECK_EQ(-EINVAL, mpshm_fork_over());
-    if (pid == 0) {
-        CHECK_EQ(2, mpshm_leases());
-        mpshm_release(data);
-        mpshm_release(gap);
-        exit(0);
-    }
-    wait_child(pid);
-    CHECK_EQ(2, gauges(arena).runs_leased);
-    mpshm_release(data);
-    mpshm_release(gap);
-    close_clean(arena);
-}
-
-/* A fork nobody announced is one before an exec: the child is no holder and releases nothing. */
-static void
-unannounced_fork_leaves_all_to_the_parent(void)
-{
-    mpshm_arena *arena = arena_of(paged());
-    char *data = lease_new(arena, 5000, 1);
-    int pid = fork();
-
-    if (pid == 0) {
-        CHECK_EQ(0, mpshm_leases());
-        mpshm_release(data);
-        mpshm_release_all();
-        _exit(0);
-    }
-    wait_child(pid);
-    CHECK(is_filled(data, 5000, 1));
-    CHECK_EQ(1, gauges(arena).runs_leased);
-    mpshm_release(data);
     close_clean(arena);
 }
 
@@ -242,11 +333,10 @@ fork_among_busy_threads_leaves_both_sides_working(void)
         int pid = fork_hooked();
 
         if (pid == 0) {
-            /* The threads are gone; what they had leased is released by the exit. */
+            /* The threads are gone; what they had leased comes back by their process's name. */
             fill(data, 5000, 4);
             mpshm_release(lease_new(arenas[1], 5000, 5));
             mpshm_release(data);
-            mpshm_release_all();
             _exit(0);
         }
         wait_child(pid);
@@ -265,10 +355,11 @@ fork_among_busy_threads_leaves_both_sides_working(void)
 static const struct test tests[] = {
     TEST(inherited_run_is_not_the_childs_to_use),
     TEST(views_are_private_to_parent_child_and_grandchild),
-    TEST(child_that_just_exits_lets_go),
+    TEST(views_that_share_a_page_are_private_too),
+    TEST(ten_thousand_views_are_private_and_need_few_mappings),
+    TEST(child_that_just_exits_lets_go_once_it_is_dead),
+    TEST(writes_of_an_ending_process_reach_nobody),
     TEST(place_of_a_private_view_is_shared_again_after_release),
-    TEST(unannounced_fork_leaves_all_to_the_parent),
-    TEST(view_that_cannot_be_made_private_is_reported),
 #ifndef __SANITIZE_ADDRESS__
     /* ASan's allocator takes no part in fork: a child may inherit its lock held by another thread. */
     TEST(fork_among_busy_threads_leaves_both_sides_working),

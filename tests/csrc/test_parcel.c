@@ -5,6 +5,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define NO_MARK (UINT64_C(1) << 40)
@@ -337,6 +338,61 @@ failed_descriptor_is_named(void)
     close_channel();
 }
 
+/* The core's writes come by here. */
+static void (*instead_of_writing)(void);
+
+ssize_t
+write(int fd, const void *data, size_t size)
+{
+    if (instead_of_writing != NULL) {
+        void (*call)(void) = instead_of_writing;
+
+        instead_of_writing = NULL;
+        call();
+        errno = EAGAIN;
+        return -1;
+    }
+    return syscall(SYS_write, fd, data, size);
+}
+
+static char *stolen[2];
+
+static void
+steal_two_runs(void)
+{
+    CHECK_EQ(0, mpshm_lease(far, 0, 0, 9, 1, &stolen[0]));
+    CHECK_EQ(0, mpshm_lease(far, 0, 2, 9, 1, &stolen[1]));
+}
+
+/* A hostile peer reads their names in the run table.  They are its; nothing else is lost. */
+static void
+runs_leased_before_their_frame_failed_are_an_error_at_the_next_send(void)
+{
+    mpshm_parcel *parcel;
+    char bytes[16];
+
+    open_channel(4);
+    parcel = parcel_of(arena);
+    for (unsigned i = 0; i < 4; i++) {
+        fill(bytes, sizeof bytes, i);
+        CHECK_EQ(0, mpshm_put_buffer(parcel, bytes, 9, NO_MARK));
+    }
+    instead_of_writing = steal_two_runs;
+    CHECK_EQ(-EAGAIN, mpshm_send(parcel, ends[1], NULL, 0));
+    CHECK_EQ(2, gauges(arena).runs_loaned);
+    CHECK_EQ(2, arena->loans);
+    CHECK_EQ(MPSHM_E_STATE, mpshm_send(parcel, ends[1], NULL, 0));
+    CHECK_EQ(2, gauges(arena).runs_loaned);
+    mpshm_parcel_free(parcel);
+    CHECK_EQ(0, arena->loans);
+    CHECK_EQ(2, runs_in_use(arena)); /* the thief's */
+    for (unsigned i = 0; i < 2; i++) {
+        CHECK(is_filled(stolen[i], 9, 2 * i));
+        mpshm_release(stolen[i]);
+    }
+    close_channel();
+}
+
 static const struct test tests[] = {
     TEST(stream_grows_in_place_or_goes_on_in_another_run),
     TEST(more_descriptors_than_a_frame_holds_go_by_index),
@@ -346,5 +402,6 @@ static const struct test tests[] = {
     TEST(arena_at_its_limit_leaves_the_parcel_whole),
     TEST(forged_frames_are_refused_and_lease_nothing),
     TEST(failed_descriptor_is_named),
+    TEST(runs_leased_before_their_frame_failed_are_an_error_at_the_next_send),
 };
 RUN_TESTS(tests)

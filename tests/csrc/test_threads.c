@@ -48,8 +48,8 @@ sender(void *argument)
             uint64_t bytes = 0;
 
             arena_lock(arena);
-            CHECK_EQ(0, sender_seal(&run, size, &bytes));
-            sender_unseal(&run, size);
+            CHECK_EQ(0, run_seal(&run, size, NO_POSITION, &bytes));
+            run_unseal(&run, NO_POSITION);
             arena_unlock(arena);
         }
         CHECK_EQ(0, send_run(ends[1], &run, size));

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from .processes import session_members
 
 _BLOCK_BYTES = 512
+ROSTER = "/memfd:mpshm-roster "
+"""How the link of a roster's descriptor begins."""
 
 
 def open_descriptors(pid: int | str = "self") -> dict[int, str]:
@@ -23,6 +25,11 @@ def open_descriptors(pid: int | str = "self") -> dict[int, str]:
         except FileNotFoundError:
             pass  # closed meanwhile; always so for the one that listed the folder
     return found
+
+
+def without_rosters(descriptors: dict[int, str]) -> dict[int, str]:
+    """All but the rosters of families, which a process keeps for good: one for each family."""
+    return {fd: path for fd, path in descriptors.items() if not path.startswith(ROSTER)}
 
 
 def shm_names() -> frozenset[str]:
@@ -55,7 +62,7 @@ class Traces(NamedTuple):
 
     @staticmethod
     def now() -> Traces:
-        return Traces(open_descriptors(), session_members(), shm_names())
+        return Traces(without_rosters(open_descriptors()), session_members(), shm_names())
 
     def left(self, before: Traces) -> list[str]:
         """What there is now and was not before, in words."""

@@ -1,0 +1,16 @@
+"""Models of the protocols in shared memory: small programs whose every order of steps is tried.
+
+    every_order    tries all interleavings of a model, deaths included
+    roster         who is alive
+    deaths         who notices a death, and whose sweep finds what the dead held
+    segment_lock   claiming and releasing chunks
+    positions      a bounded queue
+    unfinished     task_done() and join()
+    byte_turns     maxbytes
+    holders        runs that several processes hold
+    pipe_runs      runs in flight on a pipe
+
+Each module says its protocol, step by step as the C code takes them, then what is checked. Its
+`CASES` must hold, except for those with `fails`: they do something wrong on purpose, and must fail
+that way. `python -m models` runs them, from `tests/`.
+"""
