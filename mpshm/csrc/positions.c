@@ -23,19 +23,6 @@
 
 #define TRIES RING_TRIES
 
-void
-ring_attach(mpshm_arena *arena)
-{
-    uint32_t places = arena->places = arena->header->places;
-
-    arena->bound = places != 0 && places < arena->slots ? places : arena->slots;
-    arena->writer = -1;
-    arena->bytes_limit = arena->header->bytes_limit;
-    arena->joinable = arena->header->joinable != 0;
-    arena->head_seen = HEAD_POSITION(atomic_load(&arena->ring->head));
-    INVARIANT(G1, arena->slots >= RING_SLOTS && (arena->slots & (arena->slots - 1)) == 0);
-}
-
 /* Move the head on over all that has passed: where it is.  G2 */
 uint64_t
 ring_first(mpshm_arena *arena)
