@@ -111,6 +111,19 @@ def take_place_within(end: QueueEnd, deadline: float | None) -> Place:
                 time.sleep(_PAUSE_S)
 
 
+def line_up(end: QueueEnd) -> Place | None:
+    """A place for a message that waits for bytes, so that none that comes later goes before it.
+
+    None if the ring has no slot for it yet.
+    """
+    place = Place(end.arena)
+    try:
+        place.take()
+    except QueueFull:
+        return None
+    return place
+
+
 _PAUSE_S = 0.001
 """Before a place is taken for a message that waits: a put that needs no place goes first."""
 

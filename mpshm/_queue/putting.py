@@ -31,7 +31,7 @@ from .._memory.places import NO_PLACE, Place
 from .._memory.ring import AT_ONCE, TOO_LONG
 from ..config import INLINE_MAX_BYTES
 from . import aio
-from .bounds import deadline_of, take_place_within, wait_place
+from .bounds import deadline_of, line_up, take_place_within, wait_place
 
 if TYPE_CHECKING:
     from .feeder import FeederState
@@ -147,19 +147,6 @@ def put_within(
                 raise
         if place is None and end.arena.bytes_limit and deadline != 0:
             place = line_up(end)
-
-
-def line_up(end: QueueEnd) -> Place | None:
-    """A place for a message that waits for bytes, so that none that comes later goes before it.
-
-    None if the ring has no slot for it yet.
-    """
-    place = Place(end.arena)
-    try:
-        place.take()
-    except QueueFull:
-        return None
-    return place
 
 
 def put_some_within(
