@@ -13,6 +13,7 @@ SimpleQueue (simple_putting.py).
 from __future__ import annotations
 
 import errno
+import functools
 import pickle
 import time
 from collections.abc import Callable
@@ -412,11 +413,39 @@ class QueuePutter:
 
     async def aput(self, obj: Any) -> None:
         """put() for asyncio: other tasks run while the queue is full, and it needs no thread."""
+        if self._end is not None and self._arena.bytes_limit and not self._closed:
+            await self._aput_in_turn(self._end, obj)
+            return
         while True:
             try:
                 return self.put(obj, False)
             except Full:
                 await aio.until(lambda: not self.full())
+
+    async def _aput_in_turn(self, end: QueueEnd, obj: Any) -> None:
+        """aput() in a queue bounded by bytes, where a message that waits keeps its turn."""
+        try:
+            message = _dump(obj, self._arena, NO_WAIT)
+        except Exception as error:
+            self._raise_or_report(error, obj)
+            return
+        place: Place | None = None
+        try:
+            while True:
+                try:
+                    return try_put(end, message, NO_PLACE if place is None else place.c)
+                except OutOfSharedMemory:
+                    places.reap(self._arena)
+                    await aio.until(lambda: True)
+                except (NoRoomNow, QueueFull):
+                    place = place or line_up(end)
+                    await aio.until(functools.partial(wait_place, end, 0, place))
+        except OSError as error:
+            abandon_runs(message)
+            self._raise_or_report(error, obj)
+        except BaseException:
+            abandon_runs(message)
+            raise
 
 
 # Looked up once, because every message needs them.

@@ -38,7 +38,7 @@ typedef uint32_t name;
 #define ROSTER_MAGIC UINT64_C(0x3072736d687370ff)
 struct record {
     _Atomic uint64_t word; /* truth: RECORD_WORD; taken by who holds the lock on its byte */
-    _Atomic uint64_t born; /* mine: RECORD_FACT, start time by /proc */
+    _Atomic uint64_t born; /* mine: RECORD_FACT, when it began (pids.c) */
     _Atomic uint64_t space; /* mine: RECORD_FACT, pid namespace: a pid says nothing outside it */
     _Atomic uint32_t noted; /* truth: the last incarnation that somebody found dead.  Behind: ask the lock */
     uint32_t unused;
@@ -143,7 +143,9 @@ _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSE
 #define POSITION_BITS 36
 #define POSITION_MASK ((UINT64_C(1) << POSITION_BITS) - 1)
 #define RING_SLOTS UINT32_C(512) /* at least; a bounded queue has as many as it is long */
-#define RING_SLOTS_MOST (UINT32_C(1) << 22)
+/* At most: a ring becomes resident whole, 1.2 KB a slot, however few messages there ever are in it.  What
+   a longer queue holds beyond that waits with its senders' feeders. */
+#define RING_SLOTS_MOST UINT32_C(4096)
 #define RING_DATA_BYTES 128
 /* A longer frame goes on in the overflow, where each slot has a place of its own.  The overflow lies
    apart, so that short frames, which are the rule, lie close together and make less memory resident.

@@ -8,31 +8,33 @@
     hinted   some hint is set: set after the hint, cleared before the hints are
     stale    the caches miss something; rebuild them when no room is found
 
-    claim    lock; harvest; find; clear `free`, set `heads`; store B; store A: the claim; unlock
+    swept    how many deaths the last sweep knew of when it began
+
+    lock     CAS 0 to me, then harvest; or CAS a dead name to me, then rebuild
     harvest  clear `hinted`; if it was set, take all hints at once; for each h that is in `heads`
              and whose A is FREE: clear heads[h], set its B chunks free
-    rebuild  after the lock was taken from the dead, or when no room is found and `stale` is set:
-             clear `stale`, `hinted` and the hints, then look at each A and B: a run's chunks are
-             taken, others free
-    release  CAS A to FREE(me), then set the hint, then `hinted`
+    rebuild  also when no room is found and `stale` is set: clear `stale`, `hinted` and the hints,
+             then look at each A and B: a run's chunks are taken, others free
+    claim    lock; find; clear `free`, set `heads`; store B; store A, which is the claim; unlock
+    release  CAS A to FREE, then set the hint, then `hinted`
     shrink   lock; store B and set the tail free; unlock. If another has the lock: store B, then
-             set `stale`. Both end before A leaves LOANED, so a reaper meets each B that is not told
+             set `stale`. Both end before A leaves LOANED
     grow     lock; clear `free` behind the run; store B, which is the claim; unlock
-    reap     LOANED(dead): CAS to FREE(me), then set `stale`
-             FREE(dead):   set `stale`, then CAS to FREE(0)
+    sweep    when more have died than `swept` says, CAS that first; release each run of the dead;
+             then set `stale`
 
 LOANED stands for each state of a run that has an owner.
 
-A word that is FREE keeps its releaser's name. Otherwise a releaser that is killed before it sets
-its hint leaves chunks that nobody misses. A reaper sets `stale`, which stands for all hints, and
-for the tail of a run that its dead owner has shrunk.
+A releaser that is killed before it sets its hint leaves chunks that nobody misses, and so does an
+owner that is killed before it sets `stale`. Each sweep sets `stale`, as the dead may have been one
+of these. A sweeper that is killed is a death itself, which begins another sweep.
 
 A releaser that stops before its hint does no harm. Others may rebuild, lend the chunk again and
 forget the release. When the hint comes, either heads[h] is not set, or h is the head of another
 run, and that run's A says whether it is free.
 
-One step is one access to the lock, a run word, the hints or `stale`. There are no tags: a late CAS
-expects a dead process' name, and no new word bears that.
+One step is one access to the lock, a run word, the hints, `stale` or `swept`. There are no tags: a
+late CAS expects a dead process' name, and no new word bears that. Each death is noticed at once.
 
 Checked: no chunk has two owners, nobody else changes a living owner's words or takes a living
 holder's lock, and in the end every chunk can be claimed.
@@ -43,7 +45,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .every_order import OVER, STUCK, UNBORN, Broken, Case, Model, Place, Step, broken, put
+from .every_order import DEAD, OVER, STUCK, UNBORN, Broken, Case, Model, Place, Step, broken, put
 
 LOANED, FREE = "LOANED", "FREE"
 NOBODY = (FREE, "")
@@ -62,6 +64,7 @@ class State(NamedTuple):
     hints: tuple[bool, ...]
     hinted: bool
     stale: bool
+    swept: int
     owners: tuple[str, ...]
     """Of each chunk, as the model knows: no process reads this."""
     procs: tuple[Place, ...]
@@ -110,6 +113,7 @@ class SegmentLock(Model):
             none,
             False,
             False,
+            0,
             ("",) * chunks,
             (),
         )
@@ -122,7 +126,7 @@ class SegmentLock(Model):
 
     def program(self, s: State, who: str, at: Place) -> Step | list[Step]:
         if who not in self.scripts:
-            return self.reap(s, who, at)
+            return self.sweep(s, at)
         step, line, run, *registers = at
         do = getattr(self, step.replace(" ", "_"))
         made: Step = do(s, Worker(who, line, run, self.scripts[who][line][1]), *registers)
@@ -144,7 +148,7 @@ class SegmentLock(Model):
         if op == "shrink" and self.variant == "latetail" and s.b[w.run] != w.size:
             return self.store_b(s, w), w.to("lock")
         if s.lock == "":
-            return s._replace(lock=w.me), w.to(op)
+            return s._replace(lock=w.me), w.to("read hinted")
         if self.is_dead(s, s.lock):
             return s, w.to("take", s.lock)
         if op == "shrink" and self.variant != "latetail":
@@ -154,8 +158,7 @@ class SegmentLock(Model):
     def take(self, s: State, w: Worker, dead: str) -> Step:
         if s.lock != dead:
             return s, w.to("lock")
-        s, op = s._replace(lock=w.me), self.scripts[w.me][w.line][0]
-        return s, w.to(op) if self.variant == "norebuild" else self.rebuild(w, "", op)
+        return s._replace(lock=w.me), self.rebuild(w, "", "begin op")
 
     def unlock(self, s: State, w: Worker, is_done: bool) -> Step:
         if s.lock != w.me:
@@ -163,14 +166,12 @@ class SegmentLock(Model):
         s = s._replace(lock="")
         return s, self.next_line(w.me, w.line, w.run) if is_done else w.to("lock")
 
-    # claiming
+    # harvesting
 
-    def claim(self, s: State, w: Worker) -> Step:
+    def read_hinted(self, s: State, w: Worker) -> Step:
         if not s.hinted:
             return s, w.to("harvest", ())
-        if self.variant == "hintedlast":
-            return s, w.to("take hints")
-        return s._replace(hinted=False), w.to("take hints")
+        return s._replace(hinted=self.variant == "hintedlast"), w.to("take hints")
 
     def take_hints(self, s: State, w: Worker) -> Step:
         hints = tuple(h for h in range(self.chunks) if s.hints[h])
@@ -183,12 +184,18 @@ class SegmentLock(Model):
     def harvest(self, s: State, w: Worker, hints: tuple[int, ...]) -> Step:
         """Each h in one step: B does not change any more once A is FREE."""
         if not hints:
-            return self.find(s, w)
+            return self.begin_op(s, w)
         h = hints[0]
         if s.a[h][0] == FREE and (s.heads[h] or self.variant == "noheads"):
             s = s._replace(heads=put(s.heads, h, False))
             s = self.set_free(s, h, s.b[h], True)
         return s, w.to("harvest", hints[1:])
+
+    def begin_op(self, s: State, w: Worker) -> Step:
+        op = self.scripts[w.me][w.line][0]
+        return {"claim": self.find, "shrink": self.shrink, "grow": self.grow}[op](s, w)
+
+    # claiming
 
     def find(self, s: State, w: Worker) -> Step:
         """Looks at the caches alone, so it takes the step that follows as well."""
@@ -247,8 +254,7 @@ class SegmentLock(Model):
     def release(self, s: State, w: Worker) -> Step:
         if s.a[w.run] != (LOANED, w.me):
             raise Broken("the run of a living owner was changed")
-        word = (FREE, "" if self.variant == "noname" else w.me)
-        s = self.disown(s, w.me, w.run)._replace(a=put(s.a, w.run, word))
+        s = self.disown(s, w.me, w.run)._replace(a=put(s.a, w.run, NOBODY))
         return s, w.to("hint")
 
     def hint(self, s: State, w: Worker) -> Step:
@@ -284,27 +290,41 @@ class SegmentLock(Model):
             s = s._replace(b=put(s.b, w.run, w.size))
         return s, w.to("unlock", True)
 
-    # the reaper, which looks wherever it likes and keeps nothing in mind between two looks
+    # the sweeper
 
-    def reap(self, s: State, me: str, at: Place) -> Step | list[Step]:
-        if at == IDLE:
-            return [
-                (s, ("take run" if word[0] == LOANED else "mark", h, word))
-                for h, word in enumerate(s.a)
-                if word[1] and self.is_dead(s, word[1])
-            ]
-        step, h, word = at
-        if step == "take run":
+    def sweep(self, s: State, at: Place) -> Step | list[Step]:
+        step, *registers = at
+        if step == "idle":
+            deaths = sum(place == DEAD for place in s.procs)
+            if s.swept == deaths:
+                return []
+            return s if self.variant == "sweptlast" else s._replace(swept=deaths), ("walk", 0)
+        if step == "walk":
+            (h,) = registers
+            if s.a[h][0] == FREE:
+                return s, self.walk_on(h + 1)
+            return s, ("whose", h, s.a[h])
+        if step == "whose":
+            h, word = registers
+            end = h + s.b[h]
+            return s, ("free", h, word, end) if self.is_dead(s, word[1]) else self.walk_on(end)
+        if step == "free":
+            h, word, end = registers
             if s.a[h] != word:
-                return s, IDLE
+                return s, self.walk_on(end)
             s = self.disown(s, word[1], h)
-            return s._replace(a=put(s.a, h, (FREE, me))), ("mark", h, (FREE, me))
-        if step == "mark":
-            then: Place = IDLE if word[1] == me else ("forget", h, word)
-            if self.variant == "hintonly":
-                return s._replace(hints=put(s.hints, h, True)), then
-            return s._replace(stale=True), then
-        return s._replace(a=put(s.a, h, NOBODY)) if s.a[h] == word else s, IDLE
+            return s._replace(a=put(s.a, h, NOBODY)), ("hint", h, end)
+        if step == "hint":
+            h, end = registers
+            return s._replace(hints=put(s.hints, h, True)), ("say hinted", end)
+        if step == "say hinted":
+            return s._replace(hinted=True), self.walk_on(registers[0])
+        if self.variant == "sweptlast":
+            s = s._replace(swept=sum(place == DEAD for place in s.procs))
+        return s if self.variant == "nostale" else s._replace(stale=True), IDLE
+
+    def walk_on(self, h: int) -> Place:
+        return ("walk", h) if h < self.chunks else ("set stale",)
 
     # caches, and who really owns what
 
@@ -348,27 +368,26 @@ TWICE = "a chunk has two owners"
 
 CASES = [
     Case("a releaser stops", lambda: model(1, "b", a=FREES, b=ONE, c=TWO + END)),
-    Case("a releaser is killed", lambda: model(1, "a b r", a=FREES, b=ONE, c=END)),
-    Case("a run shrinks", lambda: model(2, "a r", a=SHRINKS, b=ONE, c=END)),
-    Case("a run grows", lambda: model(1, "a r", a=GROWS, b=ONE, c=END)),
-    Case("four workers", lambda: model(1, "a b r", a=FREES, b=ONE, c=TWO, d=END), large=True),
+    Case("a releaser is killed", lambda: model(1, "a r", a=FREES, b=ONE, c=END)),
+    Case("a run shrinks", lambda: model(2, "a", a=SHRINKS, b=ONE, c=END)),
+    Case("a run grows", lambda: model(1, "a", a=GROWS, b=ONE, c=END)),
+    Case("frees, all die", lambda: model(1, "a b r", a=FREES, b=ONE, c=END), large=True),
+    Case("four workers", lambda: model(1, "a b", a=FREES, b=ONE, c=TWO, d=END), large=True),
     Case("shrinks, all die", lambda: model(2, "a b r", a=SHRINKS, b=ONE, c=END), large=True),
     Case("grows, all die", lambda: model(1, "a b r", a=GROWS, b=ONE, c=END), large=True),
     Case("three claim", lambda: model(0, "a b r", a=TWO, b=ONE + ONE, c=END), large=True),
     # a harvester trusts the hint alone
     broken("noheads", TWICE, lambda v: model(1, "b", v, a=FREES, b=ONE, c=TWO, d=ONE)),
-    # the new holder of a dead one's lock trusts the caches
-    broken("norebuild", STUCK, lambda v: model(1, "b", v, a=FREES, b=ONE, c=END)),
     # a rebuild looks, and clears the hints afterwards
     broken("hintslast", STUCK, lambda v: model(1, "b", v, a=FREES, b=ONE, c=END)),
     # a rebuild looks, and clears `stale` afterwards
-    broken("stalelast", STUCK, lambda v: model(2, "a b", v, a=SHRINKS, b=ONE, c=END)),
+    broken("stalelast", STUCK, lambda v: model(2, "b", v, a=SHRINKS, b=ONE, c=END)),
     # a harvester takes the hints, and clears `hinted` afterwards
     broken("hintedlast", STUCK, lambda v: model(1, "", v, a=FREES, b=ONE + ONE, c=END)),
-    # FREE keeps no name
-    broken("noname", STUCK, lambda v: model(1, "a", v, a=FREES, c=END)),
-    # a reaper sets the hint of a run, and not `stale`
-    broken("hintonly", STUCK, lambda v: model(2, "a", v, a=SHRINKS, b=ONE, c=END)),
+    # a sweep does not set `stale`
+    broken("nostale", STUCK, lambda v: model(1, "a", v, a=FREES, c=END)),
+    # `swept` is set when a sweep ends
+    broken("sweptlast", STUCK, lambda v: model(1, "a b", v, a=FREES, b=ONE, c=END)),
     # B is stored before the lock is taken, and the tail set free under it
     broken("latetail", TWICE, lambda v: model(2, "b", v, a=SHRINKS, b=ONE, c=TWO, d=ONE)),
     # `stale` is set before B is stored
