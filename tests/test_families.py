@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ import mpshm
 from kit.leaks import ROSTER, open_descriptors
 from kit.programs import LIMIT_S, run_python
 from mpshm._memory import arena
+from mpshm.connection import Listener
 
 LONG = bytes(300_000)
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -48,6 +50,30 @@ def test_process_has_one_roster_for_each_family(context: Any) -> None:
     process.join()
     assert before == rosters()
     assert count == (before if context.get_start_method() == "fork" else 1)
+
+
+STRANGER = """
+import os, sys
+from mpshm.connection import Client
+
+with Client(sys.argv[1], authkey=b"key") as end:
+    assert bytes(300_000) == end.recv()
+    end.send(bytes(200_000))
+    shared = end.stats().shm_messages, end.stats().received_shm_messages
+links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+print(shared, any("roster" in os.readlink(link) for link in links if os.path.islink(link)))
+"""
+
+
+def test_stranger_shares_memory_without_a_familys_roster() -> None:
+    with Listener(family="AF_UNIX", authkey=b"key") as listener:
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(run_python, "-c", STRANGER, listener.address)
+            with listener.accept() as end:
+                end.send(LONG)
+                assert bytes(200_000) == end.recv()
+        done = running.result()
+    assert ("(1, 1) False\n", "") == (done.stdout, done.stderr)
 
 
 FOUNDS_A_FAMILY = """
@@ -218,6 +244,7 @@ CROWDED = """
 import os, struct
 import mpshm
 from mpshm._memory import arena
+from mpshm.connection import Listener
 
 RECORD = struct.Struct("=QQQII")
 
