@@ -239,7 +239,7 @@ holders(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id)
     arena_lock(arena);
     CHECK_EQ(0, segment_map(arena, mmap_id, &seg));
     if (RUN_STATE(atomic_load(&seg->runs[chunk_id].word)) == RUN_SHARED) {
-        for (uint32_t i = 1; i < run_chunks_at(seg, chunk_id) && i <= HOLDERS_MOST; i++) {
+        for (uint32_t i = 1; i < run_chunks_at(seg, chunk_id); i++) {
             n += atomic_load(&seg->runs[chunk_id + i].more) != 0;
         }
     }

@@ -69,10 +69,12 @@ each_fork_adds_a_name(void)
         CHECK_EQ(2 + i, holders(arena, 0, 0));
     }
     for (int i = 0; i < 3; i++) {
+        uint64_t word = word_at(0);
+
         kill_child(pids[i]);
         mpshm_reap(arena);
         CHECK_EQ(3 - i, holders(arena, 0, 0));
-        CHECK_EQ(RUN_SHARED, RUN_STATE(word_at(0)));
+        CHECK_EQ(SHARED_MORE(word), word_at(0)); /* L7: whoever looked over the names meanwhile sees it */
     }
     mpshm_release(data);
     CHECK_EQ(RUN_FREE, RUN_STATE(word_at(0)));
@@ -123,6 +125,45 @@ who_finds_no_place_has_a_copy(void)
         }
         close_clean(arena);
     }
+}
+
+/* The run goes its way, and the copy and its copies theirs. */
+static void
+a_copy_is_no_share_in_its_run(void)
+{
+    open_arena();
+    char *data = lease_new(arena, chunks(3), 1);
+    int holder = start_holder(), pid = fork_hooked();
+
+    if (pid == 0) {
+        await(to_child); /* the holder is gone, so there is a place by now */
+        int grandchild = fork_hooked();
+
+        if (grandchild == 0) {
+            CHECK(is_filled(data, chunks(3), 1));
+            exit(0);
+        }
+        wait_child(grandchild);
+        go(to_parent);
+        await(to_child); /* and the run is another's */
+        CHECK(is_filled(data, chunks(3), 1));
+        exit(0);
+    }
+    CHECK_EQ(2, holders(arena, 0, 0));
+    kill_child(holder);
+    mpshm_reap(arena);
+    CHECK_EQ(1, holders(arena, 0, 0));
+    go(to_child);
+    await(to_parent);
+    CHECK_EQ(1, holders(arena, 0, 0));
+    mpshm_release(data);
+    CHECK_EQ(0, runs_in_use(arena));
+    data = lease_new(arena, chunks(3), 2);
+    CHECK(data == arena->segments[0]->now->data);
+    go(to_child);
+    wait_child(pid);
+    mpshm_release(data);
+    close_clean(arena);
 }
 
 /* A long run has no more than HOLDERS_MOST places. */
@@ -644,6 +685,7 @@ fork_that_fails_leaves_nothing(void)
 static const struct test tests[] = {
     TEST(each_fork_adds_a_name),
     TEST(who_finds_no_place_has_a_copy),
+    TEST(a_copy_is_no_share_in_its_run),
     TEST(sixty_three_hold_a_long_run_and_others_have_copies),
     TEST(child_that_releases_is_no_holder),
     TEST(child_that_exits_is_no_holder_at_the_next_reap),
