@@ -289,3 +289,16 @@ die_and_reap(void)
     die_in_child(have_everything);
     stage_reap();
 }
+
+void
+do_all(void)
+{
+    if (stage.kind->is_queue) {
+        go_laps();
+        die_and_reap();
+        fork_and_view();
+    }
+    come_and_go();
+    claim_much();
+    put_some();
+}

@@ -69,20 +69,32 @@ run_quick(void)
     return bad + run(&subject, &choice);
 }
 
+/* The kinds in which a stopped process is in another's way differently. */
 static unsigned long
-run_all(void)
+run_kinds(struct choice choice, const int *kinds, int count)
 {
-    static const unsigned most[MODES] = {[MODE_KILL] = 0, [MODE_PAUSE] = 2, [MODE_STOP] = 2,
-                                         [MODE_REAPER] = 1};
-    struct choice choice = {.kind = -1, .hang_s = HANG_S};
     unsigned long bad = 0;
 
-    for (int mode = 0; mode < MODES; mode++) {
-        choice.mode = (enum mode) mode;
-        choice.most = most[mode];
+    for (int i = 0; i < count; i++) {
+        choice.kind = kinds[i];
         bad += run(&subject, &choice);
     }
     return bad;
+}
+
+static unsigned long
+run_all(void)
+{
+    static const int differ[] = {UNBOUNDED, BOTH, BYTES, PIPE};
+    struct choice kill = {.mode = MODE_KILL, .kind = -1, .hang_s = HANG_S};
+    struct choice pause = {.mode = MODE_PAUSE, .other = "all of it", .most = 1, .hang_s = HANG_S};
+    struct choice stop = {.mode = MODE_STOP, .other = "all of it", .most = 1, .hang_s = HANG_S};
+    struct choice reaper = {.mode = MODE_REAPER, .most = 1, .hang_s = HANG_S};
+    unsigned long bad = run(&subject, &kill);
+
+    bad += run_kinds(reaper, differ, 4);
+    bad += run_kinds(pause, differ, 4);
+    return bad + run_kinds(stop, differ, 4);
 }
 
 static int

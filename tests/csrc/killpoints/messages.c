@@ -242,11 +242,14 @@ static bool keeps;
 static void
 keep_or_free(mpshm_held *held)
 {
-    if (!keeps || kept_count == sizeof kept / sizeof *kept) {
+    uint32_t message;
+
+    memcpy(&message, held->data, sizeof message); /* as each part begins */
+    if (!keeps || kept_count == sizeof kept / sizeof *kept || ledger_shape(message) != VIEWED) {
         mpshm_held_free(held);
         return;
     }
-    memcpy(&kept[kept_count].message, held->data, sizeof kept->message);
+    kept[kept_count].message = message;
     kept[kept_count].part = kept_count + 1;
     kept[kept_count++].held = held;
 }

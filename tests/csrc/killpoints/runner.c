@@ -19,6 +19,8 @@ enum { GOOD, BAD, OVER, REAPER_OVER };
 
 /* After so many bad points of a scenario its others are left out. */
 #define MOST_BAD 60
+/* So often the same step of a reaper counts. */
+#define MOST_OF_REAPER 3
 /* No scenario has so many points. */
 #define MOST_POINTS 100000
 
@@ -100,6 +102,7 @@ kill_reaper(const struct life *life)
     if (pid == 0) {
         life->subject->settle();
         points_note_in(&report->reaper);
+        points_choose(POINT_CHANGES, MOST_OF_REAPER);
         points_arm(life->reaper_point, POINT_KILL);
         life->subject->reap();
         point(POINT_CHANGES, "its end", __builtin_return_address(0));

@@ -76,7 +76,8 @@ const struct scenario scenarios[] = {
      .flags = ACT_FORKS | ACT_OF_CHILD},
     {"clone with views, the child works", ALL_KINDS, clone_child_works, .ready = hold_views,
      .flags = ACT_FORKS | ACT_OF_CHILD},
-    {"put with lost descriptors", ALL_KINDS, put_viewed, .ready = lose_descriptors},
+    {"put with lost descriptors", ALL_KINDS, put_without_descriptors, .before = three,
+     .ready = lose_descriptors},
     {"get with lost descriptors", ALL_KINDS, get_one, .before = put_viewed,
      .ready = lose_descriptors, .hands = 1},
     {"fork with lost descriptors", ALL_KINDS, fork_with_views,
@@ -106,6 +107,7 @@ const struct scenario scenarios[] = {
 
 /* A connection has one reader at a time, who may be stopped in the middle of a frame. */
 const struct other others[] = {
+    {"does all of it", ALL_KINDS, ALL_KINDS, do_all},
     {"takes everything", ALL_KINDS, QUEUES, take_everything},
     {"puts some", ALL_KINDS, ALL_KINDS, put_some},
     {"goes laps", ALL_KINDS, QUEUES, go_laps},

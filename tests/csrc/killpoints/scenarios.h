@@ -35,9 +35,10 @@ void one_dead(void), many_dead(void), large_dead(void), one_gone(void);
 void fork_with_views(void), fork_and_keep(void), fork_and_go(void), fork_in_fork(void);
 void fork_again(void), fork_with_loan(void), fork_alone(void), fork_child_works(void);
 void clone_child_works(void), lose_descriptors(void), lose_descriptors_and_hold(void);
+void put_without_descriptors(void);
 
 /* acts_processes.c: others. */
 void take_everything(void), put_some(void), go_laps(void), reap_twice(void), come_and_go(void);
-void claim_much(void), fork_and_view(void), die_and_reap(void);
+void claim_much(void), fork_and_view(void), die_and_reap(void), do_all(void);
 
 #endif
