@@ -351,5 +351,4 @@ def process_arenas() -> list[Arena]:
 
 def note_end(pid: int) -> None:
     """A child process of this one has ended: take back soon what it held."""
-    if not CORE_MISSING:
-        lib.mpshm_process_ended(pid)
+    lib.mpshm_process_ended(pid)
