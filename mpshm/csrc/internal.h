@@ -88,6 +88,8 @@ struct mpshm_arena {
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
     uint32_t sent_count, sent_room;
     uint64_t sent_bytes;
+    int pipe_fd;            /* an end of the connection, and 1; 0: none is known */
+    uint64_t pipe_device, pipe_inode;
     struct strays *strays;  /* runs in flight that may be nobody's, or NULL */
     bool has_claimed;       /* this process has claimed a run of usual chunks */
     uint32_t shorts;        /* short messages for which it made no segment */
@@ -270,7 +272,7 @@ bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_
 uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
                    uint64_t stream_size);
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
-int frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max);
+int frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max);
 #define DESCRIPTOR_BYTES 20
 
 /* leases.c, all under arena_lock. */
@@ -291,7 +293,8 @@ void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for 
 
 /* strays.c: all but the first under arena_lock. */
 void strays_inside(mpshm_arena *arena, bool begins);
-void strays_look(mpshm_arena *arena, int fd);
+void strays_pipe(mpshm_arena *arena, int fd);
+void strays_look(mpshm_arena *arena);
 void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */

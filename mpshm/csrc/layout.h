@@ -258,7 +258,8 @@ struct segment_head {
                                made anew for nothing.  Wrongly 0: until the lock's next holder dies */
     _Atomic uint32_t high;  /* the lock's: no run has begun at this chunk or behind it; raised before the
                                claim */
-    uint32_t unused[12];
+    uint32_t claims;        /* the lock's: how many there were; the next one's tag */
+    uint32_t unused[11];
     _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` */
 };
 _Static_assert(sizeof(struct segment_head) == 192, "layout");
@@ -276,8 +277,8 @@ _Static_assert(sizeof(struct run) == 16, "layout");
    holder's name is left.
    Run word: tag 31 | name 30 | state 3.  In flight through a ring: its position in the place of both, for
    nobody has the run then but its slot.  In the place of the name a SHARED run has a count, which goes up
-   before a name goes away.  A chunk's tag never comes again: it goes up with each claim, or it is a
-   position. */
+   before a name goes away.  A claim's tag is new in its segment, and goes with the run; in a queue's arena a
+   lease replaces it by the position.  So no word comes again in the same state but FREE. */
 enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, RUN_SHARED = 4 };
 #define TAG_MASK UINT32_C(0x7fffffff)
 #define RUN_WORD(tag, who, state) \

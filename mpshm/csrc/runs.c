@@ -85,12 +85,10 @@ claim_locked(struct segment *seg, uint64_t size, mpshm_run *run)
         && !(segment_look_again(seg) && freemap_find(seg->map, seg->count, chunks, &at))) {
         return false;
     }
-    uint64_t was = atomic_load_explicit(&seg->runs[at].word, memory_order_relaxed);
-
-    INVARIANT(L4, RUN_STATE(was) == RUN_FREE);
+    INVARIANT(L4, RUN_STATE(atomic_load(&seg->runs[at].word)) == RUN_FREE);
     freemap_clear(seg->map, at, chunks);
     freemap_set(seg->heads, at, 1);
-    run->tag = (RUN_TAG(was) + 1) & TAG_MASK;
+    run->tag = ++seg->head->claims & TAG_MASK;
     if (at >= segment_high(seg)) {
         atomic_store_explicit(&seg->head->high, at + 1, memory_order_release);
     }
@@ -441,19 +439,19 @@ run_unseal(mpshm_run *run, uint64_t position)
     }
 }
 
-/* Whether the entry at `at` is still that of the run in flight with that word, whoever has it now, and its
-   chunks have not been taken back.  Under the segment's lock, so none is claimed meanwhile. */
+/* Whether the entry at `at` is still that of the run that was in flight with that word, and a receiver at most
+   has leased it: only then has it its tail for certain. */
 static bool
 is_same_run(struct segment *seg, uint32_t at, uint64_t flight, uint32_t tag)
 {
     uint64_t word = atomic_load(&seg->runs[at].word);
 
     return word == flight
-           || (RUN_STATE(word) != RUN_FLIGHT && RUN_TAG(word) == tag && freemap_has(seg->heads, at));
+           || ((RUN_STATE(word) == RUN_LEASED || RUN_STATE(word) == RUN_SHARED) && RUN_TAG(word) == tag);
 }
 
 /* Take the chunks behind a sealed run's `size` bytes from it, if the segment's lock is to be had; else they are
-   free when the run is.  The receiver may have freed it. */
+   free when the run is. */
 static void
 trim(mpshm_run *run, uint64_t size, uint64_t position)
 {
