@@ -432,11 +432,16 @@ static void
 unseen_child_sends_and_receives_as_a_member_of_its_own(void)
 {
     open_arena();
-    char *view = lease_new(arena, chunks(3), 9);
+    char *view = lease_new(arena, chunks(5), 9);
     mpshm_run run = claim(arena, chunks(2));
     name parent = arena->me;
 
     fill(run.data, chunks(2), 8);
+    int holder = fork_hooked();
+
+    if (holder == 0) {
+        pause();
+    }
     int pid = fork_unhooked();
 
     if (pid == 0) {
@@ -445,7 +450,6 @@ unseen_child_sends_and_receives_as_a_member_of_its_own(void)
         CHECK_EQ(MPSHM_E_FOREIGN, mpshm_seal(&run, 16));
         CHECK_EQ(MPSHM_E_FOREIGN, mpshm_abandon(&run));
         send_three();
-        mpshm_release(view); /* its parent's */
         char *mine = lease_new(arena, chunks(3), 5);
         int grandchild = fork_hooked();
 
@@ -454,14 +458,17 @@ unseen_child_sends_and_receives_as_a_member_of_its_own(void)
             fill(mine, chunks(3), 6);
             exit(0);
         }
+        mpshm_release(view); /* its parent's */
         wait_child(grandchild);
         CHECK(is_filled(mine, chunks(3), 5));
+        CHECK_EQ(2, holders(arena, 0, 0)); /* of what is its parent's, it makes nobody a holder */
         _exit(0); /* with it in hand */
     }
     send_three();
     wait_child(pid);
     receive_three();
-    CHECK(is_filled(view, chunks(3), 9));
+    kill_child(holder);
+    CHECK(is_filled(view, chunks(5), 9));
     CHECK(is_filled(run.data, chunks(2), 8));
     mpshm_reap(arena);
     CHECK_EQ(2, runs_in_use(arena));
