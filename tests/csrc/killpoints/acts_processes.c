@@ -81,6 +81,28 @@ attach_put_leave(void)
     stage_close();
 }
 
+/* As a program does that was started anew and is handed a channel. */
+void
+take_over(void)
+{
+    stage_take_over();
+    (void) hear();
+    (void) say(VIEWED);
+    stage_close();
+}
+
+/* Another channel of the same family. */
+void
+make_another(void)
+{
+    struct stage first = stage;
+
+    stage_open(__builtin_ctz(stage.bit));
+    have_segment();
+    stage_close();
+    stage = first;
+}
+
 void
 leave(void)
 {

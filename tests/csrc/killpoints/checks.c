@@ -5,6 +5,7 @@
 #include "checks.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -114,6 +115,17 @@ check_tasks(void)
     ledger_tasks_settled();
 }
 
+/* A pipe that is watched is readable while there is a message, and not longer. */
+static void
+check_pipe(bool readable)
+{
+    struct pollfd pipe = {.fd = stage.in.fd, .events = POLLIN};
+
+    if (stage.kind->is_watched) {
+        EXPECT_EQ(readable, poll(&pipe, 1, 0));
+    }
+}
+
 static void
 hear_each(int count)
 {
@@ -160,10 +172,13 @@ check_laps(void)
 static void
 check_goes_on(void)
 {
+    check_pipe(false);
     for (enum shape shape = SHORT; shape < BY_COPY; shape++) {
         EXPECT_EQ(0, say(shape));
+        check_pipe(true);
     }
     hear_each(BY_COPY - SHORT);
+    check_pipe(false);
 }
 
 static uint32_t
@@ -260,9 +275,9 @@ check_last(void)
 }
 
 void
-check_as_newcomer(int line)
+check_as_newcomer(void)
 {
-    stage_take_over(line);
+    stage_take_over();
     mpshm_reap(stage.arena);
     check_empty();
     check_tasks();

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 struct report *report;
+int life_line = -1;
 
 void
 lives_begin(void)

@@ -40,6 +40,9 @@ enum ending { ENDED_WELL, WAS_KILLED, HAS_STOPPED };
 /* The exit code of a process that has done its work. */
 #define DONE 7
 
+/* To a process that begins outside: by this it is handed what there is. */
+extern int life_line;
+
 void lives_begin(void);
 /* Fork a process that dies with this one, and that is ended when it hangs.  `how` forks. */
 int life_begin(int (*how)(void));

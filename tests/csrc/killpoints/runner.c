@@ -45,7 +45,7 @@ be_victim(const struct life *life, enum point_deed deed)
     if (scenario->flags & ACT_FORKS) {
         life_begin_family();
     }
-    if ((scenario->flags & IS_NEW) == 0) {
+    if ((scenario->flags & (IS_NEW | IS_STRANGER)) == 0) {
         life->subject->settle();
     }
     if (scenario->ready != NULL) {
@@ -112,15 +112,27 @@ kill_reaper(const struct life *life)
     return life_wait(pid, "the reaper") == WAS_KILLED;
 }
 
-/* A process of another family, until it is handed what the others have. */
+/* A process of another family, until it is handed what there is. */
 static int
-begin_newcomer(const struct subject *subject, int line[2])
+begin_stranger(int *line)
 {
-    EXPECT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, line));
+    int ends[2];
+
+    EXPECT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends));
     int pid = life_begin(fork);
 
+    life_line = ends[1];
+    *line = ends[0];
+    return pid;
+}
+
+static int
+begin_newcomer(const struct subject *subject, int *line)
+{
+    int pid = begin_stranger(line);
+
     if (pid == 0) {
-        subject->check_newcomer(line[1]);
+        subject->check_newcomer();
         _exit(DONE);
     }
     return pid;
@@ -135,23 +147,55 @@ check_as_newcomer(const struct subject *subject, int line, int pid)
     }
 }
 
+static enum point_deed
+deed_of(const struct life *life)
+{
+    return life->mode == MODE_PAUSE || life->mode == MODE_STOP ? POINT_STOP : POINT_KILL;
+}
+
+/* -1: it begins later, as a child. */
+static int
+begin_victim_outside(const struct life *life, int *line)
+{
+    int pid = (life->scenario->flags & IS_STRANGER) != 0 ? begin_stranger(line) : -1;
+
+    if (pid == 0) {
+        be_victim(life, deed_of(life));
+    }
+    return pid;
+}
+
+static int
+begin_victim(const struct life *life)
+{
+    int pid = life_begin(fork);
+
+    if (pid == 0) {
+        be_victim(life, deed_of(life));
+    }
+    return pid;
+}
+
 /* In the life's own process: from the opening to the last check. */
 static int
 live(void *what)
 {
     const struct life *life = what;
     const struct scenario *scenario = life->scenario;
-    bool stops = life->mode == MODE_PAUSE || life->mode == MODE_STOP, reaper_was_killed = true;
-    int line[2], newcomer = begin_newcomer(life->subject, line);
+    bool reaper_was_killed = true;
+    int line, newcomer = begin_newcomer(life->subject, &line);
+    int victim_line, victim = begin_victim_outside(life, &victim_line);
 
     life->subject->open(life->kind);
     if (scenario->before != NULL) {
         scenario->before();
     }
-    int sleeper = begin_sleeper(life), victim = life_begin(fork);
+    int sleeper = begin_sleeper(life);
 
-    if (victim == 0) {
-        be_victim(life, stops ? POINT_STOP : POINT_KILL);
+    if (victim == -1) {
+        victim = begin_victim(life);
+    } else {
+        life->subject->hand_over(victim_line);
     }
     enum ending ending = life_wait(victim, "the victim");
     bool met = ending != ENDED_WELL; /* it met its point */
@@ -177,7 +221,7 @@ live(void *what)
         EXPECT(life_wait(sleeper, "the sleeper") == ENDED_WELL);
     }
     life->subject->check(met && life->mode != MODE_PAUSE ? scenario->hands : 0);
-    check_as_newcomer(life->subject, line[0], newcomer);
+    check_as_newcomer(life->subject, line, newcomer);
     life->subject->check_last();
     return !met ? OVER : !reaper_was_killed ? REAPER_OVER : GOOD;
 }

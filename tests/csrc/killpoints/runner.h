@@ -28,6 +28,8 @@ struct scenario {
 #define KILL_ONLY 4u
 /* The victim is new here: its first steps count as well. */
 #define IS_NEW 8u
+/* It is of another family, and is handed over what there is in its act. */
+#define IS_STRANGER 16u
 
 /* A whole piece of work, which another process does while the victim is stopped. */
 struct other {
@@ -46,8 +48,8 @@ struct subject {
     void (*settle)(void);     /* first in each victim that is not new here */
     void (*reap)(void);
     void (*check)(uint32_t hands);
-    void (*hand_over)(int line);      /* to a process that has waited for it outside */
-    void (*check_newcomer)(int line);
+    void (*hand_over)(int line);      /* to a process that began before the opening */
+    void (*check_newcomer)(void);     /* in such a one */
     void (*check_last)(void);
 };
 

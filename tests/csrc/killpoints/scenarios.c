@@ -52,6 +52,8 @@ const struct scenario scenarios[] = {
     {"join and get", ALL_KINDS, get_one, .before = three, .hands = 1, .flags = IS_NEW},
     {"attach, leave", ALL_KINDS, attach_and_leave, .before = three},
     {"attach, put, leave", ALL_KINDS, attach_put_leave, .before = three, .flags = IS_NEW},
+    {"take over", ALL_KINDS, take_over, .before = three, .hands = 1, .flags = IS_STRANGER},
+    {"make another, close it", ALL_KINDS, make_another, .before = three},
     {"leave", ALL_KINDS, leave, .before = three},
     {"leave with views", ALL_KINDS, leave_with_view, .ready = hold_views},
     {"leave with a loan", ALL_KINDS, leave_with_loan, .before = three},

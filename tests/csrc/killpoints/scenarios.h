@@ -27,6 +27,7 @@ void three(void), six(void), fill(void), take_one(void);
 void have_segment(void);
 void claim_and_abandon(void), hold_and_let_go(void), exit_with_view(void);
 void open_ends_more(void), join(void), attach_and_leave(void), attach_put_leave(void);
+void take_over(void), make_another(void);
 void leave(void), leave_with_view(void), leave_with_loan(void);
 void reap(void), notice_death(void);
 void one_dead(void), many_dead(void), large_dead(void), one_gone(void);

@@ -128,14 +128,14 @@ stage_hand_over(int line)
 }
 
 void
-stage_take_over(int line)
+stage_take_over(void)
 {
     int fds[4] = {-1, -1, -1, -1};
     struct iovec bytes = {&stage.bit, sizeof stage.bit};
     union descriptors descriptors;
     struct msghdr message = message_of(&bytes, &descriptors);
 
-    EXPECT_EQ(sizeof stage.bit, recvmsg(line, &message, MSG_CMSG_CLOEXEC));
+    EXPECT_EQ(sizeof stage.bit, recvmsg(life_line, &message, MSG_CMSG_CLOEXEC));
     memcpy(fds, CMSG_DATA(&descriptors.head), descriptors.head.cmsg_len - CMSG_LEN(0));
     stage.kind = &kinds[__builtin_ctz(stage.bit)];
     if (fds[3] != -1) {

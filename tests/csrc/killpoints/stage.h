@@ -42,9 +42,9 @@ extern struct stage {
 void stage_open(int kind);
 /* Another handle of the same: this process's stage from now on. */
 void stage_attach(void);
-/* Hand it over to a process that knows nothing of it, and be that process. */
+/* Hand it over to a process that knows nothing of it; and be that process (life_line). */
 void stage_hand_over(int line);
-void stage_take_over(int line);
+void stage_take_over(void);
 /* As a process that no longer needs it does. */
 void stage_close(void);
 /* Join, as a process does with its first step. */
