@@ -44,7 +44,6 @@ def await_results(pool: Any, results: Any) -> None:
     assert workers == {worker.pid for worker in pool._pool}
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 2")
 def test_results_of_a_pool_of_256_all_arrive() -> None:
     context = mpshm.get_context("fork")
     semaphores = context.Semaphore(0), context.Semaphore(0)
@@ -65,7 +64,6 @@ def put_both(number: int, q: Any) -> None:
     time.sleep(600)
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 2")
 def test_messages_of_300_living_producers_all_arrive() -> None:
     context = mpshm.get_context("fork")
     q = context.Queue()

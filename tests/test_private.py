@@ -98,7 +98,6 @@ def read_into_array(reader: Any, side: Any, told: Any, held: Any) -> None:
     hold_exit(told.fileno(), held.fileno())
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 1")
 def test_thread_that_writes_to_its_array_during_exit_changes_no_other_array(context: Any) -> None:
     with Ending(context, read_into_array) as ending:
         ending.begin(np.zeros(LARGE))
@@ -130,7 +129,6 @@ def read_all(socket: Any, count: int) -> np.ndarray:
     return np.frombuffer(data, "u1")
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 1")
 @pytest.mark.parametrize("target", [write_array, write_array_of_closed_channel])
 def test_thread_that_reads_its_array_during_exit_reads_what_it_received(
     context: Any, target: Any
@@ -150,7 +148,6 @@ def add_up(reader: Any, side: Any, told: Any, held: Any) -> None:
     hold_exit(told.fileno(), held.fileno())
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 1")
 def test_thread_that_computes_during_exit_does_not_crash() -> None:
     with Ending(mpshm.get_context("spawn"), add_up) as ending:
         ending.begin(np.zeros(8 * LARGE))
@@ -181,7 +178,6 @@ def received(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> np.ndarray:
     return array
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 3")
 def test_child_of_a_fork_by_c_writes_to_its_own_copy(received: np.ndarray) -> None:
     if (pid := c_fork()) == 0:
         received[:] = 1
@@ -190,7 +186,6 @@ def test_child_of_a_fork_by_c_writes_to_its_own_copy(received: np.ndarray) -> No
     assert not received.any()
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 3")
 def test_child_of_a_fork_by_c_reads_what_its_parent_had(received: np.ndarray) -> None:
     go, written = os.pipe()
     if (pid := c_fork()) == 0:
@@ -203,7 +198,6 @@ def test_child_of_a_fork_by_c_reads_what_its_parent_had(received: np.ndarray) ->
     assert 0 == status_of(pid)
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 3")
 def test_child_of_a_fork_by_c_keeps_an_array_that_its_parent_drops(
     simplex: tuple[mpshm.Connection, mpshm.Connection],
 ) -> None:
@@ -239,7 +233,6 @@ def hold_without_main_thread(q: Any, side: Any) -> None:
     ctypes.CDLL(None).pthread_exit(None)
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 8")
 def test_array_of_a_process_whose_main_thread_has_ended_stays(context: Any) -> None:
     q = context.Queue()
     side, theirs = multiprocessing.Pipe()
@@ -297,14 +290,12 @@ def views_changed_by_a_child(views: int, limit: str = "") -> tuple[str, str]:
     return done.stdout.strip(), done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 10")
 @pytest.mark.parametrize("room", [1000, 100])
 def test_fork_near_the_limit_of_mappings_keeps_views_private(room: int) -> None:
     limit = FEW_MAPPINGS.format(room=room)
     assert ("0 0", "") == views_changed_by_a_child(3000, limit)
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 10")
 def test_fork_with_more_views_than_mappings_keeps_them_private() -> None:
     mappings = int(Path("/proc/sys/vm/max_map_count").read_text())
     if mappings > 100_000:
@@ -314,6 +305,5 @@ def test_fork_with_more_views_than_mappings_keeps_them_private() -> None:
 
 
 @pytest.mark.large
-@pytest.mark.xfail(strict=True, reason="issue 16, row 10")
 def test_fork_with_eighty_thousand_views_keeps_them_private() -> None:
     assert ("0 0", "") == views_changed_by_a_child(80_000)
