@@ -168,8 +168,7 @@ def status_of(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-@pytest.fixture
-def received(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> np.ndarray:
+def received_by(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> np.ndarray:
     """An array of zeros that lies in shared memory."""
     reader, writer = simplex
     writer.send(np.zeros(LARGE))
@@ -178,7 +177,8 @@ def received(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> np.ndarray:
     return array
 
 
-def test_child_of_a_fork_by_c_writes_to_its_own_copy(received: np.ndarray) -> None:
+def test_child_of_a_fork_by_c_writes_to_its_own_copy(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> None:
+    received = received_by(simplex)
     if (pid := c_fork()) == 0:
         received[:] = 1
         os._exit(0)
@@ -186,7 +186,8 @@ def test_child_of_a_fork_by_c_writes_to_its_own_copy(received: np.ndarray) -> No
     assert not received.any()
 
 
-def test_child_of_a_fork_by_c_reads_what_its_parent_had(received: np.ndarray) -> None:
+def test_child_of_a_fork_by_c_reads_what_its_parent_had(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> None:
+    received = received_by(simplex)
     go, written = os.pipe()
     if (pid := c_fork()) == 0:
         os.read(go, 1)
