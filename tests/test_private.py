@@ -177,7 +177,9 @@ def received_by(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> np.ndarra
     return array
 
 
-def test_child_of_a_fork_by_c_writes_to_its_own_copy(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> None:
+def test_child_of_a_fork_by_c_writes_to_its_own_copy(
+    simplex: tuple[mpshm.Connection, mpshm.Connection],
+) -> None:
     received = received_by(simplex)
     if (pid := c_fork()) == 0:
         received[:] = 1
@@ -186,7 +188,9 @@ def test_child_of_a_fork_by_c_writes_to_its_own_copy(simplex: tuple[mpshm.Connec
     assert not received.any()
 
 
-def test_child_of_a_fork_by_c_reads_what_its_parent_had(simplex: tuple[mpshm.Connection, mpshm.Connection]) -> None:
+def test_child_of_a_fork_by_c_reads_what_its_parent_had(
+    simplex: tuple[mpshm.Connection, mpshm.Connection],
+) -> None:
     received = received_by(simplex)
     go, written = os.pipe()
     if (pid := c_fork()) == 0:
