@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import queue
 import time
 from typing import Any
@@ -11,13 +12,17 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.crowds import crowd
-from kit.queues import finish
-from kit.waiting import wait_until
+from kit import namespaces, stepping
+from kit.crowds import crowd, running
+from kit.queues import RING_SLOTS, finishing
+from kit.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.shared_memory("what the processes share is shared memory")
 
 SILENT_S = 10  # after so long without a message, none will come
+SETTLE_S = 3  # after so long a waiting process has done what it does once
+IDLE_S = 5
+MORE_THAN_THE_RING = RING_SLOTS + 88
 
 # More senders than there are segments
 
@@ -68,11 +73,130 @@ def put_both(number: int, q: Any) -> None:
 @pytest.mark.xfail(strict=True, reason="issue 16, row 2")
 def test_messages_of_300_living_producers_all_arrive() -> None:
     context = mpshm.get_context("fork")
-    q = context.Queue()
     came = []
-    with crowd(context, 300, put_both, q), contextlib.suppress(queue.Empty):
+    with (
+        finishing(context.Queue()) as q,
+        crowd(context, 300, put_both, q),
+        contextlib.suppress(queue.Empty),
+    ):
         while len(came) < 600:
             number, data = q.get(timeout=SILENT_S)
             came.append((number, len(data)))
-    finish(q)
     assert sorted((n, size) for n in range(300) for size in (2000, 12_500)) == sorted(came)
+
+
+# Processes whose death is hard to see
+
+
+def put_one(q: Any, before: Any) -> None:
+    if before:
+        before()
+    stepping.begin()
+    q.put("last words")
+    stepping.end()
+
+
+def start_here(context: Any, q: Any, before: Any = None) -> tuple[Any, stepping.Stepped]:
+    process = context.Process(target=put_one, args=(q, before))
+    process.start()
+    return process, stepping.Stepped(process.pid)
+
+
+def start_in_namespace(context: Any, q: Any) -> tuple[Any, stepping.Stepped]:
+    with namespaces.new_pid_namespace():
+        return start_here(context, q)
+
+
+def start_without_proc(context: Any, q: Any) -> tuple[Any, stepping.Stepped]:
+    return start_here(context, q, namespaces.hide_proc)
+
+
+def points_of_put(context: Any) -> list[stepping.Point]:
+    """Where to kill a process that puts."""
+    with finishing(context.Queue()) as q:
+        process, child = start_here(context, q)
+        points = stepping.survey(child)
+        process.join()
+        assert "last words" == q.get(timeout=WAIT_S)
+    return points
+
+
+def passed_on(q: Any, count: int) -> int:
+    """Put and get so many objects, one by one; return how many came before none came any more."""
+    for number in range(count):
+        q.put(number)
+        try:
+            got = q.get(timeout=SILENT_S)
+            while got == "last words":
+                got = q.get(timeout=SILENT_S)
+        except queue.Empty:
+            return number
+        assert number == got
+    return count
+
+
+ROW_9 = pytest.mark.xfail(strict=True, reason="issue 16, row 9")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        start_here,
+        pytest.param(start_in_namespace, marks=ROW_9),
+        pytest.param(start_without_proc, marks=ROW_9),
+    ],
+)
+def test_queue_goes_on_when_a_producer_is_killed_in_a_put(start: Any) -> None:
+    stepping.skip_unless_possible()
+    namespaces.skip_unless_permitted()
+    context = mpshm.get_context("fork")
+    for point in points_of_put(context):
+        with finishing(context.Queue()) as q:
+            stepping.kill_at(point, *start(context, q))
+            assert MORE_THAN_THE_RING == passed_on(q, MORE_THAN_THE_RING)
+
+
+def tell_passed_on(q: Any, told: Any, before: Any) -> None:
+    if before:
+        before()
+    told.send(passed_on(q, MORE_THAN_THE_RING))
+    q.cancel_join_thread()
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 9")
+@pytest.mark.parametrize("elsewhere", ["in a pid namespace", "without /proc"])
+def test_queue_goes_on_elsewhere_when_a_producer_here_is_killed_in_a_put(elsewhere: str) -> None:
+    stepping.skip_unless_possible()
+    namespaces.skip_unless_permitted()
+    context = mpshm.get_context("fork")
+    heard, told = multiprocessing.Pipe(duplex=False)
+    with heard, told:
+        for point in points_of_put(context):
+            with finishing(context.Queue()) as q, contextlib.ExitStack() as stack:
+                stepping.kill_at(point, *start_here(context, q))
+                before = None
+                if elsewhere == "in a pid namespace":
+                    stack.enter_context(namespaces.new_pid_namespace())
+                else:
+                    before = namespaces.hide_proc
+                other = context.Process(target=tell_passed_on, args=(q, told, before))
+                stack.enter_context(running(other))
+                assert MORE_THAN_THE_RING == heard.recv()
+
+
+def put_and_stay(number: int, q: Any) -> None:
+    q.put(number)
+    time.sleep(600)
+
+
+@pytest.mark.large
+@pytest.mark.xfail(strict=True, reason="issue 16, row 9")
+def test_queue_of_a_thousand_processes_goes_on_when_the_last_is_killed_in_a_put() -> None:
+    stepping.skip_unless_possible()
+    context = mpshm.get_context("fork")
+    points = points_of_put(context)
+    with finishing(context.Queue()) as q, crowd(context, 1000, put_and_stay, q):
+        assert list(range(1000)) == sorted(q.get(timeout=WAIT_S) for _ in range(1000))
+        for point in points:
+            stepping.kill_at(point, *start_here(context, q))
+            assert MORE_THAN_THE_RING == passed_on(q, MORE_THAN_THE_RING)
