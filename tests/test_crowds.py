@@ -14,6 +14,7 @@ import pytest
 import mpshm
 from kit import namespaces, stepping
 from kit.crowds import crowd, running
+from kit.processes import context_switches, is_asleep
 from kit.queues import RING_SLOTS, finishing
 from kit.waiting import WAIT_S, wait_until
 
@@ -200,3 +201,56 @@ def test_queue_of_a_thousand_processes_goes_on_when_the_last_is_killed_in_a_put(
         for point in points:
             stepping.kill_at(point, *start_here(context, q))
             assert MORE_THAN_THE_RING == passed_on(q, MORE_THAN_THE_RING)
+
+
+# Many processes that wait
+
+
+def get_one(_: int, q: Any) -> None:
+    q.get()
+
+
+@pytest.mark.xfail(strict=True, reason="issue 16, row 15")
+def test_idle_crowd_of_consumers_sleeps() -> None:
+    context = mpshm.get_context("fork")
+    with finishing(context.Queue()) as q, crowd(context, 100, get_one, q) as waiting:
+        wait_until(lambda: all(is_asleep(process.pid) for process in waiting))
+        time.sleep(SETTLE_S)
+        before = sum(context_switches(process.pid)[0] for process in waiting)
+        time.sleep(IDLE_S)
+        after = sum(context_switches(process.pid)[0] for process in waiting)
+    # One wake-up a second for all together, however the seconds fall.
+    assert after - before <= IDLE_S + 1
+
+
+def put_five(_: int, q: Any) -> None:
+    for _ in range(5):
+        q.put(b"x" * 2000)
+    time.sleep(3600)
+
+
+@pytest.mark.large
+@pytest.mark.xfail(strict=True, reason="issue 16, row 15")
+def test_messages_of_1100_living_producers_all_arrive() -> None:
+    context = mpshm.get_context("fork")
+    with finishing(context.Queue()) as q, crowd(context, 1100, put_five, q):
+        assert [2000] * 5500 == [len(q.get(timeout=2 * WAIT_S)) for _ in range(5500)]
+
+
+def answer(_: int, q: Any, back: Any) -> None:
+    for _ in range(3):
+        back.put((q.get(), b"x" * 2000))
+
+
+@pytest.mark.large
+def test_tasks_of_1100_workers_are_all_done() -> None:
+    context = mpshm.get_context("fork")
+    with (
+        finishing(context.Queue()) as q,
+        finishing(context.Queue()) as back,
+        crowd(context, 1100, answer, q, back),
+    ):
+        for number in range(3300):
+            q.put(number)
+        answers = [back.get(timeout=2 * WAIT_S) for _ in range(3300)]
+    assert list(range(3300)) == sorted(number for number, _ in answers)
