@@ -10,6 +10,8 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import json
+import os
+import resource
 import subprocess
 import sys
 import threading
@@ -36,6 +38,8 @@ PROBE_BYTES = 100_000
 ALONE = 400
 BOUND = 64
 MIXED = 64
+# Descriptors of a busy server.
+CROWD = 15_000
 
 
 class Build(Stock):
@@ -193,6 +197,43 @@ def make_process(context: Any) -> None:
 
 
 @contextmanager
+def bare_ends() -> Iterator[Stage]:
+    """Build ends from bare descriptors, in the child of a process that has thousands of them."""
+    connection = importlib.import_module("mpshm.connection")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    taken = [os.dup(0) for _ in range(min(CROWD, most - 100))]
+
+    def in_child(count: int, said: int) -> None:
+        for fd in taken:
+            os.close(fd)
+        start = time.perf_counter()
+        for _ in range(count):
+            reader, writer = os.pipe()
+            connection.Connection(reader, True, False).close()
+            os.close(writer)
+        os.write(said, str(time.perf_counter() - start).encode())
+
+    def play(count: int) -> float:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                in_child(count, writer)
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as answer:
+            seconds = float(answer.read())
+        os.waitpid(pid, 0)
+        return seconds
+
+    yield Stage(play)
+    for fd in taken:
+        os.close(fd)
+
+
+@contextmanager
 def again(work: Callable[[Any], None]) -> Iterator[Stage]:
     """Do something that leaves nothing behind, time and again."""
     context = Build().context
@@ -219,6 +260,9 @@ BASIC = (
     *(Case("round_trip", *what) for what in (TINY, OBJECT)),
     *(Case("queue", *what) for what in (TINY, TEXT, LIST, SMALL_ARRAY)),
     *(Case("queue", *what, workers=4, consumers=1) for what in (TINY, SMALL_ARRAY)),
+    *(Case("queue", *what, workers=1, consumers=4) for what in (TINY, SMALL_ARRAY)),
+    *(Case("queue", *what, workers=4, consumers=4) for what in (TINY, SMALL_ARRAY)),
+    Case("simple_queue", *TINY, workers=1, consumers=4),
     *(Case("simple_queue", *what) for what in (TINY, SMALL_ARRAY)),
     Case("queue_many", *TINY),
     Case("queue_trip", *TINY),
@@ -243,6 +287,7 @@ CASES = {
     "create/pipe": Plan(partial(again, make_pipe)),
     "create/queue": Plan(partial(again, make_queue)),
     "create/process": Plan(partial(again, make_process)),
+    "create/bare_end": Plan(bare_ends),
 }
 
 

@@ -39,7 +39,14 @@ PUT_PAUSE_COUNT_MAX = 100
 """How often one put waits so, if consumers drain the ring but other producers fill it first."""
 
 WAIT_SLICE_MS = 50
-"""How long a wait for room sleeps before it checks for signals and for a dead peer."""
+"""How long a wait for memory sleeps before it checks for signals and for a dead peer."""
+
+SLEEP_MAX_MS = 1 << 30
+"""Longest wait for a message, or for room in a queue, that is asked of the core.  It takes an int,
+and comes back earlier, at its watch (csrc/waiters.c)."""
+
+LOOK_AGAIN_MS = 1000
+"""How long waits sleep that nobody ends if the process that was to do so is killed."""
 
 
 SPIN_US = 50

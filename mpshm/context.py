@@ -7,6 +7,7 @@ Start methods are the stock module's state and stay there: `multiprocessing.set_
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import config, connection
 from ._channel import payload
 from ._memory import arena
+from ._memory.core import CORE_MISSING
 
 if TYPE_CHECKING:
     from .managers import SyncManager
@@ -29,18 +31,24 @@ _stock_default: stock.DefaultContext = stock._default_context
 
 
 class _NotesEnd:
+    """Marks the classes that `_class_that_notes_end` makes."""
+
+
+def _class_that_notes_end(stock_class: Any) -> Any:
     """A Popen that tells the core of its process's end, once this process has waited for it.
 
     Process.join, exitcode and is_alive, pools and executors all ask `poll`.
     """
+    stock_poll = stock_class.poll
 
-    pid: int
-    returncode: int | None
-
-    def poll(self, *args: Any) -> int | None:
-        if self.returncode is None and super().poll(*args) is not None:  # type: ignore[misc]
+    def poll(self: Any, flag: int = os.WNOHANG) -> int | None:
+        code: int | None = self.returncode
+        if code is None and (code := stock_poll(self, flag)) is not None:
             arena.note_end(self.pid)
-        return self.returncode
+        return code
+
+    names = {"__module__": stock_class.__module__, "poll": poll}
+    return type(stock_class.__name__, (_NotesEnd, stock_class), names)
 
 
 _noting_classes: dict[type, type] = {}
@@ -49,10 +57,9 @@ _noting_classes: dict[type, type] = {}
 def noting_end(popen: Any) -> Any:
     """Have stock's Popen of a started process tell the core when the process has ended."""
     kind = type(popen)
-    if not issubclass(kind, _NotesEnd):
+    if not CORE_MISSING and not issubclass(kind, _NotesEnd):
         if kind not in _noting_classes:
-            names = {"__module__": kind.__module__}
-            _noting_classes[kind] = type(kind.__name__, (_NotesEnd, kind), names)
+            _noting_classes[kind] = _class_that_notes_end(kind)
         popen.__class__ = _noting_classes[kind]
     return popen
 

@@ -61,7 +61,7 @@ class ArenaModel(RuleBasedStateMachine):
         self.arena = Arena.create(TINY)
         self.reader, self.writer = os.pipe()
         self.segments: dict[int, int] = {}  # chunks of each
-        self.tags: dict[tuple[int, int], int] = {}
+        self.tags: dict[int, int] = {}  # claims in each
         self.loaned: list[Held] = []
         self.in_pipe: deque[Held] = deque()
         self.read: list[Held] = []
@@ -113,8 +113,8 @@ class ArenaModel(RuleBasedStateMachine):
         assert possible
         c = run._c
         self.segments.setdefault(c.mmap_id, max(chunks_for(size), CHUNKS))
-        tag = self.tags.get((c.mmap_id, c.chunk_id), 0) + 1
-        self.tags[c.mmap_id, c.chunk_id] = tag
+        tag = self.tags.get(c.mmap_id, 0) + 1
+        self.tags[c.mmap_id] = tag
         chunks = chunks_for(size)
         pattern = self.fresh_pattern(chunks * CHUNK)
         held = Held(Descriptor(c.mmap_id, c.chunk_id, size, c.tag), chunks, pattern, run)

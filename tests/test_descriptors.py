@@ -8,14 +8,13 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_sharer
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 import mpshm
-from kit.leaks import ROSTER, open_descriptors, without_rosters
+from kit.leaks import open_descriptors, without_rosters
 from kit.programs import run_python
 from mpshm.connection import Client, Listener
 
@@ -174,72 +173,6 @@ def test_descriptors_are_closed_with_the_last_reference(use: Callable[[Any], Non
     assert before == settled_descriptors()
 
 
-def rosters() -> int:
-    return sum(path.startswith(ROSTER) for path in open_descriptors().values())
-
-
-def tell_rosters(one: Any, other: Any, answers: Any) -> None:
-    """Tell how many rosters this process has, and what came through two channels."""
-    answers.put((rosters(), one.recv(), other.get()))
-
-
-@pytest.mark.shared_memory("no roster is needed without")
-def test_process_has_one_roster_for_each_family(context: Any) -> None:
-    (a, b), queue, answers = context.Pipe(), context.Queue(), context.Queue()
-    before = rosters()
-    process = context.Process(target=tell_rosters, args=(b, queue, answers))
-    process.start()
-    a.send(LONG)
-    queue.put(LONG)
-    count, *received = answers.get()
-    assert [LONG, LONG] == received
-    process.join()
-    assert before == rosters()
-    assert count == (before if context.get_start_method() == "fork" else 1)
-
-
-FOUNDS_A_FAMILY = """
-import os, sys, mpshm
-
-log = mpshm.Queue()  # at import: a spawned child makes one before it unpickles its arguments
-
-def rosters():
-    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    return sum(os.path.islink(link) and "mpshm-roster" in os.readlink(link) for link in links)
-
-def child(given, back):
-    log.put(bytes(100_000))
-    mine, other = mpshm.Pipe()
-    back.put((given.get(), log.get(), rosters(), other))
-    mine.send(bytes(200_000))
-    assert bytes(400_000) == mine.recv()
-
-if __name__ == "__main__":
-    context = mpshm.get_context(sys.argv[1])
-    given, back = context.Queue(), context.Queue()
-    process = context.Process(target=child, args=(given, back))
-    process.start()
-    given.put(bytes(300_000))
-    *got, count, end = back.get()
-    assert [300_000, 100_000, 200_000] == [len(one) for one in (*got, end.recv())]
-    end.send(bytes(400_000))
-    process.join()
-    assert 0 == process.exitcode
-    print(count, rosters())
-"""
-
-
-@pytest.mark.shared_memory("no roster is needed without")
-@pytest.mark.parametrize(
-    ("method", "rosters"), [("fork", "1 1"), ("spawn", "2 2"), ("forkserver", "2 2")]
-)
-def test_process_may_belong_to_several_families(method: str, rosters: str, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(FOUNDS_A_FAMILY)
-    done = run_python(program, method)
-    assert (rosters + "\n", "") == (done.stdout, done.stderr)
-
-
 def inheritable_files() -> list[str]:
     """The memory files that a program would inherit which this process executed now."""
     return [
@@ -292,14 +225,13 @@ def test_memory_file_of_a_client_is_not_inherited_across_exec() -> None:
 
 
 DAEMON = """
-import gc, os, sys
+import gc, os, sys, threading
+import numpy as np
 import mpshm
-from multiprocessing.connection import wait
 
-def content(fd):
-    return os.pread(fd, 100, 0)
+MINE = b"a file of the daemon"
 
-def daemonize(keep):
+def daemonize(*keep):
     # Close all but what is to be kept, as daemons do, and open files in place of what was closed.
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     for fd in range(3, highest + 1):
@@ -308,18 +240,27 @@ def daemonize(keep):
                 os.close(fd)
             except OSError:
                 pass
-    opened = [os.memfd_create("mine") for _ in range(20)]
+    opened = [os.memfd_create("mine") for _ in range(40)]
     for fd in opened:
-        os.write(fd, b"mine")
+        os.write(fd, MINE)
     return opened
+
+def check(opened):
+    gc.collect()
+    assert [len(MINE)] * 40 == [os.fstat(fd).st_size for fd in opened]
+    assert [MINE] * 40 == [os.pread(fd, 100, 0) for fd in opened]
 """
 
 LOST_ENDS = """
-lost = [*mpshm.Pipe(), mpshm.Queue(), mpshm.SimpleQueue(), mpshm.JoinableQueue()]
-opened = daemonize([])
-del lost
-gc.collect()
-assert [b"mine"] * 20 == [content(fd) for fd in opened]
+ends, queue, simple = mpshm.Pipe(), mpshm.JoinableQueue(), mpshm.SimpleQueue()
+other = mpshm.Queue(), mpshm.Pipe()
+opened = daemonize()
+del other
+for end in ends:
+    end.close()
+queue.close()
+simple.close()
+check(opened)
 a, b = mpshm.Pipe()
 a.send(1)
 assert 1 == b.recv()
@@ -327,8 +268,55 @@ print("done")
 """
 
 
-def test_finalizer_closes_no_descriptor_that_became_another_files() -> None:
+def test_descriptor_that_became_another_files_is_not_closed() -> None:
     done = run_python("-c", DAEMON + LOST_ENDS)
+    assert ("done\n", "") == (done.stdout, done.stderr)
+
+
+KEPT_ENDS = """
+array = np.arange(100_000)
+
+def serve(tasks, results, end, keep):
+    opened = daemonize(*keep)
+    for _ in range(4):
+        results.put(tasks.get() + 1)
+    end.send(end.recv() + 1)
+    new = mpshm.Queue()
+    forked = mpshm.get_context("fork").Process(target=new.put, args=(array,))
+    forked.start()
+    assert (array == new.get()).all()
+    forked.join()
+    for what in (tasks._reader, end):
+        try:
+            mpshm.get_context("spawn").Process(target=print, args=(what,)).start()
+        except OSError as error:
+            assert "has been closed, so the channel cannot be passed on" in str(error)
+    tasks.close()
+    results.close()
+    end.close()
+    check(opened)
+
+tasks, results = mpshm.Queue(), mpshm.Queue()
+ours, theirs = mpshm.Pipe()
+keep = [theirs.fileno()]
+for queue in (tasks, results):
+    keep += [queue._reader.fileno(), queue._writer.fileno()]
+process = mpshm.get_context("fork").Process(target=serve, args=(tasks, results, theirs, keep))
+process.start()
+for number in range(4):
+    tasks.put(array + number)
+    assert (array + number + 1 == results.get(timeout=30)).all()
+ours.send(array)
+assert (array + 1 == ours.recv()).all()
+process.join()
+assert 0 == process.exitcode
+print("done")
+"""
+
+
+@pytest.mark.shared_memory("no descriptor of its own is needed without")
+def test_daemon_that_kept_only_the_ends_descriptors_goes_on() -> None:
+    done = run_python("-c", DAEMON + KEPT_ENDS)
     assert ("done\n", "") == (done.stdout, done.stderr)
 
 

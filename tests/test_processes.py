@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ import pytest
 import mpshm
 from kit.programs import run_python
 from kit.road import SHARED, carried
+from kit.waiting import wait_until
+from mpshm._memory import arena
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 COUNT = 1 << 17  # a MiB of float64
@@ -327,3 +331,93 @@ def test_connection_sent_over_a_connection_brings_its_arena(context: Any) -> Non
     assert (SHARED, not SHARED) == (stats.received_shm_messages, stats.received_plain_messages)
     for end in (ours, theirs, reader, writer):
         end.close()
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes whose end the core has been told of."""
+    pids: list[int] = []
+    note = arena.note_end
+    monkeypatch.setattr(arena, "note_end", lambda pid: (pids.append(pid), note(pid)))
+    return pids
+
+
+def ended_by_exitcode(process: Any) -> bool:
+    return process.exitcode is not None
+
+
+def ended_by_is_alive(process: Any) -> bool:
+    return not process.is_alive()
+
+
+def ended_by_join(process: Any) -> bool:
+    process.join()
+    return True
+
+
+def ended_by_active_children(process: Any) -> bool:
+    return process not in multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    "ended", [ended_by_exitcode, ended_by_is_alive, ended_by_join, ended_by_active_children]
+)
+def test_end_of_a_process_is_noted_once(
+    ended: Callable[[Any], bool], context: Any, noted: list[int]
+) -> None:
+    process = context.Process(target=int)
+    process.start()
+    wait_until(lambda: ended(process))
+    process.join()
+    assert (0, [process.pid]) == (process.exitcode, noted)
+
+
+def test_ends_of_pools_and_executors_workers_are_noted(context: Any, noted: list[int]) -> None:
+    with context.Pool(1) as pool:
+        worker = pool.apply(os.getpid)
+    pool.join()
+    with mpshm.ProcessPoolExecutor(1, mp_context=context) as executor:
+        other = executor.submit(os.getpid).result()
+    assert [worker, other] == noted
+
+
+def test_started_process_is_of_stocks_kind(context: Any) -> None:
+    ours, stocks = (
+        one.get_context(context.get_start_method()).Process(target=int)
+        for one in (mpshm, multiprocessing)
+    )
+    for process in (ours, stocks):
+        process.start()
+        process.join()
+    mine, theirs = ours._popen, stocks._popen
+    assert isinstance(mine, type(theirs))
+    assert (type(mine).__name__, mine.method) == (type(theirs).__name__, theirs.method)
+
+
+NOTED_WHILE_INSTALLED = """
+import multiprocessing, sys
+import mpshm
+from mpshm._memory import arena
+
+mpshm.install()
+noted = []
+arena.note_end = noted.append
+if __name__ == "__main__":
+    for make in (multiprocessing, multiprocessing.get_context(sys.argv[1])):
+        process = make.Process(target=int)
+        process.start()
+        process.join()
+        assert process.pid == noted.pop()
+    mpshm.uninstall()
+    process = multiprocessing.Process(target=int)
+    process.start()
+    process.join()
+    print(noted)
+"""
+
+
+def test_end_of_a_process_is_noted_while_installed(context: Any, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(NOTED_WHILE_INSTALLED)
+    done = run_python(program, context.get_start_method())
+    assert ("[]\n", "") == (done.stdout, done.stderr)

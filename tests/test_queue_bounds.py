@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -185,3 +187,58 @@ def test_maxbytes_without_shared_memory_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="maxbytes") as raised:
         mpshm.Queue(maxbytes=1)
     assert errno.ENOSYS == raised.value.errno
+
+
+def put_small_for_ever(q: Any) -> None:
+    while True:
+        q.put(b"x" * 8000)
+
+
+@BY_BYTES
+@pytest.mark.parametrize("how", ["put", "timeout", "put_many", "aput"])
+def test_large_message_beside_many_small_ones_gets_its_turn(context: Any, how: str) -> None:
+    """It waited for ever: each place that became free was too small for it, and another's."""
+    q = context.Queue(maxbytes=1 << 20)
+    producers = [context.Process(target=put_small_for_ever, args=(q,)) for _ in range(4)]
+    for process in producers:
+        process.start()
+    large = b"y" * 900_000
+    calls: dict[str, Callable[[], Any]] = {
+        "put": lambda: q.put(large),
+        "timeout": lambda: q.put(large, timeout=WAIT_S),
+        "put_many": lambda: q.put_many([large]),
+        "aput": lambda: asyncio.run(q.aput(large)),
+    }
+    putter = threading.Thread(target=calls[how])
+    wait_until(q.full)
+    putter.start()
+    while q.get(timeout=WAIT_S) != large:
+        pass
+    putter.join()
+    for process in producers:
+        process.kill()
+        process.join()
+    while not q.empty():
+        q.get()
+    q.put(large, block=False)  # what the killed waited for is nobody's
+    assert large == q.get()
+    finish(q)
+
+
+@pytest.mark.shared_memory("stock's producer that is stopped keeps its lock")
+def test_place_that_is_kept_for_long_is_one_place(context: Any) -> None:
+    q = context.Queue(3)
+    assert q._sem.acquire(False)
+    for n in range(400):
+        q.put(n, block=False)
+        q.put(-n, block=False)
+        with pytest.raises(queue.Full):
+            q.put(n, block=False)
+        assert (n, -n) == (q.get(), q.get())
+        assert (1, False) == (q.qsize(), q.full())
+        if n % 50 == 49:
+            q._sem.release()
+            assert q._sem.acquire(False)
+    q._sem.release()
+    assert 0 == q.qsize()
+    finish(q)

@@ -18,7 +18,6 @@ from kit.programs import run_python
 from kit.queues import KINDS, check_order, fill_ring_and_feeder, finish, put_numbers
 from kit.road import SHARED
 from kit.waiting import WAIT_S, wait_until
-from mpshm._memory import ring
 from mpshm._memory.core import NoRoomNow
 from mpshm._queue.putting import try_put
 
@@ -256,7 +255,7 @@ def test_pool_ends_while_its_ring_of_results_stays_full(
         def fill() -> None:
             while not full.is_set() or pool._result_handler.is_alive():
                 try:
-                    try_put(pool._outqueue._writer, result_of_no_job, ring.NO_PLACE)
+                    try_put(pool._outqueue._writer, result_of_no_job)
                 except NoRoomNow:
                     full.set()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 from multiprocessing.connection import wait
@@ -259,3 +261,41 @@ def test_all_waiting_consumers_see_the_last_writer_close() -> None:
         process.join(WAIT_S)
         assert 0 == process.exitcode
     finish(q)
+
+
+AT_THE_LIMIT = """
+import os, resource, select
+import mpshm
+
+q = mpshm.{kind}()
+for n in range(3):
+    q.put(n)
+if {closes_writer}:
+    q._writer.close()
+used = []
+try:
+    while True:
+        used.append(os.dup(0))
+except OSError:
+    pass
+poll = select.poll()
+poll.register(q._reader.fileno(), select.POLLIN)
+seen = [poll.poll(0)[0][1] & select.POLLIN]
+for n in range(3):
+    assert n == q.get()
+    seen.append(any(event & select.POLLIN for _, event in poll.poll(0)))
+assert [1, True, True, False] == seen, seen
+for fd in used:
+    os.close(fd)
+"""
+
+
+@pytest.mark.shared_memory("the messages are in the pipe, as stock's")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("closes_writer", [False, True])
+def test_message_is_seen_at_the_limit_of_descriptors(kind: str, closes_writer: bool) -> None:
+    """The byte that shows it could not be written where the process had no end to write to."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    source = AT_THE_LIMIT.format(kind=kind, closes_writer=closes_writer)
+    run = subprocess.run([sys.executable, "-c", limit + source], capture_output=True, text=True)
+    assert (0, "") == (run.returncode, run.stderr)

@@ -47,8 +47,7 @@ class Connection(stock.Connection):
 
     _asked = False
     """Whether this end has sent since it last received: the next message may be the answer."""
-    _identity: tuple[int, int] | None = None
-    """Of the pipe or socket that the descriptor led to when this end was made."""
+    _identity: tuple[int, int] | None = None  # of the pipe or socket when this end was made
 
     @staticmethod
     def queue_end_class() -> type[Connection]:
@@ -115,18 +114,21 @@ class Connection(stock.Connection):
         rest = (self._arena, self._readable, self._writable, self._no_arena_reason)
         return rebuild, (reduction.DupFd(self._handle), *rest)
 
-    def __del__(self, _identity_of: Any = search.identity_of, _leave_open: Any = int) -> None:
-        if self._handle is None:
-            return
-        if self._identity in (None, _identity_of(self._handle)):
-            self._close()
-        else:  # a daemon has closed its number, which may be another file's by now
-            self._close(_leave_open)
+    # Here and in a default argument, as in stock: at interpreter exit this module may be gone.
+    _identity_of = staticmethod(search.identity_of)
 
     def _close(self, _close: Any = os.close) -> None:
-        # A default argument, as in stock: at interpreter exit this module may already be gone.
         self._arena = None
-        _close(self._handle)
+        if self._identity is None or self._identity_of(self._handle) in (None, self._identity):
+            _close(self._handle)
+        # Else a daemon has closed the descriptor: its number is another file's now.
+
+    def __del__(self) -> None:
+        if self._handle is not None:
+            try:
+                self._close()
+            except OSError:
+                pass  # closed by its number
 
     # Sending
 

@@ -102,15 +102,13 @@ class QueueShape(NamedTuple):
 class Arena:
     """One channel's shared memory, as this process sees it."""
 
-    __slots__ = ("__weakref__", "_c", "_file", "bytes_limit", "frame_max_bytes", "identity")
+    __slots__ = ("__weakref__", "_c", "bytes_limit", "frame_max_bytes", "identity")
 
     def __init__(self, handle: Any, identity: int) -> None:
         self._c = ffi.gc(handle, lib.mpshm_arena_close)
         self.identity = identity
-        status = os.fstat(lib.mpshm_arena_fd(handle))
-        self._file = status.st_dev, status.st_ino
-        if (roster := self._files().roster) is not None:
-            _Family.fd = roster
+        if _Family.fd is None:
+            _Family.fd = self._files().roster
         self.frame_max_bytes: int = (
             lib.mpshm_queue_frame_bytes(handle) or plain_frame.FRAME_MAX_BYTES
         )
@@ -163,8 +161,8 @@ class Arena:
             if sealed and not _is_sealed(fd):
                 raise ProtocolError("arena's memory file is not sealed")
             identity = _identity(fd)
-            known, status = _arenas.get(identity), os.fstat(fd)
-            if known is not None and known._file == (status.st_dev, status.st_ino):
+            known = _arenas.get(identity)
+            if known is not None and known._is_file(fd):
                 os.close(fd)
                 return known
             out = ffi.new("mpshm_arena **")
@@ -183,6 +181,11 @@ class Arena:
     def _files(self) -> handover.Files:
         roster = int(lib.mpshm_arena_roster_fd(self._c))
         return handover.Files(self.fileno(), roster if roster >= 0 else None)
+
+    def _is_file(self, fd: int) -> bool:
+        """Whether `fd`, which has this arena's identity, is its memory file."""
+        mine = int(lib.mpshm_arena_fd(self._c))
+        return mine < 0 or os.path.sameopenfile(mine, fd)
 
     def fileno(self) -> int:
         """Its memory file's descriptor.  Raises OSError when the program has closed it."""
@@ -284,7 +287,7 @@ class Arena:
 
 
 class _Family:
-    """The roster of the arena that was made or attached to last."""
+    """The descriptor of the roster of the first family that this process has met."""
 
     fd: int | None = None
 
@@ -348,5 +351,4 @@ def process_arenas() -> list[Arena]:
 
 def note_end(pid: int) -> None:
     """A child process of this one has ended: take back soon what it held."""
-    if not CORE_MISSING:
-        lib.mpshm_process_ended(pid)
+    lib.mpshm_process_ended(pid)

@@ -120,7 +120,7 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
         lib.MPSHM_E_CROWDED: (
             OSError,
             "too many processes: the roster of those that share this channel's memory has no free "
-            "record for this one; end some of them, or pass smaller messages",
+            "record for this one; end some of them",
         ),
     }
 

@@ -5,7 +5,7 @@
       | payload.dump: pickled at once                               | payload.load
       v                                                             |
     try_put ------------------------> +------------------+ ------> QueueGetter: one thread
-      | no place, ring full,          | ring in shared   |         spins, one sleeps as guard
+      | no place, ring full,          | ring in shared   |         spins, one is the backup
       | no memory                     | memory: 512 slots|
       v                               |  small: whole in |
     put_within ---- when drained ---> |  the slot; large:|

@@ -107,12 +107,35 @@ def take_place_within(end: QueueEnd, deadline: float | None) -> Place:
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
                 raise Full from None
-            wait_place(end, places.slice_ms(left_s, config.WAIT_SLICE_MS))
+            if wait_place(end, places.slice_ms(left_s, config.SLEEP_MAX_MS)):
+                time.sleep(_PAUSE_S)
 
 
-def wait_place(end: QueueEnd, timeout_ms: int, place: Place | None = None) -> None:
-    """Wait a little for a place in a full queue, or for the turn of a message that has one."""
+def line_up(end: QueueEnd) -> Place | None:
+    """A place for a message that waits for bytes, so that none that comes later goes before it.
+
+    None if the ring has no slot for it yet.
+    """
+    place = Place(end.arena)
     try:
-        end.ring_end.wait_room(timeout_ms, place)
+        place.take()
+    except QueueFull:
+        return None
+    return place
+
+
+_PAUSE_S = 0.001
+"""Before a place is taken for a message that waits: a put that needs no place goes first."""
+
+
+def wait_place(end: QueueEnd, timeout_ms: int, place: Place | None = None) -> bool:
+    """Wait a little for a place in a full queue, or for the turn of a message that has one.
+
+    Returns whether there may be one.
+    """
+    try:
+        return end.ring_end.wait_room(timeout_ms, place)
     except BrokenPipeError:
-        time.sleep(timeout_ms / 1000)  # as stock, which waits for a place though nobody reads
+        # As stock, which waits for a place though nobody reads.
+        time.sleep(min(timeout_ms, config.WAIT_SLICE_MS) / 1000)
+        return False

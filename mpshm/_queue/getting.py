@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from .._channel import forking, totals
 from .._memory import places, ring
 from .._memory.ring import TINY_BYTES
+from ..config import LOOK_AGAIN_MS, SLEEP_MAX_MS
 from . import aio, queue_end
-from .queue_end import SLEEP_MAX_MS, QueueEnd
+from .queue_end import QueueEnd
 
 if TYPE_CHECKING:
     from .._stats import Stats
@@ -257,7 +258,7 @@ class QueueGetter:
                 return self.get(False)
             except Empty:
                 # With a timeout: no descriptor shows the leftovers of another task's get_many.
-                await aio.readable(self._reader.fileno(), SLEEP_MAX_MS / 1000)
+                await aio.readable(self._reader.fileno(), LOOK_AGAIN_MS / 1000)
 
 
 # Looked up once, because every message needs them.

@@ -13,6 +13,7 @@ SimpleQueue (simple_putting.py).
 from __future__ import annotations
 
 import errno
+import functools
 import pickle
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from .._memory.places import NO_PLACE, Place
 from .._memory.ring import AT_ONCE, TOO_LONG
 from ..config import INLINE_MAX_BYTES
 from . import aio
-from .bounds import deadline_of, take_place_within, wait_place
+from .bounds import deadline_of, line_up, take_place_within, wait_place
 
 if TYPE_CHECKING:
     from .feeder import FeederState
@@ -148,19 +149,6 @@ def put_within(
             place = line_up(end)
 
 
-def line_up(end: QueueEnd) -> Place | None:
-    """A place for a message that waits for bytes, so that none that comes later goes before it.
-
-    None if the ring has no slot for it yet.
-    """
-    place = Place(end.arena)
-    try:
-        place.take()
-    except QueueFull:
-        return None
-    return place
-
-
 def put_some_within(
     end: QueueEnd,
     messages: list[bytes],
@@ -240,7 +228,10 @@ class _PutWait:
             return True
         if is_over:
             raise Full from None
-        wait_ms = places.slice_ms(left_s, config.WAIT_SLICE_MS)
+        has_memory = not isinstance(reason, OutOfSharedMemory)
+        wait_ms = places.slice_ms(
+            left_s, config.SLEEP_MAX_MS if has_memory else config.WAIT_SLICE_MS
+        )
         if isinstance(reason, QueueFull):
             wait_place(end, wait_ms, place)
         else:
@@ -412,11 +403,39 @@ class QueuePutter:
 
     async def aput(self, obj: Any) -> None:
         """put() for asyncio: other tasks run while the queue is full, and it needs no thread."""
+        if self._end is not None and self._arena.bytes_limit and not self._closed:
+            await self._aput_in_turn(self._end, obj)
+            return
         while True:
             try:
                 return self.put(obj, False)
             except Full:
                 await aio.until(lambda: not self.full())
+
+    async def _aput_in_turn(self, end: QueueEnd, obj: Any) -> None:
+        """aput() in a queue bounded by bytes, where a message that waits keeps its turn."""
+        try:
+            message = _dump(obj, self._arena, NO_WAIT)
+        except Exception as error:
+            self._raise_or_report(error, obj)
+            return
+        place: Place | None = None
+        try:
+            while True:
+                try:
+                    return try_put(end, message, NO_PLACE if place is None else place.c)
+                except OutOfSharedMemory:
+                    places.reap(self._arena)
+                    await aio.until(lambda: True)
+                except (NoRoomNow, QueueFull):
+                    place = place or line_up(end)
+                    await aio.until(functools.partial(wait_place, end, 0, place))
+        except OSError as error:
+            abandon_runs(message)
+            self._raise_or_report(error, obj)
+        except BaseException:
+            abandon_runs(message)
+            raise
 
 
 # Looked up once, because every message needs them.

@@ -22,16 +22,13 @@ from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
 from .._memory.places import NO_PLACE
-from ..config import INLINE_MAX_BYTES
+from ..config import INLINE_MAX_BYTES, SLEEP_MAX_MS, WAIT_SLICE_MS
 from ..counters import Reason, import_stats
 from ..errors import PlainRoadError
 from . import putting
 
 if TYPE_CHECKING:
     from .._memory.ring import Batch, QueueCounters
-
-SLEEP_MAX_MS = 1000
-"""Longest sleep of a wait with a timeout: the kernel takes the time as an int."""
 
 
 class QueueEnd(pipe_end.Connection):
@@ -40,25 +37,12 @@ class QueueEnd(pipe_end.Connection):
     _counters: QueueCounters
     _ring_end: ring.End | None = None
 
-    if TYPE_CHECKING:
-        put_now: Callable[[bytes, int, Any], int]
-        receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
-        new_batch: Callable[[], Batch]
-    else:
-        # An open end has attributes of these names: what ring.putter, ring.receiver and ring.Batch
-        # made.  An end that is closed, or of the other direction, has these methods.  (Bound ones
-        # in its attributes would keep it, and its descriptors, until the cycle collector runs.)
-        def put_now(self, *args):
-            self._check_closed()
-            self._check_writable()
-            self._raise_unusable()
-
-        def receive(self, timeout_ms):
-            self._raise_unusable()
-
-        def new_batch(self):
-            self._raise_unusable()
-
+    put_now: Callable[[bytes, int, Any], int]
+    receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
+    new_batch: Callable[[], Batch]
+    """What ring.putter, ring.receiver and ring.Batch made, while this end is open; else a function
+    that raises.  Never this end's bound method: its descriptors would stay open until the cycle
+    collector runs."""
     idle: list[Batch]
     """Batches that no thread uses.  Always the same list; empty in a new child and once closed."""
     direct: Any = None
@@ -74,12 +58,13 @@ class QueueEnd(pipe_end.Connection):
     def _reset_in_child(self) -> None:
         self._reader = plain_frame.PlainReader()  # never used: no slot is read in part
         self._clear_idle()
-        self._forget_calls()
-        if self._arena is not None:
+        if self._arena is None:
+            refuse = _refuse_closed if self.closed else _refuse_without_core
+            self.put_now = self.receive = self.new_batch = refuse
+        else:
             if self._ring_end is None:
                 self._ring_end = ring.End(self._arena, self._counters, self._handle, self._readable)
-            if self._writable:
-                self.put_now = ring.putter(self._ring_end)
+            self.put_now = ring.putter(self._ring_end) if self._writable else _refuse_read_only
             self.receive = ring.receiver(self._ring_end, self.idle)
             self.new_batch = functools.partial(ring.Batch, self._ring_end)
             self.direct = self._ring_end.c if self._writable else None
@@ -90,12 +75,8 @@ class QueueEnd(pipe_end.Connection):
         except AttributeError:
             self.idle = []
 
-    def _forget_calls(self) -> None:
-        for name in ("put_now", "receive", "new_batch"):
-            self.__dict__.pop(name, None)
-
     def _close(self, _close: Any = os.close) -> None:
-        self._forget_calls()
+        self.put_now = self.receive = self.new_batch = _refuse_closed
         self.direct = None
         self._clear_idle()
         end, self._ring_end = self._ring_end, None  # the struct keeps the arena
@@ -151,7 +132,8 @@ class QueueEnd(pipe_end.Connection):
     def wait_room(self, reason: Exception, timeout_ms: int) -> None:
         """Wait a little for what a failed put lacked: room in the ring, or memory.
 
-        reason: the exception that the put raised.
+        reason: the exception that the put raised.  timeout_ms: any time for room, which the core
+        shortens; a short one for memory.
         """
         if isinstance(reason, OutOfSharedMemory):
             time.sleep(timeout_ms / 1000)
@@ -160,7 +142,7 @@ class QueueEnd(pipe_end.Connection):
         else:
             self.has_room(timeout_ms)
             if self._arena is not None:
-                self._arena.wait_room_for(self._handle, 1, timeout_ms)
+                self._arena.wait_room_for(self._handle, 1, min(timeout_ms, WAIT_SLICE_MS))
 
     def _transmit(self, message: bytes | Message) -> None:
         try:
@@ -209,10 +191,7 @@ class QueueEnd(pipe_end.Connection):
         """Raise the reason why this end is unusable."""
         self._check_closed()
         if self._arena is None:
-            raise PlainRoadError(
-                "a queue made in shared memory needs mpshm's compiled core, and this process "
-                "lacks it; reinstall mpshm with a C compiler"
-            )
+            _refuse_without_core()
         raise OSError("handle is invalid")
 
     def _take(
@@ -223,6 +202,21 @@ class QueueEnd(pipe_end.Connection):
         while (message := self.receive(-1)) is None:
             pass  # a signal's handler has run
         return Received(*message) if isinstance(message, tuple) else message
+
+
+def _refuse_closed(*args: object) -> NoReturn:
+    raise OSError("handle is closed")
+
+
+def _refuse_read_only(*args: object) -> NoReturn:
+    raise OSError("connection is read-only")
+
+
+def _refuse_without_core(*args: object) -> NoReturn:
+    raise PlainRoadError(
+        "a queue made in shared memory needs mpshm's compiled core, and this process "
+        "lacks it; reinstall mpshm with a C compiler"
+    )
 
 
 def load(received: Any) -> Any:

@@ -434,10 +434,10 @@ copy_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *he
     return error;
 }
 
-/* Open the frame just read: copy and free its only run if that is short, else lease all its runs, or
+/* Open the frame just read from `fd`, or from one not known any more: copy and free its only run if that is short, else lease all its runs, or
    none. */
 int
-frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max)
+frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max)
 {
     struct frame_head head;
     int error = arena == NULL ? MPSHM_E_NO_ARENA : frame_head(reader->bytes, &head);
@@ -446,6 +446,9 @@ frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max)
         return error;
     }
     arena_lock(arena);
+    if (fd >= 0) {
+        strays_pipe(arena, fd);
+    }
     error = copy_frame(reader, arena, &head, copy_max);
     if (error == -EMSGSIZE) {
         error = lease_frame(reader, arena, &head);
@@ -495,7 +498,7 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
     int n = frame_read(reader, fd, body_max);
 
     if (n >= MPSHM_DESCRIPTORS && n != MPSHM_LONG) {
-        int error = frame_open(reader, arena, copy_max);
+        int error = frame_open(reader, fd, arena, copy_max);
 
         if (error == 0 && reader->count == 0) {
             n = MPSHM_COPIED + (int) reader->stream_end;
@@ -517,7 +520,7 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
 int
 mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena)
 {
-    int error = frame_open(reader, arena, 0);
+    int error = frame_open(reader, -1, arena, 0);
 
     reader->full = error == 0;
     return error;

@@ -65,7 +65,8 @@ struct mpshm_arena {
     _Atomic uint64_t *marks;
     struct ring *ring;      /* NULL: no queue's */
     struct roster *roster;
-    uint32_t vain_wakes;
+    _Atomic uint32_t room_watch; /* the period in which senders of this process wake by themselves; no
+                                    lock guards it */
     uint32_t receivers;     /* open ends to receive by, in this process */
     int writer;             /* a pipe's end to send by that is open here, or -1 */
     uint32_t places;        /* how many messages it may hold, 0: any number */
@@ -87,6 +88,8 @@ struct mpshm_arena {
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
     uint32_t sent_count, sent_room;
     uint64_t sent_bytes;
+    int pipe_fd;            /* an end of the connection, and 1; 0: none is known */
+    uint64_t pipe_device, pipe_inode;
     struct strays *strays;  /* runs in flight that may be nobody's, or NULL */
     bool has_claimed;       /* this process has claimed a run of usual chunks */
     uint32_t shorts;        /* short messages for which it made no segment */
@@ -219,11 +222,12 @@ int ring_validate(mpshm_arena *arena, bool rests);
 #define NO_POSITION UINT64_MAX
 int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
 int run_abandon(mpshm_run *run);
-/* LOANED -> FLIGHT with the chunks that `size` bytes need; the others are free then.  Adds the chunks' bytes to
-   `bytes`.  Ended by one of the two after it. */
+/* LOANED -> FLIGHT.  Adds the bytes of the chunks that `size` bytes need to `bytes`.  Ended by one of the two
+   after it. */
 int run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes);
 void run_unseal(mpshm_run *run, uint64_t position);
-void run_is_out(mpshm_run *run); /* its frame is: the sender has nothing to do with it any more */
+/* Its frame is out: the sender has nothing to do with it any more, but takes back the chunks it does not need. */
+void run_is_out(mpshm_run *run, uint64_t size, uint64_t position);
 uint64_t run_flight_word(const mpshm_run *run, uint64_t position);
 /* * -> FREE, by compare-and-swap from `word`; false: it has changed. */
 bool run_free(struct segment *seg, uint32_t chunk_id, uint64_t word);
@@ -268,7 +272,7 @@ bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_
 uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
                    uint64_t stream_size);
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
-int frame_open(mpshm_reader *reader, mpshm_arena *arena, uint32_t copy_max);
+int frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max);
 #define DESCRIPTOR_BYTES 20
 
 /* leases.c, all under arena_lock. */
@@ -290,7 +294,8 @@ void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for 
 
 /* strays.c: all but the first under arena_lock. */
 void strays_inside(mpshm_arena *arena, bool begins);
-void strays_look(mpshm_arena *arena, int fd);
+void strays_pipe(mpshm_arena *arena, int fd);
+void strays_look(mpshm_arena *arena);
 void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */
@@ -317,17 +322,15 @@ ring_frame_bytes(const mpshm_arena *arena)
 
 /* ring.c: see ring.h. */
 
-/* waiters.c.  Under arena_lock: waiters_rouse, waiters_let_in, waiter_took. */
+/* waiters.c: needs no lock. */
 void waiters_rouse(mpshm_arena *arena, int count);
 void waiters_call(mpshm_arena *arena, int most);
 void waiters_let_in(mpshm_arena *arena);
 int waiters_room(mpshm_arena *arena, int fd, int64_t place, int timeout_ms);
 bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
-void waiter_is_back(mpshm_waiter *waiter);
-void waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count);
 int waiter_look(mpshm_waiter *waiter, mpshm_arena *arena);
 bool waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms);
-void waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena);
+void waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t took);
 
 #endif

@@ -18,7 +18,7 @@
        from before the run's word until the lock's holder has seen it FREE.
    L5  A mark is its process's own to write, and counts only while it bears that process's incarnation.
    L6  Only the holder of a segment's lock, whom the lock word names, touches its maps, claims in it, or
-       changes the length of a run there; the run's owner may, while it is LOANED, make it shorter.
+       changes the length of a run there.
    L7  A SHARED run's holders are the names beside it.  Before one goes, the count in its word goes up.  A run
        with no name is nobody's.
 
@@ -34,7 +34,7 @@
    R1  A claim is all or nothing: the store of LOANED is it.  An increase that cannot reach its minimum leaves
        no trace.
    R2  Seal comes before the frame is out, and a failed write unseals: a run is in flight if and only if its
-       frame went out, or will.  It is as long as its message then.
+       frame went out, or will.  Its tail goes back afterwards, so an unsealed run is what it was.
    R3  Only the process that claimed a run touches it before seal (`generation`, and its name in the word).
    P1  A parcel's parts hold the stream's runs first, then the buffers'.
    P2  A run is the parcel's until its frame is out: then it is the receiver's, and the parcel is
@@ -66,17 +66,18 @@
        behind moves it on.
    G3  One sender's messages are taken in its order: a receiver that passed over a slot looks at it
        again once it has seen a later one READY.
-   G4  A process that may sleep says so (`sleepers`, `crowd`) before it looks a last time, and looks
-       again after a while: only a kill at the wrong moment costs that while.
+   G4  A process that may sleep says so (MAY_SLEEP in `wakeups`, `room_mark`) before it looks a last time,
+       and sleeps only while the event count is as it was before.  So a message or a free slot that it
+       does not see wakes it, but for a kill at the wrong moment, which costs the time until a watch.
    G5  While the ring is watched, its pipe holds a byte or more, at rest, exactly while there is a message
        or one being written.  A sender sees to it between its claim, or the end of its holding, and READY,
        so a message that can be taken has its byte; a receiver that finds neither reads all bytes; a process
        that changed the pipe looks at the ring again.  Only a process killed in between leaves a byte and no
        message.
-   G6  A promise counts only while there is a guard, and a guard that goes calls another if after that
-       there is a promise or a message.  A process that finds no guard, at a message that it puts or
-       leaves behind, wakes a sleeper, unless a receiver is awake and looks.
-   G7  A receiver that no longer says that it looks, looks once more, or has that done.
+   G6  A message wakes a sleeper, unless a receiver spins or sleeps as the backup, and the time until
+       which it has said so is not over.  At most one spins and one is the backup.
+   G7  A receiver that spins or is the backup takes back what it has said before it sleeps or leaves, and
+       then looks once more.  Each that leaves wakes another if there is a message.
    G8  A slot's word names a process while it is HELD, WRITING or TAKING, and in no other state.  Only that
        process changes it then; when it is dead, any: HELD and WRITING to SKIPPED, TAKING to FREE of the
        next lap.
@@ -110,7 +111,8 @@
 
    Waiting
    W1  A wait has an end: its timeout is not negative.
-   W2  A spin's credit and the rarity of its tries stay inside their limits. */
+   W2  A spin's credit and the rarity of its tries stay inside their limits.
+   W3  A waiter wakes by itself: at the end of its watch, the 32nd period from now at the latest. */
 #ifndef MPSHM_INVARIANTS_H
 #define MPSHM_INVARIANTS_H
 

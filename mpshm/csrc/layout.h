@@ -38,7 +38,7 @@ typedef uint32_t name;
 #define ROSTER_MAGIC UINT64_C(0x3072736d687370ff)
 struct record {
     _Atomic uint64_t word; /* truth: RECORD_WORD; taken by who holds the lock on its byte */
-    _Atomic uint64_t born; /* mine: RECORD_FACT, start time by /proc */
+    _Atomic uint64_t born; /* mine: RECORD_FACT, when it began (pids.c) */
     _Atomic uint64_t space; /* mine: RECORD_FACT, pid namespace: a pid says nothing outside it */
     _Atomic uint32_t noted; /* truth: the last incarnation that somebody found dead.  Behind: ask the lock */
     uint32_t unused;
@@ -143,7 +143,9 @@ _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSE
 #define POSITION_BITS 36
 #define POSITION_MASK ((UINT64_C(1) << POSITION_BITS) - 1)
 #define RING_SLOTS UINT32_C(512) /* at least; a bounded queue has as many as it is long */
-#define RING_SLOTS_MOST (UINT32_C(1) << 22)
+/* At most: a ring becomes resident whole, 1.2 KB a slot, however few messages there ever are in it.  What
+   a longer queue holds beyond that waits with its senders' feeders. */
+#define RING_SLOTS_MOST UINT32_C(4096)
 #define RING_DATA_BYTES 128
 /* A longer frame goes on in the overflow, where each slot has a place of its own.  The overflow lies
    apart, so that short frames, which are the rule, lie close together and make less memory resident.
@@ -157,19 +159,33 @@ struct ring_slot {
     uint64_t unused[6];     /* to whole lines */
 };
 _Static_assert(sizeof(struct ring_slot) == 192, "layout");
+/* What is said of processes that wait for a message or for room (waiters.c).  Each word is a hint, and no
+   count of several processes' steps.  One that is wrong costs a futile call of the kernel, or a message or
+   a slot waits for the end of a sleeper's watch. */
 struct waiters {
-    _Atomic uint32_t sleepers; /* receivers that may sleep: epoch 16 | count 16 */
-    _Atomic uint32_t bell;     /* the futex they sleep on: counts wake-ups */
-    _Atomic uint32_t crowd;    /* senders may sleep: one is woken when so few slots are claimed; or 0 */
-    _Atomic uint32_t room;     /* and their futex */
+    /* Receivers' event count and futex: wake-ups 31 | MAY_SLEEP 1, set by each that is about to sleep.
+       The dead leave it set: one wake-up finds nobody, and clears it.  It is clear while one sleeps only
+       if a process was killed between clearing it and waking those that fell asleep before. */
+    _Atomic uint32_t wakeups;
+    /* Senders' event count and futex. */
+    _Atomic uint32_t room_wakeups;
+    /* One sender is woken when no more slots than this are claimed; 0: none sleeps.  Each stores half the
+       ring before it sleeps.  The dead leave it set: at most 7 futile wake-ups until it is 0.  It is 0
+       while one sleeps only if a process was killed between storing that and waking.  Of a bounded queue
+       UINT32_MAX: they are woken for each slot. */
+    _Atomic uint32_t room_mark;
     _Atomic uint32_t watched;  /* a receiver polls the pipe: it is readable while there is a message */
-    _Atomic uint32_t joiners;  /* hint: somebody may wait in join() */
-    _Atomic uint64_t watchdog_at_ms; /* when the lookout among them looks again, in ms of the clock */
-    _Atomic int64_t spin_until_ns; /* when a receiver gives up that is awake and looks, or has promised
-                                      to be back, in ns; 0: none */
-    _Atomic int64_t backup_at_ns;   /* when one that sleeps will look, if another does not; 0: none */
-    _Atomic uint32_t done_bell; /* the futex of those who wait in join() */
-    uint32_t unused[3];
+    /* Which periods somebody wakes in by itself: number of the first 32 | a bit for each of 32.  A bit of
+       the dead, or a wrong one, ends with its period; meanwhile another sleeps a period longer. */
+    _Atomic uint64_t watches;
+    _Atomic uint64_t room_watches;
+    /* Until when one receiver spins, and until when one that sleeps will have looked; 0: none.  The time
+       of the dead passes, and until then messages wake fewer. */
+    _Atomic int64_t spin_until_ns;
+    _Atomic int64_t backup_at_ns;
+    _Atomic uint32_t joiners;   /* somebody may wait in join() */
+    _Atomic uint32_t done_bell; /* and the event count and futex of those */
+    uint64_t unused;
 };
 _Static_assert(sizeof(struct waiters) == 64, "layout");
 struct ring {
@@ -242,7 +258,8 @@ struct segment_head {
                                made anew for nothing.  Wrongly 0: until the lock's next holder dies */
     _Atomic uint32_t high;  /* the lock's: no run has begun at this chunk or behind it; raised before the
                                claim */
-    uint32_t unused[12];
+    uint32_t claims;        /* the lock's: how many there were; the next one's tag */
+    uint32_t unused[11];
     _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` */
 };
 _Static_assert(sizeof(struct segment_head) == 192, "layout");
@@ -260,8 +277,8 @@ _Static_assert(sizeof(struct run) == 16, "layout");
    holder's name is left.
    Run word: tag 31 | name 30 | state 3.  In flight through a ring: its position in the place of both, for
    nobody has the run then but its slot.  In the place of the name a SHARED run has a count, which goes up
-   before a name goes away.  A chunk's tag never comes again: it goes up with each claim, or it is a
-   position. */
+   before a name goes away.  A claim's tag is new in its segment, and goes with the run; in a queue's arena a
+   lease replaces it by the position.  So no word comes again in the same state but FREE. */
 enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, RUN_SHARED = 4 };
 #define TAG_MASK UINT32_C(0x7fffffff)
 #define RUN_WORD(tag, who, state) \
@@ -279,10 +296,12 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, R
 /* How many holders a run can have: as many as it has further chunks, and no more than that. */
 #define HOLDERS_MOST 63
 
-/* How long a run is: unused 4 | slack 40 | chunks 20; the slack is the bytes of the last chunk that are not the message's, so that
-   a forged size is refused to the byte. */
-#define EXTENT(chunks, slack) ((uint64_t) (slack) << 20 | (uint64_t) (chunks))
+/* How long a run is: unused 1 | unused bytes 43 | chunks 20.  The bytes that are not the message's are
+   counted when it is sealed, so that a forged size is refused to the byte; chunks among them may be
+   taken from the run later. */
+#define EXTENT(chunks, unused) ((uint64_t) (unused) << 20 | (uint64_t) (chunks))
 #define EXTENT_CHUNKS(more) ((uint32_t) ((more) & 0xfffff))
+#define EXTENT_UNUSED(more) ((more) >> 20 & UINT64_C(0x7ffffffffff))
 
 /* Chunks that `size` bytes need. */
 static inline uint64_t
@@ -291,10 +310,11 @@ chunks_of(uint32_t chunk_shift, uint64_t size)
     return (size + (UINT64_C(1) << chunk_shift) - 1) >> chunk_shift;
 }
 
+/* The bytes of the message in a sealed run. */
 static inline uint64_t
-extent_of(uint32_t chunk_shift, uint64_t size)
+extent_bytes(uint32_t chunk_shift, uint64_t more)
 {
-    return EXTENT(chunks_of(chunk_shift, size), -size & ((UINT64_C(1) << chunk_shift) - 1));
+    return ((uint64_t) EXTENT_CHUNKS(more) << chunk_shift) - EXTENT_UNUSED(more);
 }
 
 /* Words of a map for `count` chunks and the guard bit. */

@@ -114,11 +114,14 @@ leases_next(struct lease *before)
 
 /* Holders. */
 
-/* How many names there is room for beside the run. */
+/* How many names there is room for beside the run: in the entries of chunks that its message needs, for its
+   sender may still take the others from it. */
 static uint32_t
 holders_most(struct segment *seg, uint32_t at)
 {
-    uint32_t others = run_chunks_at(seg, at) - 1;
+    uint64_t more = atomic_load(&seg->runs[at].more);
+    uint64_t needed = chunks_of(seg->shift, extent_bytes(seg->shift, more));
+    uint32_t all = run_chunks_at(seg, at), others = needed > 0 && needed < all ? (uint32_t) needed - 1 : all - 1;
 
     return others < HOLDERS_MOST ? others : HOLDERS_MOST;
 }
@@ -254,7 +257,7 @@ is_as_said(struct segment *seg, const mpshm_descriptor *what, uint64_t position,
             : *word != FLIGHT_AT(position)) {
         return false;
     }
-    return atomic_load_explicit(&run->more, memory_order_relaxed) == extent_of(seg->shift, what->size);
+    return extent_bytes(seg->shift, atomic_load_explicit(&run->more, memory_order_relaxed)) == what->size;
 }
 
 /* FLIGHT -> LEASED by this process, if that is what the descriptor's every field says. */

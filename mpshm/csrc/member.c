@@ -19,33 +19,40 @@
 #define CENSUS_LOCKS 8
 #define CENSUS_MS 10
 
-static void
-join(struct roster *roster)
+/* Claim a record by its lock or, if that is said, by pid: the name, or 0.  A search that finds nothing tries
+   each lock; a hundredth of the time at most goes to that. */
+static name
+search(struct roster *roster, uint32_t pid, bool by_pid, void **page)
 {
-    uint32_t pid = (uint32_t) getpid();
     int64_t begun = now_ns();
-    int64_t got = record_claim_by_lock(roster, pid, &roster->page);
 
-    if (got == -1) {
+    if (begun < roster->crowded_until_ns) {
+        return 0;
+    }
+    int64_t got = record_claim_by_lock(roster, pid, page);
+
+    if (got == -1 && by_pid) {
         got = record_claim_by_pid(roster, pid);
     }
-    if (got > 0) {
-        roster->me = (name) got;
-        record_write_facts(roster, roster->me, pid);
-        return;
-    }
-    /* A search that finds nothing tries each lock.  A hundredth of the time at most goes to that. */
-    int64_t over = now_ns();
+    if (got == 0) {
+        int64_t over = now_ns();
 
-    roster->crowded_until_ns = over + 100 * (over - begun);
+        roster->crowded_until_ns = over + 100 * (over - begun);
+    }
+    return got > 0 ? (name) got : 0;
 }
 
 name
 roster_me(struct roster *roster)
 {
     INVARIANT(A4, process_is_locked());
-    if (roster->me == 0 && (roster->crowded_until_ns == 0 || now_ns() >= roster->crowded_until_ns)) {
-        join(roster);
+    if (roster->me == 0) {
+        uint32_t pid = (uint32_t) getpid();
+
+        roster->me = search(roster, pid, true, &roster->page);
+        if (roster->me != 0) {
+            record_write_facts(roster, roster->me, pid);
+        }
     }
     return roster->me;
 }
@@ -57,7 +64,7 @@ roster_census(struct roster *roster)
     uint32_t high = roster_high(roster), now_ms = (uint32_t) (now_ns() / 1000000);
     uint32_t last_ms = atomic_load(&header->looked_ms);
 
-    if (high == 0 || now_ms - last_ms < CENSUS_MS
+    if (roster->me == 0 || now_ms - last_ms < CENSUS_MS
         || !atomic_compare_exchange_strong(&header->looked_ms, &last_ms, now_ms)) {
         return;
     }
@@ -69,19 +76,22 @@ roster_census(struct roster *roster)
     for (uint32_t i = 0; i < CENSUS_LOCKS && i < high; i++) {
         record_look(roster, (uint32_t) ((slice * CENSUS_LOCKS + i) % high), 0);
     }
-    if (roster->me != 0 && roster->page == NULL) {
+    if (roster->page == NULL) {
         roster->page = record_lock_later(roster, roster->me, (uint32_t) getpid());
     }
 }
 
+/* Only a member may note a death.  In its families it becomes one, for it may not have used a queue that its
+   child used. */
 void
 mpshm_process_ended(int pid)
 {
     process_lock();
     for (struct roster *roster = mpshm_process.rosters; roster != NULL; roster = roster->next) {
         uint32_t high = roster_high(roster);
+        bool is_member = roster->id == 0 ? roster->me != 0 : roster_me(roster) != 0;
 
-        for (uint32_t number = 0; number < high; number++) {
+        for (uint32_t number = 0; is_member && number < high; number++) {
             uint32_t its = RECORD_PID(atomic_load_explicit(&roster->records[number].word,
                                                            memory_order_relaxed));
 
@@ -99,11 +109,9 @@ name
 roster_heir(struct roster *roster)
 {
     INVARIANT(A4, process_is_locked());
-    if (roster->heir == 0 && !roster->no_heir) {
-        int64_t got = record_claim_by_lock(roster, 0, &roster->heir_page);
-
-        roster->heir = got > 0 ? (name) got : 0;
-        roster->no_heir = got <= 0;
+    if (!roster->heir_tried) { /* it is asked for with each lease */
+        roster->heir_tried = true;
+        roster->heir = search(roster, 0, false, &roster->heir_page);
     }
     return roster->heir;
 }
@@ -114,7 +122,7 @@ forget_heir(struct roster *roster)
     latch_drop(roster->heir_page);
     roster->heir_page = NULL;
     roster->heir = 0;
-    roster->no_heir = false;
+    roster->heir_tried = false;
 }
 
 void
@@ -132,7 +140,6 @@ forget_parent(struct roster *roster)
     roster->me = 0;
     roster->page = NULL;
     roster->crowded_until_ns = 0;
-    roster->no_heir = false;
 }
 
 /* Be the heir, if there is one.  Its word keeps its incarnation. */
@@ -143,6 +150,7 @@ inherit(struct roster *roster)
     uint64_t word = RECORD_WORD(0, PROOF_LOCK, incarnation);
 
     forget_parent(roster);
+    roster->heir_tried = false;
     if (roster->heir == 0) {
         return;
     }

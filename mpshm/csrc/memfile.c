@@ -66,6 +66,20 @@ open_shm(void)
 #endif
 }
 
+/* Not under a number of the standard streams, which a program may have closed: what somebody prints would
+   be written into shared memory. */
+static int
+above_standard(int fd)
+{
+    int higher = fd >= 0 && fd <= STDERR_FILENO ? fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1) : -1;
+
+    if (higher == -1) {
+        return fd;
+    }
+    close(fd);
+    return higher;
+}
+
 /* Make an empty memory file: its descriptor, or -1 and errno.
    kind: MPSHM_FILE_...; name: what /proc shows for a memfd.
    *bounded: its file system may run full, so memfile_reserve comes before each first touch. */
@@ -86,7 +100,7 @@ memfile_open(int kind, const char *name, bool *bounded)
         }
         *bounded = false;
         if (fd != -1 || kind == MPSHM_FILE_MEMFD || errno != ENOSYS) {
-            return fd;
+            return above_standard(fd);
         }
     }
 #else
@@ -94,7 +108,7 @@ memfile_open(int kind, const char *name, bool *bounded)
     (void) name;
 #endif
     *bounded = true;
-    return open_shm();
+    return above_standard(open_shm());
 }
 
 /* Fix the file's size for ever, where its kind allows that: 0, or -errno.  A1. */

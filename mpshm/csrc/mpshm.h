@@ -253,14 +253,13 @@ typedef struct {
 /* How a receiver waits for messages (waiters.c). */
 typedef struct {
     mpshm_spin spin;
-    int look_ms;             /* how long it sleeps next, as the lookout */
-    _Bool looks;             /* it is said to be looking, or to be back soon */
-    uint32_t quick;          /* how often in a row it was back soon */
-    int64_t left_ns;         /* when it left with a message; 0: nobody slept */
-    int64_t guard_ns;        /* until when it said that it is the guard, or 0 */
-    int64_t seen_ns;         /* when it last counted what went through the ring, */
-    uint64_t seen_head, taken; /* how far that was, and what it has taken since */
-    _Bool shared;            /* it was a flood, and others took of it */
+    int64_t spin_until_ns;   /* what it has stored in the ring's word of this name; 0: it does not spin */
+    int64_t backup_at_ns;    /* the same; 0: it is not the backup */
+    int64_t measured_ns;     /* when it last measured the traffic, */
+    uint64_t measured_taken; /* how many messages had been taken until then, */
+    uint64_t took;           /* and how many it took since */
+    _Bool floods;            /* the others took many */
+    uint32_t watch;          /* the period in which it wakes by itself */
 } mpshm_waiter;
 
 /* Messages received and not taken over yet: their bytes, and their leased runs. */
@@ -312,7 +311,8 @@ void mpshm_place_free(mpshm_place *place);
 int mpshm_place_take(mpshm_place *place);
 void mpshm_place_give(mpshm_place *place);
 /* Wait until a position can be claimed; or, with one, until it is its message's turn, which a put has
-   asked for in vain: 0, -EAGAIN, or -EPIPE when no receiver is left. */
+   asked for in vain: 0; or -EAGAIN when the time (-1: as long as one sleep lasts) is over, or earlier; or
+   -EPIPE when no receiver is left. */
 int mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
 /* How many messages are in the queue, and on their way into it. */
 int64_t mpshm_queue_size(mpshm_arena *arena);

@@ -317,6 +317,13 @@ parcel_seal(mpshm_parcel *parcel, uint64_t position, uint64_t *bytes)
     return error;
 }
 
+static void
+part_is_out(struct part *part, uint64_t position)
+{
+    run_is_out(&part->run, part->size, position);
+    pressure_note(part->run.arena, &part->run, run_flight_word(&part->run, position));
+}
+
 /* The frame is out: note its runs' bytes as in flight, and empty the parcel.  The caller lets go of the
    arena.  P2 */
 void
@@ -326,13 +333,11 @@ parcel_handed_over(mpshm_parcel *parcel, uint64_t position)
 
     INVARIANT(E1, arena_is_locked(parcel->arena));
     for (uint32_t i = 0; i < parcel->count; i++) {
-        run_is_out(&parcel->parts[i].run);
-        pressure_note(parcel->arena, &parcel->parts[i].run,
-                      run_flight_word(&parcel->parts[i].run, position));
+        part_is_out(&parcel->parts[i], position);
         size += parcel->parts[i].size;
     }
     if (parcel->has_index) {
-        run_is_out(&parcel->index.run);
+        part_is_out(&parcel->index, position);
     }
     parcel->arena = NULL;
     parcel->count = parcel->stream_runs = 0;
@@ -359,6 +364,7 @@ mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
 
     INVARIANT(F4, length <= MPSHM_FRAME_BYTES);
     arena_lock(arena);
+    strays_pipe(arena, fd);
     uint64_t bytes = 0;
     int error = parcel_seal(parcel, NO_POSITION, &bytes);
 

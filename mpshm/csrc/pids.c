@@ -84,11 +84,16 @@ proc_is_ours(void)
     return pid == (long) getpid() && *end == '\n';
 }
 
-/* When that process began, in the clock ticks of /proc; 0: not known. */
+/* When that process began, as this one sees it: clock ticks 32 | time namespace 16; 0: not known.  Equal for
+   one process; of two namespaces they cannot be compared. */
+#define BORN(ticks, space) ((uint64_t) (uint32_t) (ticks) << 16 | ((space) & 0xffff))
+#define BORN_SPACE(born) ((born) & 0xffff)
+
 uint64_t
 pid_born(uint32_t pid)
 {
     char path[32], text[512];
+    struct stat status;
     bool known = false;
 
     if (pid == 0 || pid > INT32_MAX || !proc_is_ours()) {
@@ -108,7 +113,11 @@ pid_born(uint32_t pid)
     for (int field = 2; at != NULL && field < 22; field++) {
         at = strchr(at + 1, ' ');
     }
-    return at == NULL ? 0 : strtoull(at + 1, NULL, 10);
+    if (at == NULL) {
+        return 0;
+    }
+    return BORN(strtoull(at + 1, NULL, 10),
+                stat("/proc/self/ns/time", &status) == 0 ? (uint64_t) status.st_ino : 0);
 }
 
 /* Whether no process of this namespace has that pid. */
@@ -127,5 +136,5 @@ pid_is_gone(uint32_t pid, uint64_t born)
     }
     uint64_t now = born == 0 ? 0 : pid_born(pid);
 
-    return now != 0 && now != born;
+    return now != 0 && BORN_SPACE(now) == BORN_SPACE(born) && now != born;
 }

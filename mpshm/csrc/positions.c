@@ -23,19 +23,6 @@
 
 #define TRIES RING_TRIES
 
-void
-ring_attach(mpshm_arena *arena)
-{
-    uint32_t places = arena->places = arena->header->places;
-
-    arena->bound = places != 0 && places < arena->slots ? places : arena->slots;
-    arena->writer = -1;
-    arena->bytes_limit = arena->header->bytes_limit;
-    arena->joinable = arena->header->joinable != 0;
-    arena->head_seen = HEAD_POSITION(atomic_load(&arena->ring->head));
-    INVARIANT(G1, arena->slots >= RING_SLOTS && (arena->slots & (arena->slots - 1)) == 0);
-}
-
 /* Move the head on over all that has passed: where it is.  G2 */
 uint64_t
 ring_first(mpshm_arena *arena)
@@ -92,16 +79,21 @@ mend(mpshm_arena *arena, uint64_t position)
     return true;
 }
 
-void
+/* The same for all that is open: whether there was anything. */
+bool
 ring_mend(mpshm_arena *arena)
 {
     uint64_t at = ring_first(arena), end = ring_end(arena);
+    bool any = false;
 
     for (uint32_t i = 0; i < arena->slots && position_ahead(end, at) > 0; i++) {
-        (void) mend(arena, at);
+        any |= mend(arena, at);
         at = position_after(at, 1);
     }
-    (void) ring_first(arena);
+    if (any) {
+        (void) ring_first(arena);
+    }
+    return any;
 }
 
 /* Whether an open slot that is no message stops the head. */
@@ -233,5 +225,5 @@ ring_has_passed(mpshm_arena *arena, uint64_t position)
 void
 ring_reap(mpshm_arena *arena)
 {
-    ring_mend(arena);
+    (void) ring_mend(arena);
 }

@@ -119,16 +119,19 @@ nothing_to_wait_for(mpshm_arena *arena, int fd)
 }
 
 /* What is noted then is in a receiver's hand that will lease it at once, or never: one killed in between
-   must not narrow the mark for good, and its runs are strays. */
+   must not narrow the mark for good.  Its runs may be strays, so they stay noted, for no bytes. */
 static void
 forget_sent(mpshm_arena *arena, int fd)
 {
     arena_lock(arena);
     if (arena->slot_bytes == 0) {
-        strays_look(arena, fd);
+        strays_pipe(arena, fd);
+        strays_look(arena);
     }
-    arena->sent_count = 0;
-    arena->sent_bytes = 0;
+    for (uint32_t i = 0; i < arena->sent_count; i++) {
+        arena->sent[i].bytes = 0;
+    }
+    sweep(arena);
     arena_unlock(arena);
 }
 
@@ -155,8 +158,11 @@ leases_to_await(mpshm_arena *arena, uint64_t bytes, uint64_t mark)
 
     process_lock();
     sweep(arena);
-    for (uint64_t sent = arena->sent_bytes; sent != 0 && sent + bytes > most; n++) {
-        sent -= arena->sent[n].bytes;
+    uint64_t sent = arena->sent_bytes;
+
+    for (uint32_t i = 0; sent != 0 && sent + bytes > most; i++) {
+        sent -= arena->sent[i].bytes;
+        n += arena->sent[i].bytes > 0;
     }
     process_unlock();
     return n;

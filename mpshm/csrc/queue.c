@@ -118,17 +118,34 @@ mpshm_queue_watch(const mpshm_end *end)
 
 /* Places. */
 
-/* Whether each message of the queue has a position from the moment that it is accepted.  Otherwise the
-   feeder's have none while they wait for the ring. */
+/* Whether each message of the queue has a position from the moment that it is accepted.  Otherwise those
+   that the feeders hold are pending. */
 static bool
 has_positions(const mpshm_arena *arena)
 {
     return arena->bytes_limit != 0 || (arena->places != 0 && arena->places <= arena->slots);
 }
 
+/* How many messages may be pending.  With those that the ring has slots for, a bounded queue's are as many
+   as it has places. */
+static int64_t
+pending_most(const mpshm_arena *arena)
+{
+    return arena->places == 0 ? INT64_MAX : (int64_t) arena->places - (int64_t) arena->slots;
+}
+
+/* See to it that arena->me is this process's: its parent may be one of the dead. */
+static void
+look_at_name(mpshm_arena *arena)
+{
+    arena_lock(arena);
+    arena_unlock(arena);
+}
+
 int64_t
 mpshm_queue_size(mpshm_arena *arena)
 {
+    look_at_name(arena);
     ring_mend(arena);
     return (int64_t) ring_count(arena, true) + tasks_pending(arena);
 }
@@ -152,7 +169,7 @@ int
 queue_why_full(mpshm_arena *arena)
 {
     bool full = arena->places != 0
-                && (has_positions(arena) || mpshm_queue_size(arena) >= (int64_t) arena->places);
+                && (has_positions(arena) || tasks_pending(arena) >= pending_most(arena));
 
     return full ? MPSHM_E_FULL : -EAGAIN;
 }
@@ -160,20 +177,24 @@ queue_why_full(mpshm_arena *arena)
 int
 mpshm_queue_full(mpshm_arena *arena)
 {
-    ring_mend(arena);
-    if (!has_positions(arena)) {
-        return arena->places != 0 && mpshm_queue_size(arena) >= (int64_t) arena->places;
+    if (arena->places == 0 && arena->bytes_limit == 0) {
+        return 0;
     }
-    return ring_is_full(arena) || is_over_bytes(arena);
+    look_at_name(arena);
+    ring_mend(arena);
+    if (!ring_is_full(arena)) {
+        return is_over_bytes(arena);
+    }
+    return has_positions(arena) || tasks_pending(arena) >= pending_most(arena);
 }
 
 /* Under arena_lock.  Every process says first what it has pending, and then looks at the sum: so there
-   are never more than the queue has places for. */
+   are never too many. */
 static int64_t
 take_pending(mpshm_arena *arena)
 {
     tasks_pend(arena, 1);
-    if (arena->places != 0 && mpshm_queue_size(arena) > (int64_t) arena->places) {
+    if (tasks_pending(arena) > pending_most(arena)) {
         tasks_pend(arena, -1);
         return MPSHM_E_FULL;
     }
@@ -251,6 +272,7 @@ mpshm_wait_done(mpshm_arena *arena, int timeout_ms)
     struct waiters *waiters = &arena->ring->waiters;
     uint32_t bell = atomic_load(&waiters->done_bell);
 
+    look_at_name(arena);
     atomic_store(&waiters->joiners, 1);
     if (tasks_unfinished(arena) > 0) {
         ring_mend(arena);

@@ -271,7 +271,6 @@ take(mpshm_batch *batch, uint32_t most)
         n += few;
     } while (!all && n < most);
     if (n > 0) {
-        waiter_took(&batch->waiter, arena, n);
         mirror_after_take(arena, batch->end->fd);
     }
     arena_unlock(arena);
@@ -328,7 +327,6 @@ mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     mpshm_arena *arena = batch->end->arena;
     mpshm_waiter *waiter = &batch->waiter;
 
-    waiter_is_back(waiter);
     /* A process gets nothing more once it has closed the end. */
     int result = batch->end->fd < 0 ? MPSHM_E_CLOSED : receive_now(batch, most);
 
@@ -342,7 +340,7 @@ mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     bool comes_again = timeout_ms < 0 && (result == -EAGAIN || result == -EINTR);
 
     if (!comes_again) {
-        waiter_goes(waiter, arena);
+        waiter_goes(waiter, arena, result > 0 ? (uint32_t) result : 0);
     }
     uint64_t size = 0;
 

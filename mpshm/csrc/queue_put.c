@@ -317,7 +317,7 @@ put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t 
         if ((int) i < done) {
             count_sent(end->counts, letters[i].size, in_slot);
             if (!in_slot) {
-                run_is_out(&letters[i].run);
+                run_is_out(&letters[i].run, letters[i].size, letters[i].position);
             }
         } else if (!in_slot) {
             (void) run_abandon(&letters[i].run);

@@ -163,7 +163,7 @@ cool(struct sweep *sweep)
     }
 }
 
-/* The ring first: runs in flight are nobody's when their slot has passed. */
+/* The ring first: runs in flight are nobody's when their slot has passed.  Of a connection, strays. */
 static void
 begin_sweep(struct sweep *sweep, mpshm_arena *arena)
 {
@@ -171,6 +171,8 @@ begin_sweep(struct sweep *sweep, mpshm_arena *arena)
     sweep->arena = arena;
     if (arena->ring != NULL) {
         ring_reap(arena);
+    } else {
+        strays_look(arena);
     }
 }
 

@@ -210,9 +210,9 @@ roster_is_dead(struct roster *roster, name who)
     return RECORD_INCARNATION(word) != NAME_INCARNATION(who) || word_is_dead(roster, number, word);
 }
 
-/* That incarnation is dead: whether this process is the first to note it.  It then has to tell `deaths`,
+/* That incarnation is dead: whether this process is the first to note it.  Then it has to tell `deaths`, and
    afterwards: whoever reaps then must find it dead though another process is just about to claim the
-   record and has its lock.  Killed in between, its own death has the others reap. */
+   record and has its lock.  Killed in between, its own death is told, so it must have a name. */
 static bool
 note_death(struct record *record, uint32_t incarnation)
 {
@@ -247,15 +247,14 @@ claim_record(const struct roster *roster, uint32_t number, uint32_t pid, struct 
         while (high <= number /* E4 */
                && !atomic_compare_exchange_weak(&roster->header->high, &high, number + 1)) {
         }
-        bool untold = note_death(record, RECORD_INCARNATION(word));
-        bool claimed = atomic_compare_exchange_strong(
-            &record->word, &word,
-            RECORD_WORD(pid, latch == NULL ? PROOF_PID : PROOF_LOCK, incarnation));
+        uint32_t dead = RECORD_INCARNATION(word);
 
-        if (untold) {
-            tell_death(roster);
-        }
-        if (claimed) {
+        if (atomic_compare_exchange_strong(
+                &record->word, &word,
+                RECORD_WORD(pid, latch == NULL ? PROOF_PID : PROOF_LOCK, incarnation))) {
+            if (note_death(record, dead)) { /* now that there is a name */
+                tell_death(roster);
+            }
             return NAME(number, incarnation);
         }
     }

@@ -116,8 +116,21 @@ ring_backlog(const mpshm_arena *arena)
                           atomic_load_explicit(&arena->ring->head, memory_order_relaxed));
 }
 
+/* Call once the arena's header is mapped and checked: what puts and gets ask for each message. */
+static inline void
+ring_attach(mpshm_arena *arena)
+{
+    uint32_t places = arena->places = arena->header->places;
+
+    INVARIANT(G1, arena->slots >= RING_SLOTS && (arena->slots & (arena->slots - 1)) == 0);
+    arena->bound = places != 0 && places < arena->slots ? places : arena->slots;
+    arena->bytes_limit = arena->header->bytes_limit;
+    arena->joinable = arena->header->joinable != 0;
+    arena->head_seen = HEAD_POSITION(atomic_load(&arena->ring->head));
+    arena->writer = -1;
+}
+
 /* positions.c.  Those with (L) need arena_lock. */
-void ring_attach(mpshm_arena *arena); /* call once the header is mapped and checked */
 uint32_t ring_claim(mpshm_arena *arena, enum slot_state state, uint32_t count,
                     uint64_t *positions); /* (L) */
 bool ring_is_held(const mpshm_arena *arena, uint64_t position); /* by this process */
@@ -126,7 +139,7 @@ void ring_advance(mpshm_arena *arena);
 uint64_t ring_first(mpshm_arena *arena); /* moves the head on, and says where it is */
 bool ring_is_full(mpshm_arena *arena);   /* no position can be claimed */
 bool ring_has_passed(mpshm_arena *arena, uint64_t position);
-void ring_mend(mpshm_arena *arena);      /* what the dead left open; costs a look at each owner */
+bool ring_mend(mpshm_arena *arena);      /* what the dead left open; costs a look at each owner */
 void ring_reap(mpshm_arena *arena);      /* the same, for a sweep */
 
 /* tasks.c */

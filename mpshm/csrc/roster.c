@@ -290,10 +290,7 @@ roster_unref(struct roster *roster)
         link = &(*link)->next;
     }
     *link = roster->next;
-    latch_drop(roster->page);
-    if (roster->me != 0) { /* dead now */
-        record_look(roster, NAME_NUMBER(roster->me), 0);
-    }
+    latch_drop(roster->page); /* the name is dead now, and others will notice */
     free(roster);
 }
 

@@ -14,14 +14,14 @@ struct roster {
     uint32_t limit;         /* checked copy: the header's may be changed under us */
     uint32_t refs;
     name me, heir;          /* 0: none */
-    bool no_heir;           /* this fork has found none: a search may cost as much as a lock for each record */
+    bool heir_tried;        /* in this fork */
     void *page, *heir_page; /* the mappings that hold their locks; NULL: no lock */
     int64_t crowded_until_ns; /* no search for a free record before */
 };
 
 /* records.c.  Both need no lock.  roster->fd if it is still the file's, or -1. */
 int record_file(const struct roster *roster);
-/* Note that record's death if there is one.  space: ask its lock only if its pid, in that namespace, is
+/* Note that record's death if there is one; this process has a name.  space: ask its lock only if its pid, in that namespace, is
    unused; 0: ask it anyway. */
 void record_look(const struct roster *roster, uint32_t number, uint64_t space);
 

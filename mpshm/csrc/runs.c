@@ -85,12 +85,10 @@ claim_locked(struct segment *seg, uint64_t size, mpshm_run *run)
         && !(segment_look_again(seg) && freemap_find(seg->map, seg->count, chunks, &at))) {
         return false;
     }
-    uint64_t was = atomic_load_explicit(&seg->runs[at].word, memory_order_relaxed);
-
-    INVARIANT(L4, RUN_STATE(was) == RUN_FREE);
+    INVARIANT(L4, RUN_STATE(atomic_load(&seg->runs[at].word)) == RUN_FREE);
     freemap_clear(seg->map, at, chunks);
     freemap_set(seg->heads, at, 1);
-    run->tag = (RUN_TAG(was) + 1) & TAG_MASK;
+    run->tag = ++seg->head->claims & TAG_MASK;
     if (at >= segment_high(seg)) {
         atomic_store_explicit(&seg->head->high, at + 1, memory_order_release);
     }
@@ -401,25 +399,6 @@ mpshm_abandon(mpshm_run *run)
     return error;
 }
 
-/* Make the run as long as `size` bytes need.  What it had more is free: at once if the segment's lock is to be
-   had, else when the maps are made anew.  Both under the lock or neither, for whoever makes the maps reads
-   the length. */
-static void
-trim(struct segment *seg, mpshm_run *run, uint64_t size)
-{
-    uint32_t chunks = run_chunks(run), keep = chunks_for(seg, size);
-    bool locked = keep < chunks && segment_try_lock(seg);
-
-    atomic_store_explicit(&seg->runs[run->chunk_id].more, extent_of(seg->shift, size), memory_order_relaxed);
-    if (locked) {
-        freemap_set(seg->map, run->chunk_id + keep, chunks - keep);
-        segment_unlock(seg);
-    } else if (keep < chunks) {
-        atomic_store_explicit(&seg->head->stale, 1, memory_order_release);
-    }
-    run->capacity = (uint64_t) keep << seg->shift;
-}
-
 /* The word of the run when it is in flight. */
 uint64_t
 run_flight_word(const mpshm_run *run, uint64_t position)
@@ -437,9 +416,12 @@ run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes)
         error = -EINVAL;
     }
     if (error == 0) {
-        trim(run_segment(run), run, size);
+        struct segment *seg = run_segment(run);
+
+        atomic_store_explicit(&seg->runs[run->chunk_id].more, EXTENT(run_chunks(run), run->capacity - size),
+                              memory_order_relaxed);
         atomic_store_explicit(run_word(run), run_flight_word(run, position), memory_order_release);
-        *bytes += run->capacity;
+        *bytes += (uint64_t) chunks_for(seg, size) << seg->shift;
     }
     return error;
 }
@@ -457,11 +439,44 @@ run_unseal(mpshm_run *run, uint64_t position)
     }
 }
 
+/* Whether the entry at `at` is still that of the run that was in flight with that word, and a receiver at most
+   has leased it: only then has it its tail for certain. */
+static bool
+is_same_run(struct segment *seg, uint32_t at, uint64_t flight, uint32_t tag)
+{
+    uint64_t word = atomic_load(&seg->runs[at].word);
+
+    return word == flight
+           || ((RUN_STATE(word) == RUN_LEASED || RUN_STATE(word) == RUN_SHARED) && RUN_TAG(word) == tag);
+}
+
+/* Take the chunks behind a sealed run's `size` bytes from it, if the segment's lock is to be had; else they are
+   free when the run is. */
+static void
+trim(mpshm_run *run, uint64_t size, uint64_t position)
+{
+    struct segment *seg = run_segment(run);
+    uint32_t at = run->chunk_id, chunks = run_chunks(run), keep = chunks_for(seg, size);
+    uint32_t tag = position == NO_POSITION ? run->tag : (uint32_t) position & TAG_MASK;
+
+    if (keep == chunks || !segment_try_lock(seg)) {
+        return;
+    }
+    if (is_same_run(seg, at, run_flight_word(run, position), tag)) {
+        atomic_store_explicit(&seg->runs[at].more, EXTENT(keep, ((uint64_t) keep << seg->shift) - size),
+                              memory_order_relaxed);
+        freemap_set(seg->map, at + keep, chunks - keep);
+        run->capacity = (uint64_t) keep << seg->shift;
+    }
+    segment_unlock(seg);
+}
+
 void
-run_is_out(mpshm_run *run)
+run_is_out(mpshm_run *run, uint64_t size, uint64_t position)
 {
     INVARIANT(R2, atomic_load(run_word(run)) != RUN_WORD(run->tag, run->arena->me, RUN_LOANED));
     end_loan(run);
+    trim(run, size, position);
 }
 
 int
@@ -472,7 +487,7 @@ mpshm_seal(mpshm_run *run, uint64_t size)
     int error = run->arena->slot_bytes != 0 ? -EINVAL : run_seal(run, size, NO_POSITION, &bytes);
 
     if (error == 0) {
-        end_loan(run);
+        run_is_out(run, size, NO_POSITION);
     }
     arena_unlock(run->arena);
     return error;

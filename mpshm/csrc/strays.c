@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #ifdef __linux__
 #include <linux/sockios.h>
@@ -199,9 +200,22 @@ is_decided(mpshm_arena *arena, const struct strays *strays)
     return true;
 }
 
-/* Free those that are decided, and note others.  fd: an end of the connection.  Under arena_lock. */
+/* This is an end of the connection, whose number may become another file's one day. */
 void
-strays_look(mpshm_arena *arena, int fd)
+strays_pipe(mpshm_arena *arena, int fd)
+{
+    struct stat status;
+
+    if (arena->pipe_fd != fd + 1 && fstat(fd, &status) == 0) {
+        arena->pipe_fd = fd + 1;
+        arena->pipe_device = status.st_dev;
+        arena->pipe_inode = status.st_ino;
+    }
+}
+
+/* Free those that are decided, and note others. */
+void
+strays_look(mpshm_arena *arena)
 {
     struct strays *strays = arena->strays;
 
@@ -212,7 +226,11 @@ strays_look(mpshm_arena *arena, int fd)
         strays_forget(arena);
         strays = NULL;
     }
-    if (strays == NULL && arena->me != 0) {
-        begin(arena, fd);
+    if (strays == NULL && arena->me != 0 && arena->pipe_fd > 0) {
+        if (memfile_is(arena->pipe_fd - 1, arena->pipe_device, arena->pipe_inode)) {
+            begin(arena, arena->pipe_fd - 1);
+        } else {
+            arena->pipe_fd = 0;
+        }
     }
 }

@@ -1,20 +1,30 @@
-/* Waiters: who of a ring's receivers sleeps, looks or stands guard, who of its senders waits for room,
-   and who wakes them.
+/* Waiters: which of a ring's receivers spins, polls or sleeps, which of its senders sleeps, and which of
+   them a message or free room wakes.
 
-   Knows the ring's words about them; of its slots only whether there is one to take, or room.
+   A receiver that finds nothing goes through these, and from each back to its caller, which comes again:
 
-   One receiver at most looks again and again before it sleeps, for others would only take the CPU from
-   the senders.  When messages come so fast that each would wake a sleeper to find that another was
-   quicker, those at work are left to it: who is always back soon promises so (`spin_until_ns`), and
-   one of those who sleep, the guard, looks every millisecond, and takes what it finds.
+     spin (one at a time) --in vain--> sleep, until a wake-up or its watch
+                                         '--in a flood, one at a time--> backup: sleep 1 ms
 
-   Invariants:
-   G4  Whoever may sleep says so (`sleepers`, `crowd`) before it looks a last time, and looks again
-       after a while: only a kill at the wrong moment costs that while.
-   G6  A promise counts only while there is a guard, and a guard that goes calls another if after that
-       there is a promise or a message.  Who finds no guard, at a message that it puts or leaves behind,
-       wakes a sleeper, unless somebody is awake and looks.
-   G7  Whoever no longer says that it looks, looks once more, or has that done. */
+   A message wakes one sleeper.  But a wake-up costs ten times what a message does, and in a flood the
+   sleeper mostly finds that a receiver at work was quicker.  So a message wakes nobody while a receiver
+   spins, and in a flood nobody while there is a backup, which finds what those at work leave behind.
+
+   Sleepers use event counts: futexes that count wake-ups.  Read the count, look at the ring, and sleep
+   only while the count is the same.
+
+   Knows the ring's words about waiters, which are hints (struct waiters in layout.h), and how many slots
+   are claimed and taken; of a slot only whether there is one to take, or to claim.
+
+   Invariants: G4, G6, G7, W3 (invariants.h).
+
+   Memory order: the words order nothing.  Each pair below is a store, a sequentially consistent fence and
+   a load on either side, so that one of the two sees the other's store:
+
+     receiver: sets MAY_SLEEP, looks at the ring           sender: READY (ring_put), reads MAY_SLEEP
+     receiver: takes back its time as spinner or backup,   sender: READY (ring_put), reads these times
+               looks at the ring
+     sender:   sets room_mark, looks at the ring           receiver: passes a slot, reads room_mark */
 #include "internal.h"
 
 #include <errno.h>
@@ -24,227 +34,162 @@
 
 #include "ring.h"
 
-/* So many wake-ups in a row that woke nobody: those who said that they sleep are dead. */
-#define VAIN_WAKES 256
-/* The word that counts them: epoch 16 | count 16. */
-#define EPOCH UINT32_C(0x10000)
-#define EPOCH_MASK UINT32_C(0xffff0000)
-/* No receiver looks again, or guards, for longer. */
-#define MOST_NS INT64_C(1000000000)
-/* How long a receiver sleeps that is the ring's lookout: shortly at first, longer when it has been
-   idle for long; and another. */
-#define LOOK_FIRST_MS 50
-#define LOOK_MOST_MS 800
-#define LOOK_POLL_MS 200
-#define LOOK_FAR_MS 3000
-#define LOOK_GRACE_MS 50
-/* How often the guard looks, and how late it may be. */
-#define GUARD_MS 1
-#define GUARD_NS INT64_C(2000000)
-/* Who was back so often within half the time that it would look for is quick, and may find so many
-   messages when it is back. */
-#define QUICK_TIMES 4
-#define QUICK_FINDS 64
-/* So many messages in so many ns each are a flood. */
-#define FLOOD_MESSAGES 16
-#define FLOOD_NS 10000
-/* The last senders are woken when so few slots are claimed. */
+/* In `wakeups`: the flag, and one wake-up. */
+#define MAY_SLEEP UINT32_C(1)
+#define ONE_WAKE_UP UINT32_C(2)
+/* A time further ahead than this is a stray write. */
+#define AHEAD_MAX_NS INT64_C(1000000000)
+/* How long the backup sleeps, and when it counts as dead or stopped. */
+#define BACKUP_MS 1
+#define BACKUP_LATE_NS INT64_C(2000000)
+/* More messages than this are too many to wait for the backup. */
+#define BACKUP_BACKLOG_MAX 64
+/* It is a flood when the others have taken a message in each FLOOD_NS of at least FLOOD_MIN_NS. */
+#define FLOOD_NS INT64_C(10000)
+#define FLOOD_MIN_NS INT64_C(160000)
+/* A watch is one of the next WATCHES periods, of so many ms: for receivers, and for senders. */
+#define WATCHES 32
+#define WATCH_MS 1250
+#define ROOM_WATCH_MS 200
+/* All senders are woken when no more slots than this are claimed. */
 #define ALMOST_EMPTY 8
-/* In `spin_until_ns`, the lowest bit: nobody looks, it is a promise. */
-#define PROMISE INT64_C(1)
+/* In `room_mark`, of a bounded queue. */
+#define EACH UINT32_MAX
+
+/* How far the ring has been emptied. */
+static uint64_t
+taken_of(const mpshm_arena *arena)
+{
+    return HEAD_POSITION(atomic_load_explicit(&arena->ring->head, memory_order_relaxed));
+}
+
+/* Waking receivers. */
 
 static bool
-anybody_sleeps(struct ring *ring)
+may_sleep(struct waiters *waiters)
 {
-    return (atomic_load_explicit(&ring->waiters.sleepers, memory_order_relaxed) & ~EPOCH_MASK) != 0;
+    return (atomic_load_explicit(&waiters->wakeups, memory_order_relaxed) & MAY_SLEEP) != 0;
 }
 
-/* A sleeper more; what it is to say when it is awake.  It has read `bell` before. */
-static uint32_t
-count_sleeper(struct ring *ring)
-{
-    return atomic_fetch_add(&ring->waiters.sleepers, 1) & EPOCH_MASK;
-}
-
-static void
-uncount_sleeper(struct ring *ring, uint32_t epoch)
-{
-    uint32_t was = atomic_load(&ring->waiters.sleepers);
-
-    while ((was & EPOCH_MASK) == epoch && was != epoch
-           && !atomic_compare_exchange_weak(&ring->waiters.sleepers, &was, was - 1)) {
-    }
-}
-
-/* Wake sleepers: how many. */
-static int
-ring_the_bell(struct ring *ring, int most)
-{
-    atomic_fetch_add(&ring->waiters.bell, 1);
-    return futex_wake(&ring->waiters.bell, most);
-}
-
-/* Those counted are dead, or awake and about to say so.  One that is not asleep yet will see that the
-   bell has changed, and counts itself anew. */
-static void
-forget_sleepers(struct ring *ring)
-{
-    uint32_t was = atomic_load(&ring->waiters.sleepers);
-
-    if (atomic_compare_exchange_strong(&ring->waiters.sleepers, &was, (was & EPOCH_MASK) + EPOCH)) {
-        (void) ring_the_bell(ring, INT_MAX);
-    }
-}
-
-/* Let as many of those who sleep look for themselves. */
+/* Let up to `most` sleepers look for themselves.  If fewer were asleep, the flag is cleared, and then all
+   are woken that fell asleep before it was.  G4 */
 void
 waiters_call(mpshm_arena *arena, int most)
 {
-    if (anybody_sleeps(arena->ring)) {
-        (void) ring_the_bell(arena->ring, most);
+    struct waiters *waiters = &arena->ring->waiters;
+
+    if (!may_sleep(waiters)) {
+        return;
+    }
+    uint32_t count = atomic_fetch_add(&waiters->wakeups, ONE_WAKE_UP) + ONE_WAKE_UP;
+
+    if (futex_wake(&waiters->wakeups, most) < most
+        && atomic_compare_exchange_strong(&waiters->wakeups, &count, count & ~MAY_SLEEP)) {
+        (void) futex_wake(&waiters->wakeups, INT_MAX);
     }
 }
 
 static bool
-is_ahead(_Atomic int64_t *until, int64_t now)
+is_ahead(_Atomic int64_t *time_ns, int64_t now)
 {
-    int64_t at = atomic_load_explicit(until, memory_order_relaxed);
+    int64_t at = atomic_load_explicit(time_ns, memory_order_relaxed);
 
-    return at > now && (uint64_t) at - (uint64_t) now < MOST_NS;
+    return at > now && (uint64_t) at - (uint64_t) now < AHEAD_MAX_NS;
 }
 
-/* Not of one who is awake and looks. */
-static bool
-is_promise(struct ring *ring)
-{
-    return (atomic_load_explicit(&ring->waiters.spin_until_ns, memory_order_relaxed) & PROMISE) != 0;
-}
-
-/* There are `count` messages that nobody may know of. */
+/* There are `count` messages that perhaps no receiver knows of.  G6 */
 void
 waiters_rouse(mpshm_arena *arena, int count)
 {
-    struct ring *ring = arena->ring;
+    struct waiters *waiters = &arena->ring->waiters;
 
-    if (!anybody_sleeps(ring)) {
+    if (!may_sleep(waiters)) {
         return;
     }
     int64_t now = now_ns();
 
-    if (is_ahead(&ring->waiters.spin_until_ns, now)) {
-        if (!is_ahead(&ring->waiters.backup_at_ns, now)) {
-            count -= !is_promise(ring); /* who looks needs no waking */
-        } else if (ring_backlog(arena) <= QUICK_FINDS) {
-            return; /* G6 */
-        }
-    }
-    if (count == 0) {
+    if (is_ahead(&waiters->backup_at_ns, now) && ring_backlog(arena) <= BACKUP_BACKLOG_MAX) {
         return;
     }
-    if (ring_the_bell(ring, count) > 0) {
-        arena->vain_wakes = 0;
-    } else if (++arena->vain_wakes == VAIN_WAKES) {
-        arena->vain_wakes = 0;
-        forget_sleepers(ring);
+    count -= is_ahead(&waiters->spin_until_ns, now); /* that one sees it by itself */
+    if (count > 0) {
+        waiters_call(arena, count);
     }
 }
 
-/* Looking. */
+/* Receivers. */
 
 void
 waiter_init(mpshm_waiter *waiter, uint32_t spin_us)
 {
-    *waiter = (mpshm_waiter) {.look_ms = LOOK_FIRST_MS};
+    *waiter = (mpshm_waiter) {0};
     spin_init(&waiter->spin, spin_us);
 }
 
-/* Say until when this receiver looks. */
+/* Take back the time that this receiver has stored in a word, if it still stands there.  The caller looks
+   at the ring afterwards.  G7 */
 static void
-watchdog_at_ms(mpshm_waiter *waiter, struct ring *ring, int64_t until)
+take_back(_Atomic int64_t *word, int64_t *mine)
 {
-    waiter->looks = until != 0;
-    atomic_store(&ring->waiters.spin_until_ns, until);
-    atomic_thread_fence(memory_order_seq_cst);
-}
-
-/* It is back from where it went with its last message. */
-void
-waiter_is_back(mpshm_waiter *waiter)
-{
-    if (waiter->left_ns != 0) {
-        bool soon = now_ns() - waiter->left_ns <= waiter->spin.ns / 2;
-
-        waiter->quick = !soon ? 0 : waiter->quick + (waiter->quick < QUICK_TIMES);
-        waiter->left_ns = 0;
+    if (*mine != 0) {
+        atomic_compare_exchange_strong(word, mine, 0);
+        atomic_thread_fence(memory_order_seq_cst); /* pairs with ring_put's last */
+        *mine = 0;
     }
 }
 
-/* It took messages, and leaves with them.  Under arena_lock. */
+/* It leaves, perhaps for long, with so many messages: it neither spins nor is the backup any more.  What
+   was put meanwhile may have woken nobody, so if there is something this wakes another.  G7 */
 void
-waiter_took(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t count)
+waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t took)
 {
-    struct ring *ring = arena->ring;
+    struct waiters *waiters = &arena->ring->waiters;
 
-    waiter->taken += count;
-    waiter->look_ms = LOOK_FIRST_MS;
-    bool promises = false;
-
-    if (anybody_sleeps(ring)) {
-        int64_t now = waiter->left_ns = now_ns(), away_ns = waiter->spin.ns;
-
-        promises = waiter->quick >= QUICK_TIMES && is_ahead(&ring->waiters.backup_at_ns, now);
-        /* Not anew for each message: the senders read this word for each of theirs. */
-        if (promises && !(is_promise(ring) && is_ahead(&ring->waiters.spin_until_ns, now + away_ns / 2))) {
-            watchdog_at_ms(waiter, ring, (now + away_ns) | PROMISE);
-            promises = is_ahead(&ring->waiters.backup_at_ns, now); /* G6 */
-        }
-    } else if (!waiter->looks) {
-        return;
-    }
-    if (!promises && waiter->looks) {
-        watchdog_at_ms(waiter, ring, 0);
-    }
-    /* What was put while it looked woke nobody, and it may be away for long. */
-    if (ring_is_ready(arena)) {
+    waiter->took += took;
+    take_back(&waiters->spin_until_ns, &waiter->spin_until_ns);
+    take_back(&waiters->backup_at_ns, &waiter->backup_at_ns);
+    if (may_sleep(waiters) && ring_is_ready(arena)) {
         waiters_rouse(arena, 1);
     }
 }
 
-/* Is there a flood, which others take from as well? */
+/* Find out whether there is a flood. */
 static void
-count_traffic(mpshm_waiter *waiter, struct ring *ring)
+measure_traffic(mpshm_waiter *waiter, const mpshm_arena *arena, int64_t now)
 {
-    int64_t now = now_ns(), took = now - waiter->seen_ns;
-    uint64_t head = HEAD_POSITION(atomic_load(&ring->head)), moved = head - waiter->seen_head;
+    int64_t period_ns = now - waiter->measured_ns;
 
-    if (moved >= FLOOD_MESSAGES || took >= FLOOD_MESSAGES * FLOOD_NS) {
-        waiter->shared = moved >= FLOOD_MESSAGES && (uint64_t) took / FLOOD_NS <= moved
-                         && moved >= waiter->taken + FLOOD_MESSAGES / 2;
-        waiter->seen_ns = now;
-        waiter->seen_head = head;
-        waiter->taken = 0;
+    if (period_ns >= FLOOD_MIN_NS) {
+        uint64_t taken = taken_of(arena);
+        int64_t by_others = position_ahead(taken, waiter->measured_taken) - (int64_t) waiter->took;
+
+        waiter->floods = by_others >= period_ns / FLOOD_NS;
+        waiter->measured_ns = now;
+        waiter->measured_taken = taken;
+        waiter->took = 0;
     }
 }
 
-/* Look again for a while, if that is worth it: 1 when there is a message, -EAGAIN when it is time to
-   sleep, -EINTR when the caller is to look for signals before. */
+/* Spin, if that is worth it and no other does: 1 when there is a message, -EAGAIN when it is time to
+   sleep, -EINTR when the caller is to look for signals first. */
 int
 waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
 {
-    struct ring *ring = arena->ring;
+    _Atomic int64_t *word = &arena->ring->waiters.spin_until_ns;
+    int64_t now = now_ns(), other = atomic_load(word);
 
-    count_traffic(waiter, ring);
-    if (!waiter->looks && is_ahead(&ring->waiters.spin_until_ns, now_ns())) {
-        return -EAGAIN; /* one who looks is enough */
-    }
-    /* To sleep would be to be woken at once.  Not so in a flood of our own: there it may be that both
-       share a busy CPU, and who yields it there is late. */
-    int64_t until = spin_begin(&waiter->spin, waiter->shared);
-
-    if (until == 0) {
+    measure_traffic(waiter, arena, now);
+    if (is_ahead(word, now) && other != waiter->spin_until_ns) {
         return -EAGAIN;
     }
-    watchdog_at_ms(waiter, ring, until & ~PROMISE);
+    /* In a flood a sleeper would be woken at once.  Only others' takes count as one: when this receiver
+       and the sender share a CPU, the one that yields it is late. */
+    int64_t until = spin_begin(&waiter->spin, waiter->floods);
+
+    if (until == 0 || !atomic_compare_exchange_strong(word, &other, until)) {
+        return -EAGAIN;
+    }
+    waiter->spin_until_ns = until;
     bool paid = ring_is_ready(arena);
 
     while (!paid && spin_goes_on(until)) {
@@ -255,59 +200,54 @@ waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
     return paid ? 1 : -EINTR;
 }
 
-/* Sleeping. */
-
-/* Be the guard, if somebody is to be guarded for and no other does it; or no longer.  G6 */
+/* In a flood, be the backup if no other is; else be it no longer.  G6 */
 static bool
-stand_guard(mpshm_waiter *waiter, struct ring *ring)
+is_backup(mpshm_waiter *waiter, struct waiters *waiters)
 {
-    for (uint32_t tries = 0; tries < RING_SLOTS; tries++) {
-        int64_t now = now_ns(), until = atomic_load(&ring->waiters.backup_at_ns);
-        bool needed = waiter->shared || is_ahead(&ring->waiters.spin_until_ns, now);
+    int64_t now = now_ns(), next = now + BACKUP_LATE_NS, at = atomic_load(&waiters->backup_at_ns);
 
-        if (until == 0 || until != waiter->guard_ns) {
-            waiter->guard_ns = 0;
-            if (!needed || is_ahead(&ring->waiters.backup_at_ns, now)) {
-                return false;
-            }
-        }
-        int64_t next = needed ? now + GUARD_NS : 0;
-
-        if (atomic_compare_exchange_strong(&ring->waiters.backup_at_ns, &until, next)) {
-            atomic_thread_fence(memory_order_seq_cst); /* G6 */
-            waiter->guard_ns = next;
-            if (needed) {
-                return true;
-            } /* else there may be a promise since: see above */
-        }
+    if (!waiter->floods) {
+        take_back(&waiters->backup_at_ns, &waiter->backup_at_ns);
+        return false;
     }
-    return false;
+    bool is_free = at == waiter->backup_at_ns || !is_ahead(&waiters->backup_at_ns, now);
+    bool is_mine = is_free && atomic_compare_exchange_strong(&waiters->backup_at_ns, &at, next);
+
+    waiter->backup_at_ns = is_mine ? next : 0;
+    return is_mine;
 }
 
-/* This receiver goes away, with a message or for good: another is to guard if somebody counts on it, or
-   to take what was put while this one was said to look.  G6, G7 */
-void
-waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena)
+/* How long one may sleep: until its watch is over.  Nobody wakes a sleeper when the process that was to do
+   it is killed, or was the last at the other end.  So each wakes by itself at the end of its watch, the
+   first of the next periods that was nobody's; from WATCHES sleepers on several have the last one.  One
+   wakes in each period, however many sleep; when some are killed, another does some periods later. */
+static int
+watch_of(_Atomic uint64_t *watches, uint32_t *mine, int period_ms)
 {
-    struct ring *ring = arena->ring;
+    uint32_t now = (uint32_t) (now_ns() / 1000000 / period_ms);
 
-    bool guarded = waiter->guard_ns != 0
-                   && atomic_compare_exchange_strong(&ring->waiters.backup_at_ns, &waiter->guard_ns, 0);
-    bool looked = waiter->looks && !is_promise(ring);
+    if (*mine - now - 1 >= WATCHES) { /* its last one is over */
+        uint64_t seen = atomic_load(watches);
+        uint32_t passed = now - (uint32_t) (seen >> 32);
+        uint32_t others = passed < WATCHES ? (uint32_t) seen >> passed : 0;
+        uint32_t i = ~others != 0 ? (uint32_t) __builtin_ctz(~others) : WATCHES - 1;
 
-    waiter->guard_ns = 0;
-    if (looked) {
-        watchdog_at_ms(waiter, ring, 0);
+        /* If another is quicker, both may have the same. */
+        atomic_compare_exchange_strong(watches, &seen,
+                                       (uint64_t) now << 32 | others | UINT32_C(1) << i);
+        *mine = now + 1 + i;
     }
-    if (guarded || looked) {
-        atomic_thread_fence(memory_order_seq_cst); /* G6 */
-        if ((guarded && is_ahead(&ring->waiters.spin_until_ns, now_ns())) || ring_is_ready(arena)) {
-            waiters_call(arena, 1);
-        }
-    }
+    INVARIANT(W3, *mine - now - 1 < WATCHES);
+    return (int) (*mine - now) * period_ms;
 }
 
-/* Nobody is left to send: all are to see it, and nobody else tells them. */
+static int
+shorter(int timeout_ms, int most_ms)
+{
+    return timeout_ms < 0 || timeout_ms > most_ms ? most_ms : timeout_ms;
+}
+
+/* Whether no sender is left.  The others that sleep are to see it, and nobody else wakes them. */
 static bool
 is_at_end(mpshm_arena *arena, int fd)
 {
@@ -319,131 +259,105 @@ is_at_end(mpshm_arena *arena, int fd)
     return ended;
 }
 
-/* How long one of those who sleep may: the lookout not long, for nobody wakes anybody at the end of
-   file, nor when the one that a message woke was killed.  The others until they might have to take its
-   place. */
-static int
-watch_ms(struct ring *ring, int look_ms, uint64_t *mine)
+static bool
+sleep_for_message(mpshm_arena *arena, int fd, int ms)
 {
-    uint64_t now = (uint64_t) (now_ns() / 1000000), until = atomic_load(&ring->waiters.watchdog_at_ms);
-    bool watched = now < until && until < now + 2 * LOOK_FAR_MS;
+    struct waiters *waiters = &arena->ring->waiters;
 
-    *mine = now + (uint64_t) look_ms + LOOK_GRACE_MS;
-    if (!watched && atomic_compare_exchange_strong(&ring->waiters.watchdog_at_ms, &until, *mine)) {
-        return look_ms;
+    if (ring_is_ready(arena) || is_at_end(arena, fd)) {
+        return true;
     }
-    *mine = 0;
-    return LOOK_FAR_MS;
-}
+    if (ms == 0) {
+        return false;
+    }
+    uint32_t count = atomic_fetch_or(&waiters->wakeups, MAY_SLEEP) | MAY_SLEEP;
 
-/* Sleep until the bell rings, or the time (-1: any) is over, or it is time to look: for the guard soon,
-   for the lookout after look_ms. */
-static void
-sleep_a_while(mpshm_arena *arena, int timeout_ms, bool guards, int look_ms)
-{
-    struct ring *ring = arena->ring;
-    uint64_t mine = 0;
-    int ms = guards ? GUARD_MS : watch_ms(ring, look_ms, &mine);
-    uint32_t bell = atomic_load(&ring->waiters.bell);
-    uint32_t epoch = count_sleeper(ring);
-
-    atomic_thread_fence(memory_order_seq_cst); /* G4 */
+    atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_put's last */
     if (!ring_is_ready(arena)) {
-        futex_wait(&ring->waiters.bell, bell, timeout_ms < 0 || timeout_ms > ms ? ms : timeout_ms);
-    }
-    uncount_sleeper(ring, epoch);
-    if (mine != 0) { /* whoever comes next, perhaps we, is the lookout */
-        atomic_compare_exchange_strong(&ring->waiters.watchdog_at_ms, &mine, 0);
-    }
-}
-
-/* Sleep until there is a message or the end of file, or the time (-1: any) is over, or it is time to
-   look; whether one is there.  Who sleeps on comes again. */
-bool
-waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms)
-{
-    struct ring *ring = arena->ring;
-
-    if (waiter->looks) {
-        watchdog_at_ms(waiter, ring, 0);
-    }
-    if (ring_is_ready(arena) || is_at_end(arena, fd)) {
-        return true;
-    }
-    bool guards = stand_guard(waiter, ring);
-
-    sleep_a_while(arena, timeout_ms, guards, waiter->look_ms);
-    if (ring_is_ready(arena)) {
-        return true;
-    }
-    if (!guards) {
-        waiter->look_ms = waiter->look_ms < LOOK_MOST_MS ? 2 * waiter->look_ms : LOOK_MOST_MS;
-    }
-    return false;
-}
-
-/* The same for who would not take it. */
-bool
-waiters_poll(mpshm_arena *arena, int fd, int timeout_ms)
-{
-    if (ring_is_ready(arena) || is_at_end(arena, fd)) {
-        return true;
-    }
-    if (timeout_ms != 0) {
-        sleep_a_while(arena, timeout_ms, false, LOOK_POLL_MS);
+        futex_wait(&waiters->wakeups, count, ms);
     }
     return ring_is_ready(arena);
 }
 
+/* Sleep until there is a message or the end of file: true; or until the time (-1: any) is over, or
+   earlier: false. */
+bool
+waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms)
+{
+    struct waiters *waiters = &arena->ring->waiters;
+
+    take_back(&waiters->spin_until_ns, &waiter->spin_until_ns);
+    INVARIANT(G7, waiter->spin_until_ns == 0);
+    int most_ms = is_backup(waiter, waiters)
+                      ? BACKUP_MS
+                      : watch_of(&waiters->watches, &waiter->watch, WATCH_MS);
+
+    return sleep_for_message(arena, fd, shorter(timeout_ms, most_ms));
+}
+
+/* The same for one that would not take the message. */
+bool
+waiters_poll(mpshm_arena *arena, int fd, int timeout_ms)
+{
+    return sleep_for_message(arena, fd, shorter(timeout_ms, WATCH_MS));
+}
+
 /* Senders. */
 
-/* In `crowd`, of a queue that is bounded: wake for each slot. */
-#define EACH UINT32_MAX
-
-/* Wake senders, and say that nobody waits, unless more may. */
-static void
-let_in(struct waiters *waiters, uint32_t mark, uint32_t next, int most)
+static int
+call_senders(struct waiters *waiters, int most)
 {
-    if (atomic_compare_exchange_strong(&waiters->crowd, &mark, next)) {
-        atomic_fetch_add(&waiters->room, 1);
-        if (futex_wake(&waiters->room, most) < most && next == EACH
-            && atomic_compare_exchange_strong(&waiters->crowd, &next, 0)) {
-            atomic_fetch_add(&waiters->room, 1); /* for one that came meanwhile */
-            (void) futex_wake(&waiters->room, INT_MAX);
-        }
+    atomic_fetch_add(&waiters->room_wakeups, 1);
+    return futex_wake(&waiters->room_wakeups, most);
+}
+
+/* Senders of a bounded queue: as many are woken as there are places, and all where the position says whose
+   turn it is.  The mark stays until fewer were asleep: see waiters_call. */
+static void
+let_in_each(mpshm_arena *arena)
+{
+    struct waiters *waiters = &arena->ring->waiters;
+    int64_t places = (int64_t) arena->bound - ring_backlog(arena);
+    int most = arena->bytes_limit != 0 ? INT_MAX : places > 1 ? (int) places : 1;
+    uint32_t mark = EACH;
+
+    if (call_senders(waiters, most) < most
+        && atomic_compare_exchange_strong(&waiters->room_mark, &mark, 0)) {
+        (void) call_senders(waiters, INT_MAX);
     }
 }
 
-/* Slots have passed.  Senders of a queue without a bound are not woken as soon as there is room, for who
-   waits for some had better find much; and not all at once, for one often keeps the receivers at work,
-   and more would take the CPU from them.  So one when half the ring is empty, one more whenever what is
-   left has halved again, and all before there is nothing.  Those of a bounded queue are woken for each
-   place, and all of one that is bounded by bytes, for the position says whose turn it is. */
+/* Slots have passed.  A sender that waits for a ring without a bound had better find much room; and one
+   often keeps the receivers at work, while more would take the CPU from them.  So one is woken when half the
+   ring is empty, another whenever what is left has halved again, and when almost nothing is left as many
+   as there are slots: then the mark stays if more may sleep. */
 void
 waiters_let_in(mpshm_arena *arena)
 {
     struct waiters *waiters = &arena->ring->waiters;
-    uint32_t mark = atomic_load(&waiters->crowd);
+    uint32_t mark = atomic_load(&waiters->room_mark);
 
     if (mark == 0) {
         return;
     }
-    int64_t backlog = ring_backlog(arena);
-
     if (mark == EACH) {
-        int64_t room = (int64_t) arena->bound - backlog;
+        let_in_each(arena);
+        return;
+    }
+    int64_t backlog = ring_backlog(arena);
+    bool all = mark <= ALMOST_EMPTY || backlog <= ALMOST_EMPTY;
+    int most = all ? (int) arena->slots : 1;
 
-        let_in(waiters, mark, EACH, arena->bytes_limit != 0 ? INT_MAX : room > 1 ? (int) room : 1);
-    } else if (backlog <= (int64_t) mark) {
-        bool all = mark <= ALMOST_EMPTY || backlog <= ALMOST_EMPTY;
-
-        let_in(waiters, mark, all ? 0 : mark / 2, all ? INT_MAX : 1);
+    if (backlog <= (int64_t) mark
+        && atomic_compare_exchange_strong(&waiters->room_mark, &mark, all ? 0 : mark / 2)
+        && call_senders(waiters, most) == most && all) {
+        atomic_store(&waiters->room_mark, ALMOST_EMPTY);
     }
 }
 
-/* Whether a sender may try again: there is room, or it is the turn of its position. */
+/* Whether a sender may try: there is room, or it is the turn of its position. */
 static bool
-may_go(mpshm_arena *arena, int64_t place)
+may_try(mpshm_arena *arena, int64_t place)
 {
     if (place < 0) {
         return !ring_is_full(arena);
@@ -455,34 +369,48 @@ may_go(mpshm_arena *arena, int64_t place)
     return may;
 }
 
-/* Sleep until there may be room, or it is the turn of `place`: 0, -EAGAIN when there is none, after the
-   time or a signal, or -EPIPE when nobody is left to take anything. */
+/* Sleep until a wake-up or a signal, or until the time (-1: any) or this process's watch is over. */
+static void
+sleep_for_room(mpshm_arena *arena, int64_t place, uint32_t count, int timeout_ms)
+{
+    struct waiters *waiters = &arena->ring->waiters;
+    bool each = arena->places != 0 || arena->bytes_limit != 0;
+    uint32_t watch = atomic_load_explicit(&arena->room_watch, memory_order_relaxed);
+    int watch_ms = watch_of(&waiters->room_watches, &watch, ROOM_WATCH_MS);
+
+    atomic_store_explicit(&arena->room_watch, watch, memory_order_relaxed);
+    atomic_store(&waiters->room_mark, each ? EACH : arena->slots / 2);
+    atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_take's compare-and-swap */
+    if (!may_try(arena, place)) {
+        futex_wait(&waiters->room_wakeups, count, shorter(timeout_ms, watch_ms));
+    }
+}
+
+/* Sleep until there may be room, or until it is the turn of `place` (-1: none): 0; or -EAGAIN: it is not so,
+   and the time (-1: any) is over, or earlier; or -EPIPE when no receiver is left. */
 int
 waiters_room(mpshm_arena *arena, int fd, int64_t place, int timeout_ms)
 {
-    struct ring *ring = arena->ring;
-    struct waiters *waiters = &ring->waiters;
-    uint32_t room = atomic_load(&waiters->room);
-    uint64_t head = atomic_load(&ring->head);
+    struct waiters *waiters = &arena->ring->waiters;
+    uint32_t count = atomic_load(&waiters->room_wakeups);
+    uint64_t taken = taken_of(arena);
 
     if (fd < 0 || has_hung_up(fd, POLLERR)) {
+        if (atomic_exchange(&waiters->room_mark, 0) != 0) {
+            (void) call_senders(waiters, INT_MAX); /* they are to see it, and nobody else wakes them */
+        }
         return -EPIPE;
     }
-    if (timeout_ms > 0 && !may_go(arena, place)) {
-        bool each = arena->bytes_limit != 0 || arena->bound < arena->slots || arena->places != 0;
-
-        atomic_store(&waiters->crowd, each ? EACH : arena->slots / 2);
-        atomic_thread_fence(memory_order_seq_cst); /* G4 */
-        if (!may_go(arena, place)) {
-            futex_wait(&waiters->room, room, timeout_ms);
+    if (timeout_ms != 0 && !may_try(arena, place)) {
+        sleep_for_room(arena, place, count, timeout_ms);
+        /* Receivers are at work: worth another try, though other senders may have been quicker. */
+        if (place < 0
+            && (atomic_load(&waiters->room_wakeups) != count || taken_of(arena) != taken)) {
+            return 0;
         }
     }
-    if (!may_go(arena, place)) { /* perhaps of one message, whose sender is dead */
-        ring_mend(arena);
+    if (!may_try(arena, place) && ring_mend(arena)) { /* the dead were in the way, of others as well */
+        waiters_let_in(arena);
     }
-    /* Who has waited tries when receivers are at work, though others may have been quicker. */
-    bool moves = place < 0 && (atomic_load(&waiters->room) != room
-                               || (timeout_ms > 0 && atomic_load(&ring->head) != head));
-
-    return may_go(arena, place) || moves ? 0 : -EAGAIN;
+    return may_try(arena, place) ? 0 : -EAGAIN;
 }

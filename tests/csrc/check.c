@@ -389,39 +389,28 @@ receive_patiently(mpshm_batch *batch)
     return n;
 }
 
-uint32_t
-sleepers(struct ring *ring)
-{
-    return atomic_load(&ring->waiters.sleepers) & 0xffff; /* above is the epoch */
-}
-
 void
-wait_sleepers(struct ring *ring, uint32_t count)
+wait_sleeper(struct ring *ring, int pid)
 {
-    while (sleepers(ring) != count) {
+    while ((atomic_load(&ring->waiters.wakeups) & 1) == 0) {
         sched_yield();
     }
+    wait_asleep(pid);
 }
 
 int
 sleeper(struct ring *ring, int to_parent[2])
 {
-    uint32_t before = sleepers(ring);
     int pid = fork_hooked();
 
     if (pid == 0) {
-        uint32_t bell = atomic_load(&ring->waiters.bell);
+        uint32_t count = atomic_fetch_or(&ring->waiters.wakeups, 1) | 1;
 
-        atomic_fetch_add(&ring->waiters.sleepers, 1);
-        futex_wait(&ring->waiters.bell, bell, LONG_MS);
-        atomic_fetch_sub(&ring->waiters.sleepers, 1);
+        futex_wait(&ring->waiters.wakeups, count, LONG_MS);
         go(to_parent);
         _exit(0);
     }
-    while (sleepers(ring) == before) {
-        sched_yield();
-    }
-    wait_asleep(pid);
+    wait_sleeper(ring, pid);
     return pid;
 }
 
@@ -432,11 +421,15 @@ waiting_sender(mpshm_arena *arena, int writer, int to_parent[2])
     int pid = fork_hooked();
 
     if (pid == 0) {
-        CHECK_EQ(0, mpshm_queue_wait_room(&end, NULL, LONG_MS));
+        int error;
+
+        while ((error = mpshm_queue_wait_room(&end, NULL, LONG_MS)) == -EAGAIN) {
+        }
+        CHECK_EQ(0, error);
         go(to_parent);
         _exit(0);
     }
-    while (atomic_load(&arena->ring->waiters.crowd) == 0) {
+    while (atomic_load(&arena->ring->waiters.room_mark) == 0) {
         sched_yield();
     }
     wait_asleep(pid);
@@ -457,7 +450,7 @@ make_pipe(int ends[2])
 }
 
 uint32_t
-put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
+put_frames(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
 {
     uint64_t positions[MPSHM_SLOTS_AT_ONCE];
     uint32_t n = ring_claim(arena, SLOT_WRITING, count, positions);
@@ -467,13 +460,23 @@ put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
     }
     if (n > 0) {
         ring_put(arena, fd, positions, n);
+    }
+    return n;
+}
+
+uint32_t
+put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
+{
+    uint32_t n = put_frames(arena, fd, frames, count);
+
+    if (n > 0) {
         waiters_rouse(arena, (int) n);
     }
     return n;
 }
 
 uint32_t
-take_and_let_in(mpshm_arena *arena, char *to, uint32_t most)
+take_frames(mpshm_arena *arena, char *to, uint32_t most)
 {
     uint64_t positions[MPSHM_SLOTS_AT_ONCE];
     uint32_t all = 0, n;
@@ -485,10 +488,18 @@ take_and_let_in(mpshm_arena *arena, char *to, uint32_t most)
         }
         all += n;
     } while (n > 0 && all < most);
-    if (all > 0) {
+    return all;
+}
+
+uint32_t
+take_and_let_in(mpshm_arena *arena, char *to, uint32_t most)
+{
+    uint32_t n = take_frames(arena, to, most);
+
+    if (n > 0) {
         waiters_let_in(arena);
     }
-    return all;
+    return n;
 }
 
 void

@@ -103,17 +103,18 @@ mpshm_batch *batch_of(mpshm_arena *arena, mpshm_counts *counts, int fd, uint32_t
 void free_batch(mpshm_batch *batch);
 /* The next message, as the package waits for it: who was not served comes again. */
 int receive_patiently(mpshm_batch *batch);
-/* Of a ring: how many are counted as asleep, and a wait until there are so many. */
-uint32_t sleepers(struct ring *ring);
-void wait_sleepers(struct ring *ring, uint32_t count);
+/* Wait until a child sleeps as a ring's receiver. */
+void wait_sleeper(struct ring *ring, int pid);
 /* Children that are asleep and tell `to_parent` when they are woken: one as a receiver is, that does not
    look by itself, and one that waits for room. */
 int sleeper(struct ring *ring, int to_parent[2]);
 int waiting_sender(mpshm_arena *arena, int writer, int to_parent[2]);
 /* A queue's pipe. */
 void make_pipe(int ends[2]);
-/* Slots as they are, past all who look at what they hold: to forge one, to take one unopened.  The
-   first two wake who waits, as the queue does, and are called under arena_lock. */
+/* Slots as they are, past all who look at what they hold: to forge one, to take one unopened.  All but the
+   last two are called under arena_lock; two wake who waits, as the queue does. */
+uint32_t put_frames(mpshm_arena *arena, int fd, const char *frames, uint32_t count);
+uint32_t take_frames(mpshm_arena *arena, char *to, uint32_t most);
 uint32_t put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count);
 uint32_t take_and_let_in(mpshm_arena *arena, char *to, uint32_t most);
 void put_raw(mpshm_arena *arena, const char slot[MPSHM_SLOT_BYTES]);

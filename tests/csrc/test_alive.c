@@ -406,6 +406,8 @@ pid_in_its_second_life_is_dead(void)
     atomic_store(&record->born, RECORD_FACT(incarnation, pid_born((uint32_t) getpid())));
     CHECK(!is_dead(child.who));
     atomic_fetch_add(&record->born, 1);
+    CHECK(!is_dead(child.who)); /* nobody knows: seen from another time namespace */
+    atomic_fetch_add(&record->born, (1 << 16) - 1);
     CHECK(is_dead(child.who)); /* this pid's process began at another time */
     atomic_store(&record->born, RECORD_FACT(incarnation, 0));
     CHECK(!is_dead(child.who)); /* nobody knows when */

@@ -415,8 +415,7 @@ blocked_reader(void)
         exit(0);
     }
     await(to_parent);
-    wait_sleepers(arena->ring, 1);
-    wait_asleep(pid);
+    wait_sleeper(arena->ring, pid);
     return pid;
 }
 

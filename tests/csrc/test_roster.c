@@ -229,27 +229,29 @@ process_that_found_no_record_tries_again(void)
 static void
 living_member_by_pid_keeps_its_record(void)
 {
-    name who;
+    name who, other;
 
-    open_roster(2);
+    open_roster(3);
     CHECK(me() != 0);
-    int pid = start(&who);
+    int pid = start(&who), one = start(&other);
     _Atomic uint64_t *word = &roster->records[NAME_NUMBER(who)].word;
 
     kill_child(pid);
-    /* As if we were of two processes, one of which had found no lock. */
+    kill_child(one);
+    /* As if we were two processes, and one of them had found no lock. */
     atomic_store(word, RECORD_WORD(getpid(), PROOF_PID, NAME_INCARNATION(who)));
     atomic_store(&roster->records[NAME_NUMBER(who)].born,
                  RECORD_FACT(NAME_INCARNATION(who), pid_born((uint32_t) getpid())));
+    atomic_store(&roster->header->next, NAME_NUMBER(who));
     CHECK(!roster_is_dead(roster, who));
-    int other = start(&who);
-
-    CHECK_EQ(0, who);
-    kill_child(other);
+    one = start(&other); /* tries that record first */
+    CHECK_EQ(2, NAME_NUMBER(other));
     atomic_store(word, RECORD_WORD(pid, PROOF_PID, 1));
-    other = start(&who);
-    CHECK_EQ(2, NAME_INCARNATION(who));
-    kill_child(other);
+    pid = start(&other); /* and gave its lock back */
+    CHECK_EQ(NAME_NUMBER(who), NAME_NUMBER(other));
+    CHECK_EQ(2, NAME_INCARNATION(other));
+    kill_child(pid);
+    kill_child(one);
 }
 
 /* Whose death is noticed. */
@@ -342,6 +344,72 @@ processes_killed_while_they_join_leave_nothing(void)
     CHECK(who != 0);
 }
 
+/* Joins, and looks for a while whether the record stays its own.  Some have only their pids to show. */
+static void
+keep_a_record(_Atomic int *owners, unsigned seed)
+{
+    if (seed % 5 == 0) {
+        CHECK_EQ(0, close(roster_fd(roster)));
+    }
+    name mine;
+
+    while ((mine = me()) == 0) {
+        usleep(50);
+    }
+    atomic_store(&owners[NAME_NUMBER(mine)], getpid());
+    for (unsigned i = 0; i < 20 + seed % 50; i++) {
+        if (roster_is_dead(roster, mine) || atomic_load(&owners[NAME_NUMBER(mine)]) != getpid()) {
+            atomic_store(&owners[63], 1);
+        }
+        usleep(seed % 7 * 10);
+        census();
+    }
+}
+
+static void
+living_processes_never_share_a_record(void)
+{
+    enum { LIMIT = 6, CREW = 9, ROUNDS = 600 };
+    _Atomic int *owners = mmap(NULL, 64 * sizeof *owners, PROT_READ | PROT_WRITE,
+                               MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int pids[CREW] = {0};
+
+    open_roster(LIMIT);
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        int *pid = &pids[i % CREW];
+
+        if (*pid != 0) {
+            (void) kill(*pid, SIGKILL);
+            while (waitpid(*pid, NULL, 0) == -1) {
+            }
+        }
+        *pid = fork();
+        if (*pid == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            keep_a_record(owners, i * 2654435761u >> 7);
+            if (i % 3 == 0) {
+                rest();
+            }
+            _exit(0);
+        }
+        usleep(i * 37 % 900);
+        CHECK_EQ(0, atomic_load(&owners[63]));
+    }
+    for (int i = 0; i < CREW; i++) {
+        (void) kill(pids[i], SIGKILL);
+        while (waitpid(pids[i], NULL, 0) == -1) {
+        }
+    }
+    CHECK_EQ(0, atomic_load(&owners[63]));
+    name last;
+
+    while ((last = me()) == 0) { /* all of them are free again */
+        usleep(100);
+    }
+    CHECK_EQ(1, roster_validate(roster));
+    CHECK_EQ(LIMIT, roster_high(roster));
+}
+
 /* Files. */
 
 static void
@@ -396,6 +464,21 @@ roster_that_was_handed_over_is_the_family(void)
     CHECK(again == roster);
     CHECK_EQ(fd, roster_fd(roster));
     CHECK(me() != 0);
+}
+
+static void
+standard_streams_numbers_are_not_taken(void)
+{
+    int out = dup(1);
+
+    CHECK_EQ(0, close(0));
+    CHECK_EQ(0, close(1));
+    process_lock();
+    CHECK_EQ(0, roster_family(&roster));
+    process_unlock();
+    CHECK(roster_fd(roster) > 2);
+    CHECK_EQ(-1, write(1, "printed", 7));
+    CHECK_EQ(1, dup2(out, 1));
 }
 
 static void
@@ -524,12 +607,15 @@ embedded_roster_ends_with_its_arena(void)
     kill_child(pid);
     CHECK(roster_is_dead(again, who));
     process_lock();
-    uint32_t before_deaths = roster_deaths(again);
+    uint32_t deaths_before = roster_deaths(again);
 
     roster_unref(roster);
     CHECK(roster_is_dead(again, mine));
-    CHECK_EQ(before_deaths + 1, roster_deaths(again));
     CHECK(!roster_is_dead(again, other));
+    while (roster_deaths(again) < deaths_before + 2) { /* this one, and the child */
+        roster_census(again);
+        usleep(1000);
+    }
     ((struct roster_header *) at)->limit = OWN_ROSTER_LIMIT + 1;
     CHECK_EQ(MPSHM_E_GEOMETRY, roster_embedded(fd, OWN_ROSTER_OFFSET, at, false, &roster));
     ((struct roster_header *) at)->abi++;
@@ -687,8 +773,10 @@ static const struct test tests[] = {
     TEST(census_notices_all_deaths),
     TEST(name_noted_dead_is_dead_though_its_lock_is_held),
     TEST(processes_killed_while_they_join_leave_nothing),
+    TEST(living_processes_never_share_a_record),
     TEST(family_is_made_once_and_costs_one_descriptor),
     TEST(roster_that_was_handed_over_is_the_family),
+    TEST(standard_streams_numbers_are_not_taken),
     TEST(forged_files_are_refused),
     TEST(forged_words_harm_nothing),
     TEST(embedded_roster_ends_with_its_arena),

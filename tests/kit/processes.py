@@ -72,6 +72,14 @@ def is_asleep(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_SLEEPING
 
 
+def is_idle(pid: int) -> bool:
+    """Whether every thread of a process waits for something."""
+    states = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return set(states) == {"S"}
+
+
 def private_bytes(pid: int) -> int:
     """The anonymous resident bytes of a process."""
     memory = psutil.Process(pid).memory_info()

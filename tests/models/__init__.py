@@ -2,6 +2,7 @@
 
     every_order    tries all interleavings of a model, deaths included
     roster         who is alive
+    deaths         who notices a death, and whose sweep finds what the dead held
     segment_lock   claiming and releasing chunks
     positions      a bounded queue
     unfinished     task_done() and join()

@@ -15,6 +15,7 @@ from .every_order import Case, Found, explore
 
 MODULES = (
     "roster",
+    "deaths",
     "segment_lock",
     "positions",
     "unfinished",

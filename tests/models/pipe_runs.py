@@ -18,9 +18,9 @@ It holds because that sender writes no more of these frames, and a thread that t
 had said before that it is inside. It is dead, or has come out after its lease, and then the CAS
 fails.
 
-A receiver that waits in `read` keeps all that is lost until it comes out once: for its next message,
-or for a signal. A user's lock lets one thread at a time receive from one direction; the dead do not
-have it any more. Both directions may be read at once, by two threads of one process too.
+A receiver that waits in `read` keeps all that is lost until it comes out once: for its next
+message, or for a signal. A user's lock lets one thread at a time receive from one direction; the
+dead do not have it any more. Both directions may be read at once, by one process too.
 
 Checked: a living receiver leases each run of a frame that it has read; everything else comes back
 when the pipe is empty, those who were inside have come out once, and somebody looks.

@@ -6,9 +6,13 @@
     head   position and count of skips in one word; it passes FREE of the next lap, and SKIPPED
     tail   hint: where to try to claim
 
-    put    read tail; below head + maxsize, else move the head on; read the slot at the tail: FREE,
-           or SKIPPED of the lap before, which the head has passed; CAS to WRITING(me); move the
-           tail on; fill; seal the run: FLIGHT(position); store READY
+    put    read tail; look for a place; read the slot at the tail: FREE, or SKIPPED of the lap
+           before, which the head has passed; CAS to WRITING(me); move the tail on; fill; seal the
+           run: FLIGHT(position); store READY. Or give up: SKIPPED
+    place  the tail is below head + maxsize; else move the head on and look again. If it stands at a
+           slot that is neither READY nor FREE: count, one after another, the positions from the
+           head to the tail that have not passed; fewer than maxsize, and the tail below head +
+           slots, is a place too. So one that is stopped takes one place
     get    move the head on; read slots from there for the first that is READY; if one was passed
            over that was being written, read the earlier ones again; copy; CAS to FREE of the next
            lap, or to TAKING(me), lease the run, and store FREE of the next lap
@@ -91,9 +95,12 @@ class Positions(Model):
         kill: str = "",
         heir: bool = False,
         variant: str = "",
+        late: str = "",
     ) -> None:
-        """puts: messages of each producer; with_run: those that have one; heir: d follows c."""
+        """with_run: the messages that have one; heir: d follows c; late: the producer that may
+        give up."""
         self.slot_count, self.maxsize, self.puts, self.variant = slots, maxsize, puts, variant
+        self.late = late
         self.maker = {m: who for who, messages in puts.items() for m in messages}
         self.messages, self.runs = list(self.maker), with_run.split()
         self.kill = frozenset(kill.split())
@@ -122,6 +129,11 @@ class Positions(Model):
         do = getattr(self, ("put_" if who in self.puts else "get_") + step)
         made: Step = do(s, who, *registers)
         return made
+
+    def luck(self, s: State, who: str, at: Place) -> list[tuple[str, Step]]:
+        if who != self.late or at[0] not in ("mine", "fill"):
+            return []
+        return [("gives up", (self.set_slot(s, at[2], SKIPPED), self.next_put(who, at[1])))]
 
     # what words say
 
@@ -176,10 +188,26 @@ class Positions(Model):
 
     def put_passed(self, s: State, me: str, k: int, head: Head) -> Step:
         new = self.next_head(s, head)
-        return s, ("move", k, head, new) if new else ("tail", k)
+        if new:
+            return s, ("move", k, head, new)
+        stops = self.slot(s, head.position).state in (WRITING, TAKING)
+        if stops and self.maxsize < self.slot_count:
+            return s, ("end", k, head.position)
+        return s, ("tail", k)
 
     def put_move(self, s: State, me: str, k: int, old: Head, new: Head) -> Step:
         return self.move_head(s, old, new), ("head", k)
+
+    def put_end(self, s: State, me: str, k: int, head: int) -> Step:
+        p = s.tail
+        return s, ("count", k, p, head, 0) if head < p < head + self.slot_count else ("tail", k)
+
+    def put_count(self, s: State, me: str, k: int, p: int, q: int, used: int) -> Step:
+        """At q, with so many places used before it."""
+        used += not self.has_passed(s, q)
+        if used == self.maxsize:
+            return s, ("tail", k)
+        return s, ("count", k, p, q + 1, used) if q + 1 < p else ("slot", k, p)
 
     def put_slot(self, s: State, me: str, k: int, p: int) -> Step:
         slot, lap = self.slot(s, p), p // self.slot_count
@@ -213,7 +241,10 @@ class Positions(Model):
         if self.slot(s, p) != (p // self.slot_count, WRITING, me):
             raise Broken("the slot of a living producer was changed")
         s = self.set_fate(self.set_slot(s, p, READY), self.puts[me][k], PUT)
-        return s, ("tail", k + 1) if k + 1 < len(self.puts[me]) else OVER
+        return s, self.next_put(me, k)
+
+    def next_put(self, me: str, k: int) -> Place:
+        return ("tail", k + 1) if k + 1 < len(self.puts[me]) else OVER
 
     # a consumer
 
@@ -341,6 +372,7 @@ class Positions(Model):
 ONE = {"a": ["a1"], "b": ["b1"]}
 TWO = {"a": ["a1", "a2"], "b": ["b1"]}
 ALONE = {"a": ["a1", "a2"]}
+STOPPED = {"a": ["a1"], "b": ["b1", "b2"]}
 
 
 def heir(puts: dict[str, list[str]], kill: str, variant: str = "") -> Positions:
@@ -353,6 +385,8 @@ CASES = [
     Case("order", lambda: Positions(2, 2, TWO)),
     Case("one slot", lambda: Positions(1, 1, ONE, "a1", "a c")),
     Case("an heir", lambda: heir(ONE, "a c")),
+    Case("one gives up", lambda: Positions(2, 1, ONE, late="a")),
+    Case("a stopped producer", lambda: Positions(3, 2, STOPPED, "", "a", late="a"), large=True),
     Case("two slots, runs", lambda: Positions(2, 2, ONE, "a1", "a c r"), large=True),
     Case("one place of two", lambda: Positions(2, 1, ONE, "a1", "a c r"), large=True),
     Case("order, a killed producer", lambda: Positions(2, 2, TWO, "", "a"), large=True),

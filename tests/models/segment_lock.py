@@ -1,38 +1,47 @@
 """The segment lock: a lock word that names its holder, a run table that is the truth, and caches.
 
     lock     0 or the holder's name. Only ever tried; a dead holder's name is replaced by a CAS
-    run[h]   A: state and name. B: chunks of the run that begins at h, written by its owner alone
+    run[h]   A: state, name, tag; while in flight, its position in the queue in place of both
+             B: chunks of the run that begins at h
     free     map of free chunks: a cache, for the lock's holder alone
     heads    chunks where a run begins: a cache, for the lock's holder alone
     hints    chunks where a run was released: anybody sets, the lock's holder clears
     hinted   some hint is set: set after the hint, cleared before the hints are
     stale    the caches miss something; rebuild them when no room is found
 
-    claim    lock; harvest; find; clear `free`, set `heads`; store B; store A: the claim; unlock
+    swept    how many deaths the last sweep knew of when it began
+
+    lock     CAS 0 to me, then harvest; or CAS a dead name to me, then rebuild
     harvest  clear `hinted`; if it was set, take all hints at once; for each h that is in `heads`
              and whose A is FREE: clear heads[h], set its B chunks free
-    rebuild  after the lock was taken from the dead, or when no room is found and `stale` is set:
-             clear `stale`, `hinted` and the hints, then look at each A and B: a run's chunks are
-             taken, others free
-    release  CAS A to FREE(me), then set the hint, then `hinted`
-    shrink   lock; store B and set the tail free; unlock. If another has the lock: store B, then
-             set `stale`. Both end before A leaves LOANED, so a reaper meets each B that is not told
+    rebuild  also when no room is found and `stale` is set: clear `stale`, `hinted` and the hints,
+             then look at each A and B: a run's chunks are taken, others free
+    claim    lock; find; clear `free`, set `heads`; store B; store A, LOANED with the next tag,
+             which is the claim; unlock
     grow     lock; clear `free` behind the run; store B, which is the claim; unlock
-    reap     LOANED(dead): CAS to FREE(me), then set `stale`
-             FREE(dead):   set `stale`, then CAS to FREE(0)
+    send     store A, FLIGHT(position)
+    receive  CAS A to LEASED(me), its tag the position
+    release  CAS A to FREE, then set the hint, then `hinted`
+    trim     what the message does not need, once it is out. Lock, if it is free; read A: in flight,
+             or leased, with that position; then store B and set the tail free; unlock. In all
+             other cases the tail is free when the run is
+    sweep    when more have died than `swept` says, CAS that first; release each run of the dead;
+             then set `stale`
 
-LOANED stands for each state of a run that has an owner.
-
-A word that is FREE keeps its releaser's name. Otherwise a releaser that is killed before it sets
-its hint leaves chunks that nobody misses. A reaper sets `stale`, which stands for all hints, and
-for the tail of a run that its dead owner has shrunk.
+A releaser that is killed before it sets its hint leaves chunks that nobody misses. Each sweep sets
+`stale`, as the dead may have been one of these. A sweeper that is killed is a death itself, which
+begins another sweep.
 
 A releaser that stops before its hint does no harm. Others may rebuild, lend the chunk again and
 forget the release. When the hint comes, either heads[h] is not set, or h is the head of another
 run, and that run's A says whether it is free.
 
-One step is one access to the lock, a run word, the hints or `stale`. There are no tags: a late CAS
-expects a dead process' name, and no new word bears that.
+A tag of a run on loan may come again, for a message may be sealed at an earlier position than one
+that lay in the same chunk before. A position does not. So a trim that comes late does not look at
+the tag of a run that is on loan, or free.
+
+One step is one access to the lock, a run word, the hints, `stale` or `swept`. Each death is noticed
+at once. What the dead have in flight is the business of `positions` and `pipe_runs`.
 
 Checked: no chunk has two owners, nobody else changes a living owner's words or takes a living
 holder's lock, and in the end every chunk can be claimed.
@@ -43,27 +52,35 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .every_order import OVER, STUCK, UNBORN, Broken, Case, Model, Place, Step, broken, put
+from .every_order import DEAD, OVER, STUCK, UNBORN, Broken, Case, Model, Place, Step, broken, put
 
-LOANED, FREE = "LOANED", "FREE"
-NOBODY = (FREE, "")
+FREE, LOANED, FLIGHT, LEASED = "FREE", "LOANED", "FLIGHT", "LEASED"
 IDLE: Place = ("idle",)
 
 Script = tuple[tuple[Any, ...], ...]
-"""What a worker does: ("claim", size), ("shrink", size), ("grow", size), ("release", 0)."""
+"""What a worker does: ("claim", size), ("grow", size), ("send", position), ("release", 0),
+("trim", size, position, what it was), ("receive", position, sender)."""
+
+
+class Word(NamedTuple):
+    state: str
+    name: str
+    tag: int
+    """Of a run in flight: its position."""
 
 
 class State(NamedTuple):
     lock: str
-    a: tuple[tuple[str, str], ...]
+    a: tuple[Word, ...]
     b: tuple[int, ...]
     free: tuple[bool, ...]
     heads: tuple[bool, ...]
     hints: tuple[bool, ...]
     hinted: bool
     stale: bool
+    swept: int
     owners: tuple[str, ...]
-    """Of each chunk, as the model knows: no process reads this."""
+    """Of each chunk: a worker, a position, or a worker and a position. No process reads this."""
     procs: tuple[Place, ...]
 
 
@@ -76,7 +93,7 @@ class Worker(NamedTuple):
     run: int
     """The chunk where its run begins; -1: it has none."""
     size: int
-    """What the line says."""
+    """What the line says, or a position."""
 
     def to(self, step: str, *registers: Any) -> Place:
         return (step, self.line, self.run, *registers)
@@ -99,30 +116,31 @@ class SegmentLock(Model):
         self.who = (*scripts, "r", "r2")
         self.heirs = {"r2": "r"}
         self.holds = holds or {}
-        none = (False,) * chunks
+        none, nobody = (False,) * chunks, Word(FREE, "", 0)
         procs: list[Place] = [self.next_line(w, -1, self.holds.get(w, (-1,))[0]) for w in scripts]
         s = State(
             "",
-            (NOBODY,) * chunks,
+            (nobody,) * chunks,
             (0,) * chunks,
             none,
             none,
             none,
             False,
             False,
+            0,
             ("",) * chunks,
             (),
         )
         for who, (h, size) in self.holds.items():
             s = self.own(s, who, range(h, h + size))
-            s = s._replace(a=put(s.a, h, (LOANED, who)), b=put(s.b, h, size))
+            s = s._replace(a=put(s.a, h, Word(LOANED, who, 0)), b=put(s.b, h, size))
             s = s._replace(heads=put(s.heads, h, True))
         free = tuple(not owner for owner in s.owners)
         self.start = s._replace(free=free, procs=(*procs, IDLE, UNBORN))
 
     def program(self, s: State, who: str, at: Place) -> Step | list[Step]:
         if who not in self.scripts:
-            return self.reap(s, who, at)
+            return self.sweep(s, at)
         step, line, run, *registers = at
         do = getattr(self, step.replace(" ", "_"))
         made: Step = do(s, Worker(who, line, run, self.scripts[who][line][1]), *registers)
@@ -135,27 +153,30 @@ class SegmentLock(Model):
         line += 1
         if line == len(self.scripts[who]):
             return OVER
-        return ("release" if self.scripts[who][line][0] == "release" else "lock", line, run)
+        op = self.scripts[who][line][0]
+        return ("lock" if op in ("claim", "grow", "trim") else op, line, run)
+
+    def op(self, w: Worker) -> tuple[Any, ...]:
+        return self.scripts[w.me][w.line]
 
     # the lock
 
     def lock(self, s: State, w: Worker) -> Step:
-        op = self.scripts[w.me][w.line][0]
-        if op == "shrink" and self.variant == "latetail" and s.b[w.run] != w.size:
-            return self.store_b(s, w), w.to("lock")
+        trims = self.op(w)[0] == "trim"
+        if trims and self.variant == "latetail" and s.b[w.run] != w.size:
+            return s._replace(b=put(s.b, w.run, w.size)), w.to("lock")
         if s.lock == "":
-            return s._replace(lock=w.me), w.to(op)
+            return s._replace(lock=w.me), w.to("read hinted")
         if self.is_dead(s, s.lock):
             return s, w.to("take", s.lock)
-        if op == "shrink" and self.variant != "latetail":
-            return s, w.to("tell" if self.variant == "tellfirst" else "shrink unlocked")
+        if trims and self.variant != "latetail":
+            return s, self.next_line(w.me, w.line, -1)
         return s, w.to("lock")  # the code tries another segment
 
     def take(self, s: State, w: Worker, dead: str) -> Step:
         if s.lock != dead:
             return s, w.to("lock")
-        s, op = s._replace(lock=w.me), self.scripts[w.me][w.line][0]
-        return s, w.to(op) if self.variant == "norebuild" else self.rebuild(w, "", op)
+        return s._replace(lock=w.me), self.rebuild(w, "", "begin op")
 
     def unlock(self, s: State, w: Worker, is_done: bool) -> Step:
         if s.lock != w.me:
@@ -163,14 +184,12 @@ class SegmentLock(Model):
         s = s._replace(lock="")
         return s, self.next_line(w.me, w.line, w.run) if is_done else w.to("lock")
 
-    # claiming
+    # harvesting
 
-    def claim(self, s: State, w: Worker) -> Step:
+    def read_hinted(self, s: State, w: Worker) -> Step:
         if not s.hinted:
             return s, w.to("harvest", ())
-        if self.variant == "hintedlast":
-            return s, w.to("take hints")
-        return s._replace(hinted=False), w.to("take hints")
+        return s._replace(hinted=self.variant == "hintedlast"), w.to("take hints")
 
     def take_hints(self, s: State, w: Worker) -> Step:
         hints = tuple(h for h in range(self.chunks) if s.hints[h])
@@ -183,12 +202,18 @@ class SegmentLock(Model):
     def harvest(self, s: State, w: Worker, hints: tuple[int, ...]) -> Step:
         """Each h in one step: B does not change any more once A is FREE."""
         if not hints:
-            return self.find(s, w)
+            return self.begin_op(s, w)
         h = hints[0]
-        if s.a[h][0] == FREE and (s.heads[h] or self.variant == "noheads"):
+        if s.a[h].state == FREE and (s.heads[h] or self.variant == "noheads"):
             s = s._replace(heads=put(s.heads, h, False))
             s = self.set_free(s, h, s.b[h], True)
         return s, w.to("harvest", hints[1:])
+
+    def begin_op(self, s: State, w: Worker) -> Step:
+        ops = {"claim": self.find, "grow": self.grow, "trim": self.trim}
+        return ops[self.op(w)[0]](s, w)
+
+    # claiming
 
     def find(self, s: State, w: Worker) -> Step:
         """Looks at the caches alone, so it takes the step that follows as well."""
@@ -204,7 +229,8 @@ class SegmentLock(Model):
 
     def claim_a(self, s: State, w: Worker) -> Step:
         s = self.own(s, w.me, range(w.run, w.run + w.size))
-        return s._replace(a=put(s.a, w.run, (LOANED, w.me))), w.to("unlock", True)
+        word = Word(LOANED, w.me, s.a[w.run].tag + 1)
+        return s._replace(a=put(s.a, w.run, word)), w.to("unlock", True)
 
     # rebuilding, step by step, and then `then`
 
@@ -228,7 +254,7 @@ class SegmentLock(Model):
         return s._replace(hints=(False,) * self.chunks), self.rebuild(w, "wipe hints", then)
 
     def look(self, s: State, w: Worker, then: str, h: int = 0) -> Step:
-        if s.a[h][0] != FREE:
+        if s.a[h].state != FREE:
             return s._replace(heads=put(s.heads, h, True)), w.to("length", then, h)
         s = s._replace(heads=put(s.heads, h, False))
         return self.set_free(s, h, 1, True), self.look_on(w, then, h + 1)
@@ -242,14 +268,36 @@ class SegmentLock(Model):
         s = self.set_free(s._replace(heads=inside), h, s.b[h], False)
         return s, self.look_on(w, then, end)
 
-    # giving back
+    def grow(self, s: State, w: Worker) -> Step:
+        """One step: whoever reads B or `free` has the lock.  It may find no room."""
+        end, more = w.run + s.b[w.run], w.size - s.b[w.run]
+        if all(s.free[end : end + more]) and end + more <= self.chunks:
+            s = self.set_free(self.own(s, w.me, range(end, end + more)), end, more, False)
+            s = s._replace(b=put(s.b, w.run, w.size))
+        return s, w.to("unlock", True)
+
+    # a run changes hands
+
+    def send(self, s: State, w: Worker) -> Step:
+        s = self.hand_over(s, w.me, str(w.size))
+        s = s._replace(a=put(s.a, w.run, Word(FLIGHT, "", w.size)))
+        return s, self.next_line(w.me, w.line, w.run)
+
+    def receive(self, s: State, w: Worker) -> Step:
+        flight = Word(FLIGHT, "", w.size)
+        if flight in s.a:
+            run = s.a.index(flight)
+            s = self.hand_over(s, str(w.size), f"{w.me} {w.size}")
+            s = s._replace(a=put(s.a, run, Word(LEASED, w.me, w.size)))
+            return s, self.next_line(w.me, w.line, run)
+        is_lost = self.is_dead(s, self.op(w)[2])
+        return s, self.next_line(w.me, w.line + 1, -1) if is_lost else w.to("receive")
 
     def release(self, s: State, w: Worker) -> Step:
-        if s.a[w.run] != (LOANED, w.me):
+        word = s.a[w.run]
+        if word.state not in (LOANED, LEASED) or word.name != w.me:
             raise Broken("the run of a living owner was changed")
-        word = (FREE, "" if self.variant == "noname" else w.me)
-        s = self.disown(s, w.me, w.run)._replace(a=put(s.a, w.run, word))
-        return s, w.to("hint")
+        return self.free_run(s, w.run), w.to("hint")
 
     def hint(self, s: State, w: Worker) -> Step:
         return s._replace(hints=put(s.hints, w.run, True)), w.to("say hinted")
@@ -257,54 +305,57 @@ class SegmentLock(Model):
     def say_hinted(self, s: State, w: Worker) -> Step:
         return s._replace(hinted=True), self.next_line(w.me, w.line, -1)
 
-    def store_b(self, s: State, w: Worker) -> State:
-        s = self.disown(s, w.me, w.run + w.size)
-        return s._replace(b=put(s.b, w.run, w.size))
+    def trim(self, s: State, w: Worker) -> Step:
+        word, position = s.a[w.run], self.op(w)[2]
+        same = word == Word(FLIGHT, "", position) or (word.state, word.tag) == (LEASED, position)
+        if self.variant == "anystate" and word.state != FLIGHT:
+            same = word.tag == position and s.heads[w.run]
+        return s, w.to("cut") if same or self.variant == "latetail" else w.to("unlock", True)
 
-    def shrink(self, s: State, w: Worker) -> Step:
-        """One step: whoever reads B or `free` has the lock, or finds that its holder is dead."""
-        length = s.b[w.run] if self.variant != "latetail" else self.holds[w.me][1]
-        s = self.set_free(self.store_b(s, w), w.run + w.size, length - w.size, True)
-        return s, w.to("unlock", True)
+    def cut(self, s: State, w: Worker) -> Step:
+        """One step: whoever reads B or `free` has the lock."""
+        _, keep, position, was = self.op(w)
+        tail = range(w.run + keep, w.run + was)
+        mine = (str(position), f"b {position}")
+        owners = tuple("" if h in tail and o in mine else o for h, o in enumerate(s.owners))
+        s = s._replace(owners=owners, b=put(s.b, w.run, keep))
+        return self.set_free(s, tail.start, len(tail), True), w.to("unlock", True)
 
-    def shrink_unlocked(self, s: State, w: Worker) -> Step:
-        told = self.variant in ("tellfirst", "untold")
-        return self.store_b(s, w), self.next_line(w.me, w.line, w.run) if told else w.to("tell")
+    # the sweeper
 
-    def tell(self, s: State, w: Worker) -> Step:
-        first = self.variant == "tellfirst"
-        then = w.to("shrink unlocked") if first else self.next_line(w.me, w.line, w.run)
-        return s._replace(stale=True), then
-
-    def grow(self, s: State, w: Worker) -> Step:
-        """One step, as in `shrink`.  It may find no room."""
-        end, more = w.run + s.b[w.run], w.size - s.b[w.run]
-        if all(s.free[end : end + more]) and end + more <= self.chunks:
-            s = self.set_free(self.own(s, w.me, range(end, end + more)), end, more, False)
-            s = s._replace(b=put(s.b, w.run, w.size))
-        return s, w.to("unlock", True)
-
-    # the reaper, which looks wherever it likes and keeps nothing in mind between two looks
-
-    def reap(self, s: State, me: str, at: Place) -> Step | list[Step]:
-        if at == IDLE:
-            return [
-                (s, ("take run" if word[0] == LOANED else "mark", h, word))
-                for h, word in enumerate(s.a)
-                if word[1] and self.is_dead(s, word[1])
-            ]
-        step, h, word = at
-        if step == "take run":
+    def sweep(self, s: State, at: Place) -> Step | list[Step]:
+        step, *registers = at
+        if step == "idle":
+            deaths = sum(place == DEAD for place in s.procs)
+            if s.swept == deaths:
+                return []
+            return s if self.variant == "sweptlast" else s._replace(swept=deaths), ("walk", 0)
+        if step == "walk":
+            (h,) = registers
+            if s.a[h].state == FREE:
+                return s, self.walk_on(h + 1)
+            return s, ("whose", h, s.a[h])
+        if step == "whose":
+            h, word = registers
+            end = h + s.b[h]
+            is_lost = word.name != "" and self.is_dead(s, word.name)
+            return s, ("free", h, word, end) if is_lost else self.walk_on(end)
+        if step == "free":
+            h, word, end = registers
             if s.a[h] != word:
-                return s, IDLE
-            s = self.disown(s, word[1], h)
-            return s._replace(a=put(s.a, h, (FREE, me))), ("mark", h, (FREE, me))
-        if step == "mark":
-            then: Place = IDLE if word[1] == me else ("forget", h, word)
-            if self.variant == "hintonly":
-                return s._replace(hints=put(s.hints, h, True)), then
-            return s._replace(stale=True), then
-        return s._replace(a=put(s.a, h, NOBODY)) if s.a[h] == word else s, IDLE
+                return s, self.walk_on(end)
+            return self.free_run(s, h), ("hint", h, end)
+        if step == "hint":
+            h, end = registers
+            return s._replace(hints=put(s.hints, h, True)), ("say hinted", end)
+        if step == "say hinted":
+            return s._replace(hinted=True), self.walk_on(registers[0])
+        if self.variant == "sweptlast":
+            s = s._replace(swept=sum(place == DEAD for place in s.procs))
+        return s if self.variant == "nostale" else s._replace(stale=True), IDLE
+
+    def walk_on(self, h: int) -> Place:
+        return ("walk", h) if h < self.chunks else ("set stale",)
 
     # caches, and who really owns what
 
@@ -316,21 +367,30 @@ class SegmentLock(Model):
             raise Broken("a chunk has two owners")
         return s._replace(owners=tuple(who if i in chunks else o for i, o in enumerate(s.owners)))
 
-    def disown(self, s: State, who: str, start: int) -> State:
-        """What `who` has from `start` on; a worker has one run only."""
-        kept = tuple("" if i >= start and o == who else o for i, o in enumerate(s.owners))
-        return s._replace(owners=kept)
+    def hand_over(self, s: State, owner: str, to: str) -> State:
+        return s._replace(owners=tuple(to if o == owner else o for o in s.owners))
+
+    def free_run(self, s: State, h: int) -> State:
+        state, name, tag = s.a[h]
+        s = self.hand_over(s, f"{name} {tag}" if state == LEASED else name, "")
+        return s._replace(a=put(s.a, h, Word(FREE, "", tag)))
 
     def goal(self, s: State) -> bool:
         return all(s.procs[i] == OVER or self.is_dead(s, w) for i, w in enumerate(self.scripts))
 
 
-CLAIM_1, CLAIM_2, ALL = ("claim", 1), ("claim", 2), ("claim", 3)
-SHRINK, GROW, RELEASE = ("shrink", 1), ("grow", 2), ("release", 0)
+CLAIM_1, CLAIM_2, ALL, GROW = ("claim", 1), ("claim", 2), ("claim", 3), ("grow", 2)
+RELEASE = ("release", 0)
 ONE: Script = (CLAIM_1, RELEASE)
 TWO: Script = (CLAIM_2, RELEASE)
 END: Script = (ALL, RELEASE)
 """Every chunk can be claimed in the end."""
+FREES: Script = (RELEASE,)
+GROWS: Script = (GROW, RELEASE)
+SENDS: Script = (("send", 5), ("trim", 1, 5, 2))
+GETS: Script = (("receive", 5, "a"), RELEASE)
+AGAIN: Script = (CLAIM_2, ("send", 4), ("receive", 4, "b"), RELEASE, CLAIM_2, RELEASE)
+"""Sends at an earlier position, and then has the tag 5 on loan in the same chunk."""
 
 
 def model(holds: int, kill: str, variant: str = "", **scripts: Script) -> SegmentLock:
@@ -339,40 +399,34 @@ def model(holds: int, kill: str, variant: str = "", **scripts: Script) -> Segmen
     return SegmentLock(3, scripts, {"a": (first, holds)} if holds else {}, kill, variant)
 
 
-SHRINKS: Script = (SHRINK, RELEASE)
-GROWS: Script = (GROW, RELEASE)
-FREES: Script = (RELEASE,)
-
-
 TWICE = "a chunk has two owners"
 
 CASES = [
     Case("a releaser stops", lambda: model(1, "b", a=FREES, b=ONE, c=TWO + END)),
-    Case("a releaser is killed", lambda: model(1, "a b r", a=FREES, b=ONE, c=END)),
-    Case("a run shrinks", lambda: model(2, "a r", a=SHRINKS, b=ONE, c=END)),
-    Case("a run grows", lambda: model(1, "a r", a=GROWS, b=ONE, c=END)),
-    Case("four workers", lambda: model(1, "a b r", a=FREES, b=ONE, c=TWO, d=END), large=True),
-    Case("shrinks, all die", lambda: model(2, "a b r", a=SHRINKS, b=ONE, c=END), large=True),
+    Case("a releaser is killed", lambda: model(1, "a r", a=FREES, b=ONE, c=END)),
+    Case("a run grows", lambda: model(1, "a", a=GROWS, b=ONE, c=END)),
+    Case("a tail goes back", lambda: model(2, "a", a=SENDS, b=GETS, c=END)),
+    Case("a tail goes back late", lambda: model(2, "", a=SENDS, b=GETS + AGAIN, c=ONE)),
+    Case("frees, all die", lambda: model(1, "a b r", a=FREES, b=ONE, c=END), large=True),
+    Case("four workers", lambda: model(1, "a b", a=FREES, b=ONE, c=TWO, d=END), large=True),
+    Case("trims, c dies", lambda: model(2, "a c r", a=SENDS, b=GETS, c=ONE, d=END), large=True),
+    Case("trims late, c dies", lambda: model(2, "c", a=SENDS, b=GETS + AGAIN, c=ONE), large=True),
     Case("grows, all die", lambda: model(1, "a b r", a=GROWS, b=ONE, c=END), large=True),
     Case("three claim", lambda: model(0, "a b r", a=TWO, b=ONE + ONE, c=END), large=True),
     # a harvester trusts the hint alone
     broken("noheads", TWICE, lambda v: model(1, "b", v, a=FREES, b=ONE, c=TWO, d=ONE)),
-    # the new holder of a dead one's lock trusts the caches
-    broken("norebuild", STUCK, lambda v: model(1, "b", v, a=FREES, b=ONE, c=END)),
     # a rebuild looks, and clears the hints afterwards
     broken("hintslast", STUCK, lambda v: model(1, "b", v, a=FREES, b=ONE, c=END)),
     # a rebuild looks, and clears `stale` afterwards
-    broken("stalelast", STUCK, lambda v: model(2, "a b", v, a=SHRINKS, b=ONE, c=END)),
+    broken("stalelast", STUCK, lambda v: model(1, "a b", v, a=FREES, b=ONE, c=END)),
     # a harvester takes the hints, and clears `hinted` afterwards
     broken("hintedlast", STUCK, lambda v: model(1, "", v, a=FREES, b=ONE + ONE, c=END)),
-    # FREE keeps no name
-    broken("noname", STUCK, lambda v: model(1, "a", v, a=FREES, c=END)),
-    # a reaper sets the hint of a run, and not `stale`
-    broken("hintonly", STUCK, lambda v: model(2, "a", v, a=SHRINKS, b=ONE, c=END)),
-    # B is stored before the lock is taken, and the tail set free under it
-    broken("latetail", TWICE, lambda v: model(2, "b", v, a=SHRINKS, b=ONE, c=TWO, d=ONE)),
-    # `stale` is set before B is stored
-    broken("tellfirst", STUCK, lambda v: model(2, "", v, a=SHRINKS, b=ONE, c=END)),
-    # `stale` is not set
-    broken("untold", STUCK, lambda v: model(2, "", v, a=SHRINKS, b=ONE, c=END)),
+    # a sweep does not set `stale`
+    broken("nostale", STUCK, lambda v: model(1, "a", v, a=FREES, c=END)),
+    # `swept` is set when a sweep ends
+    broken("sweptlast", STUCK, lambda v: model(1, "a b", v, a=FREES, b=ONE, c=END)),
+    # a trim stores B, and sets the tail free under the lock, and looks at no word
+    broken("latetail", TWICE, lambda v: model(2, "", v, a=SENDS, b=GETS, c=TWO, d=ONE)),
+    # a trim takes a run on loan, or free, for its own by the tag
+    broken("anystate", TWICE, lambda v: model(2, "", v, a=SENDS, b=GETS + AGAIN, c=ONE)),
 ]

@@ -10,11 +10,11 @@
     done        CAS from the value that the check has used
 
     task_done   sum; if it is 0, ValueError; CAS done to one more
-    ring        whoever has moved done, skipped or pending sums again afterwards, if somebody joins;
-                if that is 0, it rings the bell
-    join        say that somebody joins; read the bell; sum; 0: done. Else move the head on, skip a
-                dead producer at the head, and begin again at the bell if there was one; sleep until
-                the bell rings, after a death at the latest for a while
+    settle      whoever has moved done, skipped or pending afterwards looks whether somebody joins;
+                then sums; if that is 0: CAS that nobody joins, and ring the bell
+    join        read the bell; say that somebody joins; sum; 0: done. Else skip a dead producer at
+                the head and move the head on, and begin anew if there was one; sleep until the bell
+                rings, after a death at the latest for a while; begin anew
 
 p puts by its feeder, q by itself; g takes; d and e call task_done() for what was taken; j joins; x
 calls task_done() once too often. The message of a producer that is not there is in the queue at the
@@ -47,6 +47,8 @@ from .every_order import (
 FREE, READY, TAKEN, SKIPPED = "FREE", "READY", "TAKEN", "SKIPPED"
 WAIT: Place = ("wait",)
 IDLE: Place = ("idle",)
+JOIN: Place = ("join",)
+BELL: Place = ("bell",)
 ORDER = ("done", "skipped", "pending", "tail", "slot")
 
 
@@ -76,9 +78,9 @@ class Sum(NamedTuple):
     """A sum on its way. Its place is ("sum", *Sum)."""
 
     use: str
-    """Where it goes on: "check", "ring" or "join"."""
+    """Where it goes on: "check", "settled" or "joined"."""
     then: Place
-    """For "ring": where to go on after that."""
+    """For "settled": where to go on after that."""
     words: int = 0
     """Read so far."""
     total: int = 0
@@ -98,7 +100,7 @@ class Unfinished(Model):
         there = positions - sum(w in "pq" for w in self.who)
         slots = (READY,) * there + (FREE,) * (positions - there)
         begin: dict[str, Place] = {"p": ("put",), "q": ("tail",), "g": IDLE, "d": WAIT, "e": WAIT}
-        begin |= {"j": ("begin",), "x": self.sum("check")}
+        begin |= {"j": JOIN, "x": self.sum("check")}
         procs = tuple(begin[w] for w in self.who)
         self.start = State(Head(0, 0), there, slots, 0, 0, False, False, 0, False, procs)
 
@@ -106,8 +108,8 @@ class Unfinished(Model):
         step, *registers = at
         if step == "sum":
             return self.read(s, Sum(*registers))
-        if step == "ring":
-            return (s._replace(rung=True) if at[1] == 0 else s), at[2]
+        if step in ("settle", "settled", "ring"):
+            return self.settle(s, at)
         if who == "g":
             return self.take(s, at)
         if step in ("wait", "check"):
@@ -125,9 +127,8 @@ class Unfinished(Model):
             i = self.who.index("d")  # the two are alike
             pair = sorted(after.procs[i : i + 2], key=repr)
             after = after._replace(procs=(*after.procs[:i], *pair, *after.procs[i + 2 :]))
-        if after.joins and self.unfinished(after) == 0:
-            after = after._replace(was_zero=True)
-        return after
+        is_joining = "j" in self.who and self.place(after, "j") != JOIN
+        return after._replace(was_zero=True) if is_joining and not self.unfinished(after) else after
 
     def lives(self, s: State, who: str) -> bool:
         return who in self.who and not self.is_dead(s, who)
@@ -146,8 +147,14 @@ class Unfinished(Model):
     def sum(self, use: str, then: Place = OVER) -> Place:
         return ("sum", *Sum(use, then))
 
-    def ring(self, s: State, then: Place) -> Step:
-        return s, self.sum("ring", then) if s.joins else then
+    def settle(self, s: State, at: Place) -> Step:
+        step, *registers, then = at
+        if step == "settle":
+            return s, self.sum("settled", then) if s.joins else then
+        if step == "settled":
+            is_mine = registers[0] <= 0 and s.joins
+            return s._replace(joins=False) if is_mine else s, ("ring", then) if is_mine else then
+        return s._replace(rung=True), then
 
     def read(self, s: State, sum: Sum) -> Step:
         order = ORDER if self.variant != "order" else ("tail", "slot", "pending", "skipped", "done")
@@ -196,7 +203,7 @@ class Unfinished(Model):
             return s, ("claim", s.tail)
         if at == ("unpend",):
             s = s._replace(pending=0)
-            return (s, OVER) if self.variant == "quiet" else self.ring(s, OVER)
+            return s, OVER if self.variant == "quiet" else ("settle", OVER)
         step, p = at
         if step == "claim":
             if s.slots[p] != FREE:
@@ -229,7 +236,7 @@ class Unfinished(Model):
             return s, then
         is_skip = s.slots[head.position] == SKIPPED
         s = s._replace(head=Head(head.position + 1, head.skips + is_skip))
-        return self.ring(s, then) if rings and is_skip and self.variant != "quiet" else (s, then)
+        return s, ("settle", then) if rings and is_skip and self.variant != "quiet" else then
 
     def task_done(self, s: State, at: Place) -> Step:
         if at == WAIT:
@@ -245,37 +252,37 @@ class Unfinished(Model):
         s = s._replace(done=s.done + 1)
         if self.variant == "early":
             return s._replace(rung=True) if s.joins and total == 1 else s, then
-        return self.ring(s, then)
+        return s, ("settle", then)
 
     # the joiner
 
     def join(self, s: State, at: Place) -> Step:
         step, *registers = at
-        if step == "begin":
-            return s._replace(joins=True, was_zero=False), ("bell",)
-        if step == "bell":
-            return s._replace(rung=False), self.sum("join")
-        if step == "join":
-            if registers[0] <= 0:
-                if not s.was_zero:
-                    raise Broken("join() returns too early")
-                return s, OVER
-            return s, ("help",)
+        if at in (JOIN, BELL):
+            return s._replace(rung=False), ("say",)
+        if step == "say":
+            return s._replace(joins=True), self.sum("joined")
+        if step == "joined":
+            if registers[0] > 0:
+                return s, ("help",)
+            if not s.was_zero:
+                raise Broken("join() returns too early")
+            return s, OVER
         if step == "help":
             return s, ("mend", s.head) if s.head.position < self.positions else ("sleep",)
         if step == "mend":
             return self.mend(s, registers[0])
         if step == "pass":
-            return self.move_head(s, registers[0], ("bell",), False)
+            return self.move_head(s, registers[0], BELL, False)
         died = any(place == DEAD for place in s.procs)
-        return s, ("bell",) if s.rung or died else at
+        return s, BELL if s.rung or died else at
 
     def mend(self, s: State, head: Head) -> Step:
         slot = s.slots[head.position]
         if self.variant == "nohelp":
             return s, ("sleep",)
         if slot in self.who and self.is_dead(s, slot):
-            return self.set_slot(s, head.position, SKIPPED), ("bell",)
+            return self.set_slot(s, head.position, SKIPPED), BELL
         return s, ("pass", head) if slot in (TAKEN, SKIPPED) else ("sleep",)
 
     def check(self, s: State) -> None:

@@ -1,0 +1,326 @@
+/* Acts: runs and views of a process, its coming and leaving, the dead, and what others do meanwhile. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "ledger.h"
+#include "lives.h"
+#include "scenarios.h"
+#include "stage.h"
+
+static mpshm_run loan;
+static int dead_pid;
+
+/* So that a short message gets one (mpshm_send_copy). */
+void
+have_segment(void)
+{
+    EXPECT_EQ(0, mpshm_get_buf(stage.arena, 5000, &loan));
+    EXPECT_EQ(0, mpshm_abandon(&loan));
+}
+
+void
+claim_and_abandon(void)
+{
+    EXPECT_EQ(0, mpshm_get_buf(stage.arena, 30000, &loan));
+    (void) mpshm_increase_buf(&loan, 60000, 4096);
+    EXPECT_EQ(0, mpshm_abandon(&loan));
+}
+
+void
+hold_and_let_go(void)
+{
+    hold_views();
+    let_views_go();
+}
+
+void
+exit_with_view(void)
+{
+    exit(DONE);
+}
+
+void
+open_ends_more(void)
+{
+    mpshm_end in = stage.in, out = stage.out;
+
+    mpshm_end_open(&in);
+    mpshm_end_open(&out);
+    mpshm_end_stop_receiving(&in);
+    mpshm_end_release(&in);
+    mpshm_end_release(&out);
+}
+
+/* Coming and leaving. */
+
+void
+join(void)
+{
+    stage_settle();
+}
+
+void
+attach_and_leave(void)
+{
+    stage_attach();
+    stage_settle();
+    stage_close();
+}
+
+void
+attach_put_leave(void)
+{
+    stage_attach();
+    (void) say(COPIED);
+    stage_close();
+}
+
+/* As a program does that was started anew and is handed a channel. */
+void
+take_over(void)
+{
+    stage_take_over();
+    (void) hear();
+    (void) say(VIEWED);
+    stage_close();
+}
+
+/* Another channel of the same family. */
+void
+make_another(void)
+{
+    struct stage first = stage;
+
+    stage_open(__builtin_ctz(stage.bit));
+    have_segment();
+    stage_close();
+    stage = first;
+}
+
+void
+leave(void)
+{
+    stage_close();
+}
+
+void
+leave_with_view(void)
+{
+    stage_close();
+    let_views_go();
+}
+
+void
+leave_with_loan(void)
+{
+    EXPECT_EQ(0, mpshm_get_buf(stage.arena, 30000, &loan));
+    stage_close();
+}
+
+/* The dead. */
+
+void
+reap(void)
+{
+    stage_reap();
+}
+
+/* As a process does whose child has ended: the next claim reaps it. */
+void
+notice_death(void)
+{
+    mpshm_process_ended(dead_pid);
+    have_segment();
+}
+
+static void
+die_in_child(void (*work)(void))
+{
+    int pid = life_begin(fork);
+
+    if (pid == 0) {
+        work();
+        raise(SIGKILL);
+    }
+    EXPECT(life_wait(pid, "who dies before") == WAS_KILLED);
+    dead_pid = pid;
+}
+
+static void
+wait_for(int pid)
+{
+    while (waitpid(pid, NULL, 0) == -1 && errno == EINTR) {
+    }
+}
+
+/* Everything that a process can have, views that it shares with a dead child among it. */
+static void
+have_everything(void)
+{
+    EXPECT_EQ(0, mpshm_get_buf(stage.arena, 5000, &loan));
+    if (stage.kind->is_queue) {
+        (void) mpshm_place_take(mpshm_place_new(stage.arena));
+    }
+    hold_views();
+    int pid = life_begin(fork);
+
+    if (pid == 0) {
+        raise(SIGKILL);
+    }
+    wait_for(pid);
+}
+
+void
+one_dead(void)
+{
+    three();
+    die_in_child(have_everything);
+}
+
+void
+many_dead(void)
+{
+    three();
+    for (int i = 0; i < 3; i++) {
+        die_in_child(have_everything);
+    }
+}
+
+/* So much that memory is given back once it is reaped, in most of the segments that there can be. */
+static void
+have_much(void)
+{
+    for (int i = 0; i < 11; i++) {
+        EXPECT_EQ(0, mpshm_get_buf(stage.arena, 3 << 20, &loan));
+    }
+}
+
+/* It lives, but is another program now, which says so by closing its end. */
+void
+one_gone(void)
+{
+    int ends[2];
+    char byte, number[16];
+
+    EXPECT_EQ(0, pipe(ends));
+    three();
+    int pid = life_begin(fork);
+
+    if (pid == 0) {
+        have_everything();
+        snprintf(number, sizeof number, "%d", ends[1]);
+        execl("/proc/self/exe", "killpoints", "wait", number, NULL);
+        _exit(1);
+    }
+    close(ends[1]);
+    EXPECT_EQ(0, read(ends[0], &byte, 1));
+    close(ends[0]);
+}
+
+void
+large_dead(void)
+{
+    die_in_child(have_much);
+}
+
+/* Others, who work while the victim is stopped. */
+
+void
+take_everything(void)
+{
+    while (hear()) {
+        if (stage.bit & WITH_TASKS) {
+            (void) say_done();
+        }
+    }
+    stage_reap();
+}
+
+void
+put_some(void)
+{
+    (void) say(SHORT);
+    (void) say(COPIED);
+    (void) say(VIEWED);
+    stage_reap();
+}
+
+/* So that each slot is another lap's when the victim goes on. */
+void
+go_laps(void)
+{
+    take_everything();
+    for (int i = 0; i < (stage.kind->is_queue ? 520 : 20); i++) {
+        (void) say(SHORT);
+        take_everything();
+    }
+}
+
+void
+reap_twice(void)
+{
+    stage_reap();
+    stage_reap();
+}
+
+void
+come_and_go(void)
+{
+    struct stage first = stage;
+
+    for (int i = 0; i < 3; i++) {
+        stage_attach();
+        (void) say(SHORT);
+        stage_close();
+        stage = first;
+    }
+}
+
+void
+claim_much(void)
+{
+    mpshm_run runs[16];
+    int count = 0;
+
+    while (count < 16 && mpshm_get_buf(stage.arena, 30000, &runs[count]) == 0) {
+        count++;
+    }
+    while (count > 0) {
+        EXPECT_EQ(0, mpshm_abandon(&runs[--count]));
+    }
+    stage_reap();
+}
+
+void
+fork_and_view(void)
+{
+    hold_views();
+    fork_with_views();
+    stage_reap();
+}
+
+void
+die_and_reap(void)
+{
+    die_in_child(have_everything);
+    stage_reap();
+}
+
+void
+do_all(void)
+{
+    if (stage.kind->is_queue) {
+        go_laps();
+        die_and_reap();
+        fork_and_view();
+    }
+    come_and_go();
+    claim_much();
+    put_some();
+}

@@ -1,0 +1,287 @@
+/* The checks: everything comes back, and the queue or connection goes on as ever.
+
+   By mpshm.h and the ledger alone: they hold for any core. */
+#define _GNU_SOURCE
+#include "checks.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "ledger.h"
+#include "lives.h"
+#include "stage.h"
+
+/* More than twice the slots of a ring, so that each is passed twice. */
+#define TWO_LAPS 1030
+/* A ring has 512 slots, of which a few may be kept. */
+#define RING_ROOM 500
+#define MOST_RUNS 8192
+/* Runs of one message, its index among them. */
+#define MOST_PARTS 6
+
+static void
+check_free(uint32_t strays)
+{
+    mpshm_gauges now;
+
+    EXPECT_EQ(0, mpshm_arena_gauges(stage.arena, &now));
+    EXPECT_EQ(0, now.runs_loaned);
+    EXPECT_EQ(strays, now.runs_in_flight);
+    EXPECT_EQ(0, now.runs_leased);
+    EXPECT_EQ(1, mpshm_arena_is_valid(stage.arena));
+}
+
+/* Of a connection: one message's runs may stay in flight for a while, if a process was killed that had its
+   frame in hand. */
+static void
+count_strays(uint32_t hands)
+{
+    mpshm_gauges now;
+
+    if (!stage.kind->is_queue) {
+        EXPECT_EQ(0, mpshm_arena_gauges(stage.arena, &now));
+        EXPECT(now.runs_in_flight <= (hands > 0 ? 2 : 1) * MOST_PARTS); /* it may have put one as well */
+        report->strays = now.runs_in_flight;
+    }
+}
+
+/* They are known to be nobody's some time after the pipe was seen empty, by those who wait for memory. */
+static void
+check_strays(void)
+{
+    for (int i = 0; report->strays > 0 && i < 2; i++) {
+        (void) mpshm_wait_room(stage.arena, stage.out.fd, 1, 0, 0);
+        report->ahead_ns += INT64_C(3000000000);
+        mpshm_reap(stage.arena);
+    }
+    check_free(0);
+}
+
+/* Nothing is in it, and nothing says that something is. */
+static void
+check_empty(void)
+{
+    EXPECT_EQ(0, hear_all());
+    if (stage.kind->is_queue) {
+        EXPECT_EQ(0, mpshm_queue_size(stage.arena));
+        EXPECT_EQ(0, mpshm_queue_full(stage.arena));
+        EXPECT_EQ(0, mpshm_queue_poll(&stage.in, 0));
+    }
+    mpshm_reap(stage.arena);
+    check_free(report->strays);
+}
+
+/* What is still in it comes out whole, once and in order. */
+static void
+check_contents(uint32_t hands)
+{
+    int64_t size = stage.kind->is_queue ? mpshm_queue_size(stage.arena) : 0;
+
+    if (hands > 0 && drain_if_torn()) {
+        hands = UINT32_MAX;
+    }
+    int heard = hear_all();
+
+    if (stage.kind->is_queue) {
+        EXPECT_EQ(size, heard);
+    }
+    ledger_check(hands);
+    mpshm_reap(stage.arena);
+    count_strays(hands);
+}
+
+/* join() ends when all that was taken is done, not earlier; no task_done() of these is refused, and one
+   more is. */
+static void
+check_tasks(void)
+{
+    uint32_t least, most;
+
+    if (!(stage.bit & WITH_TASKS)) {
+        return;
+    }
+    ledger_tasks_left(&least, &most);
+    for (uint32_t i = 0; i < least; i++) {
+        EXPECT_EQ(-ETIMEDOUT, mpshm_wait_done(stage.arena, 0));
+        EXPECT(say_done());
+    }
+    while (least < most && say_done()) {
+        least++;
+    }
+    EXPECT_EQ(0, mpshm_wait_done(stage.arena, 1));
+    EXPECT_EQ(-ERANGE, mpshm_task_done(stage.arena));
+    ledger_tasks_settled();
+}
+
+/* A pipe that is watched is readable while there is a message, and not longer. */
+static void
+check_pipe(bool readable)
+{
+    struct pollfd pipe = {.fd = stage.in.fd, .events = POLLIN};
+
+    if (stage.kind->is_watched) {
+        EXPECT_EQ(readable, poll(&pipe, 1, 0));
+    }
+}
+
+static void
+hear_each(int count)
+{
+    for (int i = 0; i < count; i++) {
+        EXPECT(hear());
+        if (stage.bit & WITH_TASKS) {
+            EXPECT(say_done());
+        }
+    }
+}
+
+/* Fill it: how many messages that takes. */
+static int
+fill_up(enum shape shape, int most)
+{
+    int count = 0;
+
+    while (count < most && say(shape) == 0) {
+        count++;
+    }
+    return count;
+}
+
+/* As much fits as ever, and each slot is passed twice. */
+static void
+check_laps(void)
+{
+    int most = (int) (stage.kind->fits != 0 ? stage.kind->fits : RING_ROOM);
+
+    EXPECT_EQ(most, fill_up(stage.kind->filler, most));
+    EXPECT_EQ(most, mpshm_queue_size(stage.arena));
+    if (stage.bit & WITH_PLACES) {
+        EXPECT_EQ(MPSHM_E_FULL, say(stage.kind->filler));
+    }
+    hear_each(most);
+    most = stage.bit & KIND(BYTES) ? RING_ROOM : most;
+    for (int all = 0; all < TWO_LAPS; all += most) {
+        EXPECT_EQ(most, fill_up(SHORT, most));
+        hear_each(most);
+    }
+}
+
+/* Each kind of message goes through. */
+static void
+check_goes_on(void)
+{
+    check_pipe(false);
+    for (enum shape shape = SHORT; shape < BY_COPY; shape++) {
+        EXPECT_EQ(0, say(shape));
+        check_pipe(true);
+    }
+    hear_each(BY_COPY - SHORT);
+    check_pipe(false);
+}
+
+static uint32_t
+claim_all(mpshm_run *runs, uint64_t size)
+{
+    uint32_t count = 0;
+
+    while (count < MOST_RUNS && mpshm_get_buf(stage.arena, size, &runs[count]) == 0) {
+        count++;
+    }
+    return count;
+}
+
+/* There are no more segments to be made, so copied messages fill those of the smallest chunks.  A core may
+   find chunks of the dead only when it has found no others, and these may lie in pieces: hence twice. */
+static void
+check_small_memory(uint64_t fit_in_each)
+{
+    int count = 0;
+
+    for (int i = 0; i < 2; i++) {
+        count = fill_up(COPIED, RING_ROOM);
+        hear_each(count);
+    }
+    EXPECT_EQ(0, count < RING_ROOM ? (uint64_t) count % fit_in_each : 0);
+}
+
+/* No chunk is lost: all can be claimed, and make up whole segments. */
+static void
+check_memory(void)
+{
+    static mpshm_run runs[MOST_RUNS];
+    mpshm_geometry geometry;
+
+    EXPECT_EQ(0, mpshm_arena_geometry(stage.arena, &geometry));
+    uint32_t count = claim_all(runs, UINT64_C(1) << geometry.chunk_shift);
+
+    EXPECT(count > 0);
+    EXPECT_EQ(0, count % (geometry.segment_bytes >> geometry.chunk_shift));
+    if ((stage.bit & QUEUES) && stage.kind->fits == 0) {
+        check_small_memory(geometry.segment_bytes / COPIED_BYTES);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        EXPECT_EQ(0, mpshm_abandon(&runs[i]));
+    }
+}
+
+/* The next that dies is reaped as well, whatever it holds. */
+static void
+check_next_death(void)
+{
+    int pid = life_begin(fork);
+
+    if (pid == 0) {
+        mpshm_run loaned;
+
+        EXPECT_EQ(0, mpshm_get_buf(stage.arena, 5000, &loaned));
+        hold_views();
+        if (stage.kind->is_queue) {
+            EXPECT_EQ(0, mpshm_place_take(mpshm_place_new(stage.arena)));
+        }
+        raise(SIGKILL);
+    }
+    EXPECT(life_wait(pid, "the next dead") == WAS_KILLED);
+    mpshm_reap(stage.arena);
+    check_empty();
+    check_tasks();
+}
+
+void
+check_everything(uint32_t hands)
+{
+    mpshm_reap(stage.arena);
+    EXPECT_EQ(1, mpshm_arena_is_valid(stage.arena));
+    check_contents(hands);
+    check_tasks();
+    check_empty();
+    check_goes_on();
+    if (stage.kind->is_queue) {
+        check_laps();
+    }
+    check_next_death();
+    check_empty();
+}
+
+void
+check_last(void)
+{
+    check_empty();
+    check_strays();
+    if (!stage.kind->is_large) { /* the debug build fills what is freed, and that is much here */
+        check_memory();
+    }
+}
+
+void
+check_as_newcomer(void)
+{
+    stage_take_over();
+    mpshm_reap(stage.arena);
+    check_empty();
+    check_tasks();
+    check_goes_on();
+    check_empty();
+    stage_close();
+}

@@ -1,0 +1,29 @@
+# Included by the Makefile beside this folder.  The core is compiled as for the thread sanitizer, and
+# linked with points.c in its place.  KILLPOINTS=program arguments, to try one: see main.c.
+
+KILLPOINTS := $(BUILD)/killpoints
+KILLPOINTS_SOURCES := $(wildcard killpoints/*.c)
+# wraps.c has each of these.
+STEPS := read write pread pwrite close ftruncate fallocate munmap madvise mprotect memfd_create mmap \
+    open fcntl mremap syscall clock_gettime
+
+.PHONY: killpoints killpoints-all
+
+killpoints: $(KILLPOINTS)/killpoints
+	$< quick
+
+killpoints-all: $(KILLPOINTS)/killpoints
+	$< all
+
+# gcc says that this sanitizer does not know fences.  points.c does.
+$(KILLPOINTS)/core_%.o: $(CORE)/%.c $(HEADERS) Makefile killpoints/killpoints.mk
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -fsanitize=thread $(if $(findstring clang,$(shell $(CC) --version)),,-Wno-tsan) -c $< -o $@
+
+$(KILLPOINTS)/%.o: killpoints/%.c $(wildcard killpoints/*.h) $(CORE)/mpshm.h Makefile killpoints/killpoints.mk
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -O2 -c $< -o $@
+
+$(KILLPOINTS)/killpoints: $(KILLPOINTS_SOURCES:killpoints/%.c=$(KILLPOINTS)/%.o) \
+    $(CORE_SOURCES:$(CORE)/%.c=$(KILLPOINTS)/core_%.o)
+	$(CC) -no-pie -pthread $(STEPS:%=-Wl,--wrap=%) $^ -o $@

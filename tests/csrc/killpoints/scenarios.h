@@ -1,0 +1,45 @@
+/* What victims do, and what others do meanwhile. */
+#ifndef SCENARIOS_H
+#define SCENARIOS_H
+
+#include "runner.h"
+
+extern const struct scenario scenarios[];
+extern const struct other others[];
+
+/* acts_messages.c */
+void put_short(void), put_longer(void), put_copied(void), put_viewed(void), put_indexed(void);
+void put_streamed(void), put_filled(void), put_by_copy(void), put_four(void);
+void place_and_put(void), place_and_give(void), put_where_full(void), wait_for_turn(void);
+void wait_for_memory(void);
+void get_one(void), get_all(void), get_four(void), get_nothing(void);
+void poll_for_some(void), poll_for_none(void), watch(void), call(void);
+void get_and_done(void), done(void), wait_done(void);
+bool sleep_for_message(void), sleep_for_room(void), sleep_for_turn(void), sleep_for_tasks(void);
+bool sleep_for_memory(void);
+void nudge_message(void), nudge_room(void), nudge_ring(void), nudge_tasks(void);
+void nudge_memory(void);
+void get_half_a_ring(void);
+/* What was done before. */
+void three(void), six(void), fill(void), take_one(void);
+
+/* acts_processes.c */
+void have_segment(void);
+void claim_and_abandon(void), hold_and_let_go(void), exit_with_view(void);
+void open_ends_more(void), join(void), attach_and_leave(void), attach_put_leave(void);
+void take_over(void), make_another(void);
+void leave(void), leave_with_view(void), leave_with_loan(void);
+void reap(void), notice_death(void);
+void one_dead(void), many_dead(void), large_dead(void), one_gone(void);
+
+/* acts_forks.c */
+void fork_with_views(void), fork_and_keep(void), fork_and_go(void), fork_in_fork(void);
+void fork_again(void), fork_with_loan(void), fork_alone(void), fork_child_works(void);
+void clone_child_works(void), lose_descriptors(void), lose_descriptors_and_hold(void);
+void put_without_descriptors(void);
+
+/* acts_processes.c: others. */
+void take_everything(void), put_some(void), go_laps(void), reap_twice(void), come_and_go(void);
+void claim_much(void), fork_and_view(void), die_and_reap(void), do_all(void);
+
+#endif
