@@ -122,7 +122,7 @@ class Parcel:
     def send_to_ring(self, end: Any, stream: bytes, place: Any) -> int:
         """Seal the runs and put their frame in a queue's ring, without waiting.
 
-        end: the core's struct of the sending end; place: as in `ring.putter`.
+        end: the core's struct of the sending end; place: of the message's Place, or NO_PLACE.
         Returns 0, and the parcel cannot be used afterwards; or the core's code, and the parcel is
         unchanged.
         """

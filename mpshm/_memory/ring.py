@@ -23,7 +23,7 @@ from .places import NO_PLACE, Place
 if not CORE_MISSING:
     # Each name is looked up once: a cffi library's attribute costs more than a global.
     put_one, receive_one, _unpack = (
-        lib.mpshm_queue_put_one,
+        lib.mpshm_queue_put_new,
         lib.mpshm_queue_receive_one,
         ffi.unpack,
     )
@@ -126,15 +126,20 @@ _kept: weakref.WeakKeyDictionary[Any, tuple[Arena, QueueCounters]] = weakref.Wea
 """The objects that an end's C struct points to stay alive as long as the struct does."""
 
 
-def putter(end: End) -> Callable[[bytes, int, Any], int]:
+def putter(end: End) -> Callable[[bytes, int], int]:
     """A function that puts a message in the queue and never waits.
 
-    Its arguments: the message, at most INLINE_MAX_BYTES; its size in bytes; and NO_PLACE, or the
-    struct of the message's Place.
+    Its arguments: the message, at most INLINE_MAX_BYTES, and its size in bytes.
     It returns 1, or a negative code for `room_failure`; TOO_LONG is the code for a longer message.
     `put_one(end.c, ...)` does the same.
     """
     return functools.partial(put_one, end.c)
+
+
+def put_placed(end: End, message: bytes, place: Place) -> None:
+    """Put a message that has a place, without waiting.  Raises as `room_failure` says."""
+    if (code := lib.mpshm_queue_put_one(end.c, message, len(message), place.c)) < 0:
+        raise room_failure(code)
 
 
 def put_some(end: End, messages: list[bytes], places: list[Place | None] | None = None) -> int:
@@ -154,12 +159,12 @@ def put_some(end: End, messages: list[bytes], places: list[Place | None] | None 
     return int(n)
 
 
-def send(parcel: Parcel, end: End, stream: bytes, place: Any) -> None:
-    """Put a message that lies in runs, without waiting.  place: as for `putter`.
+def send(parcel: Parcel, end: End, stream: bytes, place: Place | None) -> None:
+    """Put a message that lies in runs, without waiting.
 
     Raises as `room_failure` says; the parcel keeps its runs then.
     """
-    if code := parcel.send_to_ring(end.c, stream, place):
+    if code := parcel.send_to_ring(end.c, stream, NO_PLACE if place is None else place.c):
         raise room_failure(code)
 
 

@@ -27,7 +27,7 @@ from .._channel.payload import Message
 from .._memory import places, ring
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory, QueueFull, room_failure
 from .._memory.parcel import Parcel
-from .._memory.places import NO_PLACE, Place
+from .._memory.places import Place
 from .._memory.ring import AT_ONCE, TOO_LONG
 from ..config import INLINE_MAX_BYTES
 from . import aio
@@ -91,17 +91,19 @@ def is_over_mark(message: bytes | Message) -> bool:
 # At once
 
 
-def try_put(end: QueueEnd, message: bytes | Message, place: Any = NO_PLACE) -> None:
+def try_put(end: QueueEnd, message: bytes | Message, place: Place | None = None) -> None:
     """Put a message in the queue without waiting.
 
-    place: the struct of the message's Place, if it has one.
+    place: the message's, if it has one.
     Raises NoRoomNow if the ring is full, QueueFull if the queue is or if it is not the message's
     turn, and OutOfSharedMemory without memory.  After each of these the message can be put again.
     """
     if not end._writable:
         end._check_writable()
     if isinstance(message, bytes):
-        if (code := end.put_now(message, len(message), place)) < 0:
+        if place is not None:
+            ring.put_placed(end.ring_end, message, place)
+        elif (code := end.put_now(message, len(message))) < 0:
             raise room_failure(code)
         return
     if message.parcel is None:  # shared memory was full when it was pickled
@@ -140,7 +142,7 @@ def put_within(
     wait = None
     while True:
         try:
-            return try_put(end, message, NO_PLACE if place is None else place.c)
+            return try_put(end, message, place)
         except (NoRoomNow, QueueFull, OutOfSharedMemory) as full:
             wait = wait or _PutWait(end, deadline, has_feeder)
             if not wait.waits_after(full, place):
@@ -330,7 +332,7 @@ class QueuePutter:
         ):
             # Fast path: the code below, inlined.  Each Python call saved is 0.1 us of 0.5.
             stream = _dumps(obj, 5)
-            code = _put_one(direct, stream, len(stream), NO_PLACE)
+            code = _put_one(direct, stream, len(stream))
             if code > 0:
                 return
             if code != TOO_LONG:
@@ -359,7 +361,7 @@ class QueuePutter:
             self._put_pickled(end, obj, message, deadline)
             return
         try:
-            code = end.put_now(message, len(message), NO_PLACE)
+            code = end.put_now(message, len(message))
         except OSError as error:  # the end is closed
             self._raise_or_report(error, obj)
             return
@@ -423,7 +425,7 @@ class QueuePutter:
         try:
             while True:
                 try:
-                    return try_put(end, message, NO_PLACE if place is None else place.c)
+                    return try_put(end, message, place)
                 except OutOfSharedMemory:
                     places.reap(self._arena)
                     await aio.until(lambda: True)

@@ -21,7 +21,6 @@ from .._memory import places, plain_frame, ring
 from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
-from .._memory.places import NO_PLACE
 from ..config import INLINE_MAX_BYTES, SLEEP_MAX_MS, WAIT_SLICE_MS
 from ..counters import Reason, import_stats
 from ..errors import PlainRoadError
@@ -37,7 +36,7 @@ class QueueEnd(pipe_end.Connection):
     _counters: QueueCounters
     _ring_end: ring.End | None = None
 
-    put_now: Callable[[bytes, int, Any], int]
+    put_now: Callable[[bytes, int], int]
     receive: Callable[[int], bytes | tuple[Any, list[memoryview]] | None]
     new_batch: Callable[[], Batch]
     """What ring.putter, ring.receiver and ring.Batch made, while this end is open; else a function
@@ -122,7 +121,7 @@ class QueueEnd(pipe_end.Connection):
         """Send a picklable object, waiting while the ring is full."""
         message = payload.dump(obj, self._arena, self._handle)
         # A small message is tried at once.  If that fails, _transmit waits and tries again.
-        if type(message) is not bytes or self.put_now(message, len(message), NO_PLACE) < 0:
+        if type(message) is not bytes or self.put_now(message, len(message)) < 0:
             self._transmit(message)
 
     def has_room(self, timeout_ms: int) -> bool:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from .._channel import payload
 from .._memory import places, ring
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
-from .._memory.places import NO_PLACE
 from .._memory.ring import AT_ONCE
 from ..config import INLINE_MAX_BYTES
 from . import aio
@@ -55,7 +54,7 @@ class SimpleQueuePutter:
             # Fast path, as in QueuePutter.put: payload.dump's test for small types, inlined.
             direct, stream = end.direct, _dumps(obj, 5)
             if direct is not None and len(stream) <= INLINE_MAX_BYTES:
-                if _put_one(direct, stream, len(stream), NO_PLACE) < 0:
+                if _put_one(direct, stream, len(stream)) < 0:
                     put_within(end, stream)
                 return
         end.send(obj)

@@ -303,6 +303,8 @@ int mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const cha
 int mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
                          mpshm_place *const *places);
 int mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, mpshm_place *place);
+/* The same for a message without a place: one pointer less to convert is 20 ns of 600. */
+int mpshm_queue_put_new(const mpshm_end *end, const char *data, uint32_t size);
 /* A place that is not taken yet, and keeps its arena; freeing it gives back what it has. */
 mpshm_place *mpshm_place_new(mpshm_arena *arena);
 void mpshm_place_free(mpshm_place *place);

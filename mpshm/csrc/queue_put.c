@@ -354,6 +354,12 @@ mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, mpshm
     return put_few(end, data, &size, 1, &place);
 }
 
+int
+mpshm_queue_put_new(const mpshm_end *end, const char *data, uint32_t size)
+{
+    return put_few(end, data, &size, 1, NULL);
+}
+
 /* The bytes of the chunks of a parcel's runs, once they are sealed. */
 static uint64_t
 parcel_bytes(const mpshm_parcel *parcel)

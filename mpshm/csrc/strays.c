@@ -200,13 +200,13 @@ is_decided(mpshm_arena *arena, const struct strays *strays)
     return true;
 }
 
-/* This is an end of the connection, whose number may become another file's one day. */
+/* This is an end of the connection, if none is known; its number may become another file's one day. */
 void
 strays_pipe(mpshm_arena *arena, int fd)
 {
     struct stat status;
 
-    if (arena->pipe_fd != fd + 1 && fstat(fd, &status) == 0) {
+    if (arena->pipe_fd == 0 && fstat(fd, &status) == 0) {
         arena->pipe_fd = fd + 1;
         arena->pipe_device = status.st_dev;
         arena->pipe_inode = status.st_ino;

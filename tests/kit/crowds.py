@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def crowd(context: Any, count: int, target: Any, *args: Any) -> Iterator[list[Any]]:
-    """Have so many processes call target(number, *args) beside the block; kill those still there."""
+    """Have so many processes call target(number, *args) beside the block; kill those left."""
     started: list[Any] = []
     try:
         for number in range(count):

@@ -10,8 +10,8 @@
     mark      senders sleep: one is woken when no more slots are claimed, and the mark halved; as
               many as fit are woken when almost none is. An event count, without a flag
 
-Whether there is a flood, so whether a sleeper is the backup, is left to chance, and so is when a time
-is over. The end of a watch, which rescues whoever was forgotten, is not tried: nobody is.
+Whether there is a flood, so whether a sleeper is the backup, is left to chance, and so is when a
+time is over. The end of a watch, which rescues whoever was forgotten, is not tried: nobody is.
 
 Checked: no message waits while receivers sleep, or are away with another for long, and nobody is on
 the way; no sender sleeps at an empty ring. Receivers that are killed asleep change nothing.

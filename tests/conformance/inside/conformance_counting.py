@@ -94,8 +94,8 @@ def _wrap_ring(ring):
     in_slot, with_runs = 1148, 65536  # csrc/layout.h, csrc/mpshm.h
     put_one, receive_one, send, put_some = ring.put_one, ring.receive_one, ring.send, ring.put_some
 
-    def counted_put_one(end, message, size, place):
-        result = put_one(end, message, size, place)
+    def counted_put_one(end, message, size):
+        result = put_one(end, message, size)
         if result > 0:
             _count_slot(SENT, size > in_slot)
         return result
@@ -110,8 +110,8 @@ def _wrap_ring(ring):
         send(*args)
         _count_slot(SENT, True)
 
-    def counted_put_some(end, messages, place):
-        n = put_some(end, messages, place)
+    def counted_put_some(end, messages, places=None):
+        n = put_some(end, messages, places)
         for message in messages[:n]:
             _count_slot(SENT, len(message) > in_slot)
         return n
