@@ -285,6 +285,7 @@ struct lease {
     uint32_t chunk_id, chunks;
     bool copied; /* a fork has given this process pages of its own: no run is behind it */
     bool copied_for_child; /* and so for the child that is being forked */
+    bool apart; /* its pages are this process's own, whether it holds the run or not */
 };
 struct lease *leases_next(struct lease *before); /* NULL: the first; gives NULL after the last */
 /* A further holder of a leased run: false if the run has no place for its name. */
