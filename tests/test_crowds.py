@@ -134,15 +134,14 @@ def passed_on(q: Any, count: int) -> int:
     return count
 
 
-ROW_9 = pytest.mark.xfail(strict=True, reason="issue 16, row 9")
 
 
 @pytest.mark.parametrize(
     "start",
     [
         start_here,
-        pytest.param(start_in_namespace, marks=ROW_9),
-        pytest.param(start_without_proc, marks=ROW_9),
+        start_in_namespace,
+        start_without_proc,
     ],
 )
 def test_queue_goes_on_when_a_producer_is_killed_in_a_put(start: Any) -> None:
@@ -162,7 +161,6 @@ def tell_passed_on(q: Any, told: Any, before: Any) -> None:
     q.cancel_join_thread()
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 9")
 @pytest.mark.parametrize("elsewhere", ["in a pid namespace", "without /proc"])
 def test_queue_goes_on_elsewhere_when_a_producer_here_is_killed_in_a_put(elsewhere: str) -> None:
     stepping.skip_unless_possible()
@@ -189,7 +187,6 @@ def put_and_stay(number: int, q: Any) -> None:
 
 
 @pytest.mark.large
-@pytest.mark.xfail(strict=True, reason="issue 16, row 9")
 def test_queue_of_a_thousand_processes_goes_on_when_the_last_is_killed_in_a_put() -> None:
     stepping.skip_unless_possible()
     context = mpshm.get_context("fork")
@@ -208,7 +205,6 @@ def get_one(_: int, q: Any) -> None:
     q.get()
 
 
-@pytest.mark.xfail(strict=True, reason="issue 16, row 15")
 def test_idle_crowd_of_consumers_sleeps() -> None:
     context = mpshm.get_context("fork")
     with finishing(context.Queue()) as q, crowd(context, 100, get_one, q) as waiting:
@@ -228,7 +224,6 @@ def put_five(_: int, q: Any) -> None:
 
 
 @pytest.mark.large
-@pytest.mark.xfail(strict=True, reason="issue 16, row 15")
 def test_messages_of_1100_living_producers_all_arrive() -> None:
     context = mpshm.get_context("fork")
     with finishing(context.Queue()) as q, crowd(context, 1100, put_five, q):
