@@ -134,8 +134,6 @@ def passed_on(q: Any, count: int) -> int:
     return count
 
 
-
-
 @pytest.mark.parametrize(
     "start",
     [
