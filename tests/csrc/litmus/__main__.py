@@ -1,7 +1,7 @@
 """`python3 litmus [NAME]`, run from tests/csrc: what C11 promises for the core's pairs of steps.
 
-Each test is written as the core does it, and each order in it that matters is weakened once: then the bad
-end must be possible. See README.md.
+Each test is written as the core does it, and each order in it that matters is weakened once: then
+the bad end must be possible. See README.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Test(NamedTuple):
 
 
 def sealed_run(o: Orders) -> Litmus:
-    """runs.c, leases.c, segment.c: seal, lease, read, free, claim anew. A copy is one read of `bytes`."""
+    """runs.c, leases.c, segment.c: seal, lease, read, free, claim anew. A copy is one read of
+    `bytes`."""
 
     def sender() -> Any:
         yield store("bytes", 1)
@@ -58,8 +59,8 @@ def sealed_run(o: Orders) -> Litmus:
 
 
 def slot(o: Orders) -> Litmus:
-    """ring.c: fill, READY, copy, take; and whoever claims the next lap. `late`: the copy after the take,
-    which is what a machine may make of it without the fence."""
+    """ring.c: fill, READY, copy, take; and whoever claims the next lap. `late`: the copy after
+    the take, which is what a machine may make of it without the fence."""
 
     def sender() -> Any:
         yield store("bytes", 1)
@@ -83,7 +84,8 @@ def slot(o: Orders) -> Litmus:
 
 
 def two_messages(o: Orders) -> Litmus:
-    """ring.c, G3: who passed over a slot, and sees a later one of the same sender READY, looks again."""
+    """ring.c, G3: who passed over a slot, and sees a later one of the same sender READY, looks
+    again."""
 
     def sender() -> Any:
         yield store("first", READY, REL)
@@ -111,7 +113,8 @@ def segment_lock(o: Orders) -> Litmus:
 
 
 def hint_and_rebuild(o: Orders) -> Litmus:
-    """segment.c: a run is freed while another makes the maps anew. `store`: 0 is stored over hints."""
+    """segment.c: a run is freed while another makes the maps anew. `store`: 0 is stored over
+    hints."""
 
     def freer() -> Any:
         yield swap("word", LENT, FREE, SC)
@@ -155,7 +158,8 @@ def hint_and_harvest(o: Orders) -> Litmus:
 
 
 def stale_of_two(o: Orders) -> Litmus:
-    """reap.c, segment.c: two sweepers, each of which knows of a run whose freer died before its hint."""
+    """reap.c, segment.c: two sweepers, each of which knows of a run whose freer died before its
+    hint."""
 
     def sweeper(word: str) -> Any:
         yield swap(word, LENT, FREE, SC)
@@ -172,7 +176,8 @@ def stale_of_two(o: Orders) -> Litmus:
 def pair(o: Orders) -> Litmus:
     """Each says something, and then looks at what the other says: one of them sees it.
 
-    say, look: the orders of both; change: what is said by a read-modify-write; fence: whether there is one.
+    say, look: the orders of both; change: what is said by a read-modify-write; fence: whether
+    there is one.
     """
 
     def thread(i: int, mine: str, its: str) -> Any:
@@ -187,7 +192,7 @@ def pair(o: Orders) -> Litmus:
 
 
 def of_pair(say: Any, change: Any, fences: Any, look: Any, broken: list[Orders]) -> Test:
-    """The first is who changes the ring or a run, the second who is about to sleep, or to read bytes."""
+    """The first changes the ring or a run; the second is about to sleep, or to read bytes."""
     usual = {"say": say, "change": change, "fence": fences, "look": look}
     return Test(pair, usual, lambda _, got: got == (0, 0), broken)
 

@@ -1,14 +1,15 @@
 """Every execution that C11 allows of a few small threads.
 
-Each thread is a generator that yields steps and gets what they read. Memory keeps, for each word, all
-values that it ever had, in their order (C11's modification order), and each thread has a *view*: how far
-it must have seen each word. So a load may give any value that is not older than its thread's view; a
-store may come before others' stores that its thread has not seen; a release puts the thread's view
-beside the value, an acquire takes it. A read-modify-write comes right behind what it read. Sequentially
-consistent accesses and fences share one more view.
+Each thread is a generator that yields steps and gets what they read. Memory keeps, for each word,
+all values that it ever had, in their order (C11's modification order), and each thread has a
+*view*: how far it must have seen each word. So a load may give any value that is not older than
+its thread's view; a store may come before others' stores that its thread has not seen; a release
+puts the thread's view beside the value, an acquire takes it. A read-modify-write comes right
+behind what it read. Sequentially consistent accesses and fences share one more view.
 
-After "A Promising Semantics for Relaxed-Memory Concurrency" (POPL 2017) without its promises: so no store
-comes before an earlier load of its thread. Where only a fence forbids that, a test swaps the two.
+After "A Promising Semantics for Relaxed-Memory Concurrency" (POPL 2017) without its promises: so
+no store comes before an earlier load of its thread. Where only a fence forbids that, a test swaps
+the two.
 """
 
 from __future__ import annotations
