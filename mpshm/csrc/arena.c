@@ -375,10 +375,11 @@ void
 mpshm_arena_close(mpshm_arena *arena)
 {
     process_lock();
-    arena_is_ours(arena);
-    for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
-        if (arena->segments[id] != NULL) {
-            segment_vacate(arena->segments[id]);
+    if (arena->joined == mpshm_process.generation) { /* else no segment is this process's */
+        for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
+            if (arena->segments[id] != NULL) {
+                segment_vacate(arena->segments[id]);
+            }
         }
     }
     arena_unref(arena);

@@ -24,10 +24,12 @@
 #include <unistd.h>
 
 /* Give this process pages of its own for `size` bytes at `at`, which stay what they are.  private: the mapping
-   is, and a page that is written to becomes ours alone. */
-static void
+   is, and a page that is written to becomes ours alone.  False: there is no memory for that. */
+static bool
 copy_pages(char *at, uint64_t size, bool private)
 {
+    bool copied = private;
+
     uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE);
     char *from = at - (uintptr_t) at % page;
     uint64_t length = (size + (uint64_t) (at - from) + page - 1) / page * page;
@@ -38,18 +40,20 @@ copy_pages(char *at, uint64_t size, bool private)
 
             atomic_fetch_add(one, 0); /* a write that changes nothing, whoever else writes */
         }
-        return;
+        return true;
     }
 #ifdef MREMAP_FIXED
     char *copy = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (copy != MAP_FAILED) {
         memcpy(copy, from, length);
-        if (mremap(copy, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, from) == MAP_FAILED) {
+        copied = mremap(copy, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, from) != MAP_FAILED;
+        if (!copied) {
             munmap(copy, length);
         }
     }
 #endif
+    return copied;
 }
 
 /* Share one lease with the child. */
@@ -61,9 +65,10 @@ share(struct lease *lease, name heir, bool private)
     if (lease->copied) {
         return;
     }
-    lease->copied_for_child = !private || heir == 0 || !lease_add_holder(seg, lease->chunk_id, heir);
-    if (lease->copied_for_child) {
-        copy_pages(lease->data, (uint64_t) lease->chunks << seg->shift, private);
+    lease->copied_for_child = lease->apart || !private || heir == 0
+                              || !lease_add_holder(seg, lease->chunk_id, heir);
+    if (lease->copied_for_child && !lease->apart) { /* once: other threads may write to it */
+        lease->apart = copy_pages(lease->data, (uint64_t) lease->chunks << seg->shift, private);
     }
 }
 

@@ -64,8 +64,8 @@ validate_maps(struct segment *seg)
 
 /* Walk the segment: 1 if its invariants hold, else -line of the one that does not.
 
-   Safe while other processes work.  A run may end during the look at it, and its chunks be lent again:
-   then its word has changed, by state or by tag, and the run is looked at again. */
+   Safe while other processes work.  A run may end during the look at it, and its chunks be lent again, or its
+   tail may be: then its word has changed, by state or by tag, or its length, and it is looked at again. */
 int
 segment_validate(struct segment *seg)
 {
@@ -75,12 +75,12 @@ segment_validate(struct segment *seg)
         return -__LINE__; /* L3 */
     }
     for (uint32_t at = 0; at < segment_high(seg);) {
-        uint64_t word = atomic_load(&seg->runs[at].word);
+        uint64_t word = atomic_load(&seg->runs[at].word), more = atomic_load(&seg->runs[at].more);
         int wrong = RUN_STATE(word) == RUN_FREE ? 0 : validate_run(seg, at, word);
 
         if (wrong == 0) {
             at += RUN_STATE(word) == RUN_FREE ? 1 : run_chunks_at(seg, at);
-        } else if (atomic_load(&seg->runs[at].word) == word) {
+        } else if (atomic_load(&seg->runs[at].word) == word && atomic_load(&seg->runs[at].more) == more) {
             return wrong;
         }
     }

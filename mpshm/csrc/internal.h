@@ -65,8 +65,8 @@ struct mpshm_arena {
     _Atomic uint64_t *marks;
     struct ring *ring;      /* NULL: no queue's */
     struct roster *roster;
-    _Atomic uint32_t room_watch; /* the period in which senders of this process wake by themselves; no
-                                    lock guards it */
+    _Atomic uint32_t poll_watch, room_watch; /* periods in which this process's pollers and senders
+                                    wake by themselves (waiters.c); no lock guards them */
     uint32_t receivers;     /* open ends to receive by, in this process */
     int writer;             /* a pipe's end to send by that is open here, or -1 */
     uint32_t places;        /* how many messages it may hold, 0: any number */
@@ -285,6 +285,7 @@ struct lease {
     uint32_t chunk_id, chunks;
     bool copied; /* a fork has given this process pages of its own: no run is behind it */
     bool copied_for_child; /* and so for the child that is being forked */
+    bool apart; /* its pages are this process's own, whether it holds the run or not */
 };
 struct lease *leases_next(struct lease *before); /* NULL: the first; gives NULL after the last */
 /* A further holder of a leased run: false if the run has no place for its name. */

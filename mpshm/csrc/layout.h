@@ -262,7 +262,7 @@ struct segment_head {
                                claim */
     uint32_t claims;        /* the lock's: how many there were; the next one's tag */
     uint32_t unused[11];
-    _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` */
+    _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` but the first few */
 };
 _Static_assert(sizeof(struct segment_head) == 192, "layout");
 

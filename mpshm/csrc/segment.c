@@ -31,6 +31,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* Words of `freed` that a claim looks at itself: two lines. */
+#define FREED_NEAR 16u
+
 uint64_t
 segment_file_offset(const struct segment *seg)
 {
@@ -192,26 +195,37 @@ make_maps(struct segment *seg)
     seg->head->made = 1;
 }
 
-/* Take the chunks of runs that were freed into the free map.  L6 */
+/* Take the chunks of runs that were freed into the free map, of one word of hints. */
+static void
+harvest_word(struct segment *seg, uint32_t k)
+{
+    for (uint64_t bits = take_hints(&seg->freed[k]); bits != 0; bits &= bits - 1) {
+        uint32_t at = k * 64 + (uint32_t) __builtin_ctzll(bits);
+
+        if (at < seg->count && freemap_has(seg->heads, at)
+            && RUN_STATE(atomic_load_explicit(&seg->runs[at].word, memory_order_acquire)) == RUN_FREE) {
+            freemap_clear(seg->heads, at, 1);
+            freemap_set(seg->map, at, run_chunks_at(seg, at));
+        }
+    }
+}
+
+/* The same of all words.  The first few, which are those of the runs lent most, are looked at one by one;
+   `freed_any` says which of the others to look at.  L6 */
 static void
 harvest(struct segment *seg)
 {
-    uint32_t words = words_of_freed(seg);
+    uint32_t words = words_of_freed(seg), near = words < FREED_NEAR ? words : FREED_NEAR;
 
+    for (uint32_t k = 0; k < near; k++) {
+        harvest_word(seg, k);
+    }
     for (uint32_t i = 0; i * 64 < words; i++) {
         for (uint64_t any = take_hints(&seg->head->freed_any[i]); any != 0; any &= any - 1) {
             uint32_t k = i * 64 + (uint32_t) __builtin_ctzll(any);
-            uint64_t bits = k < words ? take_hints(&seg->freed[k]) : 0;
 
-            for (; bits != 0; bits &= bits - 1) {
-                uint32_t at = k * 64 + (uint32_t) __builtin_ctzll(bits);
-
-                if (at < seg->count && freemap_has(seg->heads, at)
-                    && RUN_STATE(atomic_load_explicit(&seg->runs[at].word, memory_order_acquire))
-                           == RUN_FREE) {
-                    freemap_clear(seg->heads, at, 1);
-                    freemap_set(seg->map, at, run_chunks_at(seg, at));
-                }
+            if (k < words) {
+                harvest_word(seg, k);
             }
         }
     }
@@ -267,8 +281,10 @@ void
 segment_was_freed(struct segment *seg, uint32_t at)
 {
     atomic_fetch_or_explicit(&seg->freed[at / 64], UINT64_C(1) << (at % 64), memory_order_release);
-    atomic_fetch_or_explicit(&seg->head->freed_any[at / 64 / 64], UINT64_C(1) << (at / 64 % 64),
-                             memory_order_release);
+    if (at / 64 >= FREED_NEAR) {
+        atomic_fetch_or_explicit(&seg->head->freed_any[at / 64 / 64], UINT64_C(1) << (at / 64 % 64),
+                                 memory_order_release);
+    }
 }
 
 /* Making and adopting. */

@@ -323,15 +323,17 @@ failed_descriptor_is_named(void)
     for (int i = 0; i < 3; i++) {
         CHECK_EQ(0, mpshm_put_buffer(parcel, bytes, 9, NO_MARK));
     }
+    uint32_t tag = parcel->parts[1].run.tag;
+
     CHECK_EQ(0, mpshm_send(parcel, ends[1], NULL, 0));
     mpshm_parcel_free(parcel);
     CHECK(mpshm_read_frame(&reader, ends[0]) > MPSHM_DESCRIPTORS);
-    CHECK_EQ(0, mpshm_lease(arena, 0, 1, 9, 1, &data)); /* the second one, taken by another */
+    CHECK_EQ(0, mpshm_lease(arena, 0, 1, 9, tag, &data)); /* the second one, taken by another */
     CHECK_EQ(MPSHM_E_STALE, mpshm_open(&reader, far, &opened));
     CHECK_EQ(0, opened.bad.mmap_id);
     CHECK_EQ(1, opened.bad.chunk_id);
     CHECK_EQ(9, opened.bad.size);
-    CHECK_EQ(1, opened.bad.tag);
+    CHECK_EQ(tag, opened.bad.tag);
     mpshm_opened_free(&opened);
     CHECK_EQ(1, runs_in_use(arena)); /* the first and the third went back */
     mpshm_release(data);
@@ -355,13 +357,17 @@ write(int fd, const void *data, size_t size)
     return syscall(SYS_write, fd, data, size);
 }
 
+static mpshm_parcel *watched;
 static char *stolen[2];
 
 static void
 steal_two_runs(void)
 {
-    CHECK_EQ(0, mpshm_lease(far, 0, 0, 9, 1, &stolen[0]));
-    CHECK_EQ(0, mpshm_lease(far, 0, 2, 9, 1, &stolen[1]));
+    for (int i = 0; i < 2; i++) {
+        const mpshm_run *run = &watched->parts[2 * i].run;
+
+        CHECK_EQ(0, mpshm_lease(far, run->mmap_id, run->chunk_id, 9, run->tag, &stolen[i]));
+    }
 }
 
 /* A hostile peer reads their names in the run table.  They are its; nothing else is lost. */
@@ -377,6 +383,7 @@ runs_leased_before_their_frame_failed_are_an_error_at_the_next_send(void)
         fill(bytes, sizeof bytes, i);
         CHECK_EQ(0, mpshm_put_buffer(parcel, bytes, 9, NO_MARK));
     }
+    watched = parcel;
     instead_of_writing = steal_two_runs;
     CHECK_EQ(-EAGAIN, mpshm_send(parcel, ends[1], NULL, 0));
     CHECK_EQ(2, gauges(arena).runs_loaned);
