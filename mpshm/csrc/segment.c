@@ -34,12 +34,6 @@
 /* Words of `freed` that a claim looks at itself: two lines. */
 #define FREED_NEAR 16u
 
-uint64_t
-segment_file_offset(const struct segment *seg)
-{
-    return seg->arena->head_bytes + seg->id * seg->arena->stride;
-}
-
 /* Whether a segment with `bytes` of data, in chunks of 1 << shift, fits in a stride.  S3 */
 bool
 segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift)
@@ -131,23 +125,6 @@ unmap(struct segment *seg)
 }
 
 /* The lock and the maps. */
-
-/* The chunks of the run at `at`, within the segment whatever its entry says. */
-uint32_t
-run_chunks_at(struct segment *seg, uint32_t at)
-{
-    uint32_t chunks = EXTENT_CHUNKS(atomic_load_explicit(&seg->runs[at].more, memory_order_relaxed));
-
-    return chunks == 0 ? 1 : chunks < seg->count - at ? chunks : seg->count - at;
-}
-
-uint32_t
-segment_high(const struct segment *seg)
-{
-    uint32_t high = atomic_load_explicit(&seg->head->high, memory_order_acquire);
-
-    return high < seg->count ? high : seg->count;
-}
 
 static uint32_t
 words_of_freed(const struct segment *seg)
@@ -441,4 +418,15 @@ segment_unmap(struct segment *seg)
     INVARIANT(S1, seg->arena->segments[seg->id] == seg);
     seg->arena->segments[seg->id] = NULL;
     unmap(seg);
+}
+
+/* * -> FREE, if the word is still that.  False: it has changed, so another did something. */
+bool
+run_free(struct segment *seg, uint32_t at, uint64_t word)
+{
+    if (!atomic_compare_exchange_strong(&seg->runs[at].word, &word, RUN_WORD(RUN_TAG(word), 0, RUN_FREE))) {
+        return false;
+    }
+    segment_was_freed(seg, at);
+    return true;
 }

@@ -821,10 +821,12 @@ check_all_seen(void)
 
 /* In threads with a handle of their own.  The lock is held for all of them: it orders nothing that they
    do. */
+static mpshm_arena handle;
+
 static void *
 put_in_thread(void *number)
 {
-    mpshm_arena own = *arena;
+    mpshm_arena own = handle;
     struct note notes[5];
 
     for (uint32_t seq = 0; seq < NOTES;) {
@@ -845,7 +847,7 @@ put_in_thread(void *number)
 static void *
 take_in_thread(void *number)
 {
-    mpshm_arena own = *arena;
+    mpshm_arena own = handle;
     uint32_t last[SENDERS] = {0}, most = number == NULL ? 1 : 8;
     struct note notes[8];
 
@@ -870,6 +872,7 @@ threads_lose_and_double_nothing(void)
     open_ring();
     open_shared();
     arena_lock(arena);
+    handle = *arena; /* before any thread changes it */
     for (uintptr_t i = 0; i < SENDERS + RECEIVERS; i++) {
         CHECK_EQ(0, pthread_create(&threads[i], NULL, i < SENDERS ? put_in_thread : take_in_thread,
                                    (void *) (i % SENDERS)));
