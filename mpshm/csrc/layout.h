@@ -185,7 +185,9 @@ struct waiters {
     _Atomic int64_t backup_at_ns;
     _Atomic uint32_t joiners;   /* somebody may wait in join() */
     _Atomic uint32_t done_bell; /* and the event count and futex of those */
-    uint64_t unused;
+    /* The one word here that is truth: who may read the pipe's bytes, a name.  Only ever tried. */
+    _Atomic uint32_t drainer;
+    uint32_t unused;
 };
 _Static_assert(sizeof(struct waiters) == 64, "layout");
 struct ring {

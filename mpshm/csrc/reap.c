@@ -105,8 +105,9 @@ sweep_segment(struct sweep *sweep, uint32_t id)
     }
     sweep->segments++;
     sweep_runs(sweep, seg);
-    /* One who was killed between freeing a run and telling of it left chunks that the maps do not show. */
-    atomic_store(&seg->head->stale, 1);
+    /* One who was killed between freeing a run and telling of it left chunks that the maps do not show.  Exchanged,
+       so that who takes it has seen what each sweeper has. */
+    (void) atomic_exchange(&seg->head->stale, 1);
     name holder = atomic_load(&seg->head->lock);
 
     if (is_dead(sweep, holder)) {

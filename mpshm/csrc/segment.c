@@ -16,8 +16,10 @@
    and its word whether it is free.
 
    Memory order: taking the lock acquires what its release released, so the maps need no order of their
-   own.  make_maps clears `freed`, then fences, then reads the run words; whoever frees a run changes its
-   word, then sets the bit: so either the word was read free, or the bit is still there. */
+   own.  Whoever frees a run changes its word, then releases a bit.  Bits, and `stale`, are taken by an
+   acquiring exchange and never overwritten by a store: a bit that is gone was read, so its run's word is
+   read free afterwards; any other bit is still there.  A store in its place would ask for a fence on both
+   sides (tests/csrc/litmus). */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -130,6 +132,15 @@ words_of_freed(const struct segment *seg)
     return (uint32_t) map_words(seg->count);
 }
 
+/* What hints a word holds; it holds none afterwards.  One that comes meanwhile stays. */
+static uint64_t
+take_hints(_Atomic uint64_t *word)
+{
+    return atomic_load_explicit(word, memory_order_relaxed) == 0
+               ? 0
+               : atomic_exchange_explicit(word, 0, memory_order_acquire);
+}
+
 /* Make the free map and `heads` from the run table.  Killed in here, its lock names the dead, and the next
    holder begins anew. */
 static void
@@ -137,15 +148,14 @@ make_maps(struct segment *seg)
 {
     uint32_t words = words_of_freed(seg);
 
-    atomic_store_explicit(&seg->head->stale, 0, memory_order_relaxed);
+    (void) atomic_exchange_explicit(&seg->head->stale, 0, memory_order_acquire);
     for (uint32_t i = 0; i < words; i += 64) {
-        atomic_store_explicit(&seg->head->freed_any[i / 64], 0, memory_order_relaxed);
+        (void) take_hints(&seg->head->freed_any[i / 64]);
     }
     for (uint32_t i = 0; i < words; i++) {
-        atomic_store_explicit(&seg->freed[i], 0, memory_order_relaxed);
+        (void) take_hints(&seg->freed[i]);
         seg->map[i] = seg->heads[i] = 0;
     }
-    atomic_thread_fence(memory_order_seq_cst);
     uint32_t high = segment_high(seg), at = 0;
 
     while (at < high) {
@@ -166,9 +176,7 @@ make_maps(struct segment *seg)
 static void
 harvest_word(struct segment *seg, uint32_t k)
 {
-    uint64_t bits = atomic_exchange_explicit(&seg->freed[k], 0, memory_order_acquire);
-
-    for (; bits != 0; bits &= bits - 1) {
+    for (uint64_t bits = take_hints(&seg->freed[k]); bits != 0; bits &= bits - 1) {
         uint32_t at = k * 64 + (uint32_t) __builtin_ctzll(bits);
 
         if (at < seg->count && freemap_has(seg->heads, at)
@@ -187,17 +195,10 @@ harvest(struct segment *seg)
     uint32_t words = words_of_freed(seg), near = words < FREED_NEAR ? words : FREED_NEAR;
 
     for (uint32_t k = 0; k < near; k++) {
-        if (atomic_load_explicit(&seg->freed[k], memory_order_relaxed) != 0) {
-            harvest_word(seg, k);
-        }
+        harvest_word(seg, k);
     }
     for (uint32_t i = 0; i * 64 < words; i++) {
-        uint64_t any = atomic_load_explicit(&seg->head->freed_any[i], memory_order_relaxed);
-
-        if (any != 0) {
-            any = atomic_exchange_explicit(&seg->head->freed_any[i], 0, memory_order_acquire);
-        }
-        for (; any != 0; any &= any - 1) {
+        for (uint64_t any = take_hints(&seg->head->freed_any[i]); any != 0; any &= any - 1) {
             uint32_t k = i * 64 + (uint32_t) __builtin_ctzll(any);
 
             if (k < words) {
