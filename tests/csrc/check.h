@@ -140,7 +140,7 @@ mpshm_open(mpshm_reader *read, mpshm_arena *arena, mpshm_opened *out)
 
     reader.runs = NULL;
     reader.count = 0;
-    int error = frame_open(&reader, arena, 0);
+    int error = frame_open(&reader, -1, arena, 0);
 
     memcpy(read->bytes, reader.bytes, sizeof read->bytes);
     read->stream_at = reader.stream_at;
