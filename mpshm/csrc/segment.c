@@ -383,6 +383,7 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
             error = may_make ? try_make(arena, id, shift, count) : -ENOSPC;
         } else if ((DIR_SHIFT(word) < arena->chunk_shift) == small) {
             error = try_adopt(arena, id, word, size);
+            error = error == MPSHM_E_GEOMETRY ? 1 : error; /* forged: others have room */
         }
         if (error == 0) {
             *out = arena->segments[id];
