@@ -781,11 +781,7 @@ receive_messages(mpshm_arena *mine, bool once)
         uint32_t from, number;
 
         CHECK_EQ(FRAME_BYTES, n);
-<<<<<<< HEAD
         CHECK_EQ(0, frame_open(own, ends[0], mine, MOST));
-=======
-        CHECK_EQ(0, frame_open(own, -1, mine, MOST));
->>>>>>> att3
         CHECK_EQ(0, own->count);
         memcpy(&from, own->bytes + 4, 4);
         memcpy(&number, own->bytes + 8, 4);
