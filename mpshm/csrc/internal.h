@@ -81,7 +81,6 @@ struct mpshm_arena {
     uint32_t leases;        /* its places in the table of leases */
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
     uint32_t deaths, claims; /* the roster's deaths when last seen; and claims, to look now and then */
-    bool freed_since_cooled; /* a sweep has freed runs since memory was last given back */
     int64_t reaped_ns;      /* when growth last looked for the dead */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */

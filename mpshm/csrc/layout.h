@@ -114,6 +114,8 @@ struct arena_header {
     _Atomic uint32_t swept; /* hint: the roster's `deaths` when the last sweep began.  Wrong: one more, or
                                the next death's sweep finds it */
     _Atomic uint64_t segment[SEGMENT_LIMIT]; /* truth: the directory, DIR_WORD */
+    _Atomic uint32_t untrimmed; /* hint: a sweep has freed runs of the dead since memory was last given back.
+                                   Wrong: memory stays warm, or is given back once more */
 };
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");
 _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");

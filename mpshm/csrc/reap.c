@@ -87,9 +87,12 @@ sweep_runs(struct sweep *sweep, struct segment *seg)
         if (RUN_STATE(word) == RUN_SHARED) {
             lease_drop_dead(seg, at);
         } else if (is_nobodys(sweep, word)) {
-            sweep->freed += run_free(seg, at, word);
+            (void) run_free(seg, at, word);
         }
-        sweep->in_use += RUN_STATE(atomic_load(&seg->runs[at].word)) != RUN_FREE;
+        bool is_free = RUN_STATE(atomic_load(&seg->runs[at].word)) == RUN_FREE;
+
+        sweep->freed += is_free;
+        sweep->in_use += !is_free;
         at += chunks;
     }
 }
@@ -177,12 +180,17 @@ begin_sweep(struct sweep *sweep, mpshm_arena *arena)
     }
 }
 
+/* The one that freed is often not the one that finds nothing in use: it may be dead by then. */
 static void
 end_sweep(struct sweep *sweep)
 {
-    sweep->arena->freed_since_cooled |= sweep->freed > 0;
-    if (sweep->in_use == 0 && sweep->arena->freed_since_cooled) {
-        sweep->arena->freed_since_cooled = false;
+    _Atomic uint32_t *untrimmed = &sweep->arena->header->untrimmed;
+
+    if (sweep->freed > 0) {
+        atomic_store(untrimmed, 1);
+    }
+    if (sweep->in_use == 0 && atomic_load(untrimmed) != 0) {
+        atomic_store(untrimmed, 0);
         cool(sweep);
     }
 }
