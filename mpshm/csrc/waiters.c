@@ -18,8 +18,9 @@
 
    Invariants: G4, G6, G7, W3 (invariants.h).
 
-   Memory order: the words order nothing.  Each pair below is a store, a sequentially consistent fence and
-   a load on either side, so that one of the two sees the other's store:
+   Memory order: the words order nothing.  Each pair below is a store and a load on either side, with a
+   sequentially consistent fence between them (for FREE, the compare-and-swap itself is sequentially
+   consistent), so that one of the two sees the other's store:
 
      receiver: sets MAY_SLEEP, looks at the ring           sender: READY (ring_put), reads MAY_SLEEP
      receiver: takes back its time as spinner or backup,   sender: READY (ring_put), reads these times
