@@ -133,7 +133,7 @@ cool_segment(struct segment *seg, uint64_t keep)
     uint32_t at = (uint32_t) (keep >> seg->shift), most = (uint32_t) (PUNCH_BYTES >> seg->shift);
 
     (void) segment_look_again(seg);
-    while (at < segment_high(seg)) {
+    while (at < seg->count) { /* runs may go on far behind the last beginning of one */
         uint32_t n = freemap_stretch(seg->map, seg->count, at, most > 0 ? most : 1);
 
         if (n > 0
