@@ -95,7 +95,7 @@ tail_of(const mpshm_arena *arena)
 static inline uint64_t
 ring_end(const mpshm_arena *arena)
 {
-    uint64_t at = tail_of(arena);
+    uint64_t at = atomic_load(&arena->ring->tail) & POSITION_MASK;
 
     for (uint32_t tries = 0; tries < RING_TRIES; tries++) {
         uint64_t word = atomic_load(&slot_of(arena, at)->word);
@@ -103,7 +103,7 @@ ring_end(const mpshm_arena *arena)
         if (word_ahead(arena, word, at) <= 0) {
             return position_after(at, is_claimed(arena, word, at));
         }
-        at = tail_of(arena); /* a lap has gone by */
+        at = atomic_load(&arena->ring->tail) & POSITION_MASK; /* a lap has gone by */
     }
     return at;
 }
