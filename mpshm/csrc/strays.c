@@ -26,8 +26,9 @@
 #include <linux/sockios.h>
 #endif
 
-/* An end that does not know its arena yet has a frame in hand while it looks for it, and cannot say so. */
-#define PAUSE_NS INT64_C(2000000000)
+/* An end that does not know its arena yet has a frame in hand while it looks for it, and cannot say so: so long
+   nothing is decided.  Tests make it shorter. */
+int64_t strays_pause_ns = 2000000000;
 #define INSIDE(mark) ((uint32_t) (mark) & 0xffffff)
 #define ENDED(mark) ((uint32_t) ((mark) >> 24) & 0xffffff)
 
@@ -184,7 +185,7 @@ begin(mpshm_arena *arena, int fd)
 static bool
 is_decided(mpshm_arena *arena, const struct strays *strays)
 {
-    if (now_ns() - strays->since_ns < PAUSE_NS) {
+    if (now_ns() - strays->since_ns < strays_pause_ns) {
         return false;
     }
     for (uint32_t i = 0; i < strays->members; i++) {
