@@ -296,7 +296,7 @@ void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for 
 extern int64_t strays_pause_ns;
 void strays_inside(mpshm_arena *arena, bool begins);
 void strays_pipe(mpshm_arena *arena, int fd);
-void strays_look(mpshm_arena *arena);
+uint32_t strays_look(mpshm_arena *arena);
 void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */

@@ -214,15 +214,16 @@ strays_pipe(mpshm_arena *arena, int fd)
     }
 }
 
-/* Free those that are decided, and note others. */
-void
+/* Free those that are decided, and note others.  Gives how many were freed. */
+uint32_t
 strays_look(mpshm_arena *arena)
 {
     struct strays *strays = arena->strays;
+    uint32_t freed = 0;
 
     if (strays != NULL && is_decided(arena, strays)) {
         for (uint32_t i = 0; i < strays->count; i++) {
-            (void) run_free(strays->runs[i].seg, strays->runs[i].at, strays->runs[i].word);
+            freed += run_free(strays->runs[i].seg, strays->runs[i].at, strays->runs[i].word);
         }
         strays_forget(arena);
         strays = NULL;
@@ -234,4 +235,5 @@ strays_look(mpshm_arena *arena)
             arena->pipe_fd = 0;
         }
     }
+    return freed;
 }
