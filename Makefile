@@ -5,8 +5,8 @@
 # make conformance  CPython's own tests against us, with every Python found: hours
 #                   (make conformance-quick: a part of them with this one, three minutes)
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
-# make stress  every order of steps in large models; queues and pools whose processes are killed at
-#              random, hundreds of times: fifteen minutes
+# make stress  every order of steps in large models; a kill and a pause at every step of the core, for
+#              every kind of queue; queues and pools whose processes are killed at random: an hour
 #              (make stress-large: the tests that need 14 GiB)
 # Each sets up what it needs in .build/ and leaves the rest of the machine alone.
 
@@ -40,7 +40,7 @@ lint: $(BUILD)/test-deps
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only mpshm/csrc/*.c
 
 core-test:
-	$(MAKE) -C tests/csrc check BUILD=$(BUILD)/csrc
+	$(MAKE) -C tests/csrc check killpoints BUILD=$(BUILD)/csrc
 
 bench: $(BUILD)/installed $(BUILD)/bench-deps
 	$(BIN)/python -m bench.run $(ARGS)
@@ -56,6 +56,7 @@ bench-against: $(BUILD)/bench-deps $(AGAINST)/tree/installed
 
 stress: $(BUILD)/installed $(BUILD)/demo-deps
 	cd tests && $(BIN)/python -m models --large
+	$(MAKE) -C tests/csrc killpoints-all BUILD=$(BUILD)/csrc
 	cd tests && $(BIN)/python -m stress $(ARGS)
 
 stress-large: $(BUILD)/installed

@@ -15,6 +15,8 @@ SOURCES = (
     "member.c",
     "mapping.c",
     "segment.c",
+    "handle.c",
+    "segment_check.c",
     "arena.c",
     "inspect.c",
     "runs.c",

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
 import mpshm
+from kit.processes import context_switches, is_asleep
 from kit.queues import BY_BYTES, KINDS, LARGE, finish, put_numbers
 from kit.road import SHARED
 from kit.signals import signal_handler
-from kit.waiting import WAIT_S
+from kit.waiting import WAIT_S, wait_until
 
 
 @pytest.mark.shared_memory("a handler hangs at stock's lock that it interrupted, as in stock")
@@ -126,4 +128,47 @@ def test_fork_while_the_feeder_is_busy_repeats_nothing(module: Any) -> None:
         child.join(WAIT_S)
     assert list(range(3000)) == [x for x in got if x != "child's"]
     assert q.empty()
+    finish(q)
+
+
+def get_one(q: Any) -> None:
+    q.get()
+
+
+def get_one_in_time(q: Any) -> None:
+    q.get(timeout=WAIT_S)
+
+
+def put_too_much(q: Any) -> None:
+    for n in range(2000):
+        q.put(n)
+
+
+IDLE_S = 5
+
+
+@pytest.mark.parametrize(
+    ("work", "per_s"), [(get_one, 1), (get_one_in_time, 1), (put_too_much, 10)]
+)
+def test_idle_processes_hardly_wake_all_together(work: Any, per_s: int) -> None:
+    """Eight at one queue: each waits until its watch, which is no other's."""
+    context = mpshm.get_context("fork")
+    q = context.Queue()
+    processes = [context.Process(target=work, args=(q,), daemon=True) for _ in range(8)]
+
+    def switches() -> int:
+        return sum(context_switches(process.pid)[0] for process in processes)
+
+    for process in processes:
+        process.start()
+    for process in processes:
+        wait_until(lambda pid=process.pid: is_asleep(pid))
+    time.sleep(3)  # puts wait a little before they leave the rest to a feeder
+    before = switches()
+    time.sleep(IDLE_S)
+    assert IDLE_S * per_s + 1 >= switches() - before
+    for process in processes:
+        process.kill()
+        process.join(WAIT_S)
+    q.cancel_join_thread()
     finish(q)

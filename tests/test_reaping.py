@@ -148,6 +148,45 @@ def test_memory_of_arrays_held_by_a_killed_consumer_is_returned(context: Any) ->
     finish(q, back)
 
 
+BURST = 12
+"""Messages of a burst, of BURST_BYTES each: together far more than what a trim leaves."""
+BURST_BYTES = 8 << 20
+
+
+def hold_burst(q: Any, back: Any) -> None:
+    held = [q.get() for _ in range(BURST)]
+    back.put(len(held))
+    time.sleep(600)
+
+
+def kill_and_sweep(q: Any, back: Any, pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    while q.stats().runs_in_use > 1:
+        time.sleep(0.01)
+    back.put("swept")
+
+
+def test_memory_that_a_sweep_of_another_process_freed_is_trimmed_at_rest() -> None:
+    context = mpshm.get_context("fork")
+    q, back = context.Queue(), context.SimpleQueue()
+    holder = context.Process(target=hold_burst, args=(q, back))
+    holder.start()
+    for _ in range(BURST):
+        q.put(np.ones(BURST_BYTES, np.uint8))
+    assert BURST == back.get()
+    q.put(np.ones(LARGE))
+    sweeper = context.Process(target=kill_and_sweep, args=(q, back, holder.pid))
+    sweeper.start()
+    assert "swept" == back.get()
+    q.get()
+    stats = q.stats()
+    assert 0 == stats.runs_in_use
+    assert stats.bytes_resident < BURST * BURST_BYTES / 2
+    holder.join()
+    sweeper.join()
+    finish(q, back)
+
+
 def sleep_on(back: Any) -> None:
     back.put("up")
     time.sleep(600)

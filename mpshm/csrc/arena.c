@@ -7,8 +7,7 @@
 
    An arena here:   attached, 1 reference --keep / let_go--> ... --last reference--> unmapped
 
-   Memory order: the header's geometry is written before the file has a second user, and never after.
-   arena_notify's fence pairs with the one in mpshm_wait_room (sender.c). */
+   Memory order: the header's geometry is written before the file has a second user, and never after. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -375,22 +374,15 @@ void
 mpshm_arena_close(mpshm_arena *arena)
 {
     process_lock();
-    arena_is_ours(arena);
-    for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
-        if (arena->segments[id] != NULL) {
-            segment_vacate(arena->segments[id]);
+    if (arena->joined == mpshm_process.generation) { /* else no segment is this process's */
+        for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
+            if (arena->segments[id] != NULL) {
+                segment_vacate(arena->segments[id]);
+            }
         }
     }
     arena_unref(arena);
     process_unlock();
-}
-
-/* Whether the descriptor is still the memory file's: a program may close all it finds, and open files of its
-   own. */
-bool
-arena_has_file(const mpshm_arena *arena)
-{
-    return memfile_is(arena->fd, arena->device, arena->inode);
 }
 
 int
@@ -403,50 +395,6 @@ int
 mpshm_arena_roster_fd(mpshm_arena *arena)
 {
     return roster_id(arena->roster) == 0 ? -1 : roster_fd(arena->roster);
-}
-
-/* Names. */
-
-/* See to it that arena->me is this process's name: after a fork it has another.  Under the lock.  E1 */
-void
-arena_is_ours(mpshm_arena *arena)
-{
-    if (arena->joined == mpshm_process.generation && arena->me != 0) {
-        return;
-    }
-    arena->me = roster_me(arena->roster);
-    _Atomic uint64_t *mark = arena_mark(arena);
-
-    if (mark != NULL && MARK_INCARNATION(atomic_load(mark)) != NAME_INCARNATION(arena->me)) {
-        atomic_store(mark, MARK(NAME_INCARNATION(arena->me), 0)); /* it was another process's: L5 */
-    }
-    atomic_store_explicit(&arena->joined, mpshm_process.generation, memory_order_release);
-}
-
-void
-arena_lock(mpshm_arena *arena)
-{
-    process_lock();
-    arena_is_ours(arena);
-}
-
-void
-arena_unlock(mpshm_arena *arena)
-{
-    (void) arena;
-    process_unlock();
-}
-
-_Atomic uint64_t *
-arena_mark(mpshm_arena *arena)
-{
-    return arena->me == 0 ? NULL : &arena->marks[NAME_NUMBER(arena->me)];
-}
-
-bool
-arena_name_is_dead(mpshm_arena *arena, name who)
-{
-    return who != 0 && who != arena->me && roster_is_dead(arena->roster, who);
 }
 
 uint64_t
@@ -463,22 +411,4 @@ mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out)
     out->segment_limit = arena->segment_limit;
     out->chunk_shift = arena->chunk_shift;
     return 0;
-}
-
-/* A run was leased: wake the senders that wait for room, if it is the last lease they await.  The fence
-   pairs with the one in mpshm_wait_room (sender.c): either the sender sees the lease, or this process
-   sees its count in `wanted`. */
-void
-arena_notify(mpshm_arena *arena)
-{
-    _Atomic uint32_t *wanted = &arena->header->wanted;
-
-    atomic_thread_fence(memory_order_seq_cst);
-    uint32_t left = atomic_load_explicit(wanted, memory_order_relaxed);
-
-    while (left != 0 && !atomic_compare_exchange_weak(wanted, &left, left - 1)) {
-    }
-    if (left == 1) {
-        futex_wake(wanted, INT32_MAX);
-    }
 }

@@ -65,8 +65,8 @@ struct mpshm_arena {
     _Atomic uint64_t *marks;
     struct ring *ring;      /* NULL: no queue's */
     struct roster *roster;
-    _Atomic uint32_t room_watch; /* the period in which senders of this process wake by themselves; no
-                                    lock guards it */
+    _Atomic uint32_t poll_watch, room_watch; /* periods in which this process's pollers and senders
+                                    wake by themselves (waiters.c); no lock guards them */
     uint32_t receivers;     /* open ends to receive by, in this process */
     int writer;             /* a pipe's end to send by that is open here, or -1 */
     uint32_t places;        /* how many messages it may hold, 0: any number */
@@ -81,7 +81,6 @@ struct mpshm_arena {
     uint32_t leases;        /* its places in the table of leases */
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
     uint32_t deaths, claims; /* the roster's deaths when last seen; and claims, to look now and then */
-    bool freed_since_cooled; /* a sweep has freed runs since memory was last given back */
     int64_t reaped_ns;      /* when growth last looked for the dead */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */
@@ -151,6 +150,29 @@ void rosters_forget(void);
 /* Whether what can be checked while others are at work holds: 1, or -line of what does not. */
 int roster_validate(struct roster *roster);
 
+/* What a segment says of itself. */
+static inline uint64_t
+segment_file_offset(const struct segment *seg)
+{
+    return seg->arena->head_bytes + seg->id * seg->arena->stride;
+}
+/* The chunks of the run at `at`, within the segment whatever its entry says. */
+static inline uint32_t
+run_chunks_at(struct segment *seg, uint32_t at)
+{
+    uint32_t chunks = EXTENT_CHUNKS(atomic_load_explicit(&seg->runs[at].more, memory_order_relaxed));
+
+    return chunks == 0 ? 1 : chunks < seg->count - at ? chunks : seg->count - at;
+}
+/* No run begins at this chunk or behind it. */
+static inline uint32_t
+segment_high(const struct segment *seg)
+{
+    uint32_t high = atomic_load_explicit(&seg->head->high, memory_order_acquire);
+
+    return high < seg->count ? high : seg->count;
+}
+
 /* memfile.c: needs no lock. */
 uint64_t memfile_fresh_id(void);
 int memfile_open(int kind, const char *name, bool *bounded);
@@ -188,7 +210,6 @@ int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, 
 void segment_unmap(struct segment *seg);
 void segment_vacate(struct segment *seg);
 int segment_validate(struct segment *seg);
-uint64_t segment_file_offset(const struct segment *seg);
 /* mapping.c: callers hold the lock. */
 void *mapping_of_file(mpshm_arena *arena, void *at, uint64_t offset, uint64_t size, int sharing, void *known,
                       uint64_t known_at);
@@ -211,8 +232,6 @@ bool segment_try_lock(struct segment *seg);
 bool segment_look_again(struct segment *seg); /* under it */
 void segment_unlock(struct segment *seg);
 void segment_was_freed(struct segment *seg, uint32_t at);
-uint32_t run_chunks_at(struct segment *seg, uint32_t at);
-uint32_t segment_high(const struct segment *seg); /* no run begins at this chunk or behind it */
 
 /* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);

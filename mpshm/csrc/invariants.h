@@ -71,9 +71,9 @@
        does not see wakes it, but for a kill at the wrong moment, which costs the time until a watch.
    G5  While the ring is watched, its pipe holds a byte or more, at rest, exactly while there is a message
        or one being written.  A sender sees to it between its claim, or the end of its holding, and READY,
-       so a message that can be taken has its byte; a receiver that finds neither reads all bytes; a process
-       that changed the pipe looks at the ring again.  Only a process killed in between leaves a byte and no
-       message.
+       so a message that can be taken has its byte; a receiver that finds neither reads the bytes that were
+       there before it looked, one receiver at a time; a process that changed the pipe looks at the ring
+       again.  A process killed in between leaves a byte and no message, never a message and no byte.
    G6  A message wakes a sleeper, unless a receiver spins or sleeps as the backup, and the time until
        which it has said so is not over.  At most one spins and one is the backup.
    G7  A receiver that spins or is the backup takes back what it has said before it sleeps or leaves, and

@@ -114,6 +114,8 @@ struct arena_header {
     _Atomic uint32_t swept; /* hint: the roster's `deaths` when the last sweep began.  Wrong: one more, or
                                the next death's sweep finds it */
     _Atomic uint64_t segment[SEGMENT_LIMIT]; /* truth: the directory, DIR_WORD */
+    _Atomic uint32_t untrimmed; /* hint: a sweep has freed runs of the dead since memory was last given back.
+                                   Wrong: memory stays warm, or is given back once more */
 };
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");
 _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");
@@ -185,7 +187,9 @@ struct waiters {
     _Atomic int64_t backup_at_ns;
     _Atomic uint32_t joiners;   /* somebody may wait in join() */
     _Atomic uint32_t done_bell; /* and the event count and futex of those */
-    uint64_t unused;
+    /* The one word here that is truth: who may read the pipe's bytes, a name.  Only ever tried. */
+    _Atomic uint32_t drainer;
+    uint32_t unused;
 };
 _Static_assert(sizeof(struct waiters) == 64, "layout");
 struct ring {
@@ -260,7 +264,7 @@ struct segment_head {
                                claim */
     uint32_t claims;        /* the lock's: how many there were; the next one's tag */
     uint32_t unused[11];
-    _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` */
+    _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` but the first few */
 };
 _Static_assert(sizeof(struct segment_head) == 192, "layout");
 

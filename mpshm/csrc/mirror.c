@@ -10,12 +10,19 @@
    Memory order: claims, loads of slots here, and `watched` are sequentially consistent, and what is done
    to the pipe is ordered by the pipe's own lock.  Either a sender, which claims and then looks at
    `watched` and into the pipe, sees that the ring is watched and the pipe empty; or a receiver, which
-   changes one of these and then looks at the ring, sees the claim. */
+   changes one of these and then looks at the ring, sees the claim.
+
+   Killed or stopped between its read and its look, a receiver leaves no message without a byte.  One at a
+   time reads: the drainer, which says so, counts the bytes, looks at the ring, and reads no more than it
+   has counted.  A sender that finds a drainer, or one that died, writes a byte of its own, for those that
+   it sees may be about to be read.  Whoever does not find the drainer has claimed before the drainer
+   looked, or after it was done. */
 #define _GNU_SOURCE
 #include "internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -25,6 +32,9 @@
 #include <unistd.h>
 
 #include "ring.h"
+
+/* A drainer reads no more than this after one look. */
+#define DRAIN_MOST 64
 
 static uint32_t
 bytes_in(int fd)
@@ -45,8 +55,14 @@ write_byte(int fd)
 void
 mirror_show(mpshm_arena *arena, int fd)
 {
-    if (atomic_load(&arena->ring->waiters.watched) && bytes_in(fd) == 0) {
-        write_byte(fd);
+    struct waiters *waiters = &arena->ring->waiters;
+
+    if (atomic_load(&waiters->watched)) {
+        uint32_t about_to_go = atomic_load(&waiters->drainer) != 0 ? DRAIN_MOST : 0; /* before the pipe */
+
+        if (bytes_in(fd) <= about_to_go) {
+            write_byte(fd);
+        }
     }
 }
 
@@ -160,59 +176,92 @@ show(mpshm_arena *arena, int fd)
     }
 }
 
-/* Read all bytes there are.  False: there are none, and it is the end of file. */
-static bool
-read_bytes(int fd)
+static void
+read_bytes(int fd, uint32_t count)
 {
-    char bytes[64];
+    char bytes[DRAIN_MOST];
     ssize_t n;
-    bool any = false;
 
-    do {
-        n = read(fd, bytes, sizeof bytes);
-        any = any || n > 0;
-    } while (n == (ssize_t) sizeof bytes || (n == -1 && errno == EINTR));
-    return any || n != 0;
+    INVARIANT(G5, count <= DRAIN_MOST);
+    while (count > 0 && ((n = read(fd, bytes, count)) > 0 || (n == -1 && errno == EINTR))) {
+        count -= n > 0 ? (uint32_t) n : 0;
+    }
 }
 
-/* Make the pipe agree with the ring.  False: end of file.  Under the process's lock.  G5 */
+/* Be the drainer.  False: another is.  A process without a name does its best. */
+static bool
+drain_begin(mpshm_arena *arena)
+{
+    _Atomic uint32_t *drainer = &arena->ring->waiters.drainer;
+    name who = 0;
+
+    if (arena->me == 0) {
+        return atomic_load(drainer) == 0;
+    }
+    return atomic_compare_exchange_strong(drainer, &who, arena->me)
+           || (arena_name_is_dead(arena, who) && atomic_compare_exchange_strong(drainer, &who, arena->me));
+}
+
+static void
+drain_end(mpshm_arena *arena)
+{
+    if (arena->me != 0) {
+        atomic_store(&arena->ring->waiters.drainer, 0);
+    }
+}
+
+/* One look, and what it asks for: whether the ring still looks the same. */
+static bool
+agree_once(mpshm_arena *arena, int fd, bool drains)
+{
+    uint32_t bytes = bytes_in(fd); /* before the look */
+    bool shown = is_shown(arena);
+
+    if (shown && bytes == 0) {
+        show(arena, fd);
+    } else if (!shown && drains) {
+        read_bytes(fd, bytes < DRAIN_MOST ? bytes : DRAIN_MOST);
+    }
+    return is_shown(arena) == shown; /* G5: after the pipe was changed */
+}
+
+/* Make the pipe agree with the ring.  False: end of file.  Under arena_lock.  G5 */
 bool
 mirror_agree(mpshm_arena *arena, int fd)
 {
-    bool goes_on = true;
+    bool watched = atomic_load(&arena->ring->waiters.watched) != 0;
 
-    INVARIANT(A4, process_is_locked());
-    for (uint32_t tries = 0; tries < RING_TRIES; tries++) {
-        bool shown = is_shown(arena);
+    INVARIANT(A4, arena_is_locked(arena));
+    for (uint32_t tries = 0; watched && tries < RING_TRIES; tries++) {
+        bool drains = drain_begin(arena), same = agree_once(arena, fd, drains);
 
-        if (!shown) {
-            goes_on = read_bytes(fd);
-        } else if (atomic_load(&arena->ring->waiters.watched) && bytes_in(fd) == 0) {
-            show(arena, fd);
+        if (drains) {
+            drain_end(arena);
         }
-        if (is_shown(arena) == shown) { /* G5: after the pipe was changed */
+        /* Others have left to the drainer what came meanwhile. */
+        if (same && (!drains || bytes_in(fd) == 0 || is_shown(arena))) {
             break;
         }
     }
-    return goes_on;
+    return !has_hung_up(fd, POLLHUP) || is_shown(arena);
 }
 
-/* Call after ring_take: empties the pipe if it shows what is no longer there.  Under the process's lock. */
+/* Call after ring_take: empties the pipe if it shows what is no longer there.  Under arena_lock. */
 void
 mirror_after_take(mpshm_arena *arena, int fd)
 {
-    INVARIANT(A4, process_is_locked());
+    INVARIANT(A4, arena_is_locked(arena));
     if (atomic_load_explicit(&arena->ring->waiters.watched, memory_order_relaxed)
         && !is_shown(arena)) {
         (void) mirror_agree(arena, fd);
     }
 }
 
-/* From now on the pipe is readable while there are messages.  Under the process's lock.  G5 */
+/* From now on the pipe is readable while there are messages.  Under arena_lock.  G5 */
 void
 mirror_watch(mpshm_arena *arena, int fd)
 {
-    INVARIANT(A4, process_is_locked());
+    INVARIANT(A4, arena_is_locked(arena));
     atomic_store(&arena->ring->waiters.watched, 1);
     if (is_shown(arena)) { /* G5: after the store */
         (void) mirror_agree(arena, fd);

@@ -197,7 +197,7 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
         left = atomic_load(wanted);
         atomic_thread_fence(memory_order_seq_cst); /* pairs with arena_notify */
         /* What is leased from here on counts down from `left`; what was before may not have. */
-        if (left == 0 || left > leases_to_await(arena, bytes, mark)) {
+        if ((left == 0 || left > leases_to_await(arena, bytes, mark)) && now_ns() < until) {
             continue;
         }
         if (left == before || timeout_ms <= 0) {

@@ -109,11 +109,11 @@ mpshm_queue_call(const mpshm_end *end)
 void
 mpshm_queue_watch(const mpshm_end *end)
 {
-    process_lock();
+    arena_lock(end->arena);
     if (end->fd >= 0) {
         mirror_watch(end->arena, end->fd);
     }
-    process_unlock();
+    arena_unlock(end->arena);
 }
 
 /* Places. */

@@ -88,9 +88,12 @@ sweep_runs(struct sweep *sweep, struct segment *seg)
             lease_drop_dead(seg, at);
             sweep->freed += RUN_STATE(atomic_load(&seg->runs[at].word)) == RUN_FREE;
         } else if (is_nobodys(sweep, word)) {
-            sweep->freed += run_free(seg, at, word);
+            (void) run_free(seg, at, word);
         }
-        sweep->in_use += RUN_STATE(atomic_load(&seg->runs[at].word)) != RUN_FREE;
+        bool is_free = RUN_STATE(atomic_load(&seg->runs[at].word)) == RUN_FREE;
+
+        sweep->freed += is_free;
+        sweep->in_use += !is_free;
         at += chunks;
     }
 }
@@ -106,8 +109,9 @@ sweep_segment(struct sweep *sweep, uint32_t id)
     }
     sweep->segments++;
     sweep_runs(sweep, seg);
-    /* One who was killed between freeing a run and telling of it left chunks that the maps do not show. */
-    atomic_store(&seg->head->stale, 1);
+    /* One who was killed between freeing a run and telling of it left chunks that the maps do not show.  Exchanged,
+       so that who takes it has seen what each sweeper has. */
+    (void) atomic_exchange(&seg->head->stale, 1);
     name holder = atomic_load(&seg->head->lock);
 
     if (is_dead(sweep, holder)) {
@@ -130,7 +134,7 @@ cool_segment(struct segment *seg, uint64_t keep)
     uint32_t at = (uint32_t) (keep >> seg->shift), most = (uint32_t) (PUNCH_BYTES >> seg->shift);
 
     (void) segment_look_again(seg);
-    while (at < segment_high(seg)) {
+    while (at < seg->count) { /* runs may go on far behind the last beginning of one */
         uint32_t n = freemap_stretch(seg->map, seg->count, at, most > 0 ? most : 1);
 
         if (n > 0
@@ -177,12 +181,17 @@ begin_sweep(struct sweep *sweep, mpshm_arena *arena)
     }
 }
 
+/* The one that freed is often not the one that finds nothing in use: it may be dead by then. */
 static void
 end_sweep(struct sweep *sweep)
 {
-    sweep->arena->freed_since_cooled |= sweep->freed > 0;
-    if (sweep->in_use == 0 && sweep->arena->freed_since_cooled) {
-        sweep->arena->freed_since_cooled = false;
+    _Atomic uint32_t *untrimmed = &sweep->arena->header->untrimmed;
+
+    if (sweep->freed > 0) {
+        atomic_store(untrimmed, 1);
+    }
+    if (sweep->in_use == 0 && atomic_load(untrimmed) != 0) {
+        atomic_store(untrimmed, 0);
         cool(sweep);
     }
 }

@@ -2,7 +2,7 @@
 
    Knows one roster.  Does not know how a process comes by it (roster.c), nor what a pid says (pids.c).
 
-   A process holds a lock on its record's first byte by a mapping alone: it opens the file anew, maps a
+   A process holds a lock on a byte of its record and incarnation by a mapping alone: it opens the file anew, maps a
    page through that description, locks the byte through it and closes it.  So no descriptor is left that
    somebody could close, inherit or pass on, and the lock ends with the process's memory: with its last
    thread, or its exec.
@@ -43,24 +43,25 @@ record_file(const struct roster *roster)
     return memfile_is(fd, roster->device, roster->inode) ? fd : -1;
 }
 
+/* Each incarnation of a record has a byte of its own to lock, wherever that is in the file: so a process that is
+   stopped while it claims a record keeps no dead one's lock. */
 static struct flock
-byte_of(const struct roster *roster, uint32_t number, short type)
+byte_of(const struct roster *roster, uint32_t number, uint32_t incarnation, short type)
 {
     return (struct flock) {
         .l_type = type,
         .l_whence = SEEK_SET,
-        .l_start = (off_t) (roster->offset + sizeof(struct roster_header)
-                            + number * sizeof(struct record)),
+        .l_start = (off_t) (roster->offset + ((uint64_t) number << 16) + incarnation),
         .l_len = 1,
     };
 }
 
 /* Whether that lock is held: 1 or 0; -1: it cannot be asked. */
 static int
-is_locked(const struct roster *roster, uint32_t number)
+is_locked(const struct roster *roster, uint32_t number, uint32_t incarnation)
 {
 #ifdef F_OFD_GETLK
-    struct flock lock = byte_of(roster, number, F_WRLCK);
+    struct flock lock = byte_of(roster, number, incarnation, F_WRLCK);
     int fd = record_file(roster);
 
     if (fd == -1 || fcntl(fd, F_OFD_GETLK, &lock) == -1) {
@@ -134,10 +135,11 @@ latch_close(const struct roster *roster, struct latch *latch)
 
 /* Try the lock, or give it back.  -1: none can be had by this latch. */
 static int
-latch_lock(const struct roster *roster, struct latch *latch, uint32_t number, short type)
+latch_lock(const struct roster *roster, struct latch *latch, uint32_t number, uint32_t incarnation,
+           short type)
 {
 #ifdef F_OFD_SETLK
-    struct flock lock = byte_of(roster, number, type);
+    struct flock lock = byte_of(roster, number, incarnation, type);
 
     if (fcntl(latch->fd, F_OFD_SETLK, &lock) == 0) {
         return memfile_is(latch->fd, roster->device, roster->inode) ? 1 : -1;
@@ -186,7 +188,7 @@ word_is_dead(const struct roster *roster, uint32_t number, uint64_t word)
     case PROOF_NONE:
         return true;
     case PROOF_LOCK:
-        locked = is_locked(roster, number);
+        locked = is_locked(roster, number, RECORD_INCARNATION(word));
         return locked == 0 || (locked == -1 && pid_says_dead(record, word));
     case PROOF_PID:
         return pid_says_dead(record, word);
@@ -228,38 +230,38 @@ tell_death(const struct roster *roster)
     atomic_fetch_add(&roster->header->deaths, 1);
 }
 
-/* Claim that record if its owner is dead: 0, or its name; or -1: no lock can be had. */
+/* Claim that record if its owner is dead: 0, or its name; or -1: no lock can be had.  The lock of the new
+   incarnation first: then nobody else claims it, and it is alive from its first moment. */
 static int64_t
 claim_record(const struct roster *roster, uint32_t number, uint32_t pid, struct latch *latch)
 {
     struct record *record = &roster->records[number];
-    uint64_t word;
-    int locked = latch == NULL ? 0 : latch_lock(roster, latch, number, F_WRLCK);
+    uint64_t word = atomic_load_explicit(&record->word, memory_order_acquire);
+    uint32_t dead = RECORD_INCARNATION(word), incarnation = dead % 0xffff + 1;
+
+    if (!word_is_dead(roster, number, word)) {
+        return 0;
+    }
+    int locked = latch == NULL ? 0 : latch_lock(roster, latch, number, incarnation, F_WRLCK);
 
     if (latch != NULL && locked != 1) {
         return locked;
     }
-    word = atomic_load_explicit(&record->word, memory_order_acquire);
-    if ((locked && RECORD_PROOF(word) == PROOF_LOCK) || word_is_dead(roster, number, word)) {
-        uint32_t incarnation = RECORD_INCARNATION(word) % 0xffff + 1;
-        uint32_t high = atomic_load(&roster->header->high);
+    uint32_t high = atomic_load(&roster->header->high);
 
-        while (high <= number /* E4 */
-               && !atomic_compare_exchange_weak(&roster->header->high, &high, number + 1)) {
+    while (high <= number /* E4 */
+           && !atomic_compare_exchange_weak(&roster->header->high, &high, number + 1)) {
+    }
+    if (atomic_compare_exchange_strong(&record->word, &word,
+                                       RECORD_WORD(pid, latch == NULL ? PROOF_PID : PROOF_LOCK,
+                                                   incarnation))) {
+        if (note_death(record, dead)) { /* now that there is a name */
+            tell_death(roster);
         }
-        uint32_t dead = RECORD_INCARNATION(word);
-
-        if (atomic_compare_exchange_strong(
-                &record->word, &word,
-                RECORD_WORD(pid, latch == NULL ? PROOF_PID : PROOF_LOCK, incarnation))) {
-            if (note_death(record, dead)) { /* now that there is a name */
-                tell_death(roster);
-            }
-            return NAME(number, incarnation);
-        }
+        return NAME(number, incarnation);
     }
     if (locked) {
-        latch_lock(roster, latch, number, F_UNLCK);
+        latch_lock(roster, latch, number, incarnation, F_UNLCK);
     }
     return 0;
 }
@@ -338,7 +340,7 @@ record_lock_later(const struct roster *roster, name who, uint32_t pid)
     if (!latch_open(roster, false, &latch)) {
         return NULL;
     }
-    bool locked = latch_lock(roster, &latch, number, F_WRLCK) == 1
+    bool locked = latch_lock(roster, &latch, number, incarnation, F_WRLCK) == 1
                   && atomic_compare_exchange_strong(&roster->records[number].word, &word,
                                                     RECORD_WORD(pid, PROOF_LOCK, incarnation));
 

@@ -64,17 +64,6 @@ end_loan(mpshm_run *run)
     mapping_drop_loan(run_segment(run), run->data);
 }
 
-/* * -> FREE, if the word is still that.  False: it has changed, so another did something. */
-bool
-run_free(struct segment *seg, uint32_t at, uint64_t word)
-{
-    if (!atomic_compare_exchange_strong(&seg->runs[at].word, &word, RUN_WORD(RUN_TAG(word), 0, RUN_FREE))) {
-        return false;
-    }
-    segment_was_freed(seg, at);
-    return true;
-}
-
 /* Take chunks of that segment, under its lock.  R1: the last store is the claim. */
 static bool
 claim_locked(struct segment *seg, uint64_t size, mpshm_run *run)

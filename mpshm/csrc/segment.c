@@ -16,8 +16,10 @@
    and its word whether it is free.
 
    Memory order: taking the lock acquires what its release released, so the maps need no order of their
-   own.  make_maps clears `freed`, then fences, then reads the run words; whoever frees a run changes its
-   word, then sets the bit: so either the word was read free, or the bit is still there. */
+   own.  Whoever frees a run changes its word, then releases a bit.  Bits, and `stale`, are taken by an
+   acquiring exchange and never overwritten by a store: a bit that is gone was read, so its run's word is
+   read free afterwards; any other bit is still there.  A store in its place would ask for a fence on both
+   sides (tests/csrc/litmus). */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -29,11 +31,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-uint64_t
-segment_file_offset(const struct segment *seg)
-{
-    return seg->arena->head_bytes + seg->id * seg->arena->stride;
-}
+/* Words of `freed` that a claim looks at itself: two lines. */
+#define FREED_NEAR 16u
 
 /* Whether a segment with `bytes` of data, in chunks of 1 << shift, fits in a stride.  S3 */
 bool
@@ -127,27 +126,19 @@ unmap(struct segment *seg)
 
 /* The lock and the maps. */
 
-/* The chunks of the run at `at`, within the segment whatever its entry says. */
-uint32_t
-run_chunks_at(struct segment *seg, uint32_t at)
-{
-    uint32_t chunks = EXTENT_CHUNKS(atomic_load_explicit(&seg->runs[at].more, memory_order_relaxed));
-
-    return chunks == 0 ? 1 : chunks < seg->count - at ? chunks : seg->count - at;
-}
-
-uint32_t
-segment_high(const struct segment *seg)
-{
-    uint32_t high = atomic_load_explicit(&seg->head->high, memory_order_acquire);
-
-    return high < seg->count ? high : seg->count;
-}
-
 static uint32_t
 words_of_freed(const struct segment *seg)
 {
     return (uint32_t) map_words(seg->count);
+}
+
+/* What hints a word holds; it holds none afterwards.  One that comes meanwhile stays. */
+static uint64_t
+take_hints(_Atomic uint64_t *word)
+{
+    return atomic_load_explicit(word, memory_order_relaxed) == 0
+               ? 0
+               : atomic_exchange_explicit(word, 0, memory_order_acquire);
 }
 
 /* Make the free map and `heads` from the run table.  Killed in here, its lock names the dead, and the next
@@ -157,15 +148,14 @@ make_maps(struct segment *seg)
 {
     uint32_t words = words_of_freed(seg);
 
-    atomic_store_explicit(&seg->head->stale, 0, memory_order_relaxed);
+    (void) atomic_exchange_explicit(&seg->head->stale, 0, memory_order_acquire);
     for (uint32_t i = 0; i < words; i += 64) {
-        atomic_store_explicit(&seg->head->freed_any[i / 64], 0, memory_order_relaxed);
+        (void) take_hints(&seg->head->freed_any[i / 64]);
     }
     for (uint32_t i = 0; i < words; i++) {
-        atomic_store_explicit(&seg->freed[i], 0, memory_order_relaxed);
+        (void) take_hints(&seg->freed[i]);
         seg->map[i] = seg->heads[i] = 0;
     }
-    atomic_thread_fence(memory_order_seq_cst);
     uint32_t high = segment_high(seg), at = 0;
 
     while (at < high) {
@@ -182,32 +172,37 @@ make_maps(struct segment *seg)
     seg->head->made = 1;
 }
 
-/* Take the chunks of runs that were freed into the free map.  L6 */
+/* Take the chunks of runs that were freed into the free map, of one word of hints. */
+static void
+harvest_word(struct segment *seg, uint32_t k)
+{
+    for (uint64_t bits = take_hints(&seg->freed[k]); bits != 0; bits &= bits - 1) {
+        uint32_t at = k * 64 + (uint32_t) __builtin_ctzll(bits);
+
+        if (at < seg->count && freemap_has(seg->heads, at)
+            && RUN_STATE(atomic_load_explicit(&seg->runs[at].word, memory_order_acquire)) == RUN_FREE) {
+            freemap_clear(seg->heads, at, 1);
+            freemap_set(seg->map, at, run_chunks_at(seg, at));
+        }
+    }
+}
+
+/* The same of all words.  The first few, which are those of the runs lent most, are looked at one by one;
+   `freed_any` says which of the others to look at.  L6 */
 static void
 harvest(struct segment *seg)
 {
-    uint32_t words = words_of_freed(seg);
+    uint32_t words = words_of_freed(seg), near = words < FREED_NEAR ? words : FREED_NEAR;
 
+    for (uint32_t k = 0; k < near; k++) {
+        harvest_word(seg, k);
+    }
     for (uint32_t i = 0; i * 64 < words; i++) {
-        uint64_t any = atomic_load_explicit(&seg->head->freed_any[i], memory_order_relaxed);
-
-        if (any != 0) {
-            any = atomic_exchange_explicit(&seg->head->freed_any[i], 0, memory_order_acquire);
-        }
-        for (; any != 0; any &= any - 1) {
+        for (uint64_t any = take_hints(&seg->head->freed_any[i]); any != 0; any &= any - 1) {
             uint32_t k = i * 64 + (uint32_t) __builtin_ctzll(any);
-            uint64_t bits = k < words ? atomic_exchange_explicit(&seg->freed[k], 0, memory_order_acquire)
-                                      : 0;
 
-            for (; bits != 0; bits &= bits - 1) {
-                uint32_t at = k * 64 + (uint32_t) __builtin_ctzll(bits);
-
-                if (at < seg->count && freemap_has(seg->heads, at)
-                    && RUN_STATE(atomic_load_explicit(&seg->runs[at].word, memory_order_acquire))
-                           == RUN_FREE) {
-                    freemap_clear(seg->heads, at, 1);
-                    freemap_set(seg->map, at, run_chunks_at(seg, at));
-                }
+            if (k < words) {
+                harvest_word(seg, k);
             }
         }
     }
@@ -263,8 +258,10 @@ void
 segment_was_freed(struct segment *seg, uint32_t at)
 {
     atomic_fetch_or_explicit(&seg->freed[at / 64], UINT64_C(1) << (at % 64), memory_order_release);
-    atomic_fetch_or_explicit(&seg->head->freed_any[at / 64 / 64], UINT64_C(1) << (at / 64 % 64),
-                             memory_order_release);
+    if (at / 64 >= FREED_NEAR) {
+        atomic_fetch_or_explicit(&seg->head->freed_any[at / 64 / 64], UINT64_C(1) << (at / 64 % 64),
+                                 memory_order_release);
+    }
 }
 
 /* Making and adopting. */
@@ -386,6 +383,7 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
             error = may_make ? try_make(arena, id, shift, count) : -ENOSPC;
         } else if ((DIR_SHIFT(word) < arena->chunk_shift) == small) {
             error = try_adopt(arena, id, word, size);
+            error = error == MPSHM_E_GEOMETRY ? 1 : error; /* forged: others have room */
         }
         if (error == 0) {
             *out = arena->segments[id];
@@ -421,4 +419,15 @@ segment_unmap(struct segment *seg)
     INVARIANT(S1, seg->arena->segments[seg->id] == seg);
     seg->arena->segments[seg->id] = NULL;
     unmap(seg);
+}
+
+/* * -> FREE, if the word is still that.  False: it has changed, so another did something. */
+bool
+run_free(struct segment *seg, uint32_t at, uint64_t word)
+{
+    if (!atomic_compare_exchange_strong(&seg->runs[at].word, &word, RUN_WORD(RUN_TAG(word), 0, RUN_FREE))) {
+        return false;
+    }
+    segment_was_freed(seg, at);
+    return true;
 }

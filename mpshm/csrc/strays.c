@@ -168,7 +168,9 @@ begin(mpshm_arena *arena, int fd)
     find_runs(arena, strays);
     bool empty = strays->count > 0 && is_empty(fd);
 
-    /* Whoever joins from here on finds an empty pipe. */
+    /* Whoever joins from here on finds an empty pipe.  How much a socket holds the kernel may tell without
+       a lock: the marks are read after it all the same. */
+    atomic_thread_fence(memory_order_seq_cst);
     strays->members = roster_high(arena->roster);
     strays->marks = empty ? calloc(strays->members + 1, sizeof *strays->marks) : NULL;
     if (strays->marks == NULL) {

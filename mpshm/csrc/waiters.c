@@ -18,8 +18,9 @@
 
    Invariants: G4, G6, G7, W3 (invariants.h).
 
-   Memory order: the words order nothing.  Each pair below is a store, a sequentially consistent fence and
-   a load on either side, so that one of the two sees the other's store:
+   Memory order: the words order nothing.  Each pair below is a store and a load on either side, with a
+   sequentially consistent fence between them (for FREE, the compare-and-swap itself is sequentially
+   consistent), so that one of the two sees the other's store:
 
      receiver: sets MAY_SLEEP, looks at the ring           sender: READY (ring_put), reads MAY_SLEEP
      receiver: takes back its time as spinner or backup,   sender: READY (ring_put), reads these times
@@ -241,6 +242,17 @@ watch_of(_Atomic uint64_t *watches, uint32_t *mine, int period_ms)
     return (int) (*mine - now) * period_ms;
 }
 
+/* The same for a watch that the threads of this process have in common. */
+static int
+common_watch(_Atomic uint64_t *watches, _Atomic uint32_t *common, int period_ms)
+{
+    uint32_t mine = atomic_load_explicit(common, memory_order_relaxed);
+    int ms = watch_of(watches, &mine, period_ms);
+
+    atomic_store_explicit(common, mine, memory_order_relaxed);
+    return ms;
+}
+
 static int
 shorter(int timeout_ms, int most_ms)
 {
@@ -299,7 +311,12 @@ waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms)
 bool
 waiters_poll(mpshm_arena *arena, int fd, int timeout_ms)
 {
-    return sleep_for_message(arena, fd, shorter(timeout_ms, WATCH_MS));
+    if (timeout_ms != 0) {
+        int watch_ms = common_watch(&arena->ring->waiters.watches, &arena->poll_watch, WATCH_MS);
+
+        timeout_ms = shorter(timeout_ms, watch_ms);
+    }
+    return sleep_for_message(arena, fd, timeout_ms);
 }
 
 /* Senders. */
@@ -375,10 +392,8 @@ sleep_for_room(mpshm_arena *arena, int64_t place, uint32_t count, int timeout_ms
 {
     struct waiters *waiters = &arena->ring->waiters;
     bool each = arena->places != 0 || arena->bytes_limit != 0;
-    uint32_t watch = atomic_load_explicit(&arena->room_watch, memory_order_relaxed);
-    int watch_ms = watch_of(&waiters->room_watches, &watch, ROOM_WATCH_MS);
+    int watch_ms = common_watch(&waiters->room_watches, &arena->room_watch, ROOM_WATCH_MS);
 
-    atomic_store_explicit(&arena->room_watch, watch, memory_order_relaxed);
     atomic_store(&waiters->room_mark, each ? EACH : arena->slots / 2);
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_take's compare-and-swap */
     if (!may_try(arena, place)) {

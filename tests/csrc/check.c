@@ -251,14 +251,15 @@ int
 count_mappings(void)
 {
     FILE *maps = fopen("/proc/self/maps", "r");
-    int lines = 0, c;
+    char line[512];
+    int count = 0;
 
     CHECK(maps != NULL);
-    while ((c = fgetc(maps)) != EOF) {
-        lines += c == '\n';
+    while (fgets(line, sizeof line, maps) != NULL) {
+        count += strstr(line, "mpshm") != NULL && strstr(line, "deleted") != NULL;
     }
     fclose(maps);
-    return lines;
+    return count;
 }
 
 uint32_t

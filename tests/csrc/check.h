@@ -76,7 +76,7 @@ char *lease_new(mpshm_arena *arena, uint64_t size, unsigned seed);
 mpshm_gauges gauges(mpshm_arena *arena);
 /* How many names are beside the run: its holders, if it is SHARED; 0 if it is not. */
 uint32_t holders(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id);
-int count_mappings(void); /* of this process */
+int count_mappings(void); /* of memory files */
 uint32_t runs_in_use(mpshm_arena *arena);
 /* Every bit of every segment is back, not only every run's word. */
 void check_all_free(mpshm_arena *arena);

@@ -9,27 +9,27 @@ import sys
 from pathlib import Path
 
 LAYERS = """
-    wait refuse process freemap pids
-    memfile
+    freemap pids process refuse wait
+    memfile spin
     records
     roster
-    spin segment member
-    ring
-    waiters places inspect
-    reap arena
-    receiver
-    sender frame
+    member
+    handle
+    mapping ring_check tasks
+    positions segment
+    mirror segment_check strays turns
+    arena inspect ring
+    leases pressure waiters
+    fork frame queue reap
+    queue_get runs
     parcel
-    queue
-    queue_put queue_get
+    queue_put
 """
 # Calls up that cannot go down.
 ALLOWED = {
     # The first to take the lock in a child that no hook saw has all others forget their parent.
     ("process", "member"),
     ("process", "fork"),
-    # A process that waits for a place has those of the dead found.
-    ("places", "reap"),
 }
 
 level = {name: n for n, line in enumerate(LAYERS.split("\n")) for name in line.split()}

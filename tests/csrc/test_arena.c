@@ -548,6 +548,21 @@ forged_directory_is_refused(void)
     close_clean(arena);
 }
 
+/* A word that nobody can map costs its segment, not each message of all who share the arena. */
+static void
+forged_directory_leaves_the_other_segments(void)
+{
+    mpshm_arena *arena = arena_of(tiny);
+    mpshm_run run;
+
+    atomic_store(&arena->header->segment[0], DIR_WORD(0, 12, 1024));
+    CHECK_EQ(0, mpshm_get_buf(arena, 16, &run));
+    CHECK_EQ(1, run.mmap_id);
+    CHECK_EQ(0, mpshm_abandon(&run));
+    atomic_store(&arena->header->segment[0], 0);
+    close_clean(arena);
+}
+
 /* Two handles in one process: what one closes, the other still has. */
 static void
 handles_live_alone(void)
@@ -606,6 +621,7 @@ static const struct test tests[] = {
     TEST(gauges_count_each_state),
     TEST(walker_sees_damage),
     TEST(forged_directory_is_refused),
+    TEST(forged_directory_leaves_the_other_segments),
     TEST(handles_live_alone),
     TEST(a_lease_outlives_its_arena_handle),
 };

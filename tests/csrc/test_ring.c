@@ -624,6 +624,52 @@ watched_pipe_is_readable_while_there_are_messages(void)
     end_ring();
 }
 
+/* A receiver that found nothing is stopped just before it reads the byte that it has counted, which one
+   that was killed had left; a message comes; it reads, and is killed. */
+static void
+a_message_keeps_its_byte_when_one_dies_that_reads_bytes(void)
+{
+    char byte;
+
+    open_ring();
+    _Atomic uint32_t *drainer = &batch->end->arena->ring->waiters.drainer;
+
+    mpshm_queue_watch(batch->end);
+    CHECK_EQ(1, write(ends[1], "", 1));
+    atomic_store(drainer, NAME(7, 65535)); /* no record has come so far: dead */
+    check_put(1, 0, 1);
+    CHECK_EQ(2, bytes_in_pipe());
+    CHECK_EQ(1, read(ends[0], &byte, 1));
+    CHECK_EQ(1, bytes_in_pipe());
+    check_received(1);
+    CHECK_EQ(0, bytes_in_pipe());
+    CHECK_EQ(0, atomic_load(drainer));
+    end_ring();
+}
+
+/* While one that lives reads bytes, others do not; and they are few however many messages come. */
+static void
+one_at_a_time_reads_bytes(void)
+{
+    open_ring();
+    mpshm_arena *arena = batch->end->arena;
+
+    mpshm_queue_watch(batch->end);
+    arena_lock(arena);
+    arena_unlock(arena);
+    atomic_store(&arena->ring->waiters.drainer, arena->me);
+    for (uint32_t i = 0; i < FULL; i++) {
+        check_put(1, i, 1);
+    }
+    CHECK_EQ(65, bytes_in_pipe());
+    check_received(FULL);
+    CHECK_EQ(65, bytes_in_pipe());
+    atomic_store(&arena->ring->waiters.drainer, 0);
+    CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 9, 0));
+    CHECK_EQ(0, bytes_in_pipe());
+    end_ring();
+}
+
 static void
 watching_shows_what_is_there_already(void)
 {
@@ -775,10 +821,12 @@ check_all_seen(void)
 
 /* In threads with a handle of their own.  The lock is held for all of them: it orders nothing that they
    do. */
+static mpshm_arena handle;
+
 static void *
 put_in_thread(void *number)
 {
-    mpshm_arena own = *arena;
+    mpshm_arena own = handle;
     struct note notes[5];
 
     for (uint32_t seq = 0; seq < NOTES;) {
@@ -799,7 +847,7 @@ put_in_thread(void *number)
 static void *
 take_in_thread(void *number)
 {
-    mpshm_arena own = *arena;
+    mpshm_arena own = handle;
     uint32_t last[SENDERS] = {0}, most = number == NULL ? 1 : 8;
     struct note notes[8];
 
@@ -824,6 +872,7 @@ threads_lose_and_double_nothing(void)
     open_ring();
     open_shared();
     arena_lock(arena);
+    handle = *arena; /* before any thread changes it */
     for (uintptr_t i = 0; i < SENDERS + RECEIVERS; i++) {
         CHECK_EQ(0, pthread_create(&threads[i], NULL, i < SENDERS ? put_in_thread : take_in_thread,
                                    (void *) (i % SENDERS)));
@@ -1074,6 +1123,8 @@ static const struct test tests[] = {
     TEST(stray_writes_hold_nobody_up),
     TEST(all_messages_come_before_the_end),
     TEST(watched_pipe_is_readable_while_there_are_messages),
+    TEST(a_message_keeps_its_byte_when_one_dies_that_reads_bytes),
+    TEST(one_at_a_time_reads_bytes),
     TEST(watching_shows_what_is_there_already),
     TEST(stale_byte_is_dropped),
     TEST(look_at_a_slow_sender_does_not_hide_its_message),

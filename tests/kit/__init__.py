@@ -4,7 +4,8 @@
     programs  | waiting    run a child interpreter with a time limit | wait for a condition
     threads   | signals    calls in other threads | signal handlers for the length of a block
     road                   what a test does and expects with and without shared memory
-    exits                  holds a process back at its very end
+    exits     | crowds     holds a process back at its very end | runs processes beside a block
+    stepping | namespaces  stops a child between two changes | puts one in another pid namespace
     queues | listeners     helpers for tests of queues | connects a Listener and a Client
     arrays                 arrays of every kind, compared with stock
     seccomp                makes memfd_create fail in a child, as container runtimes do

@@ -1,4 +1,4 @@
-"""Starts many processes at once, and leaves none."""
+"""Runs processes beside a block, and leaves none."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from typing import Any
 
 @contextlib.contextmanager
 def crowd(context: Any, count: int, target: Any, *args: Any) -> Iterator[list[Any]]:
-    """Have so many processes call target(number, *args) beside the block; kill those left."""
+    """Have so many processes call target(number, *args) beside a block; kill who is left."""
     started: list[Any] = []
-    try:
+    with contextlib.ExitStack() as stack:
         for number in range(count):
-            started.append(context.Process(target=target, args=(number, *args)))
-            started[-1].start()
+            process = context.Process(target=target, args=(number, *args))
+            started.append(stack.enter_context(running(process)))
         yield started
+
+
+@contextlib.contextmanager
+def running(process: Any) -> Iterator[Any]:
+    """Run a process beside the block; kill it if it is still there."""
+    process.start()
+    try:
+        yield process
     finally:
-        for process in started:
-            process.kill()
-        for process in started:
-            process.join()
-            process.close()
+        process.kill()
+        process.join()
+        process.close()

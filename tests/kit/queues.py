@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +29,19 @@ def finish(*queues: Any) -> None:
             q.join_thread()
         q._reader.close()
         q._writer.close()
+
+
+@contextlib.contextmanager
+def finishing(q: Any) -> Iterator[Any]:
+    """Finish a queue after the block; if that fails, without waiting for what cannot be put."""
+    try:
+        yield q
+    except BaseException:
+        if hasattr(q, "cancel_join_thread"):
+            q.cancel_join_thread()
+        raise
+    finally:
+        finish(q)
 
 
 def take_many(q: Any, count: int) -> list[Any]:

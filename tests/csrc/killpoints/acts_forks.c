@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -13,6 +14,22 @@
 #include "points.h"
 #include "scenarios.h"
 #include "stage.h"
+
+/* Reap, and write to what is free: so that a view shows whose run is nobody's by mistake. */
+static void
+disturb(void)
+{
+    mpshm_run runs[24];
+    int count = 0;
+
+    stage_reap();
+    while (count < 24 && mpshm_get_buf(stage.arena, 30000, &runs[count]) == 0) {
+        memset(runs[count++].data, 0xee, 30000);
+    }
+    while (count > 0) {
+        EXPECT_EQ(0, mpshm_abandon(&runs[--count]));
+    }
+}
 
 static void
 wait_for(int pid)
@@ -58,6 +75,7 @@ void
 fork_with_views(void)
 {
     wait_for(fork_child(let_views_go));
+    disturb();
     let_views_go();
 }
 
@@ -66,7 +84,15 @@ void
 fork_and_keep(void)
 {
     wait_for(fork_child(check_views));
+    disturb();
     let_views_go();
+}
+
+static void
+go_and_disturb(void)
+{
+    let_views_go();
+    disturb();
 }
 
 static int parent;
@@ -77,6 +103,7 @@ outlive(void)
     while (getppid() == parent) {
         sched_yield();
     }
+    wait_for(fork_child(go_and_disturb)); /* who takes us for dead, if anybody does */
     let_views_go();
 }
 
@@ -93,6 +120,7 @@ void
 fork_in_fork(void)
 {
     wait_for(fork_child(fork_with_views));
+    disturb();
     let_views_go();
 }
 

@@ -18,6 +18,10 @@
 /* A ring has 512 slots, of which a few may be kept. */
 #define RING_ROOM 500
 #define MOST_RUNS 8192
+#define MOST_PARCELS 64
+/* Whole chunks of the smallest kind: a parcel's index, of one descriptor and what else there is. */
+#define INDEX_BYTES 16384
+#define DESCRIPTOR_BYTES 20
 /* Runs of one message, its index among them. */
 #define MOST_PARTS 6
 
@@ -181,49 +185,69 @@ check_goes_on(void)
     check_pipe(false);
 }
 
-static uint32_t
-claim_all(mpshm_run *runs, uint64_t size)
-{
-    uint32_t count = 0;
+/* What is claimed of an arena: all of it. */
+static struct {
+    mpshm_parcel *parcels[MOST_PARCELS];
+    mpshm_run runs[MOST_RUNS];
+    uint32_t run_count, index_count;
+} all;
 
-    while (count < MOST_RUNS && mpshm_get_buf(stage.arena, size, &runs[count]) == 0) {
-        count++;
-    }
-    return count;
-}
-
-/* There are no more segments to be made, so copied messages fill those of the smallest chunks.  A core may
-   find chunks of the dead only when it has found no others, and these may lie in pieces: hence twice. */
+/* Claim all there is: usual chunks one by one until there are none and no segment more can be made; then what
+   is left of the smallest chunks, by parcels whose index fills sixteen KiB of those. */
 static void
-check_small_memory(uint64_t fit_in_each)
+claim_all(uint64_t chunk_bytes)
 {
-    int count = 0;
+    static const char stream[INDEX_BYTES];
 
-    for (int i = 0; i < 2; i++) {
-        count = fill_up(COPIED, RING_ROOM);
-        hear_each(count);
+    for (int i = 0; i < MOST_PARCELS; i++) {
+        all.parcels[i] = mpshm_parcel_new();
+        EXPECT(all.parcels[i] != NULL);
+        mpshm_parcel_begin(all.parcels[i], stage.arena);
+        EXPECT_EQ(0, mpshm_put_buffer(all.parcels[i], stream, 1, UINT64_MAX));
     }
-    EXPECT_EQ(0, count < RING_ROOM ? (uint64_t) count % fit_in_each : 0);
+    all.run_count = all.index_count = 0;
+    while (all.run_count < MOST_RUNS
+           && mpshm_get_buf(stage.arena, chunk_bytes, &all.runs[all.run_count]) == 0) {
+        all.run_count++;
+    }
+    while (all.index_count < MOST_PARCELS
+           && mpshm_settle(all.parcels[all.index_count], INDEX_BYTES - DESCRIPTOR_BYTES, UINT64_MAX) == 0) {
+        all.index_count++;
+    }
+    EXPECT(all.run_count < MOST_RUNS && all.index_count < MOST_PARCELS);
 }
 
-/* No chunk is lost: all can be claimed, and make up whole segments. */
+static void
+give_all_back(void)
+{
+    for (uint32_t i = 0; i < MOST_PARCELS; i++) {
+        mpshm_parcel_free(all.parcels[i]);
+    }
+    for (uint32_t i = 0; i < all.run_count; i++) {
+        EXPECT_EQ(0, mpshm_abandon(&all.runs[i]));
+    }
+}
+
+/* No chunk is lost: all segments can be claimed whole.  A core may find chunks of the dead only when it has
+   found no others, and these may lie in pieces: hence twice. */
 static void
 check_memory(void)
 {
-    static mpshm_run runs[MOST_RUNS];
     mpshm_geometry geometry;
 
     EXPECT_EQ(0, mpshm_arena_geometry(stage.arena, &geometry));
-    uint32_t count = claim_all(runs, UINT64_C(1) << geometry.chunk_shift);
+    uint64_t chunk_bytes = UINT64_C(1) << geometry.chunk_shift;
 
-    EXPECT(count > 0);
-    EXPECT_EQ(0, count % (geometry.segment_bytes >> geometry.chunk_shift));
-    if ((stage.bit & QUEUES) && stage.kind->fits == 0) {
-        check_small_memory(geometry.segment_bytes / COPIED_BYTES);
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        EXPECT_EQ(0, mpshm_abandon(&runs[i]));
-    }
+    claim_all(chunk_bytes);
+    give_all_back();
+    claim_all(chunk_bytes);
+    uint64_t usual = all.run_count + MOST_PARCELS, in_each = geometry.segment_bytes / chunk_bytes;
+    uint64_t smallest = all.index_count, small_in_each = geometry.segment_bytes / INDEX_BYTES;
+
+    EXPECT_EQ(0, usual % in_each);
+    EXPECT_EQ(0, smallest % small_in_each);
+    EXPECT_EQ(geometry.segment_limit, usual / in_each + smallest / small_in_each);
+    give_all_back();
 }
 
 /* The next that dies is reaped as well, whatever it holds. */

@@ -16,7 +16,7 @@ struct shape_of {
     uint32_t buffers, buffer;
 };
 static const struct shape_of shapes[SHAPES] = {
-    [SHORT] = {60, 0, 0},      [LONGER] = {900, 0, 0},    [COPIED] = {COPIED_BYTES, 0, 0},
+    [SHORT] = {60, 0, 0},      [LONGER] = {900, 0, 0},    [COPIED] = {20000, 0, 0},
     [VIEWED] = {40, 3, 30000}, [INDEXED] = {4020, 5, 9},  [STREAMED] = {50000, 1, 26000},
     [FILLED] = {40000, 0, 0},  [BY_COPY] = {24000, 0, 0},
 };

@@ -259,6 +259,9 @@ run_one(const struct life *life, const struct choice *choice, struct tally *tall
     int code = life_run(live, (void *) life, choice->hang_s);
 
     tally->lives++;
+    if (report->complaint[0] != '\0') {
+        code = BAD; /* perhaps of a process that nobody asked how it ended */
+    }
     if (code != GOOD && code != OVER && code != REAPER_OVER) {
         tally->bad++;
         tally->bad_here++;

@@ -64,9 +64,6 @@ enum shape {
     SHAPES
 };
 
-/* Of COPIED: whole chunks of the smallest kind. */
-#define COPIED_BYTES 16384u
-
 /* Put one: 0, or the error. */
 int say(enum shape shape);
 /* The same with a place that was taken before. */
