@@ -491,9 +491,11 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
         return -EBUSY;
     }
     mpshm_discard(reader); /* all were taken: this frees the list */
-    if (arena != NULL && !reader->inside) {
+    uint32_t generation = mpshm_process.generation;
+
+    if (arena != NULL && reader->inside != generation) { /* a fork's child has not said so itself */
         strays_inside(arena, true);
-        reader->inside = 1;
+        reader->inside = generation;
     }
     int n = frame_read(reader, fd, body_max);
 
@@ -510,7 +512,7 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
     if (reader->full) {
         reader->asked = 0;
     }
-    if (reader->inside && reader->have == 0) { /* else it has a part of a frame in hand */
+    if (reader->inside == generation && reader->have == 0) { /* else it has a part of a frame in hand */
         strays_inside(arena, false);
         reader->inside = 0;
     }

@@ -312,9 +312,10 @@ bool lease_add_holder(struct segment *seg, uint32_t at, name holder);
 void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for reap.c */
 
 /* strays.c: all but the first under arena_lock. */
+extern int64_t strays_pause_ns;
 void strays_inside(mpshm_arena *arena, bool begins);
 void strays_pipe(mpshm_arena *arena, int fd);
-void strays_look(mpshm_arena *arena);
+uint32_t strays_look(mpshm_arena *arena);
 void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */

@@ -112,7 +112,8 @@ typedef struct {
     mpshm_descriptor bad;   /* the one that failed */
     mpshm_spin spin;
     uint32_t have;          /* bytes of a frame not complete yet */
-    uint32_t inside;        /* the arena has been told that a frame may be in hand */
+    uint32_t inside;        /* the arena has been told that a frame may be in hand: by this generation of the
+                               process, a fork's child being another; 0: it has not */
     uint32_t asked;         /* the receiver sets it: the next frame may answer what it has sent */
     uint32_t full;          /* a frame is here that its receiver has not taken: the receiver clears
                                it, and until then mpshm_receive answers -EBUSY */

@@ -126,7 +126,7 @@ forget_sent(mpshm_arena *arena, int fd)
     arena_lock(arena);
     if (arena->slot_bytes == 0) {
         strays_pipe(arena, fd);
-        strays_look(arena);
+        (void) strays_look(arena);
     }
     for (uint32_t i = 0; i < arena->sent_count; i++) {
         arena->sent[i].bytes = 0;

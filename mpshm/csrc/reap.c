@@ -86,6 +86,7 @@ sweep_runs(struct sweep *sweep, struct segment *seg)
 
         if (RUN_STATE(word) == RUN_SHARED) {
             lease_drop_dead(seg, at);
+            sweep->freed += RUN_STATE(atomic_load(&seg->runs[at].word)) == RUN_FREE;
         } else if (is_nobodys(sweep, word)) {
             (void) run_free(seg, at, word);
         }
@@ -176,7 +177,7 @@ begin_sweep(struct sweep *sweep, mpshm_arena *arena)
     if (arena->ring != NULL) {
         ring_reap(arena);
     } else {
-        strays_look(arena);
+        sweep->freed += strays_look(arena);
     }
 }
 

@@ -26,8 +26,9 @@
 #include <linux/sockios.h>
 #endif
 
-/* An end that does not know its arena yet has a frame in hand while it looks for it, and cannot say so. */
-#define PAUSE_NS INT64_C(2000000000)
+/* An end that does not know its arena yet has a frame in hand while it looks for it, and cannot say so: so long
+   nothing is decided.  Tests make it shorter. */
+int64_t strays_pause_ns = 2000000000;
 #define INSIDE(mark) ((uint32_t) (mark) & 0xffffff)
 #define ENDED(mark) ((uint32_t) ((mark) >> 24) & 0xffffff)
 
@@ -186,7 +187,7 @@ begin(mpshm_arena *arena, int fd)
 static bool
 is_decided(mpshm_arena *arena, const struct strays *strays)
 {
-    if (now_ns() - strays->since_ns < PAUSE_NS) {
+    if (now_ns() - strays->since_ns < strays_pause_ns) {
         return false;
     }
     for (uint32_t i = 0; i < strays->members; i++) {
@@ -215,15 +216,16 @@ strays_pipe(mpshm_arena *arena, int fd)
     }
 }
 
-/* Free those that are decided, and note others. */
-void
+/* Free those that are decided, and note others.  Gives how many were freed. */
+uint32_t
 strays_look(mpshm_arena *arena)
 {
     struct strays *strays = arena->strays;
+    uint32_t freed = 0;
 
     if (strays != NULL && is_decided(arena, strays)) {
         for (uint32_t i = 0; i < strays->count; i++) {
-            (void) run_free(strays->runs[i].seg, strays->runs[i].at, strays->runs[i].word);
+            freed += run_free(strays->runs[i].seg, strays->runs[i].at, strays->runs[i].word);
         }
         strays_forget(arena);
         strays = NULL;
@@ -235,4 +237,5 @@ strays_look(mpshm_arena *arena)
             arena->pipe_fd = 0;
         }
     }
+    return freed;
 }
