@@ -176,29 +176,39 @@ begin_victim(const struct life *life)
     return pid;
 }
 
-/* In the life's own process: from the opening to the last check. */
-static int
-live(void *what)
+/* Who is there in a life beside its first process.  0: there is no sleeper. */
+struct cast {
+    int newcomer, newcomer_line, victim, sleeper;
+};
+
+/* Open it, and have everybody begin. */
+static struct cast
+begin(const struct life *life)
 {
-    const struct life *life = what;
-    const struct scenario *scenario = life->scenario;
-    bool reaper_was_killed = true;
-    int line, newcomer = begin_newcomer(life->subject, &line);
-    int victim_line, victim = begin_victim_outside(life, &victim_line);
+    struct cast cast;
+    int line;
+
+    cast.newcomer = begin_newcomer(life->subject, &cast.newcomer_line);
+    int outside = begin_victim_outside(life, &line);
 
     life->subject->open(life->kind);
-    if (scenario->before != NULL) {
-        scenario->before();
+    if (life->scenario->before != NULL) {
+        life->scenario->before();
     }
-    int sleeper = begin_sleeper(life);
+    cast.sleeper = begin_sleeper(life);
+    if (outside != -1) {
+        life->subject->hand_over(line);
+    }
+    cast.victim = outside != -1 ? outside : begin_victim(life);
+    return cast;
+}
 
-    if (victim == -1) {
-        victim = begin_victim(life);
-    } else {
-        life->subject->hand_over(victim_line);
-    }
+/* Until the victim has ended, and all that it forked: whether it met its point, or its child did. */
+static bool
+end_victim(const struct life *life, int victim)
+{
     enum ending ending = life_wait(victim, "the victim");
-    bool met = ending != ENDED_WELL; /* it met its point */
+    bool met = ending != ENDED_WELL;
 
     if (ending == HAS_STOPPED) {
         work_meanwhile(life);
@@ -207,23 +217,32 @@ live(void *what)
         } else {
             life_go_on(victim);
         }
-        ending = life_wait(victim, "the victim");
+        (void) life_wait(victim, "the victim");
     }
-    if (scenario->flags & ACT_FORKS) {
+    if (life->scenario->flags & ACT_FORKS) {
         life_collect_family(victim);
     }
-    met = met || report->victim.number != 0; /* its child did */
-    if (life->mode == MODE_REAPER && met) {
-        reaper_was_killed = kill_reaper(life);
+    return met || report->victim.number != 0;
+}
+
+/* In the life's own process: from the opening to the last check. */
+static int
+live(void *what)
+{
+    const struct life *life = what;
+    const struct subject *subject = life->subject;
+    struct cast cast = begin(life);
+    bool met = end_victim(life, cast.victim);
+    bool reaper_met = life->mode == MODE_REAPER && met && kill_reaper(life);
+
+    if (cast.sleeper != 0) {
+        life->scenario->nudge();
+        EXPECT(life_wait(cast.sleeper, "the sleeper") == ENDED_WELL);
     }
-    if (sleeper != 0) {
-        scenario->nudge();
-        EXPECT(life_wait(sleeper, "the sleeper") == ENDED_WELL);
-    }
-    life->subject->check(met && life->mode != MODE_PAUSE ? scenario->hands : 0);
-    check_as_newcomer(life->subject, line, newcomer);
-    life->subject->check_last();
-    return !met ? OVER : !reaper_was_killed ? REAPER_OVER : GOOD;
+    subject->check(met && life->mode != MODE_PAUSE ? life->scenario->hands : 0);
+    check_as_newcomer(subject, cast.newcomer_line, cast.newcomer);
+    subject->check_last();
+    return !met ? OVER : life->mode == MODE_REAPER && !reaper_met ? REAPER_OVER : GOOD;
 }
 
 static void
