@@ -86,7 +86,6 @@ sweep_runs(struct sweep *sweep, struct segment *seg)
 
         if (RUN_STATE(word) == RUN_SHARED) {
             lease_drop_dead(seg, at);
-            sweep->freed += RUN_STATE(atomic_load(&seg->runs[at].word)) == RUN_FREE;
         } else if (is_nobodys(sweep, word)) {
             (void) run_free(seg, at, word);
         }
