@@ -147,6 +147,7 @@ def put_too_much(q: Any) -> None:
 IDLE_S = 5
 
 
+@pytest.mark.shared_memory("stock's pipes wake nobody who is idle, and no watch is kept")
 @pytest.mark.parametrize(
     ("work", "per_s"), [(get_one, 1), (get_one_in_time, 1), (put_too_much, 10)]
 )
