@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.crowds import running
+from kit import stepping
+from kit.crowds import crowd, ended, running
 from kit.queues import LARGE, finish, finishing
+from kit.waiting import WAIT_S
 
 # Arrays that a fork has shared
 
@@ -93,3 +96,84 @@ def test_program_that_a_fork_has_started_holds_no_array(child: Any) -> None:
             del received
             in_use = q.stats().runs_in_use
         assert 0 == in_use
+
+
+# Room in a queue bounded by bytes
+
+MAXBYTES = 1 << 20
+SMALL, BIG = np.zeros(1000), np.zeros(900_000 // 8)
+PLENTY = 100
+"""So many small messages, and no room for the big one."""
+
+
+def put_for_ever(_: int, q: Any) -> None:
+    while True:
+        q.put(SMALL)
+
+
+def put_big(q: Any) -> None:
+    q.put(BIG)
+
+
+def wait_for_plenty(q: Any) -> None:
+    """Wait until there are many messages, or no more come: those that put them may wait too."""
+    before = -1
+    while before < (now := q.qsize()) < PLENTY:
+        before = now
+        time.sleep(0.02)
+
+
+@pytest.mark.shared_memory("maxbytes counts bytes of shared memory")
+@pytest.mark.xfail(strict=True, reason="issue 16, row 7")
+def test_large_message_gets_its_turn_beside_producers_of_small_ones() -> None:
+    context = mpshm.get_context("fork")
+    with (
+        finishing(context.Queue(maxbytes=MAXBYTES)) as q,
+        crowd(context, 3, put_for_ever, q),
+    ):
+        wait_for_plenty(q)
+        with running(context.Process(target=put_big, args=(q,))):
+            sizes = []
+            while len(sizes) < 20 * PLENTY and BIG.size not in sizes:
+                wait_for_plenty(q)
+                sizes.append(q.get(timeout=WAIT_S).size)
+    assert BIG.size == sizes[-1]
+
+
+def put_without_room(q: Any) -> None:
+    stepping.begin()
+    with pytest.raises(queue.Full):
+        q.put(bytes(60_000), block=False)
+    stepping.end()
+
+
+def start_put_without_room(q: Any) -> tuple[Any, stepping.Stepped]:
+    process = mpshm.get_context("fork").Process(target=put_without_room, args=(q,))
+    process.start()
+    return process, stepping.Stepped(process.pid)
+
+
+@contextlib.contextmanager
+def half_full() -> Iterator[Any]:
+    """A queue of 100,000 bytes that holds 50,000."""
+    with finishing(mpshm.get_context("fork").Queue(maxbytes=100_000)) as q:
+        q.put(bytes(50_000))
+        yield q
+
+
+@pytest.mark.shared_memory("maxbytes counts bytes of shared memory")
+@pytest.mark.xfail(strict=True, reason="issue 16, row 7")
+def test_put_that_has_room_is_not_refused_beside_one_that_has_none() -> None:
+    stepping.skip_unless_possible()
+    with half_full() as q:
+        process, child = start_put_without_room(q)
+        points = stepping.survey(child)
+        process.join()
+        assert 0 == process.exitcode
+    assert points
+    for point in points:
+        with half_full() as q:
+            process, child = start_put_without_room(q)
+            with ended(process):
+                child.run_to(point)
+                q.put(b"small", block=False)
