@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 import mpshm
 from kit import stepping
 from kit.crowds import crowd, ended, running
+from kit.leaks import open_descriptors
+from kit.programs import run_python
 from kit.queues import LARGE, finish, finishing
 from kit.waiting import WAIT_S
 
@@ -177,3 +180,100 @@ def test_put_that_has_room_is_not_refused_beside_one_that_has_none() -> None:
             with ended(process):
                 child.run_to(point)
                 q.put(b"small", block=False)
+
+
+# Descriptors
+
+MAKERS: dict[str, Callable[[Any], Any]] = {
+    "Queue": lambda context: context.Queue(),
+    "bounded Queue": lambda context: context.Queue(5),
+    "JoinableQueue": lambda context: context.JoinableQueue(),
+    "SimpleQueue": lambda context: context.SimpleQueue(),
+}
+
+
+def put_one(q: Any) -> None:
+    q.put(1)
+
+
+@contextlib.contextmanager
+def without_cycle_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.shared_memory("stock's queues have no memory file")
+@pytest.mark.xfail(strict=True, reason="issue 16, row 16")
+@pytest.mark.parametrize("kind", MAKERS)
+def test_descriptors_of_a_queue_close_with_its_last_reference(kind: str) -> None:
+    context = mpshm.get_context("fork")
+    with without_cycle_collector():
+        before = open_descriptors()
+        for _ in range(30):
+            q = MAKERS[kind](context)
+            process = context.Process(target=put_one, args=(q,))
+            process.start()
+            assert 1 == q.get()
+            process.join()
+        del q, process
+        assert before == open_descriptors()
+
+
+AT_THE_LIMIT = """
+import gc, os, resource, sys
+import mpshm
+
+kind = sys.argv[1]
+context = mpshm.get_context("fork")
+getattr(context, kind)()  # what the first one starts stays
+gc.collect()
+gc.disable()
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+filler = os.open("/dev/null", os.O_RDONLY)
+
+def open_count():
+    return sum(is_open(fd) for fd in range(100))
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+def make():
+    try:
+        return getattr(context, kind)()
+    except OSError:
+        return None
+
+more = {}
+for room in range(10):
+    taken = [os.dup(filler) for _ in range(100 - open_count() - room)]
+    before = open_count()
+    for _ in range(3):
+        make()
+    more[room] = open_count() - before
+    for fd in taken:
+        os.close(fd)
+made = make()
+made.put(1)
+print(more, made.get())
+"""
+
+
+@pytest.mark.shared_memory("stock's queues have no memory file")
+@pytest.mark.xfail(strict=True, reason="issue 16, row 16")
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
+def test_queue_that_cannot_be_made_at_the_limit_leaves_no_descriptor(kind: str) -> None:
+    done = run_python("-c", AT_THE_LIMIT, kind, env={"MPSHM": "auto"})
+    assert (f"{dict.fromkeys(range(10), 0)} 1\n", "", 0) == (
+        done.stdout,
+        done.stderr,
+        done.returncode,
+    )
