@@ -22,8 +22,15 @@ def crowd(context: Any, count: int, target: Any, *args: Any) -> Iterator[list[An
 def running(process: Any) -> Iterator[Any]:
     """Run a process beside the block; kill it if it is still there."""
     process.start()
-    try:
+    with ended(process):
         yield process
+
+
+@contextlib.contextmanager
+def ended(process: Any) -> Iterator[None]:
+    """After the block, kill a process that is still there, and forget it."""
+    try:
+        yield
     finally:
         process.kill()
         process.join()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import mmap
 import os
 import platform
 import signal
@@ -25,6 +26,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from .crowds import ended
+
 _TRACEME, _PEEKTEXT, _POKETEXT, _CONT, _STEP, _GETREGS, _SETREGS, _DETACH = (
     0,
     1,
@@ -35,8 +38,12 @@ _TRACEME, _PEEKTEXT, _POKETEXT, _CONT, _STEP, _GETREGS, _SETREGS, _DETACH = (
     13,
     17,
 )
-_REGISTERS, _RIP = 27, 16  # struct user_regs_struct, in words
+_REGISTERS = 27  # the words of struct user_regs_struct, and where some are:
+_RAX, _RDX, _RSI, _RDI, _ORIG_RAX, _RIP = 10, 12, 13, 14, 15, 16
+_MPROTECT, _SYSCALL = 10, b"\x0f\x05"  # the call's number, the instruction
 _BREAKPOINT, _WORD = 0xCC, (1 << 64) - 1
+_LOOP_MAX = 20
+"""What changes after so many passes of one place has no point of its own."""
 _PIECE_BYTES = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -80,7 +87,9 @@ class Stepped:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._registers = (ctypes.c_ulonglong * _REGISTERS)()
+        self._is_over = False
         self._await_stop()
+        self._syscall = _find_syscall(pid)
 
     def _await_stop(self) -> int:
         """The signal that the child has stopped by; 0 once it has ended."""
@@ -91,82 +100,122 @@ class Stepped:
         _, status = os.waitpid(self.pid, 0)
         return os.WSTOPSIG(status)
 
+    def _run(self, request: int, until: int = signal.SIGTRAP) -> bool:
+        """Run to a trap, or another signal; False if end() comes first."""
+        stop = 0
+        while stop != until:
+            _ptrace(request, self.pid, 0, stop)
+            stop = self._await_stop()
+            if stop in (0, signal.SIGSTOP):
+                self._is_over = True
+                return False
+        return True
+
+    def _set_registers(self) -> None:
+        _ptrace(_SETREGS, self.pid, 0, ctypes.addressof(self._registers))
+
     @property
     def address(self) -> int:
         """Where the child is."""
         _ptrace(_GETREGS, self.pid, 0, ctypes.addressof(self._registers))
         return int(self._registers[_RIP])
 
+    def _protect(self, memory: range, protection: int) -> None:
+        """Have the child call mprotect()."""
+        back = self.address  # also reads the other registers
+        saved, registers = list(self._registers), self._registers
+        registers[_RAX], registers[_ORIG_RAX] = _MPROTECT, _WORD
+        registers[_RDI], registers[_RSI], registers[_RDX] = memory.start, len(memory), protection
+        registers[_RIP] = self._syscall
+        self._set_registers()
+        self.step()
+        assert self.address and registers[_RAX] == 0
+        registers[:] = saved
+        self._set_registers()
+        assert self.address == back
+
+    def run_into(self, text: range) -> bool:
+        """Run until this code is about to be executed; False if end() comes first."""
+        self._protect(text, mmap.PROT_READ)
+        entered = self._run(_CONT, signal.SIGSEGV)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            self._protect(text, mmap.PROT_READ | mmap.PROT_EXEC)
+        assert not entered or self.address in text, "a crash elsewhere"
+        return entered
+
     def step(self) -> bool:
         """Run one instruction; False at end()."""
-        _ptrace(_STEP, self.pid)
-        while (stop := self._await_stop()) not in (0, signal.SIGSTOP, signal.SIGTRAP):
-            _ptrace(_STEP, self.pid, 0, stop)
-        return stop == signal.SIGTRAP
+        return self._run(_STEP)
 
     def run_to(self, point: Point) -> bool:
         """Stop at a point; False if end() comes first."""
         word = _ptrace(_PEEKTEXT, self.pid, point.address) & _WORD
-        patched = word & ~0xFF | _BREAKPOINT
         for _ in range(point.passed + 1):
             if self.address == point.address:
                 self.step()  # else the breakpoint would be met at once
-            _ptrace(_POKETEXT, self.pid, point.address, patched)
-            _ptrace(_CONT, self.pid)
-            while (stop := self._await_stop()) not in (0, signal.SIGSTOP, signal.SIGTRAP):
-                _ptrace(_CONT, self.pid, 0, stop)
-            if stop == 0:
-                return False
-            _ptrace(_POKETEXT, self.pid, point.address, word)
-            if stop == signal.SIGSTOP:
+            _ptrace(_POKETEXT, self.pid, point.address, word & ~0xFF | _BREAKPOINT)
+            stopped = self._run(_CONT)
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                _ptrace(_POKETEXT, self.pid, point.address, word)
+            if not stopped:
                 return False
             assert self.address == point.address + 1
             self._registers[_RIP] = point.address
-            _ptrace(_SETREGS, self.pid, 0, ctypes.addressof(self._registers))
+            self._set_registers()
         return True
 
-    def go_on(self) -> None:
-        """Let the child run freely."""
-        _ptrace(_DETACH, self.pid)
+    def finish(self) -> None:
+        """Let the child finish the operation, and run freely from there on."""
+        if not self._is_over:
+            self._run(_CONT)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            _ptrace(_DETACH, self.pid)
 
 
 def survey(child: Stepped) -> list[Point]:
     """Step through a child's operation, let the child run on, and return the operation's points."""
-    pid, core = child.pid, _core_text(child.pid)
-    seen = _shared_memory(pid)
+    core, seen = _core_text(child.pid), _shared_memory(child.pid)
     points, passed = list[Point](), Counter[int]()
-    was_inside, stepped = False, True
-    while stepped:
-        address = child.address
-        inside = address in core
-        if inside:
-            now = _shared_memory(pid)
-            if now != seen or not was_inside:
-                points.append(Point(address, passed[address]))
-            seen = now
+    while child.run_into(core):
+        came_back = True
+        while (address := child.address) in core:
+            if passed[address] < _LOOP_MAX:
+                now = _shared_memory(child.pid)
+                if came_back or now != seen:
+                    points.append(Point(address, passed[address]))
+                came_back, seen = False, now
             passed[address] += 1
-        was_inside = inside
-        stepped = child.step()
-    with contextlib.suppress(ProcessLookupError):  # it has ended of itself
-        child.go_on()
+            child.step()
+    child.finish()
     return points
 
 
 def kill_at(point: Point, process: Any, child: Stepped) -> None:
     """Kill a process at a point, or at end() if it does not come there, and wait for its death."""
-    child.run_to(point)
-    process.kill()
-    process.join()
-    process.close()
+    with ended(process):
+        child.run_to(point)
+
+
+def _mapped(pid: int, name: str) -> range:
+    """Where the code of a library lies."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        addresses, mode, *rest = line.split(maxsplit=5)
+        if "x" in mode and name in rest[-1]:
+            start, stop = (int(part, 16) for part in addresses.split("-"))
+            return range(start, stop)
+    raise LookupError(f"process {pid} has no {name}")
 
 
 def _core_text(pid: int) -> range:
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        addresses, mode, *rest = line.split(maxsplit=5)
-        if "x" in mode and "/mpshm/_native" in rest[-1]:
-            start, stop = (int(part, 16) for part in addresses.split("-"))
-            return range(start, stop)
-    raise LookupError(f"process {pid} has not loaded mpshm's core")
+    return _mapped(pid, "/mpshm/_native")
+
+
+def _find_syscall(pid: int) -> int:
+    """An instruction that enters the kernel."""
+    code = _mapped(pid, "[vdso]")
+    with open(f"/proc/{pid}/mem", "rb") as memory:
+        memory.seek(code.start)
+        return code.start + memory.read(len(code)).index(_SYSCALL)
 
 
 def _shared_memory(pid: int) -> int:
