@@ -31,7 +31,6 @@ def sleep_on(told: Any) -> None:
 
 
 @pytest.mark.shared_memory("counts runs")
-@pytest.mark.xfail(strict=True, reason="issue 16, row 6")
 def test_arrays_shared_with_killed_children_come_back_while_another_child_lives() -> None:
     context = mpshm.get_context("fork")
     told = context.SimpleQueue()
@@ -88,7 +87,6 @@ def fork_and_execv() -> Iterator[None]:
 
 
 @pytest.mark.shared_memory("counts runs")
-@pytest.mark.xfail(strict=True, reason="issue 16, row 6")
 @pytest.mark.parametrize("child", [popen_with_preexec, fork_and_execv])
 def test_program_that_a_fork_has_started_holds_no_array(child: Any) -> None:
     with finishing(mpshm.get_context("fork").Queue()) as q:
@@ -127,7 +125,6 @@ def wait_for_plenty(q: Any) -> None:
 
 
 @pytest.mark.shared_memory("maxbytes counts bytes of shared memory")
-@pytest.mark.xfail(strict=True, reason="issue 16, row 7")
 def test_large_message_gets_its_turn_beside_producers_of_small_ones() -> None:
     context = mpshm.get_context("fork")
     with (
@@ -165,7 +162,6 @@ def half_full() -> Iterator[Any]:
 
 
 @pytest.mark.shared_memory("maxbytes counts bytes of shared memory")
-@pytest.mark.xfail(strict=True, reason="issue 16, row 7")
 def test_put_that_has_room_is_not_refused_beside_one_that_has_none() -> None:
     stepping.skip_unless_possible()
     with half_full() as q:
@@ -207,7 +203,6 @@ def without_cycle_collector() -> Iterator[None]:
 
 
 @pytest.mark.shared_memory("stock's queues have no memory file")
-@pytest.mark.xfail(strict=True, reason="issue 16, row 16")
 @pytest.mark.parametrize("kind", MAKERS)
 def test_descriptors_of_a_queue_close_with_its_last_reference(kind: str) -> None:
     context = mpshm.get_context("fork")
@@ -268,7 +263,6 @@ print(more, made.get())
 
 
 @pytest.mark.shared_memory("stock's queues have no memory file")
-@pytest.mark.xfail(strict=True, reason="issue 16, row 16")
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
 def test_queue_that_cannot_be_made_at_the_limit_leaves_no_descriptor(kind: str) -> None:
     done = run_python("-c", AT_THE_LIMIT, kind, env={"MPSHM": "auto"})

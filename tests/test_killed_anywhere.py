@@ -28,7 +28,11 @@ from kit.threads import in_thread
 from kit.waiting import WAIT_S
 from mpshm import config
 
-pytestmark = pytest.mark.shared_memory("stock's locks and places stay with the killed")
+# Minutes, for it steps through each put and get; tests/csrc/killpoints does so for the core in one.
+pytestmark = [
+    pytest.mark.large,
+    pytest.mark.shared_memory("stock's locks and places stay with the killed"),
+]
 
 ARRAY = np.ones(4096)  # travels in a run, as a view
 BYTES = b"x" * 3000  # is copied into a run and out of it
@@ -237,12 +241,7 @@ CASES = [
 
 def cases(*failing: str, kinds: Collection[str] = QUEUES.keys()) -> Any:
     """Parametrize a test by kind of queue and operation; some fail today."""
-    row_4 = pytest.mark.xfail(strict=True, reason="issue 16, row 4")
-    params = [
-        pytest.param(kind, name, marks=row_4 if name in failing else ())
-        for kind, name in CASES
-        if kind in kinds
-    ]
+    params = [pytest.param(kind, name) for kind, name in CASES if kind in kinds]
     return pytest.mark.parametrize(("kind", "name"), params)
 
 
@@ -300,12 +299,9 @@ def pass_by(q: Any) -> int:
     return 1 + others
 
 
-ROW_5 = pytest.mark.xfail(strict=True, reason="issue 16, row 5")
-
-
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=ROW_5 if "forks" in name else ()) for name in OPERATIONS],
+    [pytest.param(name) for name in OPERATIONS],
 )
 def test_queue_goes_on_when_a_process_is_stopped_that(name: str) -> None:
     context, operation, room = mpshm.get_context("fork"), OPERATIONS[name], room_in("bounded")
