@@ -231,14 +231,26 @@ large_dead(void)
 
 /* Others, who work while the victim is stopped. */
 
+/* join() does not end before all is done. */
+static void
+check_join(void)
+{
+    if ((stage.bit & WITH_TASKS) && ledger_tasks_certain() > 0) {
+        EXPECT_EQ(-ETIMEDOUT, mpshm_wait_done(stage.arena, 0));
+    }
+}
+
 void
 take_everything(void)
 {
+    check_join();
     while (hear()) {
+        check_join();
         if (stage.bit & WITH_TASKS) {
             (void) say_done();
         }
     }
+    check_join();
     stage_reap();
 }
 
@@ -248,6 +260,7 @@ put_some(void)
     (void) say(SHORT);
     (void) say(COPIED);
     (void) say(VIEWED);
+    check_join();
     stage_reap();
 }
 

@@ -20,7 +20,7 @@ struct entry {
     int producer;
     uint32_t pipe_bytes;
     uint8_t shape;
-    _Atomic bool put, refused;
+    _Atomic bool accepted, put, refused;
     _Atomic uint8_t got;
 };
 
@@ -76,6 +76,12 @@ ledger_put(uint32_t message, uint32_t pipe_bytes)
 {
     entry_of(message)->pipe_bytes = pipe_bytes;
     entry_of(message)->put = true;
+}
+
+void
+ledger_accepted(uint32_t message)
+{
+    entry_of(message)->accepted = true;
 }
 
 void
@@ -212,6 +218,19 @@ ledger_tasks_left(uint32_t *least, uint32_t *most)
     }
     *least = got > ledger->tasks_started ? got - ledger->tasks_started : 0;
     *most = got + lost - ledger->tasks_done;
+}
+
+uint32_t
+ledger_tasks_certain(void)
+{
+    uint32_t tasks = 0;
+
+    for (uint32_t i = ledger->tasks_from; i <= ledger->count; i++) {
+        struct entry *entry = &ledger->entries[i];
+
+        tasks += entry->put || entry->got != 0 || (entry->accepted && !entry->refused);
+    }
+    return tasks > ledger->tasks_started ? tasks - ledger->tasks_started : 0;
 }
 
 void

@@ -12,6 +12,8 @@ uint32_t ledger_start(uint8_t shape);
 /* It was put, and is so many bytes of a pipe; or it was refused and will never come. */
 void ledger_put(uint32_t message, uint32_t pipe_bytes);
 void ledger_refused(uint32_t message);
+/* It has a place already, so it counts as a task. */
+void ledger_accepted(uint32_t message);
 /* It arrived here.  Complains of one that nobody put, that came before, or that is out of order. */
 void ledger_got(uint32_t message);
 uint8_t ledger_shape(uint32_t message);
@@ -28,6 +30,8 @@ bool ledger_is_whole(uint32_t unread);
 void ledger_check(uint32_t hands);
 /* How many tasks must be left, and how many can be. */
 void ledger_tasks_left(uint32_t *least, uint32_t *most);
+/* How many are certain to be left while nobody is dead. */
+uint32_t ledger_tasks_certain(void);
 /* None is left of the messages until now: all are in nobody's hands. */
 void ledger_tasks_settled(void);
 

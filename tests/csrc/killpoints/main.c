@@ -85,16 +85,16 @@ run_kinds(struct choice choice, const int *kinds, int count)
 static unsigned long
 run_all(void)
 {
-    static const int differ[] = {UNBOUNDED, BOTH, BYTES, PIPE};
+    static const int differ[] = {UNBOUNDED, JOINABLE, BOTH, BYTES, PIPE};
     struct choice kill = {.mode = MODE_KILL, .kind = -1, .hang_s = HANG_S};
     struct choice pause = {.mode = MODE_PAUSE, .other = "all of it", .most = 1, .hang_s = HANG_S};
     struct choice stop = {.mode = MODE_STOP, .other = "all of it", .most = 1, .hang_s = HANG_S};
     struct choice reaper = {.mode = MODE_REAPER, .most = 1, .hang_s = HANG_S};
     unsigned long bad = run(&subject, &kill);
 
-    bad += run_kinds(reaper, differ, 4);
-    bad += run_kinds(pause, differ, 4);
-    return bad + run_kinds(stop, differ, 4);
+    bad += run_kinds(reaper, differ, 5);
+    bad += run_kinds(pause, differ, 5);
+    return bad + run_kinds(stop, differ, 5);
 }
 
 static int

@@ -153,6 +153,10 @@ static int
 say_by(enum shape shape, mpshm_place *place)
 {
     uint32_t message = ledger_start((uint8_t) shape), before = unread_bytes();
+
+    if (place != NULL) {
+        ledger_accepted(message);
+    }
     bool is_small = shape == BY_COPY || (shape <= COPIED && stage.kind->is_queue);
     int error = is_small          ? say_small(shape, message, place)
                 : shape == FILLED ? say_in_own_run(shape, message, place)
