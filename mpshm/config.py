@@ -71,9 +71,9 @@ Chunks are whole pages, so that remapping can make a view private before a fork.
 
 def spin_us() -> int:
     """How long a receiver spins: MPSHM_SPIN_US if set, else SPIN_US.  Raises ValueError."""
-    text = os.environ.get("MPSHM_SPIN_US")
-    if text is None:
+    if "MPSHM_SPIN_US" not in os.environ:  # get() would raise and catch a KeyError
         return SPIN_US
+    text = os.environ["MPSHM_SPIN_US"]
     if not (text.isascii() and text.isdigit() and int(text) < 1_000_000):
         raise ValueError(f"MPSHM_SPIN_US={text!r}: expected microseconds, 0 to 999999")
     return int(text)
@@ -94,11 +94,15 @@ class Mode(enum.Enum):
 
 def mode() -> Mode:
     """The mode in force.  Read at each call: tests and programs may set it while they run."""
-    return Mode(_choice("MPSHM", "auto", [mode.value for mode in Mode]))
+    return _MODES[_choice("MPSHM", "auto", _MODE_NAMES)]
+
+
+_MODES = {mode.value: mode for mode in Mode}
+_MODE_NAMES = tuple(_MODES)
 
 
 def _choice(name: str, default: str, allowed: Sequence[str]) -> str:
-    text = os.environ.get(name, default)
+    text = os.environ[name] if name in os.environ else default  # noqa: SIM401  as above
     if text not in allowed:
         raise ValueError(f"{name}={text!r}: expected {', '.join(allowed[:-1])} or {allowed[-1]}")
     return text

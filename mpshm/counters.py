@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 import weakref
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,11 @@ if TYPE_CHECKING:
 
 def import_stats() -> None:
     """Import _stats before a channel is made: without free descriptors Python cannot import."""
-    from . import _stats  # noqa: F401
+    if _STATS_MODULE not in sys.modules:
+        from . import _stats  # noqa: F401
+
+
+_STATS_MODULE = f"{__package__}._stats"
 
 
 class Reason(str, enum.Enum):
@@ -82,6 +87,9 @@ class EndCounters(Counters):
 
     def __init__(self) -> None:
         super().__init__()
+        self._register()
+
+    def _register(self) -> None:
         _live[id(self)] = self
 
     def __del__(self, retired: Counters = _retired) -> None:

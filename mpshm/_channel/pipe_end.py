@@ -48,6 +48,7 @@ class Connection(stock.Connection):
     _asked = False
     """Whether this end has sent since it last received: the next message may be the answer."""
     _identity: tuple[int, int] | None = None  # of the pipe or socket when this end was made
+    _arena: Arena | None = None
 
     @staticmethod
     def queue_end_class() -> type[Connection]:
@@ -76,16 +77,19 @@ class Connection(stock.Connection):
     ) -> None:
         super().__init__(handle, readable, writable)
         self._identity = search.identity_of(handle)
-        self._arena: Arena | None = None
         self._no_arena_reason = reason
-        self._counters = self._new_counters()
-        self._reset_in_child()
-        forking.register(self)
         if arena is None and reason is None:
             arena = search.arena_of_open_end(handle) or search.find_arena(
                 handle, search.ancestor_pids()
             )
         self._use_arena(arena)
+        self._set_up()
+        forking.register(self)
+
+    def _set_up(self) -> None:
+        """Make what an end of this class needs; its arena is known."""
+        self._counters = self._new_counters()
+        self._reset_in_child()
 
     def _new_counters(self) -> EndCounters:
         return EndCounters()
@@ -98,8 +102,6 @@ class Connection(stock.Connection):
             if arena.is_queue and type(self) is Connection:
                 # A library rebuilt a queue's end from the bare descriptor of the queue's pipe.
                 self.__class__ = self.queue_end_class()
-                self._counters = self._new_counters()
-                self._reset_in_child()
 
     def _reset_in_child(self) -> None:
         # Reentrant: a signal handler may use the connection that it interrupted.
@@ -119,7 +121,7 @@ class Connection(stock.Connection):
 
     def _close(self, _close: Any = os.close) -> None:
         self._arena = None
-        if self._identity is None or self._identity_of(self._handle) in (None, self._identity):
+        if self._identity is None or self._identity_of(self._handle) in (self._identity, None):
             _close(self._handle)
         # Else a daemon has closed the descriptor: its number is another file's now.
 
@@ -309,8 +311,11 @@ class Connection(stock.Connection):
     def _find_arena(self) -> Arena | None:
         """The arena that a message needs, searched for in all processes, once."""
         if self._arena is None and self._no_arena_reason is None:
+            was = type(self)
             self._use_arena(search.find_arena(self._handle, search.all_pids()))
             self._no_arena_reason = Reason.NOT_LOCAL
+            if type(self) is not was:
+                self._set_up()
         return self._arena
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:

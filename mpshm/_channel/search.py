@@ -18,9 +18,9 @@ from .._memory.arena import Arena, family_fd, join_family
 from .._memory.core import CORE_MISSING, UnknownFamily
 from ..errors import ProtocolError
 
-_NAME = re.compile(rb"/memfd:mpshm-([\d-]+)@(\d+)@(\d+) \(deleted\)")
+_NAME = rb"/memfd:mpshm-([\d-]+)@(\d+)@(\d+) \(deleted\)"
 """What Linux shows of a memory file: the inode numbers of its pipe or sockets, and the descriptors
-that it and its roster probably have."""
+that it and its roster probably have.  A pattern of `re`, which compiles it at its first use."""
 
 _ROSTER_LINK = "/memfd:mpshm-roster (deleted)"
 """What it shows of a family's roster (csrc/roster.c gives the name)."""
@@ -83,7 +83,7 @@ def name_for(handles: Sequence[int]) -> str:
     likely = os.dup(handles[0])
     os.close(likely)
     roster = family_fd()
-    numbers = "-".join(str(os.fstat(one).st_ino) for one in handles)
+    numbers = "-".join([str(os.fstat(one).st_ino) for one in handles])
     return f"mpshm-{numbers}@{likely}@{likely + 1 if roster is None else roster}"
 
 
@@ -151,7 +151,7 @@ def _mapped_arena(pid: int, number: int) -> tuple[int, int] | None:
             text = maps.read()
     except OSError:
         return None  # the process has ended, or belongs to another user
-    found = (name for name in _NAME.finditer(text) if _is_among(number, name))
+    found = (name for name in re.finditer(_NAME, text) if _is_among(number, name))
     return next(((int(name[2]), int(name[3])) for name in found), None)
 
 
@@ -167,7 +167,7 @@ def _descriptor_paths(pid: int, likely: int) -> Iterator[str]:
 
 def _is_named_for(path: str, number: int) -> bool:
     """Whether a link in /proc leads to a memory file named for the pipe or socket `number`."""
-    name = _NAME.fullmatch(os.fsencode(os.readlink(path)))
+    name = re.fullmatch(_NAME, os.fsencode(os.readlink(path)))
     return name is not None and _is_among(number, name)
 
 

@@ -87,16 +87,15 @@ class Run:
         """Do nothing when a view dies: as the view's destructor, this method kept the run alive."""
 
 
-class QueueShape(NamedTuple):
-    """What a queue may hold; 0 is any number.
+# Not as a class, for the reason at core.Descriptor.
+QueueShape = NamedTuple(  # noqa: UP014
+    "QueueShape", [("places", int), ("is_joinable", bool), ("bytes_limit", int)]
+)
+"""What a queue may hold; 0 is any number.
 
-    places: messages; is_joinable: unfinished messages count for task_done() and join();
-    bytes_limit: bytes of slots and chunks that the messages take.
-    """
-
-    places: int
-    is_joinable: bool
-    bytes_limit: int
+places: messages; is_joinable: unfinished messages count for task_done() and join();
+bytes_limit: bytes of slots and chunks that the messages take.
+"""
 
 
 class Arena:

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from multiprocessing import context, reduction
-from typing import Any, NamedTuple
+from typing import Any
 
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
@@ -30,14 +30,16 @@ def receive_descriptors(line: socket.socket, size: int, most: int) -> tuple[byte
     return data, [*fds]
 
 
-class Files(NamedTuple):
+class Files:
     """The descriptors of an arena's memory file, and of its family's roster if it has one."""
 
-    memory: int
-    roster: int | None
+    __slots__ = ("memory", "roster")
+
+    def __init__(self, memory: int, roster: int | None) -> None:
+        self.memory, self.roster = memory, roster
 
     def close(self) -> None:
-        for fd in self:
+        for fd in (self.memory, self.roster):
             if fd is not None:
                 os.close(fd)
 
@@ -96,7 +98,8 @@ class _Registered:
         kept = [files]
 
         def send(connection: Any, pid: int) -> None:
-            fds = [fd for fd in kept[0]() if fd is not None]
+            files = kept[0]()
+            fds = [fd for fd in (files.memory, files.roster) if fd is not None]
             with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as line:
                 reduction.sendfds(line, fds)
 

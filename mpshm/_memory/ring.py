@@ -53,8 +53,13 @@ class QueueCounters(EndCounters):
     """What one end has counted.  The core counts, at half the cost of sums in Python."""
 
     def __init__(self) -> None:
-        self.c = ffi.new("mpshm_counts *")
-        super().__init__()
+        self.c = ffi.new("mpshm_counts *")  # zeros: `clear` would write eight through properties
+        self.plain_reasons = {}
+        self._register()
+
+    def __del__(self, _bytes_of: Any = None if ffi is None else ffi.buffer) -> None:
+        if any(self.plain_reasons) or any(_bytes_of(self.c)[:]):
+            super().__del__()  # else there is nothing to keep
 
 
 def _core_counter(name: str) -> property:

@@ -34,6 +34,7 @@ class QueueEnd(pipe_end.Connection):
     """One end of a queue.  Both ends share one arena."""
 
     _counters: QueueCounters
+    _reader = plain_frame.PlainReader()  # never used: no slot is read in part
     _ring_end: ring.End | None = None
 
     put_now: Callable[[bytes, int], int]
@@ -50,12 +51,7 @@ class QueueEnd(pipe_end.Connection):
     def _new_counters(self) -> Any:
         return ring.QueueCounters()
 
-    def _use_arena(self, arena: Arena | None) -> None:
-        super()._use_arena(arena)
-        self._reset_in_child()
-
     def _reset_in_child(self) -> None:
-        self._reader = plain_frame.PlainReader()  # never used: no slot is read in part
         self._clear_idle()
         if self._arena is None:
             refuse = _refuse_closed if self.closed else _refuse_without_core

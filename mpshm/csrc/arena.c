@@ -21,7 +21,7 @@
 
 #include "ring.h"
 
-static int attach(int fd, bool fresh, mpshm_arena **out);
+static int attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpshm_arena **out);
 
 /* How many slots a ring has for a queue of so many places. */
 static uint32_t
@@ -153,10 +153,8 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, i
     if (error == 0) {
         error = choose_roster(strangers != 0, &header);
     }
-    if (error == 0
-        && (ftruncate(fd, (off_t) file_bytes(&header)) == -1
-            || pwrite(fd, &header, sizeof header, 0) != (ssize_t) sizeof header)) {
-        error = errno ? -errno : -EIO;
+    if (error == 0 && ftruncate(fd, (off_t) file_bytes(&header)) == -1) {
+        error = -errno;
     }
     if (error == 0 && bounded) {
         error = memfile_reserve(fd, 0, header.head_bytes);
@@ -165,7 +163,7 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, i
         error = memfile_seal(fd, bounded);
     }
     if (error == 0) {
-        error = attach(fd, strangers != 0, out);
+        error = attach(fd, &header, true, bounded, out);
     }
     if (error != 0) {
         close(fd);
@@ -175,9 +173,11 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, i
 
 /* Read the header and check all that this process will believe.  A5 */
 static int
-read_header(int fd, struct arena_header *header, struct stat *status)
+read_header(int fd, struct arena_header *header)
 {
-    if (fstat(fd, status) == -1) {
+    struct stat status;
+
+    if (fstat(fd, &status) == -1) {
         return -errno;
     }
     if (pread(fd, header, sizeof *header, 0) != (ssize_t) sizeof *header
@@ -197,7 +197,7 @@ read_header(int fd, struct arena_header *header, struct stat *status)
                            || header->slots > RING_SLOTS_MOST || (header->slots & (header->slots - 1)) != 0
                      : header->slots != 0)
         || header->head_bytes != head_bytes_for(header)
-        || file_bytes(header) != (uint64_t) status->st_size) {
+        || file_bytes(header) != (uint64_t) status.st_size) {
         return MPSHM_E_GEOMETRY;
     }
     return 0;
@@ -207,8 +207,7 @@ int
 mpshm_arena_identity(int fd, uint64_t *id)
 {
     struct arena_header header;
-    struct stat status;
-    int error = read_header(fd, &header, &status);
+    int error = read_header(fd, &header);
 
     *id = error == 0 ? header.id : 0;
     return error;
@@ -240,16 +239,14 @@ join_roster(mpshm_arena *arena, uint64_t id, bool fresh)
     return error;
 }
 
-/* fresh: this process has just made it. */
+/* fresh: this process has just made the file, which is empty.  Else the header was read from it. */
 static int
-attach(int fd, bool fresh, mpshm_arena **out)
+attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpshm_arena **out)
 {
-    struct arena_header header;
     struct stat status;
-    int error = read_header(fd, &header, &status);
 
-    if (error != 0) {
-        return error;
+    if (fstat(fd, &status) == -1) {
+        return -errno;
     }
     mpshm_arena *arena = calloc(1, sizeof *arena);
 
@@ -260,34 +257,38 @@ attach(int fd, bool fresh, mpshm_arena **out)
     arena->device = status.st_dev;
     arena->inode = status.st_ino;
     arena->refs = 1;
-    void *mapped = mmap(NULL, header.head_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *mapped = mmap(NULL, header->head_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
     if (mapped == MAP_FAILED) {
-        error = -errno;
+        int error = -errno;
+
         free(arena);
         return error;
     }
     arena->header = mapped;
+    if (fresh) {
+        memcpy(arena->header, header, offsetof(struct arena_header, segment));
+    }
     arena->marks = (_Atomic uint64_t *) ((char *) mapped + MARKS_OFFSET);
-    arena->slots = header.slots;
-    if (header.slots > 0) {
+    arena->slots = header->slots;
+    if (header->slots > 0) {
         arena->ring = (struct ring *) ((char *) mapped + RING_OFFSET);
-        arena->overflow = header.overflowing
+        arena->overflow = header->overflowing
                               ? (struct overflow *) ((char *) mapped + RING_OFFSET
-                                                     + ring_bytes(header.slots, 0))
+                                                     + ring_bytes(header->slots, 0))
                               : NULL;
         ring_attach(arena);
     }
-    arena->slot_bytes = header.slot_bytes;
-    arena->id = header.id;
-    arena->head_bytes = header.head_bytes;
-    arena->stride = header.stride;
-    arena->segment_bytes = header.segment_bytes;
-    arena->segment_limit = header.segment_limit;
-    arena->chunk_shift = header.chunk_shift;
-    arena->bounded = !memfile_is_sealed(fd);
+    arena->slot_bytes = header->slot_bytes;
+    arena->id = header->id;
+    arena->head_bytes = header->head_bytes;
+    arena->stride = header->stride;
+    arena->segment_bytes = header->segment_bytes;
+    arena->segment_limit = header->segment_limit;
+    arena->chunk_shift = header->chunk_shift;
+    arena->bounded = bounded;
     process_lock();
-    error = join_roster(arena, header.roster_id, fresh);
+    int error = join_roster(arena, header->roster_id, fresh);
     process_unlock();
     if (error != 0) {
         munmap(mapped, mapped_bytes(arena));
@@ -301,7 +302,10 @@ attach(int fd, bool fresh, mpshm_arena **out)
 int
 mpshm_arena_attach(int fd, mpshm_arena **out)
 {
-    return attach(fd, false, out);
+    struct arena_header header;
+    int error = read_header(fd, &header);
+
+    return error != 0 ? error : attach(fd, &header, false, !memfile_is_sealed(fd), out);
 }
 
 #ifdef MPSHM_DEBUG
