@@ -340,6 +340,18 @@ wait_killed(int pid)
 }
 
 void
+in_doomed_child(void (*work)(void))
+{
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        work();
+        die();
+    }
+    wait_killed(pid);
+}
+
+void
 wait_asleep(int pid)
 {
     char path[64], text[256];

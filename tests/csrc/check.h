@@ -88,6 +88,7 @@ int fork_hooked(void);
 void wait_child(int pid);
 void die(void); /* by SIGKILL */
 void wait_killed(int pid);
+void in_doomed_child(void (*work)(void)); /* run it in a child that is killed at its end */
 void kill_child(int pid);
 void wait_asleep(int pid);
 #define LONG_MS 25000 /* longer than any test: who sleeps so long is woken */

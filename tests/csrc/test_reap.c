@@ -35,19 +35,6 @@ open_queue(uint32_t places, uint64_t bytes, int joinable)
     mpshm_reap(arena); /* have a name, before any child */
 }
 
-/* Run it in a child that is killed at its end. */
-static void
-in_doomed_child(void (*work)(void))
-{
-    int pid = fork_hooked();
-
-    if (pid == 0) {
-        work();
-        die();
-    }
-    wait_killed(pid);
-}
-
 static int
 put(uint32_t size, unsigned seed)
 {

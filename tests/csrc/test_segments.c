@@ -50,19 +50,6 @@ hold_lock(void)
     return seg;
 }
 
-/* Run it in a child that is killed at its end. */
-static void
-in_doomed_child(void (*work)(void))
-{
-    int pid = fork_hooked();
-
-    if (pid == 0) {
-        work();
-        die();
-    }
-    wait_killed(pid);
-}
-
 /* Chunks of segment 0 that the next claim finds free. */
 static uint32_t
 free_chunks(void)
