@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from ._channel.totals import process_stats as stats
+from ._memory.arena import trim
 from ._memory.buffer import Buffer
 from .connection import Connection
 from .context import default_context as _default
@@ -44,6 +45,7 @@ __all__ = [
     "Stats",
     "install",
     "stats",
+    "trim",
     "uninstall",
 ]
 __all__ += _stock.__all__

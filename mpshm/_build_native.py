@@ -22,6 +22,7 @@ SOURCES = (
     "runs.c",
     "pressure.c",
     "strays.c",
+    "trim.c",
     "leases.c",
     "fork.c",
     "frame.c",

@@ -2,7 +2,8 @@
 
 To end a pool, stock takes the lock of its queue of tasks, so that the workers wait for the lock.
 Our queues have no such lock, and the workers go on until they are killed.  So this module replaces
-two of the functions that end a pool.
+two of the functions that end a pool.  They and `join` give its memory back, which the queues of a
+Pool object that lives on would keep.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def help_stuff_finish(inqueue: Any, task_handler: Any, size: int) -> None:
 
 
 _terminate_pool: Any = vars(stock.Pool)["_terminate_pool"].__func__
-_OUTQUEUE, _RESULT_HANDLER = 2, 7  # positions among its arguments
+_INQUEUE, _OUTQUEUE, _RESULT_HANDLER = 1, 2, 7  # positions among its arguments
 
 
 def terminate_pool(cls: Any, *args: Any) -> None:
@@ -58,6 +59,23 @@ def terminate_pool(cls: Any, *args: Any) -> None:
         ours = _SentinelQueue(end, result_handler)
         args = (*args[:_OUTQUEUE], ours, *args[_OUTQUEUE + 1 :])
     _terminate_pool(cls, *args)
+    _trim(args[_INQUEUE], outqueue)
+
+
+_join: Any = stock.Pool.join
+
+
+def join(pool: Any) -> None:
+    """In place of Pool.join."""
+    _join(pool)
+    _trim(pool._inqueue, pool._outqueue)
+
+
+def _trim(*queues: Any) -> None:
+    for queue in queues:
+        arena = getattr(queue, "_arena", None)
+        if arena is not None:
+            arena.trim()
 
 
 class _SentinelQueue:
@@ -95,6 +113,7 @@ class Pool(stock.Pool):
 
     _help_stuff_finish = staticmethod(help_stuff_finish)
     _terminate_pool = classmethod(terminate_pool)
+    join = join
 
 
 def __getattr__(name: str) -> Any:

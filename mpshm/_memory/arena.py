@@ -280,6 +280,10 @@ class Arena:
             bytes_resident=c.bytes_resident,
         )
 
+    def trim(self) -> int:
+        """Give the memory of all free chunks back to the system; return how many bytes."""
+        return int(lib.mpshm_trim(self._c))
+
     def is_valid(self) -> bool:
         """Walk every segment and check each invariant of csrc/layout.h.  For tests."""
         return bool(lib.mpshm_arena_is_valid(self._c) == 1)
@@ -346,6 +350,16 @@ def process_arenas() -> list[Arena]:
     """Every arena this process has open."""
     # valuerefs() is one atomic copy: other threads may open and close channels meanwhile.
     return [arena for ref in _arenas.valuerefs() if (arena := ref()) is not None]
+
+
+def trim() -> int:
+    """Give back to the system what shared memory no message uses; return how many bytes.
+
+    mpshm does this by itself with memory that was not used for a second or two, whenever a process
+    waits for a message or frees a large one.  Call this when none of them will do so for long.  It
+    covers the channels that are open in this process, for all processes that use them.
+    """
+    return sum(arena.trim() for arena in process_arenas())
 
 
 def note_end(pid: int) -> None:

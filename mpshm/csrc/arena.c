@@ -377,6 +377,9 @@ arena_let_go(mpshm_arena *arena)
 void
 mpshm_arena_close(mpshm_arena *arena)
 {
+    if (arena->joined == mpshm_process.generation && arena->segments[0] != NULL) {
+        (void) mpshm_trim(arena); /* others may keep the file for long */
+    }
     process_lock();
     if (arena->joined == mpshm_process.generation) { /* else no segment is this process's */
         for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {

@@ -497,6 +497,9 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
         strays_inside(arena, true);
         reader->inside = generation;
     }
+    if (arena != NULL && arena->segments[0] != NULL) {
+        trim_if_due(arena); /* it may sleep now */
+    }
     int n = frame_read(reader, fd, body_max);
 
     if (n >= MPSHM_DESCRIPTORS && n != MPSHM_LONG) {

@@ -24,11 +24,14 @@ struct segment {
     uint64_t *map;          /* free map, 1 = free; the lock's holder's */
     uint64_t *heads;        /* first chunks of runs that are lent; the lock's holder's */
     _Atomic uint64_t *freed; /* hint: first chunks of runs that were freed since `map` was made */
+    uint64_t *touched;      /* hint: chunks that have memory; the lock's holder's.  Wrongly set: it is given back
+                               again.  Wrongly clear: it stays until the chunk is lent again */
     struct run *runs;
     struct mapping *now;    /* the shared mapping of its data, which claims and leases use; or NULL */
     struct mapping *former; /* those that forks have made private */
     name blocked_by;        /* who held the lock when it was last tried */
-    uint8_t *warm;          /* by huge page: this process has made it resident */
+    uint8_t *warm;          /* by huge page: this process has made it resident, */
+    uint32_t punched;       /* when memory had been given back so often */
 };
 
 /* The data of a segment, mapped whole.  A fork makes it private, views and all, and the segment gets
@@ -230,8 +233,19 @@ void mapping_drop_loan(struct segment *seg, const char *data);
 /* The segment's lock word: tried, never waited for. */
 bool segment_try_lock(struct segment *seg);
 bool segment_look_again(struct segment *seg); /* under it */
+bool segment_touch(struct segment *seg, uint32_t at, uint32_t chunks); /* and this */
 void segment_unlock(struct segment *seg);
 void segment_was_freed(struct segment *seg, uint32_t at);
+
+/* trim.c.  Without the lock; the caller has a reference. */
+enum warmth { KEEP_LATELY = 0, KEEP_LEAST = 1, KEEP_LARGEST = 2, KEEP_NONE = 3 }; /* what a trim leaves */
+void trim_if_due(mpshm_arena *arena);                 /* cheap when it is not */
+/* Have whoever comes next do it. */
+static inline void
+trim_soon(mpshm_arena *arena, enum warmth keep)
+{
+    atomic_store_explicit(&arena->header->trim_soon, keep, memory_order_relaxed);
+}
 
 /* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);

@@ -116,6 +116,8 @@ struct arena_header {
     _Atomic uint64_t segment[SEGMENT_LIMIT]; /* truth: the directory, DIR_WORD */
     _Atomic uint32_t untrimmed; /* hint: a sweep has freed runs of the dead since memory was last given back.
                                    Wrong: memory stays warm, or is given back once more */
+    _Atomic uint32_t trim_soon; /* hint: enum warmth, somebody asks for a trim; 0: nobody.  The same */
+    _Atomic uint32_t trimmed; /* hint: the period in which somebody has last looked whether memory can go back */
 };
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");
 _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");
@@ -263,7 +265,10 @@ struct segment_head {
     _Atomic uint32_t high;  /* the lock's: no run has begun at this chunk or behind it; raised before the
                                claim */
     uint32_t claims;        /* the lock's: how many there were; the next one's tag */
-    uint32_t unused[11];
+    uint32_t lent_to, lent_before; /* the lock's: the end of what was claimed in this period, and in the last one, */
+    uint32_t period;        /* the lock's: which began when memory was looked at (trim.c) */
+    uint32_t punched;       /* the lock's: how often memory was given back */
+    uint32_t unused[7];
     _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` but the first few */
 };
 _Static_assert(sizeof(struct segment_head) == 192, "layout");
@@ -333,7 +338,7 @@ static inline uint64_t
 data_offset(uint64_t stride, uint32_t count)
 {
     uint64_t align = stride >= 32 * HUGE_BYTES ? HUGE_BYTES : SMALL_ALIGN;
-    uint64_t head = sizeof(struct segment_head) + 3 * map_words(count) * sizeof(uint64_t)
+    uint64_t head = sizeof(struct segment_head) + 4 * map_words(count) * sizeof(uint64_t)
                     + count * sizeof(struct run);
 
     return (head + align - 1) / align * align;

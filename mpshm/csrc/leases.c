@@ -18,6 +18,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Whoever gives back so long a run looks whether memory can go back. */
+#define TRIM_BYTES (UINT64_C(1) << 20)
+
 static struct {
     struct lease *places;
     uint64_t size; /* a power of two, at most half full */
@@ -395,12 +398,23 @@ mpshm_release(void *data)
 {
     process_lock();
     struct lease *found = find(data);
+    mpshm_arena *large = NULL;
 
     if (found != NULL) {
-        arena_is_ours(found->mapping->seg->arena); /* the child of a fork may not have come yet */
+        struct segment *seg = found->mapping->seg;
+
+        arena_is_ours(seg->arena); /* the child of a fork may not have come yet */
+        if ((uint64_t) found->chunks << seg->shift >= TRIM_BYTES) {
+            large = seg->arena;
+            large->refs++;
+        }
         release_found(found);
     }
     process_unlock();
+    if (large != NULL) {
+        trim_if_due(large);
+        arena_let_go(large);
+    }
 }
 
 uint64_t

@@ -5,7 +5,7 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 6
+#define MPSHM_ABI 7
 /* Bytes of a frame in a pipe, of a slot, of a slot with its overflow, and of a reader: see the size
    classes in docs/design.md. */
 #define MPSHM_FRAME_BYTES 4096
@@ -348,5 +348,8 @@ void mpshm_queue_watch(const mpshm_end *end);
 
 /* Take back what dead processes held. */
 void mpshm_reap(mpshm_arena *arena);
+/* Give the memory of all free chunks back to the system, but in a segment that another process is just using:
+   how many bytes. */
+uint64_t mpshm_trim(mpshm_arena *arena);
 
 uint64_t mpshm_leases(void);

@@ -203,6 +203,7 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
         if (left == before || timeout_ms <= 0) {
             break; /* it stands still: a signal came, or the time is over */
         }
+        trim_if_due(arena);
         futex_wait(wanted, left, timeout_ms);
         timeout_ms = (int) ((until - now_ns()) / 1000000);
         before = left;

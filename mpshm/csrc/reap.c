@@ -14,19 +14,10 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
-#include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "ring.h"
 
-/* Bytes that stay warm, at the beginnings of all segments together and of each at least, when the
-   memory of a storm is given back. */
-#define KEEP_WARM (UINT64_C(32) << 20)
-#define KEEP_WARM_EACH (UINT64_C(1) << 20)
-/* A punch holds the file's lock, and another process's allocation waits for it. */
-#define PUNCH_BYTES (UINT64_C(4) << 20)
 /* A growing arena looks for the dead no oftener than this. */
 #define GROWTH_PAUSE_NS INT64_C(100000000)
 /* Claims between two looks at a few records of the roster, for processes that never sleep. */
@@ -37,7 +28,7 @@ struct sweep {
     mpshm_arena *arena;
     name asked[64];
     bool dead[64];
-    uint32_t freed, in_use, segments;
+    uint32_t freed, in_use;
 };
 
 static bool
@@ -106,7 +97,6 @@ sweep_segment(struct sweep *sweep, uint32_t id)
     if (atomic_load(&sweep->arena->header->segment[id]) == 0 || segment_map(sweep->arena, id, &seg) != 0) {
         return;
     }
-    sweep->segments++;
     sweep_runs(sweep, seg);
     /* One who was killed between freeing a run and telling of it left chunks that the maps do not show.  Exchanged,
        so that who takes it has seen what each sweeper has. */
@@ -117,52 +107,6 @@ sweep_segment(struct sweep *sweep, uint32_t id)
         seg->blocked_by = holder;
         if (segment_try_lock(seg)) {
             segment_unlock(seg);
-        }
-    }
-}
-
-/* Give back the memory of free chunks behind the first `keep` bytes, under the segment's lock, so that nobody
-   writes there meanwhile. */
-static void
-cool_segment(struct segment *seg, uint64_t keep)
-{
-#ifdef FALLOC_FL_PUNCH_HOLE
-    if (seg->arena->bounded || !arena_has_file(seg->arena) || !segment_try_lock(seg)) {
-        return;
-    }
-    uint32_t at = (uint32_t) (keep >> seg->shift), most = (uint32_t) (PUNCH_BYTES >> seg->shift);
-
-    (void) segment_look_again(seg);
-    while (at < seg->count) { /* runs may go on far behind the last beginning of one */
-        uint32_t n = freemap_stretch(seg->map, seg->count, at, most > 0 ? most : 1);
-
-        if (n > 0
-            && fallocate(seg->arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                         (off_t) (segment_file_offset(seg) + seg->data_at + ((uint64_t) at << seg->shift)),
-                         (off_t) ((uint64_t) n << seg->shift))
-                   == 0
-            && seg->warm != NULL) {
-            memset(seg->warm, 0, ((uint64_t) seg->count << seg->shift) / HUGE_BYTES + 1);
-        }
-        at += n > 0 ? n : 1;
-    }
-    segment_unlock(seg);
-#else
-    (void) seg;
-    (void) keep;
-#endif
-}
-
-/* After a storm whose dead held much: if nothing is in use any more. */
-static void
-cool(struct sweep *sweep)
-{
-    uint64_t keep = sweep->segments > 0 ? KEEP_WARM / sweep->segments : KEEP_WARM;
-
-    keep = keep < KEEP_WARM_EACH ? KEEP_WARM_EACH : keep;
-    for (uint32_t id = 0; id < sweep->arena->segment_limit; id++) {
-        if (sweep->arena->segments[id] != NULL) {
-            cool_segment(sweep->arena->segments[id], keep);
         }
     }
 }
@@ -191,7 +135,7 @@ end_sweep(struct sweep *sweep)
     }
     if (sweep->in_use == 0 && atomic_load(untrimmed) != 0) {
         atomic_store(untrimmed, 0);
-        cool(sweep);
+        trim_soon(sweep->arena, KEEP_LEAST);
     }
 }
 
@@ -230,8 +174,9 @@ mpshm_reap(mpshm_arena *arena)
         }
     }
     end_sweep(&sweep);
-    arena_unref(arena);
     arena_unlock(arena);
+    trim_if_due(arena);
+    arena_let_go(arena);
 }
 
 /* Before an arena gets larger: perhaps it is full of what the dead held. */

@@ -75,6 +75,9 @@ claim_locked(struct segment *seg, uint64_t size, mpshm_run *run)
         return false;
     }
     INVARIANT(L4, RUN_STATE(atomic_load(&seg->runs[at].word)) == RUN_FREE);
+    if (!segment_touch(seg, at, chunks)) {
+        return false;
+    }
     freemap_clear(seg->map, at, chunks);
     freemap_set(seg->heads, at, 1);
     run->tag = ++seg->head->claims & TAG_MASK;
@@ -315,7 +318,7 @@ increase(mpshm_run *run, uint64_t size, uint64_t min_size)
         return min_size == 0 ? 0 : -ENOSPC;
     }
     got = freemap_stretch(seg->map, seg->count, end, want);
-    if (((uint64_t) got << seg->shift) < min_size) {
+    if (((uint64_t) got << seg->shift) < min_size || (got > 0 && !segment_touch(seg, end, got))) {
         got = 0; /* R1 */
     }
     freemap_clear(seg->map, end, got);

@@ -72,7 +72,8 @@ map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct
     seg->map = (uint64_t *) (seg->head + 1);
     seg->heads = seg->map + map_words(count);
     seg->freed = (_Atomic uint64_t *) (seg->heads + map_words(count));
-    seg->runs = (struct run *) (seg->freed + map_words(count));
+    seg->touched = (uint64_t *) (seg->freed + map_words(count));
+    seg->runs = (struct run *) (seg->touched + map_words(count));
     *out = seg;
     return 0;
 }
@@ -247,6 +248,29 @@ segment_look_again(struct segment *seg)
     return stale;
 }
 
+/* Under the lock: chunks are about to be used.  False: there is no memory for them. */
+bool
+segment_touch(struct segment *seg, uint32_t at, uint32_t chunks)
+{
+    if (seg->arena->bounded && freemap_stretch(seg->touched, seg->count, at, chunks) < chunks
+        && (!arena_has_file(seg->arena)
+            || memfile_reserve(seg->arena->fd,
+                               segment_file_offset(seg) + seg->data_at + ((uint64_t) at << seg->shift),
+                               (uint64_t) chunks << seg->shift)
+                   != 0)) {
+        return false;
+    }
+    freemap_set(seg->touched, at, chunks);
+    if (at + chunks > seg->head->lent_to) {
+        seg->head->lent_to = at + chunks;
+    }
+    if (seg->punched != seg->head->punched) { /* whatever is warm may have been given back */
+        seg->punched = seg->head->punched;
+        memset(seg->warm, 0, data_bytes(seg) / HUGE_BYTES + 1);
+    }
+    return true;
+}
+
 void
 segment_unlock(struct segment *seg)
 {
@@ -281,8 +305,7 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
     if (arena->bounded) {
         error = !arena_has_file(arena)
                     ? -EBADF
-                    : memfile_reserve(arena->fd, segment_file_offset(seg),
-                                seg->data_at + data_bytes(seg));
+                    : memfile_reserve(arena->fd, segment_file_offset(seg), seg->data_at);
     }
     if (error == 0) {
         error = segment_map_data(seg);
@@ -386,6 +409,9 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
             error = error == MPSHM_E_GEOMETRY ? 1 : error; /* forged: others have room */
         }
         if (error == 0) {
+            if (word == 0 && bytes > arena->segment_bytes) { /* those there are may all be free */
+                trim_soon(arena, KEEP_LARGEST);
+            }
             *out = arena->segments[id];
             INVARIANT(S2, (*out)->mine && (*out)->now != NULL);
             INVARIANT(S3, (uint64_t) (*out)->count << (*out)->shift >= size);

@@ -286,6 +286,7 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
 
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_put's last */
     if (!ring_is_ready(arena)) {
+        trim_if_due(arena);
         futex_wait(&waiters->wakeups, count, ms);
     }
     return ring_is_ready(arena);
@@ -397,6 +398,7 @@ sleep_for_room(mpshm_arena *arena, int64_t place, uint32_t count, int timeout_ms
     atomic_store(&waiters->room_mark, each ? EACH : arena->slots / 2);
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_take's compare-and-swap */
     if (!may_try(arena, place)) {
+        trim_if_due(arena);
         futex_wait(&waiters->room_wakeups, count, shorter(timeout_ms, watch_ms));
     }
 }

@@ -17,7 +17,7 @@ LAYERS = """
     handle
     mapping ring_check tasks
     positions segment
-    mirror segment_check strays turns
+    mirror segment_check strays trim turns
     arena inspect ring
     leases pressure waiters
     fork frame queue reap
