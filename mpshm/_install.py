@@ -92,6 +92,7 @@ def install() -> None:
     _patch(stock_queues.Queue, "_feed", staticmethod(stock_locks.feed))
     _patch(stock_pool.Pool, "_help_stuff_finish", staticmethod(pool.help_stuff_finish))
     _patch(stock_pool.Pool, "_terminate_pool", classmethod(pool.terminate_pool))
+    _patch(stock_pool.Pool, "close", pool.close)
     _patch(stock_pool.Pool, "join", pool.join)
     simple = stock_queues.SimpleQueue
     _patch(simple, "get", _method_by_end("_reader", stock_locks.simple_get, simple.get))

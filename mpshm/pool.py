@@ -2,8 +2,8 @@
 
 To end a pool, stock takes the lock of its queue of tasks, so that the workers wait for the lock.
 Our queues have no such lock, and the workers go on until they are killed.  So this module replaces
-two of the functions that end a pool.  They and `join` give its memory back, which the queues of a
-Pool object that lives on would keep.
+two of the functions that end a pool.  They, `close` and `join` give its memory back, which the
+queues of a Pool object that lives on would keep.
 """
 
 from __future__ import annotations
@@ -62,6 +62,15 @@ def terminate_pool(cls: Any, *args: Any) -> None:
     _trim(args[_INQUEUE], outqueue)
 
 
+_close: Any = stock.Pool.close
+
+
+def close(pool: Any) -> None:
+    """In place of Pool.close."""
+    _close(pool)
+    _trim(pool._inqueue, pool._outqueue)
+
+
 _join: Any = stock.Pool.join
 
 
@@ -72,6 +81,7 @@ def join(pool: Any) -> None:
 
 
 def _trim(*queues: Any) -> None:
+    """Give back what the queues do not use now; stock's queues have no such memory."""
     for queue in queues:
         arena = getattr(queue, "_arena", None)
         if arena is not None:
@@ -113,6 +123,7 @@ class Pool(stock.Pool):
 
     _help_stuff_finish = staticmethod(help_stuff_finish)
     _terminate_pool = classmethod(terminate_pool)
+    close = close
     join = join
 
 

@@ -375,9 +375,27 @@ arena_let_go(mpshm_arena *arena)
 }
 
 void
+arena_visit(mpshm_arena *arena)
+{
+    INVARIANT(A4, process_is_locked());
+    arena->refs++;
+    arena->visits++;
+}
+
+void
+arena_leave(mpshm_arena *arena)
+{
+    process_lock();
+    INVARIANT(A2, arena->visits > 0);
+    arena->visits--;
+    arena_unref(arena);
+    process_unlock();
+}
+
+void
 mpshm_arena_close(mpshm_arena *arena)
 {
-    if (arena->joined == mpshm_process.generation && arena->segments[0] != NULL) {
+    if (arena->joined == mpshm_process.generation && atomic_load(&arena->header->segment[0]) != 0) {
         (void) mpshm_trim(arena); /* others may keep the file for long */
     }
     process_lock();

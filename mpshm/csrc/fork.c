@@ -119,6 +119,20 @@ forget_loans(struct segment *seg)
     }
 }
 
+/* Threads of the parent that were inside a call have no part in the child. */
+static void
+end_visits(void)
+{
+    for (mpshm_arena *arena = mpshm_process.arenas, *next; arena != NULL; arena = next) {
+        next = arena->next;
+        if (arena->visits > 0) {
+            arena->refs -= arena->visits - 1;
+            arena->visits = 0;
+            arena_unref(arena);
+        }
+    }
+}
+
 /* What this process has is no longer what its memory says: it is a child.  A3 */
 static void
 begin_anew(void)
@@ -151,6 +165,7 @@ after_fork_in_child(void)
         lease->copied_for_child = false;
     }
     rosters_after_fork_in_child();
+    end_visits();
     process_unlock();
 }
 
@@ -163,6 +178,7 @@ fork_unseen(void)
     for (struct lease *lease = leases_next(NULL); lease != NULL; lease = leases_next(lease)) {
         lease->copied = true;
     }
+    end_visits();
 }
 
 __attribute__((constructor)) static void

@@ -32,6 +32,7 @@
 #include <endian.h>
 #endif
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -483,6 +484,15 @@ mpshm_reader_free(mpshm_reader *reader)
     free(reader);
 }
 
+static bool
+has_input(mpshm_arena *arena, int64_t fd)
+{
+    struct pollfd end = {.fd = (int) fd, .events = POLLIN};
+
+    (void) arena;
+    return poll(&end, 1, 0) != 0;
+}
+
 int
 mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max,
               uint32_t copy_max)
@@ -497,8 +507,8 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
         strays_inside(arena, true);
         reader->inside = generation;
     }
-    if (arena != NULL && arena->segments[0] != NULL) {
-        trim_if_due(arena); /* it may sleep now */
+    if (arena != NULL) {
+        trim_if_due(arena, has_input, fd); /* it may sleep now */
     }
     int n = frame_read(reader, fd, body_max);
 

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <unistd.h>
 
 #include "freemap.h"
 #include "invariants.h"
@@ -30,8 +31,8 @@ struct segment {
     struct mapping *now;    /* the shared mapping of its data, which claims and leases use; or NULL */
     struct mapping *former; /* those that forks have made private */
     name blocked_by;        /* who held the lock when it was last tried */
-    uint8_t *warm;          /* by huge page: this process has made it resident, */
-    uint32_t punched;       /* when memory had been given back so often */
+    uint8_t *warm;          /* by huge page: this process has made it resident, when memory had been given back
+                               so often (segment_warm) */
 };
 
 /* The data of a segment, mapped whole.  A fork makes it private, views and all, and the segment gets
@@ -56,6 +57,7 @@ struct mpshm_arena {
     int fd;
     uint64_t device, inode; /* of the memory file: `fd` may have become another file's number */
     uint32_t refs;          /* the open handle, and each lease, run and parcel */
+    uint32_t visits;        /* those of them that threads inside a call have: a fork's child has none */
     uint64_t id;
     uint32_t slot_bytes;
     uint64_t head_bytes;    /* checked copies of the header's: a stray write must not move us */
@@ -167,6 +169,14 @@ run_chunks_at(struct segment *seg, uint32_t at)
 
     return chunks == 0 ? 1 : chunks < seg->count - at ? chunks : seg->count - at;
 }
+/* Chunks that share a page. */
+static inline uint32_t
+page_chunks(const struct segment *seg)
+{
+    uint32_t chunks = (uint32_t) ((uint64_t) sysconf(_SC_PAGESIZE) >> seg->shift);
+
+    return chunks > 0 ? chunks : 1;
+}
 /* No run begins at this chunk or behind it. */
 static inline uint32_t
 segment_high(const struct segment *seg)
@@ -199,6 +209,8 @@ arena_is_locked(const mpshm_arena *arena)
 void arena_unref(mpshm_arena *arena);    /* under the lock; the next two take it */
 void arena_keep(mpshm_arena *arena);
 void arena_let_go(mpshm_arena *arena);
+void arena_visit(mpshm_arena *arena);    /* under the lock: a reference for the time of a call, */
+void arena_leave(mpshm_arena *arena);    /* and its end, which takes the lock */
 void arena_notify(mpshm_arena *arena);
 bool arena_has_file(const mpshm_arena *arena); /* its descriptor is its memory file's */
 /* This process's own word, or NULL if it has no name. */
@@ -223,6 +235,7 @@ data_bytes(const struct segment *seg)
 }
 int segment_map_data(struct segment *seg);
 void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
+bool segment_populate(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_go_private(struct segment *seg);
 void segment_retire(struct segment *seg);
 void mapping_hide_loans(struct mapping *mapping, const uint64_t *viewed);
@@ -239,7 +252,11 @@ void segment_was_freed(struct segment *seg, uint32_t at);
 
 /* trim.c.  Without the lock; the caller has a reference. */
 enum warmth { KEEP_LATELY = 0, KEEP_LEAST = 1, KEEP_LARGEST = 2, KEEP_NONE = 3 }; /* what a trim leaves */
-void trim_if_due(mpshm_arena *arena);                 /* cheap when it is not */
+/* Whether a trimmer has something better to do: then the rest is for whoever comes next. */
+typedef bool trim_until(mpshm_arena *arena, int64_t what);
+/* Cheap when it is not due.  until: asked between slices; NULL: for some 10 ms at most. */
+void trim_if_due(mpshm_arena *arena, trim_until *until, int64_t what);
+bool trim_whole(mpshm_arena *arena, int64_t what); /* an `until`: to the end */
 /* Have whoever comes next do it. */
 static inline void
 trim_soon(mpshm_arena *arena, enum warmth keep)

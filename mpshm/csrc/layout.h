@@ -267,8 +267,11 @@ struct segment_head {
     uint32_t claims;        /* the lock's: how many there were; the next one's tag */
     uint32_t lent_to, lent_before; /* the lock's: the end of what was claimed in this period, and in the last one, */
     uint32_t period;        /* the lock's: which began when memory was looked at (trim.c) */
-    uint32_t punched;       /* the lock's: how often memory was given back */
-    uint32_t unused[7];
+    _Atomic uint32_t punched; /* hint: how often memory was given back.  Wrong: huge pages are made once more, or
+                               come as small ones */
+    _Atomic uint32_t refused; /* hint: somebody has found the lock taken.  Wrong: a trimmer waits a moment for
+                               nobody, or whoever claims makes a segment more */
+    uint32_t unused[6];
     _Atomic uint64_t freed_any[CHUNK_LIMIT / 64 / 64]; /* hint: a bit for each word of `freed` but the first few */
 };
 _Static_assert(sizeof(struct segment_head) == 192, "layout");

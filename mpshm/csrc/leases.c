@@ -406,14 +406,14 @@ mpshm_release(void *data)
         arena_is_ours(seg->arena); /* the child of a fork may not have come yet */
         if ((uint64_t) found->chunks << seg->shift >= TRIM_BYTES) {
             large = seg->arena;
-            large->refs++;
+            arena_visit(large);
         }
         release_found(found);
     }
     process_unlock();
     if (large != NULL) {
-        trim_if_due(large);
-        arena_let_go(large);
+        trim_if_due(large, NULL, 0);
+        arena_leave(large);
     }
 }
 

@@ -19,6 +19,9 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14; EINVAL before */
+#endif
 
 /* Map bytes of the memory file: at `at`, in the place of what is there, or anywhere.  A process that has
    lost the file's descriptor finds them through a mapping that begins before them, at `known_at` of the
@@ -274,7 +277,8 @@ mapping_hide_loans(struct mapping *mapping, const uint64_t *viewed)
 }
 
 /* Make [offset, offset + size) of the data resident by huge pages, those that the range covers whole.
-   Each is tried once; after an error its pages come one by one, as they are touched. */
+   Each is tried once, and again when memory of the segment has been given back; after an error its pages come
+   one by one, as they are touched. */
 void
 segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
 {
@@ -285,11 +289,13 @@ segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
     if (first >= end) {
         return;
     }
+    uint8_t now = (uint8_t) (1 + atomic_load_explicit(&seg->head->punched, memory_order_relaxed) % UINT8_MAX);
+
     for (uint64_t page = first; page < end; page++) {
-        if (!seg->warm[page]) {
+        if (seg->warm[page] != now) {
             char *at = seg->now->data + page * HUGE_BYTES;
 
-            seg->warm[page] = 1;
+            seg->warm[page] = now;
             /* EINVAL on an empty hole: hence one byte first. */
             *(volatile char *) at = *(volatile char *) at;
             (void) madvise(at, HUGE_BYTES, MADV_COLLAPSE);
@@ -300,4 +306,13 @@ segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
     (void) offset;
     (void) size;
 #endif
+}
+
+/* Allocate [offset, offset + size) of the data through the mapping, in a process that has lost the file's
+   descriptor.  False: there is no memory, or the system cannot say so. */
+bool
+segment_populate(struct segment *seg, uint64_t offset, uint64_t size)
+{
+    INVARIANT(S3, seg->now != NULL);
+    return madvise(seg->now->data + offset, size, MADV_POPULATE_WRITE) == 0;
 }

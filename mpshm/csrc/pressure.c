@@ -31,7 +31,7 @@
 #define SHORT_BYTES (UINT64_C(128) << 10)
 
 /* Whether a short message, which the pipe could take as well, may have a segment made for it.  Never
-   where a segment must be reserved whole. */
+   where its memory must be reserved first. */
 bool
 pressure_is_settled(mpshm_arena *arena)
 {
@@ -178,6 +178,12 @@ await_leases(_Atomic uint32_t *wanted, uint32_t n)
     }
 }
 
+static bool
+wanted_changed(mpshm_arena *arena, int64_t left)
+{
+    return atomic_load(&arena->header->wanted) != (uint32_t) left;
+}
+
 int
 mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms)
 {
@@ -203,7 +209,7 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
         if (left == before || timeout_ms <= 0) {
             break; /* it stands still: a signal came, or the time is over */
         }
-        trim_if_due(arena);
+        trim_if_due(arena, wanted_changed, left);
         futex_wait(wanted, left, timeout_ms);
         timeout_ms = (int) ((until - now_ns()) / 1000000);
         before = left;

@@ -164,7 +164,7 @@ mpshm_reap(mpshm_arena *arena)
         arena_unlock(arena);
         return;
     }
-    arena->refs++;
+    arena_visit(arena);
     begin_sweep(&sweep, arena);
     for (uint32_t id = 0; id < arena->segment_limit; id++) {
         if (atomic_load(&arena->header->segment[id]) != 0) {
@@ -175,8 +175,8 @@ mpshm_reap(mpshm_arena *arena)
     }
     end_sweep(&sweep);
     arena_unlock(arena);
-    trim_if_due(arena);
-    arena_let_go(arena);
+    trim_if_due(arena, trim_whole, 0);
+    arena_leave(arena);
 }
 
 /* Before an arena gets larger: perhaps it is full of what the dead held. */

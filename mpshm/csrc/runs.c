@@ -128,23 +128,52 @@ hot_of(mpshm_arena *arena, bool small)
     return small ? &arena->hot_small : &arena->hot;
 }
 
-/* Claim where this process claimed last, or in a segment of its own. */
-static bool
-claim_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
+/* Claim where this process claimed last, or in a segment of its own: 0, -ENOSPC, or -EAGAIN: in one that another
+   has locked there may be room. */
+static int
+try_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
     uint32_t *hot = hot_of(arena, small);
+    int result = -ENOSPC;
 
     for (uint32_t i = 0; i <= arena->segment_limit; i++) {
         uint32_t id = i == 0 ? *hot : i - 1;
         struct segment *seg = arena->segments[id];
 
-        if (seg != NULL && (seg->mine || (i == 0 && seg->was_claimed)) && is_small(arena, seg->shift) == small
-            && try_claim(seg, size, run) == 0) {
-            *hot = id;
-            return true;
+        if (seg == NULL || !(seg->mine || (i == 0 && seg->was_claimed)) || is_small(arena, seg->shift) != small) {
+            continue;
         }
+        int error = try_claim(seg, size, run);
+
+        if (error == 0) {
+            *hot = id;
+            return 0;
+        }
+        result = error == -EAGAIN ? error : result;
     }
-    return false;
+    return result;
+}
+
+static void
+pause_before(uint32_t round)
+{
+    struct timespec pause = {.tv_nsec = round * PAUSE_NS};
+
+    (void) nanosleep(&pause, NULL);
+}
+
+/* The same, some rounds long: a trimmer has a segment for a slice at a time, and without patience each meeting
+   would make a segment more. */
+static bool
+claim_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
+{
+    int error = try_own(arena, size, small, run);
+
+    for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
+        pause_before(i);
+        error = try_own(arena, size, small, run);
+    }
+    return error == 0;
 }
 
 /* Claim in one that this process has to make or to take over. */
@@ -197,9 +226,7 @@ claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     int error = claim_in_any(arena, size, small, run);
 
     for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
-        struct timespec pause = {.tv_nsec = i * PAUSE_NS};
-
-        (void) nanosleep(&pause, NULL);
+        pause_before(i);
         error = claim_in_any(arena, size, small, run);
     }
     return error == 0;
@@ -300,6 +327,19 @@ lies_in_now(const struct segment *seg, const mpshm_run *run)
     return seg->now != NULL && run->data == seg->now->data + ((uint64_t) run->chunk_id << seg->shift);
 }
 
+/* Take the lock of a segment, some rounds long: false, if another keeps it. */
+static bool
+lock_patiently(struct segment *seg)
+{
+    bool locked = segment_try_lock(seg);
+
+    for (uint32_t i = 1; i < CLAIM_ROUNDS && !locked; i++) {
+        pause_before(i);
+        locked = segment_try_lock(seg);
+    }
+    return locked;
+}
+
 static int64_t
 increase(mpshm_run *run, uint64_t size, uint64_t min_size)
 {
@@ -314,7 +354,8 @@ increase(mpshm_run *run, uint64_t size, uint64_t min_size)
     uint64_t room = (uint64_t) (seg->count - end) << seg->shift;
     uint32_t want = chunks_for(seg, size < room ? size : room);
 
-    if (want == 0 || memory_is_refused() || !lies_in_now(seg, run) || !segment_try_lock(seg)) {
+    if (want == 0 || memory_is_refused() || !lies_in_now(seg, run)
+        || !(min_size > 0 ? lock_patiently(seg) : segment_try_lock(seg))) {
         return min_size == 0 ? 0 : -ENOSPC;
     }
     got = freemap_stretch(seg->map, seg->count, end, want);

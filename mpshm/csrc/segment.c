@@ -223,6 +223,7 @@ segment_try_lock(struct segment *seg)
         harvest(seg);
         return true;
     }
+    atomic_store_explicit(&seg->head->refused, 1, memory_order_relaxed);
     /* A living holder is gone in a moment: ask only about one that was met before. */
     if (who != seg->blocked_by) {
         seg->blocked_by = who;
@@ -248,25 +249,34 @@ segment_look_again(struct segment *seg)
     return stale;
 }
 
-/* Under the lock: chunks are about to be used.  False: there is no memory for them. */
+/* There is memory for those chunks: the file system could run full, and then a touch is SIGBUS. */
+static bool
+has_memory(struct segment *seg, uint32_t from, uint32_t to)
+{
+    uint64_t offset = (uint64_t) from << seg->shift, size = (uint64_t) (to - from) << seg->shift;
+
+    if (freemap_stretch(seg->touched, seg->count, from, to - from) == to - from) {
+        return true;
+    }
+    return arena_has_file(seg->arena)
+               ? memfile_reserve(seg->arena->fd, segment_file_offset(seg) + seg->data_at + offset, size) == 0
+               : segment_populate(seg, offset, size);
+}
+
+/* Under the lock: chunks are about to be used.  False: there is no memory for them.  With them all that share a
+   page get memory. */
 bool
 segment_touch(struct segment *seg, uint32_t at, uint32_t chunks)
 {
-    if (seg->arena->bounded && freemap_stretch(seg->touched, seg->count, at, chunks) < chunks
-        && (!arena_has_file(seg->arena)
-            || memfile_reserve(seg->arena->fd,
-                               segment_file_offset(seg) + seg->data_at + ((uint64_t) at << seg->shift),
-                               (uint64_t) chunks << seg->shift)
-                   != 0)) {
+    uint32_t page = page_chunks(seg), from = at / page * page, to = (at + chunks + page - 1) / page * page;
+
+    to = to < seg->count ? to : seg->count;
+    if (seg->arena->bounded && !has_memory(seg, from, to)) {
         return false;
     }
-    freemap_set(seg->touched, at, chunks);
+    freemap_set(seg->touched, from, to - from);
     if (at + chunks > seg->head->lent_to) {
         seg->head->lent_to = at + chunks;
-    }
-    if (seg->punched != seg->head->punched) { /* whatever is warm may have been given back */
-        seg->punched = seg->head->punched;
-        memset(seg->warm, 0, data_bytes(seg) / HUGE_BYTES + 1);
     }
     return true;
 }
@@ -290,10 +300,11 @@ segment_was_freed(struct segment *seg, uint32_t at)
 
 /* Making and adopting. */
 
-/* Make segment `id`, whose directory word is 0.  All that can fail comes before the word is won, so that
-   a word once set stays (L3).  1: another process won it. */
+/* Make segment `id`, whose directory word is 0, for a run of `size` bytes.  All that can fail comes before the word
+   is won, so that a word once set stays (L3), and a file system that is full gets no segment without memory for its
+   run.  1: another process won it. */
 static int
-try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
+try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, uint64_t size)
 {
     INVARIANT(S1, arena->segments[id] == NULL);
     struct segment *seg;
@@ -305,7 +316,7 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count)
     if (arena->bounded) {
         error = !arena_has_file(arena)
                     ? -EBADF
-                    : memfile_reserve(arena->fd, segment_file_offset(seg), seg->data_at);
+                    : memfile_reserve(arena->fd, segment_file_offset(seg), seg->data_at + size);
     }
     if (error == 0) {
         error = segment_map_data(seg);
@@ -403,7 +414,7 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
         int error = 1;
 
         if (word == 0) {
-            error = may_make ? try_make(arena, id, shift, count) : -ENOSPC;
+            error = may_make ? try_make(arena, id, shift, count, size) : -ENOSPC;
         } else if ((DIR_SHIFT(word) < arena->chunk_shift) == small) {
             error = try_adopt(arena, id, word, size);
             error = error == MPSHM_E_GEOMETRY ? 1 : error; /* forged: others have room */

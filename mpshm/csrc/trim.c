@@ -3,33 +3,43 @@
    There is no thread for it.  Whoever is about to sleep or has given back a large run looks whether it is
    time; so when all compute, what the last one left stays.
 
-   The warm set of a segment are its chunks below the end of what was lent in the last period, for claims take
-   the lowest that are free.  It is at least its part of KEEP_WARM.
+   The warm set of a segment are its chunks below the end of what was lent in this period and the last one, for
+   claims take the lowest that are free.  It is at least its part of KEEP_WARM.
+
+   A segment's lock is held for a slice, without the process's: other threads go on.  Those who find it taken wait
+   a moment, and the trimmer leaves it to them.
 
    Knows the segment's maps.  Does not know runs, nor why it is called.
 
    Invariants: A4, S3 (invariants.h).
 
-   Memory order: all is the lock's (segment.c), but `trimmed`, which orders nothing. */
+   Memory order: all is the lock's (segment.c), but `trimmed`, `trim_soon` and `refused`, which order nothing. */
 #define _GNU_SOURCE
 #include "internal.h"
 
 #include <fcntl.h>
 #include <time.h>
 
-/* Bytes that stay warm however seldom they are used, at the beginnings of all segments together and of each at
-   least.  A sender waits when so much is in flight, so a stream of messages needs no more. */
+/* Bytes that stay warm however seldom they are used, at the beginnings of all segments together.  A sender waits
+   when so much is in flight, so a stream of messages needs no more. */
 #define KEEP_WARM (UINT64_C(24) << 20)
-#define KEEP_WARM_EACH (UINT64_C(256) << 10)
 /* What nobody has used for one to two periods goes back. */
 #define PERIOD_NS INT64_C(1500000000)
-/* A punch holds the file's lock and the segment's: 0.15 ms for each MiB.  Between two, others have them. */
+/* A punch holds the file's lock and the segment's: 0.15 ms for each MiB.  Between two, others have them, */
 #define PUNCH_BYTES (UINT64_C(1) << 20)
+/* and those who were refused get so long. */
+#define GIVE_WAY_NS 100000
+/* What one who does not sleep gives back at a time: 10 ms. */
+#define AWAKE_BYTES (UINT64_C(64) << 20)
 
 struct trim {
     enum warmth keep;
     uint32_t period;
     uint64_t least_bytes; /* that a segment keeps */
+    trim_until *until;
+    int64_t what;         /* of `until` */
+    uint64_t given;
+    bool is_cut;          /* it ended early */
 };
 
 static uint32_t
@@ -91,10 +101,13 @@ warm_chunks(struct segment *seg, const struct trim *trim)
     return warm > least ? warm : least;
 }
 
-/* The next chunks from *at on that are free and have memory, at most `most`; 0: there are none. */
+/* The next chunks from *at on that are free and have memory, at most `most`, in whole pages; 0: there are none.
+   The maps may be forged, and change under us. */
 static uint32_t
 next_cold(const struct segment *seg, uint32_t *at, uint32_t most)
 {
+    uint32_t page = page_chunks(seg);
+
     while (*at < seg->count) {
         uint64_t both = seg->map[*at / 64] & seg->touched[*at / 64];
 
@@ -108,7 +121,15 @@ next_cold(const struct segment *seg, uint32_t *at, uint32_t most)
         }
         uint32_t n = freemap_stretch(seg->map, seg->count, *at, most);
 
-        return freemap_stretch(seg->touched, *at + n, *at, n);
+        n = freemap_stretch(seg->touched, *at + n, *at, n);
+        uint32_t first = (*at + page - 1) / page * page, end = *at + n;
+
+        end = end == seg->count ? end : end / page * page;
+        if (first < end) {
+            *at = first;
+            return end - first;
+        }
+        *at += n > 0 ? n : 1;
     }
     return 0;
 }
@@ -120,16 +141,19 @@ static uint64_t
 punch_slice(struct segment *seg, uint32_t *at)
 {
 #ifdef FALLOC_FL_PUNCH_HOLE
-    uint32_t most = (uint32_t) (PUNCH_BYTES >> seg->shift), n = next_cold(seg, at, most > 0 ? most : 1);
+    uint32_t most = (uint32_t) (PUNCH_BYTES >> seg->shift), page = page_chunks(seg);
+    uint32_t n = next_cold(seg, at, most > page ? most : page);
 
-    if (n == 0 || *at + n > seg->count) {
+    if (n == 0 || !arena_has_file(seg->arena)) {
         return 0;
     }
+    uint64_t bytes = (uint64_t) ((n + page - 1) / page * page) << seg->shift; /* the last page is the segment's */
+
     freemap_clear(seg->touched, *at, n);
-    seg->head->punched++;
+    atomic_fetch_add_explicit(&seg->head->punched, 1, memory_order_relaxed);
     (void) fallocate(seg->arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                      (off_t) (segment_file_offset(seg) + seg->data_at + ((uint64_t) *at << seg->shift)),
-                     (off_t) ((uint64_t) n << seg->shift));
+                     (off_t) bytes);
     *at += n;
     return (uint64_t) n << seg->shift;
 #else
@@ -139,76 +163,131 @@ punch_slice(struct segment *seg, uint32_t *at)
 #endif
 }
 
-/* Bytes given back of the segment's next slice from chunk *at on, which moves behind it; 0: nothing is left, or the
-   segment is in use at this moment: then the rest is for the next time.  The process's other channels go on
-   between two slices. */
-static uint64_t
-trim_slice(mpshm_arena *arena, uint32_t id, const struct trim *trim, uint32_t *at)
+/* Segment `id`, locked, or NULL: it is in use at this moment.  Then the rest is for the next time. */
+static struct segment *
+lock_segment(mpshm_arena *arena, uint32_t id, struct trim *trim)
 {
-    struct segment *seg;
-    uint64_t given = 0;
+    struct segment *seg = NULL;
 
     arena_lock(arena);
-    if (arena->me != 0 && segment_map(arena, id, &seg) == 0 && segment_try_lock(seg)) {
-        if (*at == 0) {
-            (void) segment_look_again(seg);
-        }
-        uint64_t warm = warm_chunks(seg, trim);
-
-        *at = *at > warm ? *at : (uint32_t) (warm < seg->count ? warm : seg->count);
-        given = punch_slice(seg, at);
-        segment_unlock(seg);
+    trim->is_cut |= arena->me == 0; /* without a name: others may have one */
+    if (arena->me == 0 || segment_map(arena, id, &seg) != 0 || !segment_try_lock(seg)) {
+        seg = NULL;
     }
     arena_unlock(arena);
-    return given;
+    return seg;
 }
 
-static uint64_t
-give_back(mpshm_arena *arena, enum warmth keep)
+static void
+give_way(struct segment *seg)
+{
+    struct timespec moment = {.tv_nsec = GIVE_WAY_NS};
+
+    if (atomic_load_explicit(&seg->head->refused, memory_order_relaxed) != 0) {
+        atomic_store_explicit(&seg->head->refused, 0, memory_order_relaxed);
+        (void) nanosleep(&moment, NULL);
+    }
+}
+
+/* Whether there is something left of the segment from chunk *at on, which moves behind what was given back. */
+static bool
+trim_slice(mpshm_arena *arena, uint32_t id, struct trim *trim, uint32_t *at)
+{
+    struct segment *seg = lock_segment(arena, id, trim);
+
+    if (seg == NULL) {
+        return false;
+    }
+    if (*at == 0) {
+        (void) segment_look_again(seg);
+    }
+    uint64_t warm = warm_chunks(seg, trim);
+
+    *at = *at > warm ? *at : (uint32_t) (warm < seg->count ? warm : seg->count);
+    uint64_t given = punch_slice(seg, at);
+
+    segment_unlock(seg);
+    trim->given += given;
+    if (given > 0) {
+        give_way(seg);
+    }
+    return given > 0;
+}
+
+static bool
+is_over(mpshm_arena *arena, const struct trim *trim)
+{
+    return trim->until != NULL ? trim->until(arena, trim->what) : trim->given >= AWAKE_BYTES;
+}
+
+bool
+trim_whole(mpshm_arena *arena, int64_t what)
+{
+    (void) arena;
+    (void) what;
+    return false;
+}
+
+/* One slice at least, so that it ends even if all are always in haste. */
+static void
+give_back(mpshm_arena *arena, struct trim *trim)
 {
     uint32_t count = segment_count(arena), largest = largest_segment(arena, count);
-    struct trim trim = {.keep = keep, .period = period_now()};
-    uint64_t given = 0;
 
     if (count == 0 || !arena_has_file(arena)) {
-        return 0;
+        return;
     }
-    trim.least_bytes = KEEP_WARM / count > KEEP_WARM_EACH ? KEEP_WARM / count : KEEP_WARM_EACH;
-    for (uint32_t id = 0; id < count; id++) {
-        uint64_t slice = 1;
+    trim->period = period_now();
+    trim->least_bytes = KEEP_WARM / count;
+    for (uint32_t id = 0; id < count && !trim->is_cut; id++) {
         uint32_t at = 0;
 
-        if (keep == KEEP_LARGEST && (id == largest || !is_to_size(arena, id))) {
+        if (trim->keep == KEEP_LARGEST && (id == largest || !is_to_size(arena, id))) {
             continue;
         }
-        for (; slice > 0; given += slice) {
-            slice = trim_slice(arena, id, &trim, &at);
+        while (!trim->is_cut && trim_slice(arena, id, trim, &at)) {
+            trim->is_cut |= is_over(arena, trim);
         }
     }
-    return given;
 }
 
 /* What somebody has asked for; else once a period, whoever comes first. */
 void
-trim_if_due(mpshm_arena *arena)
+trim_if_due(mpshm_arena *arena, trim_until *until, int64_t what)
 {
     struct arena_header *header = arena->header;
     uint32_t period = period_now(), last = atomic_load_explicit(&header->trimmed, memory_order_relaxed);
+    bool asked = atomic_load_explicit(&header->trim_soon, memory_order_relaxed) != 0;
 
-    if (atomic_load_explicit(&header->trim_soon, memory_order_relaxed) != 0) {
-        uint32_t keep = atomic_exchange(&header->trim_soon, 0);
+    if ((!asked && last == period) || atomic_load(&header->segment[0]) == 0 || !arena_has_file(arena)) {
+        return; /* without the file, it is for others */
+    }
+    uint32_t keep = asked ? atomic_exchange(&header->trim_soon, 0) : 0;
 
-        if (keep == KEEP_LEAST || keep == KEEP_LARGEST) { /* else forged, or another was quicker */
-            (void) give_back(arena, (enum warmth) keep);
+    if (keep == KEEP_LEAST || keep == KEEP_LARGEST) { /* else forged, or another was quicker */
+        struct trim trim = {.keep = (enum warmth) keep, .until = until, .what = what};
+
+        give_back(arena, &trim);
+        if (trim.is_cut) {
+            trim_soon(arena, trim.keep);
+            return;
         }
     }
     if (last != period && atomic_compare_exchange_strong(&header->trimmed, &last, period)) {
-        (void) give_back(arena, KEEP_LATELY);
+        struct trim trim = {.keep = KEEP_LATELY, .until = until, .what = what};
+
+        give_back(arena, &trim);
+        if (trim.is_cut) {
+            atomic_store_explicit(&header->trimmed, last, memory_order_relaxed); /* it is due still */
+        }
     }
 }
 
 uint64_t
 mpshm_trim(mpshm_arena *arena)
 {
-    return give_back(arena, KEEP_NONE);
+    struct trim trim = {.keep = KEEP_NONE, .until = trim_whole};
+
+    give_back(arena, &trim);
+    return trim.given;
 }

@@ -272,6 +272,13 @@ is_at_end(mpshm_arena *arena, int fd)
 }
 
 static bool
+has_message(mpshm_arena *arena, int64_t unused)
+{
+    (void) unused;
+    return ring_is_ready(arena);
+}
+
+static bool
 sleep_for_message(mpshm_arena *arena, int fd, int ms)
 {
     struct waiters *waiters = &arena->ring->waiters;
@@ -286,7 +293,7 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
 
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_put's last */
     if (!ring_is_ready(arena)) {
-        trim_if_due(arena);
+        trim_if_due(arena, has_message, 0);
         futex_wait(&waiters->wakeups, count, ms);
     }
     return ring_is_ready(arena);
@@ -398,7 +405,7 @@ sleep_for_room(mpshm_arena *arena, int64_t place, uint32_t count, int timeout_ms
     atomic_store(&waiters->room_mark, each ? EACH : arena->slots / 2);
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_take's compare-and-swap */
     if (!may_try(arena, place)) {
-        trim_if_due(arena);
+        trim_if_due(arena, may_try, place);
         futex_wait(&waiters->room_wakeups, count, shorter(timeout_ms, watch_ms));
     }
 }
