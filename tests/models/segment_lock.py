@@ -8,6 +8,7 @@
     hints    chunks where a run was released: anybody sets, the lock's holder clears
     hinted   some hint is set: set after the hint, cleared before the hints are
     stale    the caches miss something; rebuild them when no room is found
+    touched  chunks that have memory: for the lock's holder alone
 
     swept    how many deaths the last sweep knew of when it began
 
@@ -25,6 +26,10 @@
     trim     what the message does not need, once it is out. Lock, if it is free; read A: in flight,
              or leased, with that position; then store B and set the tail free; unlock. In all
              other cases the tail is free when the run is
+    touch    by a claim or a growth, before it: reserve memory for those chunks that are not in
+             `touched`, then set them there
+    punch    gives memory back. Lock, if it is free; find a chunk that is free and in `touched`;
+             clear it there; give its memory back; unlock; again, until there is none
     sweep    when more have died than `swept` says, CAS that first; release each run of the dead;
              then set `stale`
 
@@ -43,8 +48,12 @@ the tag of a run that is on loan, or free.
 One step is one access to the lock, a run word, the hints, `stale` or `swept`. Each death is noticed
 at once. What the dead have in flight is the business of `positions` and `pipe_runs`.
 
-Checked: no chunk has two owners, nobody else changes a living owner's words or takes a living
-holder's lock, and in the end every chunk can be claimed.
+A puncher that is killed before it gives the memory back leaves a chunk that has some and is not in
+`touched`: it is reserved once more, and counts again, when it is lent. The other way round, a file
+system that is full would answer the first write with SIGBUS.
+
+Checked: no chunk has two owners, each that has an owner has memory, nobody else changes a living
+owner's words or takes a living holder's lock, and in the end every chunk can be claimed.
 """
 
 from __future__ import annotations
@@ -59,7 +68,7 @@ IDLE: Place = ("idle",)
 
 Script = tuple[tuple[Any, ...], ...]
 """What a worker does: ("claim", size), ("grow", size), ("send", position), ("release", 0),
-("trim", size, position, what it was), ("receive", position, sender)."""
+("trim", size, position, what it was), ("receive", position, sender), ("punch", 0)."""
 
 
 class Word(NamedTuple):
@@ -79,6 +88,9 @@ class State(NamedTuple):
     hinted: bool
     stale: bool
     swept: int
+    touched: tuple[bool, ...]
+    memory: tuple[bool, ...]
+    """Whether the file has memory there. No process reads this."""
     owners: tuple[str, ...]
     """Of each chunk: a worker, a position, or a worker and a position. No process reads this."""
     procs: tuple[Place, ...]
@@ -128,11 +140,13 @@ class SegmentLock(Model):
             False,
             False,
             0,
+            none,
+            none,
             ("",) * chunks,
             (),
         )
         for who, (h, size) in self.holds.items():
-            s = self.own(s, who, range(h, h + size))
+            s = self.own(self.touch(self.reserve(s, h, size), h, size), who, range(h, h + size))
             s = s._replace(a=put(s.a, h, Word(LOANED, who, 0)), b=put(s.b, h, size))
             s = s._replace(heads=put(s.heads, h, True))
         free = tuple(not owner for owner in s.owners)
@@ -154,7 +168,7 @@ class SegmentLock(Model):
         if line == len(self.scripts[who]):
             return OVER
         op = self.scripts[who][line][0]
-        return ("lock" if op in ("claim", "grow", "trim") else op, line, run)
+        return ("lock" if op in ("claim", "grow", "trim", "punch") else op, line, run)
 
     def op(self, w: Worker) -> tuple[Any, ...]:
         return self.scripts[w.me][w.line]
@@ -171,6 +185,8 @@ class SegmentLock(Model):
             return s, w.to("take", s.lock)
         if trims and self.variant != "latetail":
             return s, self.next_line(w.me, w.line, -1)
+        if self.op(w)[0] == "punch":
+            return s, self.next_line(w.me, w.line, w.run)
         return s, w.to("lock")  # the code tries another segment
 
     def take(self, s: State, w: Worker, dead: str) -> Step:
@@ -210,7 +226,7 @@ class SegmentLock(Model):
         return s, w.to("harvest", hints[1:])
 
     def begin_op(self, s: State, w: Worker) -> Step:
-        ops = {"claim": self.find, "grow": self.grow, "trim": self.trim}
+        ops = {"claim": self.find, "grow": self.grow, "trim": self.trim, "punch": self.punch}
         return ops[self.op(w)[0]](s, w)
 
     # claiming
@@ -221,10 +237,13 @@ class SegmentLock(Model):
             if all(s.free[h : h + w.size]):
                 s = self.set_free(s, h, w.size, False)
                 s = s._replace(heads=put(s.heads, h, True))
+                if not all(s.touched[h : h + w.size]):
+                    return self.reserve(s, h, w.size), w._replace(run=h).to("claim b")
                 return self.claim_b(s, w._replace(run=h))
         return s, self.rebuild(w, "", "find") if s.stale else w.to("unlock", False)
 
     def claim_b(self, s: State, w: Worker) -> Step:
+        s = self.touch(s, w.run, w.size)
         return s._replace(b=put(s.b, w.run, w.size)), w.to("claim a")
 
     def claim_a(self, s: State, w: Worker) -> Step:
@@ -272,6 +291,7 @@ class SegmentLock(Model):
         """One step: whoever reads B or `free` has the lock.  It may find no room."""
         end, more = w.run + s.b[w.run], w.size - s.b[w.run]
         if all(s.free[end : end + more]) and end + more <= self.chunks:
+            s = self.touch(self.reserve(s, end, more), end, more)
             s = self.set_free(self.own(s, w.me, range(end, end + more)), end, more, False)
             s = s._replace(b=put(s.b, w.run, w.size))
         return s, w.to("unlock", True)
@@ -320,6 +340,38 @@ class SegmentLock(Model):
         owners = tuple("" if h in tail and o in mine else o for h, o in enumerate(s.owners))
         s = s._replace(owners=owners, b=put(s.b, w.run, keep))
         return self.set_free(s, tail.start, len(tail), True), w.to("unlock", True)
+
+    # giving memory back
+
+    def punch(self, s: State, w: Worker) -> Step:
+        for h in range(self.chunks):
+            if s.free[h] and s.touched[h]:
+                if self.variant != "bitslast":
+                    s = s._replace(touched=put(s.touched, h, False))
+                return s, w.to("open" if self.variant == "unlockfirst" else "give back", h)
+        return s, w.to("unlock", True)
+
+    def open(self, s: State, w: Worker, h: int) -> Step:
+        return s._replace(lock=""), w.to("give back", h)
+
+    def give_back(self, s: State, w: Worker, h: int) -> Step:
+        s = s._replace(memory=put(s.memory, h, False))
+        if self.variant == "unlockfirst":
+            return s, w.to("lock")
+        return s, w.to("clear", h) if self.variant == "bitslast" else w.to("unlock", False)
+
+    def clear(self, s: State, w: Worker, h: int) -> Step:
+        return s._replace(touched=put(s.touched, h, False)), w.to("unlock", False)
+
+    def reserve(self, s: State, h: int, count: int) -> State:
+        return s._replace(memory=s.memory[:h] + (True,) * count + s.memory[h + count :])
+
+    def touch(self, s: State, h: int, count: int) -> State:
+        return s._replace(touched=s.touched[:h] + (True,) * count + s.touched[h + count :])
+
+    def check(self, s: State) -> None:
+        if any(owner and not has for owner, has in zip(s.owners, s.memory, strict=True)):
+            raise Broken(BARE)
 
     # the sweeper
 
@@ -386,6 +438,7 @@ TWO: Script = (CLAIM_2, RELEASE)
 END: Script = (ALL, RELEASE)
 """Every chunk can be claimed in the end."""
 FREES: Script = (RELEASE,)
+PUNCHES: Script = (("punch", 0),)
 GROWS: Script = (GROW, RELEASE)
 SENDS: Script = (("send", 5), ("trim", 1, 5, 2))
 GETS: Script = (("receive", 5, "a"), RELEASE)
@@ -400,6 +453,7 @@ def model(holds: int, kill: str, variant: str = "", **scripts: Script) -> Segmen
 
 
 TWICE = "a chunk has two owners"
+BARE = "a chunk that is lent has no memory"
 
 CASES = [
     Case("a releaser stops", lambda: model(1, "b", a=FREES, b=ONE, c=TWO + END)),
@@ -407,6 +461,11 @@ CASES = [
     Case("a run grows", lambda: model(1, "a", a=GROWS, b=ONE, c=END)),
     Case("a tail goes back", lambda: model(2, "a", a=SENDS, b=GETS, c=END)),
     Case("a tail goes back late", lambda: model(2, "", a=SENDS, b=GETS + AGAIN, c=ONE)),
+    Case("memory goes back", lambda: model(1, "a", a=FREES, b=ONE + ONE, p=PUNCHES)),
+    Case("a puncher is killed", lambda: model(1, "p", a=FREES, b=ONE + END, p=PUNCHES)),
+    Case("grows and punches", lambda: model(1, "p", a=GROWS, b=ONE, p=PUNCHES)),
+    Case("two punch", lambda: model(1, "p q r", a=FREES + ONE, p=PUNCHES, q=PUNCHES), large=True),
+    Case("punches, all die", lambda: model(1, "a b p r", a=FREES, b=TWO, p=PUNCHES), large=True),
     Case("frees, all die", lambda: model(1, "a b r", a=FREES, b=ONE, c=END), large=True),
     Case("four workers", lambda: model(1, "a b", a=FREES, b=ONE, c=TWO, d=END), large=True),
     Case("trims, c dies", lambda: model(2, "a c r", a=SENDS, b=GETS, c=ONE, d=END), large=True),
@@ -429,4 +488,8 @@ CASES = [
     broken("latetail", TWICE, lambda v: model(2, "", v, a=SENDS, b=GETS, c=TWO, d=ONE)),
     # a trim takes a run on loan, or free, for its own by the tag
     broken("anystate", TWICE, lambda v: model(2, "", v, a=SENDS, b=GETS + AGAIN, c=ONE)),
+    # a puncher unlocks before it gives memory back
+    broken("unlockfirst", BARE, lambda v: model(1, "", v, a=FREES, b=ONE + ONE, p=PUNCHES)),
+    # a puncher gives memory back, and clears `touched` afterwards
+    broken("bitslast", BARE, lambda v: model(1, "p", v, a=FREES, b=ONE + ONE, p=PUNCHES)),
 ]

@@ -139,6 +139,63 @@ notice_death(void)
     have_segment();
 }
 
+/* Giving memory back. */
+
+/* So that there is some to give back: in the middle of each segment, and in more of them than one. */
+void
+use_memory(void)
+{
+    static mpshm_run runs[40];
+    uint64_t size = stage.kind->is_large ? 3 << 20 : 100000;
+    int count = 0, most = stage.kind->is_large ? 4 : 6;
+
+    while (count < most && mpshm_get_buf(stage.arena, size, &runs[count]) == 0) {
+        count++;
+    }
+    while (count > 0) {
+        EXPECT_EQ(0, mpshm_abandon(&runs[--count]));
+    }
+}
+
+void
+trim(void)
+{
+    (void) mpshm_trim(stage.arena);
+}
+
+static char *large_view;
+
+/* As a receiver has it, of a message that nobody waits for. */
+static void
+lease_large(void)
+{
+    EXPECT_EQ(0, mpshm_get_buf(stage.arena, 2 << 20, &loan));
+    EXPECT_EQ(0, mpshm_seal(&loan, 2 << 20));
+    EXPECT_EQ(0, mpshm_lease(stage.arena, loan.mmap_id, loan.chunk_id, 2 << 20, loan.tag, &large_view));
+}
+
+/* Behind it there is memory that nobody has used for two periods. */
+void
+hold_large(void)
+{
+    use_memory();
+    for (int i = 0; i < 2; i++) {
+        report->ahead_ns += INT64_C(3000000000);
+        mpshm_reap(stage.arena);
+    }
+    use_memory();
+    report->ahead_ns += INT64_C(3000000000);
+    lease_large();
+    mpshm_reap(stage.arena);
+    report->ahead_ns += INT64_C(3000000000);
+}
+
+void
+release_large(void)
+{
+    mpshm_release(large_view);
+}
+
 static void
 die_in_child(void (*work)(void))
 {
@@ -311,6 +368,16 @@ claim_much(void)
 }
 
 void
+trim_often(void)
+{
+    for (int i = 0; i < 3; i++) {
+        use_memory();
+        trim();
+    }
+    stage_reap();
+}
+
+void
 fork_and_view(void)
 {
     hold_views();
@@ -335,5 +402,6 @@ do_all(void)
     }
     come_and_go();
     claim_much();
+    trim_often();
     put_some();
 }

@@ -30,6 +30,7 @@ void open_ends_more(void), join(void), attach_and_leave(void), attach_put_leave(
 void take_over(void), make_another(void);
 void leave(void), leave_with_view(void), leave_with_loan(void);
 void reap(void), notice_death(void);
+void use_memory(void), trim(void), hold_large(void), release_large(void);
 void one_dead(void), many_dead(void), large_dead(void), one_gone(void);
 
 /* acts_forks.c */
@@ -40,6 +41,6 @@ void put_without_descriptors(void);
 
 /* acts_processes.c: others. */
 void take_everything(void), put_some(void), go_laps(void), reap_twice(void), come_and_go(void);
-void claim_much(void), fork_and_view(void), die_and_reap(void), do_all(void);
+void claim_much(void), trim_often(void), fork_and_view(void), die_and_reap(void), do_all(void);
 
 #endif

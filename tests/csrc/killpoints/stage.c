@@ -12,7 +12,7 @@
 
 const char *const kind_names[KINDS + 1] = {
     "unbounded", "bounded", "joinable", "bounded, joinable", "bounded by bytes", "simple", "tmpfs",
-    "large",     "pipe",    "socket",   "strangers",         NULL};
+    "large",     "pipe",    "socket",   "strangers",         "large pipe", NULL};
 
 static const struct kind kinds[KINDS] = {
     [UNBOUNDED] = {.is_queue = true, .filler = SHORT},
@@ -27,6 +27,7 @@ static const struct kind kinds[KINDS] = {
     [PIPE] = {.filler = VIEWED},
     [SOCKET] = {.is_socket = true, .filler = VIEWED},
     [STRANGERS] = {.is_socket = true, .for_strangers = true, .filler = VIEWED},
+    [LARGE_PIPE] = {.is_large = true, .filler = VIEWED},
 };
 
 struct stage stage;

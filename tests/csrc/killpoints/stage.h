@@ -8,12 +8,13 @@
 #include "mpshm.h"
 
 enum kind_number { UNBOUNDED, BOUNDED, JOINABLE, BOTH, BYTES, SIMPLE, TMPFS, LARGE, PIPE, SOCKET,
-                   STRANGERS, KINDS };
+                   STRANGERS, LARGE_PIPE, KINDS };
 extern const char *const kind_names[KINDS + 1];
 #define KIND(number) (1u << (number))
 #define CONNECTIONS (KIND(PIPE) | KIND(SOCKET) | KIND(STRANGERS))
-/* Of LARGE there are the scenarios only in which its size matters. */
-#define QUEUES (KIND(KINDS) - 1 - CONNECTIONS - KIND(LARGE))
+/* Of these there are the scenarios only in which their size matters. */
+#define LARGES (KIND(LARGE) | KIND(LARGE_PIPE))
+#define QUEUES (KIND(KINDS) - 1 - CONNECTIONS - LARGES)
 #define ALL_KINDS (QUEUES | CONNECTIONS)
 #define WITH_PLACES (KIND(BOUNDED) | KIND(BOTH) | KIND(BYTES))
 #define WITH_TASKS (KIND(JOINABLE) | KIND(BOTH))
