@@ -147,7 +147,7 @@ use_memory(void)
 {
     static mpshm_run runs[40];
     uint64_t size = stage.kind->is_large ? 3 << 20 : 100000;
-    int count = 0, most = stage.kind->is_large ? 4 : 6;
+    int count = 0, most = stage.kind->is_large ? 12 : 6; /* a few segments stay warm whole */
 
     while (count < most && mpshm_get_buf(stage.arena, size, &runs[count]) == 0) {
         count++;
