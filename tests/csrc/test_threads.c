@@ -206,9 +206,73 @@ handles_come_and_go_in_threads(void)
     close_clean(arena);
 }
 
+#define LONG_BYTES (UINT64_C(5) << 20) /* of which huge pages are made */
+
+static void *
+use_memory(void *argument)
+{
+    unsigned me = (unsigned) (uintptr_t) argument;
+    char *source = malloc(LONG_BYTES);
+
+    CHECK(source != NULL);
+    for (unsigned i = 0; i < 24; i++) {
+        uint64_t size = i % 4 == 0 ? LONG_BYTES : 5000;
+        mpshm_run run = claim(arena, size);
+
+        memset(source, (int) (me * 100 + i), size);
+        CHECK_EQ(0, mpshm_copy_in(&run, 0, source, size));
+        CHECK_EQ(0, memcmp(run.data, source, size));
+        CHECK_EQ(0, mpshm_abandon(&run));
+        mpshm_release(lease_new(arena, 10000, i));
+    }
+    free(source);
+    return NULL;
+}
+
+static void *
+trim(void *argument)
+{
+    uint64_t given = 0;
+
+    while (!atomic_load(&stop)) {
+        given += mpshm_trim(argument);
+        atomic_store(&arena->header->trimmed, 0);
+        trim_if_due(argument, NULL, 0);
+    }
+    CHECK(given > 0);
+    return NULL;
+}
+
+static void
+memory_is_given_back_beside_those_who_use_it(void)
+{
+    mpshm_geometry large = {.stride = UINT64_C(80) << 20, .segment_bytes = UINT64_C(64) << 20,
+                            .segment_limit = 40, .chunk_shift = 12};
+    pthread_t users[3], trimmers[2];
+
+    arena = arena_of(large);
+    far = attach_again(arena);
+    atomic_store(&stop, false);
+    CHECK_EQ(0, pthread_create(&trimmers[0], NULL, trim, arena));
+    CHECK_EQ(0, pthread_create(&trimmers[1], NULL, trim, far));
+    for (uintptr_t i = 0; i < 3; i++) {
+        CHECK_EQ(0, pthread_create(&users[i], NULL, use_memory, (void *) i));
+    }
+    for (int i = 0; i < 3; i++) {
+        pthread_join(users[i], NULL);
+    }
+    (void) mpshm_trim(arena);
+    atomic_store(&stop, true);
+    pthread_join(trimmers[0], NULL);
+    pthread_join(trimmers[1], NULL);
+    mpshm_arena_close(far);
+    close_clean(arena);
+}
+
 static const struct test tests[] = {
     TEST(senders_and_receivers_share_one_pipe),
     TEST(gauges_may_be_read_at_any_time),
     TEST(handles_come_and_go_in_threads),
+    TEST(memory_is_given_back_beside_those_who_use_it),
 };
 RUN_TESTS(tests)

@@ -51,7 +51,7 @@ use(uint64_t size)
 {
     mpshm_run run = claim(arena, size);
 
-    fill(run.data, size, 1);
+    memset(run.data, 1, size);
     CHECK_EQ(0, mpshm_abandon(&run));
 }
 
@@ -124,7 +124,7 @@ what_is_kept_is_divided_among_the_segments(void)
     arena = arena_of(short_ones());
     for (int i = 0; i < 30; i++) {
         runs[i] = claim(arena, MIB);
-        fill(runs[i].data, MIB, 1);
+        memset(runs[i].data, 1, MIB);
     }
     uint64_t full = resident();
 
@@ -554,7 +554,7 @@ claim_all(mpshm_run runs[], uint32_t most, uint64_t size)
     uint32_t count = 0;
 
     while (count < most && mpshm_get_buf(arena, size, &runs[count]) == 0) {
-        fill(runs[count].data, size, count);
+        memset(runs[count].data, (int) count, size);
         count++;
     }
     return count;
@@ -579,7 +579,8 @@ a_full_file_system_refuses_a_claim_and_no_touch(void)
         first = i == 0 ? count : first;
         CHECK_EQ(first, count);
         for (uint32_t k = 0; k < count; k++) {
-            CHECK(is_filled(runs[k].data, MIB, k));
+            CHECK_EQ((char) k, runs[k].data[0]);
+            CHECK_EQ((char) k, runs[k].data[MIB - 1]);
             CHECK_EQ(0, mpshm_abandon(&runs[k]));
         }
         CHECK_EQ(count * MIB, mpshm_trim(arena));
@@ -624,7 +625,8 @@ bounded_chunks_have_memory_without_the_descriptor(void)
 
     CHECK(count > 20 && count < 40);
     for (uint32_t k = 0; k < count; k++) {
-        CHECK(is_filled(runs[k].data, MIB, k));
+        CHECK_EQ((char) k, runs[k].data[0]);
+        CHECK_EQ((char) k, runs[k].data[MIB - 1]);
         CHECK_EQ(0, mpshm_abandon(&runs[k]));
     }
     CHECK_EQ(fd, dup2(kept, fd));
