@@ -31,8 +31,7 @@ struct segment {
     struct mapping *now;    /* the shared mapping of its data, which claims and leases use; or NULL */
     struct mapping *former; /* those that forks have made private */
     name blocked_by;        /* who held the lock when it was last tried */
-    uint8_t *warm;          /* by huge page: this process has made it resident, when memory had been given back
-                               so often (segment_warm) */
+    uint16_t *warm;         /* by huge page: this process has made it resident, and when (mapping.c); or 0 */
 };
 
 /* The data of a segment, mapped whole.  A fork makes it private, views and all, and the segment gets

@@ -97,7 +97,7 @@ segment_map_data(struct segment *seg)
     struct mapping *mapping = calloc(1, sizeof *mapping);
 
     if (seg->warm == NULL) {
-        seg->warm = calloc(1, data_bytes(seg) / HUGE_BYTES + 1);
+        seg->warm = calloc(data_bytes(seg) / HUGE_BYTES + 1, sizeof *seg->warm);
     }
     if (mapping == NULL || seg->warm == NULL) {
         free(mapping);
@@ -276,30 +276,52 @@ mapping_hide_loans(struct mapping *mapping, const uint64_t *viewed)
     mapping->loans = 1;
 }
 
+#ifdef __linux__
+/* What `warm` says of a huge page: how often memory of the segment had been given back, and in which second. */
+static uint16_t
+warm_stamp(const struct segment *seg, int64_t ns)
+{
+    return (uint16_t) ((uint16_t) (ns >> 30) << 8
+                       | (1 + atomic_load_explicit(&seg->head->punched, memory_order_relaxed) % UINT8_MAX));
+}
+
+/* Whether a huge page that this process has made resident has to be made so again: it is gone.  Once a second, for
+   that takes milliseconds on a busy machine, and somebody may give memory back all the time. */
+static bool
+has_gone(const struct segment *seg, uint64_t page, uint16_t stamp)
+{
+    unsigned char resident = 0;
+    uint16_t was = seg->warm[page];
+
+    return was >> 8 != stamp >> 8
+           && mincore(seg->now->data + page * HUGE_BYTES, (size_t) sysconf(_SC_PAGESIZE), &resident) == 0
+           && (resident & 1) == 0;
+}
+#endif
+
 /* Make [offset, offset + size) of the data resident by huge pages, those that the range covers whole.
-   Each is tried once, and again when memory of the segment has been given back; after an error its pages come
-   one by one, as they are touched. */
+   Each is tried once, and again when its memory has been given back; after an error its pages come one by one, as
+   they are touched. */
 void
 segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
 {
     INVARIANT(S3, seg->now != NULL && offset + size <= (uint64_t) seg->count << seg->shift);
 #ifdef __linux__
     uint64_t first = (offset + HUGE_BYTES - 1) / HUGE_BYTES, end = (offset + size) / HUGE_BYTES;
-
-    if (first >= end) {
-        return;
-    }
-    uint8_t now = (uint8_t) (1 + atomic_load_explicit(&seg->head->punched, memory_order_relaxed) % UINT8_MAX);
+    uint16_t stamp = warm_stamp(seg, now_ns());
 
     for (uint64_t page = first; page < end; page++) {
-        if (seg->warm[page] != now) {
-            char *at = seg->now->data + page * HUGE_BYTES;
+        uint16_t was = seg->warm[page];
 
-            seg->warm[page] = now;
-            /* EINVAL on an empty hole: hence one byte first. */
-            *(volatile char *) at = *(volatile char *) at;
-            (void) madvise(at, HUGE_BYTES, MADV_COLLAPSE);
+        if ((was & UINT8_MAX) == (stamp & UINT8_MAX) || (was != 0 && !has_gone(seg, page, stamp))) {
+            continue;
         }
+        char *at = seg->now->data + page * HUGE_BYTES;
+
+        seg->warm[page] = stamp;
+        /* EINVAL on an empty hole: hence one byte first. */
+        *(volatile char *) at = *(volatile char *) at;
+        (void) madvise(at, HUGE_BYTES, MADV_COLLAPSE);
     }
 #else
     (void) seg;

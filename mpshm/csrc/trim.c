@@ -208,9 +208,7 @@ trim_slice(mpshm_arena *arena, uint32_t id, struct trim *trim, uint32_t *at)
 
     segment_unlock(seg);
     trim->given += given;
-    if (given > 0) {
-        give_way(seg);
-    }
+    give_way(seg); /* though nothing was given: it may be called again at once */
     return given > 0;
 }
 

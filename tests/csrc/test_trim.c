@@ -456,6 +456,23 @@ a_trimmer_killed_before_its_punch_costs_nothing_but_time(void)
 }
 
 static void
+copy_in(mpshm_arena *to, char *data, uint64_t size)
+{
+    mpshm_run run = claim(to, size);
+
+    CHECK_EQ(0, mpshm_copy_in(&run, 0, data, size));
+    CHECK_EQ(0, mpshm_abandon(&run));
+}
+
+#define ANOTHER_SECOND (1 << 14)
+/* As if `page` had been made huge in another second, far from this one. */
+static void
+pass_second(struct segment *seg, uint32_t page)
+{
+    seg->warm[page] ^= ANOTHER_SECOND;
+}
+
+static void
 punched_memory_is_made_huge_again_by_others_too(void)
 {
     mpshm_geometry geometry = large();
@@ -463,23 +480,42 @@ punched_memory_is_made_huge_again_by_others_too(void)
     CHECK_EQ(0, mpshm_arena_create(&geometry, MPSHM_FILE_MEMFD, "trim", 1, NULL, &arena));
     mpshm_arena *other = attach_again(arena);
     char *data = calloc(1, 8 * MIB);
-    mpshm_run run = claim(other, 8 * MIB);
-    uint8_t *warm = other->segments[0]->warm;
 
-    CHECK_EQ(0, mpshm_copy_in(&run, 0, data, 8 * MIB));
-    uint8_t before = warm[1];
+    copy_in(other, data, 8 * MIB);
+    struct segment *seg = other->segments[0];
+    uint16_t before = seg->warm[1];
 
     CHECK(before != 0);
-    CHECK_EQ(0, mpshm_copy_in(&run, 0, data, 8 * MIB));
-    CHECK_EQ(before, warm[1]);
-    CHECK_EQ(0, mpshm_abandon(&run));
+    pass_second(seg, 1);
+    copy_in(other, data, 8 * MIB);
+    CHECK_EQ(before ^ ANOTHER_SECOND, seg->warm[1]); /* once is enough */
     CHECK_EQ(8 * MIB, mpshm_trim(arena));
-    run = claim(other, 8 * MIB);
-    CHECK_EQ(0, mpshm_copy_in(&run, 0, data, 8 * MIB));
-    CHECK(warm[1] != before);
-    CHECK_EQ(0, mpshm_abandon(&run));
+    copy_in(other, data, 8 * MIB);
+    CHECK((seg->warm[1] & 255) != (before & 255));
     free(data);
     mpshm_arena_close(other);
+    close_clean(arena);
+}
+
+/* It takes milliseconds on a busy machine. */
+static void
+what_stayed_when_memory_was_given_back_is_not_made_huge_again(void)
+{
+    arena = arena_of(large());
+    char *data = calloc(1, 8 * MIB);
+
+    copy_in(arena, data, 8 * MIB);
+    struct segment *seg = arena->segments[0];
+    uint16_t before = seg->warm[1] ^ ANOTHER_SECOND;
+    mpshm_run low = claim(arena, 8 * MIB);
+
+    use(8 * MIB);
+    CHECK_EQ(8 * MIB, mpshm_trim(arena));
+    CHECK_EQ(0, mpshm_abandon(&low));
+    pass_second(seg, 1);
+    copy_in(arena, data, 8 * MIB);
+    CHECK_EQ(before, seg->warm[1]);
+    free(data);
     close_clean(arena);
 }
 
@@ -786,6 +822,7 @@ static const struct test tests[] = {
     TEST(a_fork_beside_a_trim_leaves_the_child_no_reference),
     TEST(a_trimmer_killed_before_its_punch_costs_nothing_but_time),
     TEST(punched_memory_is_made_huge_again_by_others_too),
+    TEST(what_stayed_when_memory_was_given_back_is_not_made_huge_again),
     TEST(a_process_without_the_file_leaves_it_to_others),
     TEST(bounded_chunks_have_memory_when_they_are_lent),
     TEST(a_full_file_system_refuses_a_claim_and_no_touch),
