@@ -136,6 +136,7 @@ def test_public_names_are_stocks_and_ours() -> None:
         "Stats",
         "install",
         "stats",
+        "trim",
         "uninstall",
     }
     assert set(multiprocessing.__all__) | ours == set(mpshm.__all__)
