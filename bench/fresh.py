@@ -63,13 +63,16 @@ class Nest(Folder):
     def __init__(self) -> None:
         super().__init__(Path(__file__).parent)
 
-    def run(self, order: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    def run(
+        self, order: dict[str, Any], environ: Mapping[str, str], module: str = "bench.child"
+    ) -> dict[str, Any]:
         """Run one child to its end; return the JSON object it printed.
 
+        module: what it runs, with the order as its argument.
         environ is added to our own. Raises ChildFailed when the child fails or outlives
         TIMEOUT_S; whatever happens, none of its processes lives when this returns.
         """
-        command = [sys.executable, "-m", "bench.child", json.dumps(order)]
+        command = [sys.executable, "-m", module, json.dumps(order)]
         # Files, not pipes: a worker that survives its parent would hold a pipe open, and a crash
         # would look like a hang.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
