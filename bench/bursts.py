@@ -159,7 +159,10 @@ def main() -> None:
                 lines[name] = nest.run(order, environ, "bench.bursts")["samples"]
     args.out.mkdir(parents=True, exist_ok=True)
     text = report(results)
-    (args.out / "bursts.md").write_text(text + "\n")
+    picture = "![memory over time after a burst](bursts.png)"
+    (args.out / "bursts.md").write_text(
+        f"{args.mib} MiB are received, kept, and dropped at 0 s.\n\n{text}\n\n{picture}\n"
+    )
     draw(results, args.out / "bursts.png")
     print(text)
 

@@ -485,9 +485,9 @@ mpshm_reader_free(mpshm_reader *reader)
 }
 
 static bool
-has_input(mpshm_arena *arena, int64_t fd)
+has_input(mpshm_arena *arena, const void *fd)
 {
-    struct pollfd end = {.fd = (int) fd, .events = POLLIN};
+    struct pollfd end = {.fd = *(const int *) fd, .events = POLLIN};
 
     (void) arena;
     return poll(&end, 1, 0) != 0;
@@ -508,7 +508,7 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
         reader->inside = generation;
     }
     if (arena != NULL) {
-        trim_if_due(arena, has_input, fd); /* it may sleep now */
+        trim_if_due(arena, has_input, &fd); /* it may sleep now */
     }
     int n = frame_read(reader, fd, body_max);
 

@@ -251,11 +251,11 @@ void segment_was_freed(struct segment *seg, uint32_t at);
 
 /* trim.c.  Without the lock; the caller has a reference. */
 enum warmth { KEEP_LATELY = 0, KEEP_LEAST = 1, KEEP_LARGEST = 2, KEEP_NONE = 3 }; /* what a trim leaves */
-/* Whether a trimmer has something better to do: then the rest is for whoever comes next. */
-typedef bool trim_until(mpshm_arena *arena, int64_t what);
+/* Whether a trimmer has something better to do: then the rest is for whoever comes next.  what: its own. */
+typedef bool trim_until(mpshm_arena *arena, const void *what);
 /* Cheap when it is not due.  until: asked between slices; NULL: for some 10 ms at most. */
-void trim_if_due(mpshm_arena *arena, trim_until *until, int64_t what);
-bool trim_whole(mpshm_arena *arena, int64_t what); /* an `until`: to the end */
+void trim_if_due(mpshm_arena *arena, trim_until *until, const void *what);
+bool trim_whole(mpshm_arena *arena, const void *what); /* an `until`: to the end */
 /* Have whoever comes next do it. */
 static inline void
 trim_soon(mpshm_arena *arena, enum warmth keep)
@@ -354,6 +354,7 @@ void reap_if_somebody_died(mpshm_arena *arena); /* cheap where nobody did */
 
 /* wait.c and spin.c: need no lock. */
 int64_t now_ns(void);
+int ms_until(int64_t ns); /* rounded up, 0: it is over */
 void futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms);
 int futex_wake(_Atomic uint32_t *word, int most);
 bool has_hung_up(int fd, short which);

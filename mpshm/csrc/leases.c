@@ -412,7 +412,7 @@ mpshm_release(void *data)
     }
     process_unlock();
     if (large != NULL) {
-        trim_if_due(large, NULL, 0);
+        trim_if_due(large, NULL, NULL);
         arena_leave(large);
     }
 }

@@ -178,10 +178,17 @@ await_leases(_Atomic uint32_t *wanted, uint32_t n)
     }
 }
 
+struct room_wait {
+    uint32_t left;
+    int64_t until_ns;
+};
+
 static bool
-wanted_changed(mpshm_arena *arena, int64_t left)
+room_wait_is_over(mpshm_arena *arena, const void *what)
 {
-    return atomic_load(&arena->header->wanted) != (uint32_t) left;
+    const struct room_wait *wait = what;
+
+    return atomic_load(&arena->header->wanted) != wait->left || now_ns() >= wait->until_ns;
 }
 
 int
@@ -209,8 +216,8 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
         if (left == before || timeout_ms <= 0) {
             break; /* it stands still: a signal came, or the time is over */
         }
-        trim_if_due(arena, wanted_changed, left);
-        futex_wait(wanted, left, timeout_ms);
+        trim_if_due(arena, room_wait_is_over, &(struct room_wait) {left, until});
+        futex_wait(wanted, left, ms_until(until));
         timeout_ms = (int) ((until - now_ns()) / 1000000);
         before = left;
     }

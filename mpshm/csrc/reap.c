@@ -175,7 +175,7 @@ mpshm_reap(mpshm_arena *arena)
     }
     end_sweep(&sweep);
     arena_unlock(arena);
-    trim_if_due(arena, trim_whole, 0);
+    trim_if_due(arena, trim_whole, NULL);
     arena_leave(arena);
 }
 

@@ -37,7 +37,7 @@ struct trim {
     uint32_t period;
     uint64_t least_bytes; /* that a segment keeps */
     trim_until *until;
-    int64_t what;         /* of `until` */
+    const void *what;     /* of `until` */
     uint64_t given;
     bool is_cut;          /* it ended early */
 };
@@ -219,7 +219,7 @@ is_over(mpshm_arena *arena, const struct trim *trim)
 }
 
 bool
-trim_whole(mpshm_arena *arena, int64_t what)
+trim_whole(mpshm_arena *arena, const void *what)
 {
     (void) arena;
     (void) what;
@@ -251,7 +251,7 @@ give_back(mpshm_arena *arena, struct trim *trim)
 
 /* What somebody has asked for; else once a period, whoever comes first. */
 void
-trim_if_due(mpshm_arena *arena, trim_until *until, int64_t what)
+trim_if_due(mpshm_arena *arena, trim_until *until, const void *what)
 {
     struct arena_header *header = arena->header;
     uint32_t period = period_now(), last = atomic_load_explicit(&header->trimmed, memory_order_relaxed);

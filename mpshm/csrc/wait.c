@@ -28,6 +28,14 @@ now_ns(void)
     return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+int
+ms_until(int64_t ns)
+{
+    int64_t left = ns - now_ns();
+
+    return left > 0 ? (int) ((left + 999999) / 1000000) : 0;
+}
+
 /* Sleep until futex_wake(word), a signal, or the end of the time; not at all if `word` does not hold
    `value`.  The caller cannot tell which, and looks again. */
 void

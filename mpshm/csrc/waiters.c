@@ -272,10 +272,9 @@ is_at_end(mpshm_arena *arena, int fd)
 }
 
 static bool
-has_message(mpshm_arena *arena, int64_t unused)
+message_wait_is_over(mpshm_arena *arena, const void *until_ns)
 {
-    (void) unused;
-    return ring_is_ready(arena);
+    return ring_is_ready(arena) || now_ns() >= *(const int64_t *) until_ns;
 }
 
 static bool
@@ -293,8 +292,10 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
 
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_put's last */
     if (!ring_is_ready(arena)) {
-        trim_if_due(arena, has_message, 0);
-        futex_wait(&waiters->wakeups, count, ms);
+        int64_t until = now_ns() + (int64_t) ms * 1000000;
+
+        trim_if_due(arena, message_wait_is_over, &until);
+        futex_wait(&waiters->wakeups, count, ms_until(until));
     }
     return ring_is_ready(arena);
 }
@@ -394,6 +395,18 @@ may_try(mpshm_arena *arena, int64_t place)
     return may;
 }
 
+struct place_wait {
+    int64_t place, until_ns;
+};
+
+static bool
+place_wait_is_over(mpshm_arena *arena, const void *what)
+{
+    const struct place_wait *wait = what;
+
+    return may_try(arena, wait->place) || now_ns() >= wait->until_ns;
+}
+
 /* Sleep until a wake-up or a signal, or until the time (-1: any) or this process's watch is over. */
 static void
 sleep_for_room(mpshm_arena *arena, int64_t place, uint32_t count, int timeout_ms)
@@ -405,8 +418,10 @@ sleep_for_room(mpshm_arena *arena, int64_t place, uint32_t count, int timeout_ms
     atomic_store(&waiters->room_mark, each ? EACH : arena->slots / 2);
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_take's compare-and-swap */
     if (!may_try(arena, place)) {
-        trim_if_due(arena, may_try, place);
-        futex_wait(&waiters->room_wakeups, count, shorter(timeout_ms, watch_ms));
+        int64_t until = now_ns() + (int64_t) shorter(timeout_ms, watch_ms) * 1000000;
+
+        trim_if_due(arena, place_wait_is_over, &(struct place_wait) {place, until});
+        futex_wait(&waiters->room_wakeups, count, ms_until(until));
     }
 }
 

@@ -237,7 +237,7 @@ trim(void *argument)
     while (!atomic_load(&stop)) {
         given += mpshm_trim(argument);
         atomic_store(&arena->header->trimmed, 0);
-        trim_if_due(argument, NULL, 0);
+        trim_if_due(argument, NULL, NULL);
     }
     CHECK(given > 0);
     return NULL;

@@ -71,7 +71,7 @@ static void
 look(void)
 {
     pass_period();
-    trim_if_due(arena, trim_whole, 0);
+    trim_if_due(arena, trim_whole, NULL);
 }
 
 /* Not used lately. */
@@ -110,8 +110,8 @@ a_second_look_in_a_period_gives_nothing_back(void)
     arena = arena_of(large());
     use(60 * MIB);
     look();
-    trim_if_due(arena, trim_whole, 0);
-    trim_if_due(arena, trim_whole, 0);
+    trim_if_due(arena, trim_whole, NULL);
+    trim_if_due(arena, trim_whole, NULL);
     CHECK_EQ(0, head_of(0)->punched);
     close_clean(arena);
 }
@@ -149,7 +149,7 @@ of_segments_made_to_size_the_largest_alone_stays_warm(void)
 
     for (uint64_t size = 4; size < 20; size++) {
         use(size * MIB);
-        trim_if_due(arena, trim_whole, 0);
+        trim_if_due(arena, trim_whole, NULL);
         CHECK(resident() <= before + (size + 2) * MIB + size * MIB / 2);
     }
     CHECK(resident() >= before + 19 * MIB);
@@ -194,7 +194,7 @@ memory_goes_back_a_slice_at_a_time(void)
 }
 
 static bool
-at_once(mpshm_arena *any, int64_t what)
+at_once(mpshm_arena *any, const void *what)
 {
     (void) any;
     (void) what;
@@ -214,11 +214,11 @@ one_who_is_called_away_leaves_the_rest_to_the_next(void)
     look();
     pass_period();
     for (uint32_t i = 1; i <= whole; i++) {
-        trim_if_due(arena, at_once, 0);
+        trim_if_due(arena, at_once, NULL);
         CHECK_EQ(whole + i, head_of(0)->punched);
     }
-    trim_if_due(arena, at_once, 0);
-    trim_if_due(arena, at_once, 0);
+    trim_if_due(arena, at_once, NULL);
+    trim_if_due(arena, at_once, NULL);
     CHECK_EQ(2 * whole, head_of(0)->punched);
     close_clean(arena);
 }
@@ -529,12 +529,12 @@ a_process_without_the_file_leaves_it_to_others(void)
     int fd = mpshm_arena_fd(arena), kept = dup(fd), null = open("/dev/null", O_RDWR);
 
     CHECK_EQ(fd, dup2(null, fd));
-    trim_if_due(arena, trim_whole, 0);
+    trim_if_due(arena, trim_whole, NULL);
     CHECK_EQ(0, mpshm_trim(arena));
     CHECK_EQ(0, head_of(0)->punched);
     CHECK_EQ(0, arena->header->trimmed);
     CHECK_EQ(fd, dup2(kept, fd));
-    trim_if_due(arena, trim_whole, 0);
+    trim_if_due(arena, trim_whole, NULL);
     CHECK(head_of(0)->punched > 0);
     close(kept);
     close(null);
@@ -725,7 +725,7 @@ forged_hints_cost_nothing_but_memory_and_time(void)
 
     for (int i = 0; i < 2000; i++) {
         forge(&random);
-        trim_if_due(arena, i % 3 ? trim_whole : i % 2 ? at_once : NULL, 0);
+        trim_if_due(arena, i % 3 ? trim_whole : i % 2 ? at_once : NULL, NULL);
         if (i % 10 == 0) {
             (void) mpshm_trim(arena);
         }
