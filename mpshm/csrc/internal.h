@@ -253,7 +253,8 @@ void segment_was_freed(struct segment *seg, uint32_t at);
 enum warmth { KEEP_LATELY = 0, KEEP_LEAST = 1, KEEP_LARGEST = 2, KEEP_NONE = 3 }; /* what a trim leaves */
 /* Whether a trimmer has something better to do: then the rest is for whoever comes next.  what: its own. */
 typedef bool trim_until(mpshm_arena *arena, const void *what);
-/* Cheap when it is not due.  until: asked between slices; NULL: for some 10 ms at most. */
+bool trim_is_due(mpshm_arena *arena); /* cheap */
+/* until: asked between slices; NULL: for some 10 ms at most. */
 void trim_if_due(mpshm_arena *arena, trim_until *until, const void *what);
 bool trim_whole(mpshm_arena *arena, const void *what); /* an `until`: to the end */
 /* Have whoever comes next do it. */

@@ -249,18 +249,29 @@ give_back(mpshm_arena *arena, struct trim *trim)
     }
 }
 
+/* Without segments the clock is not asked; without the file, it is for others. */
+bool
+trim_is_due(mpshm_arena *arena)
+{
+    struct arena_header *header = arena->header;
+
+    return atomic_load_explicit(&header->segment[0], memory_order_relaxed) != 0
+           && (atomic_load_explicit(&header->trim_soon, memory_order_relaxed) != 0
+               || atomic_load_explicit(&header->trimmed, memory_order_relaxed) != period_now())
+           && arena_has_file(arena);
+}
+
 /* What somebody has asked for; else once a period, whoever comes first. */
 void
 trim_if_due(mpshm_arena *arena, trim_until *until, const void *what)
 {
     struct arena_header *header = arena->header;
-    uint32_t period = period_now(), last = atomic_load_explicit(&header->trimmed, memory_order_relaxed);
-    bool asked = atomic_load_explicit(&header->trim_soon, memory_order_relaxed) != 0;
 
-    if ((!asked && last == period) || atomic_load(&header->segment[0]) == 0 || !arena_has_file(arena)) {
-        return; /* without the file, it is for others */
+    if (!trim_is_due(arena)) {
+        return;
     }
-    uint32_t keep = asked ? atomic_exchange(&header->trim_soon, 0) : 0;
+    uint32_t period = period_now(), last = atomic_load_explicit(&header->trimmed, memory_order_relaxed);
+    uint32_t keep = atomic_exchange(&header->trim_soon, 0);
 
     if (keep == KEEP_LEAST || keep == KEEP_LARGEST) { /* else forged, or another was quicker */
         struct trim trim = {.keep = (enum warmth) keep, .until = until, .what = what};

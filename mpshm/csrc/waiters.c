@@ -292,10 +292,13 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
 
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_put's last */
     if (!ring_is_ready(arena)) {
-        int64_t until = now_ns() + (int64_t) ms * 1000000;
+        if (trim_is_due(arena)) {
+            int64_t until = now_ns() + (int64_t) ms * 1000000;
 
-        trim_if_due(arena, message_wait_is_over, &until);
-        futex_wait(&waiters->wakeups, count, ms_until(until));
+            trim_if_due(arena, message_wait_is_over, &until);
+            ms = ms_until(until);
+        }
+        futex_wait(&waiters->wakeups, count, ms);
     }
     return ring_is_ready(arena);
 }
@@ -418,10 +421,15 @@ sleep_for_room(mpshm_arena *arena, int64_t place, uint32_t count, int timeout_ms
     atomic_store(&waiters->room_mark, each ? EACH : arena->slots / 2);
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_take's compare-and-swap */
     if (!may_try(arena, place)) {
-        int64_t until = now_ns() + (int64_t) shorter(timeout_ms, watch_ms) * 1000000;
+        int ms = shorter(timeout_ms, watch_ms);
 
-        trim_if_due(arena, place_wait_is_over, &(struct place_wait) {place, until});
-        futex_wait(&waiters->room_wakeups, count, ms_until(until));
+        if (trim_is_due(arena)) {
+            int64_t until = now_ns() + (int64_t) ms * 1000000;
+
+            trim_if_due(arena, place_wait_is_over, &(struct place_wait) {place, until});
+            ms = ms_until(until);
+        }
+        futex_wait(&waiters->room_wakeups, count, ms);
     }
 }
 
