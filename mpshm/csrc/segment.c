@@ -34,9 +34,9 @@
 /* Words of `freed` that a claim looks at itself: two lines. */
 #define FREED_NEAR 16u
 /* Living owners that a process asks about before it makes a segment rather than look further for one that was
-   left.  To ask about one costs 10 us among a thousand.  Once one owner in ten is dead, four processes in five
+   left.  To ask about one costs 10 us among a thousand.  Once one owner in six is dead, three processes in four
    find such a segment. */
-#define OWNERS_ASKED 16u
+#define OWNERS_ASKED 8u
 
 /* Whether a segment with `bytes` of data, in chunks of 1 << shift, fits in a stride.  S3 */
 bool

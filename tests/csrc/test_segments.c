@@ -595,7 +595,7 @@ processes_that_come_and_go_beside_many_take_over_what_others_left(void)
     for (int i = 0; i < 3 * CROWD; i++) {
         in_doomed_child(claim_and_die);
     }
-    /* Ten are usual: not all owners are asked about. */
+    /* Some more than CROWD and one are usual: not all owners are asked about. */
     CHECK(segment_count(arena) < 2 * CROWD);
     end_crowd(pids, CROWD);
     mpshm_reap(arena);
