@@ -1,6 +1,7 @@
 # make demo    the same Pool job over stock multiprocessing and over mpshm, side by side
 # make test    everything a change must pass: lint, types, C core under sanitizers, wheel, pytest
-# make bench   ratios to stock in a few minutes (QUICK=1: under one); make bench ARGS=--full: all
+# make bench   ratios to stock in a few minutes (QUICK=1: under one); ARGS=--queues, ARGS=--limits: queues,
+#              idle processes and limits; ARGS=--full: all
 # make bench-against BASE=main  this tree against another revision of it: fifteen minutes
 # make conformance  CPython's own tests against us, with every Python found: hours
 #                   (make conformance-quick: a part of them with this one, three minutes)

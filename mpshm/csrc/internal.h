@@ -319,7 +319,7 @@ uint32_t strays_look(mpshm_arena *arena);
 void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */
-void reap_before_growth(mpshm_arena *arena);
+bool reap_before_growth(mpshm_arena *arena);
 void reap_if_somebody_died(mpshm_arena *arena); /* cheap where nobody did */
 
 /* wait.c and spin.c: need no lock. */

@@ -234,16 +234,18 @@ mpshm_reap(mpshm_arena *arena)
     arena_unlock(arena);
 }
 
-/* Before an arena gets larger: perhaps it is full of what the dead held. */
-void
+/* Before an arena gets larger: perhaps it is full of what the dead held.  False: it was swept a moment ago. */
+bool
 reap_before_growth(mpshm_arena *arena)
 {
     int64_t ns = now_ns();
 
-    if (ns - arena->reaped_ns > GROWTH_PAUSE_NS) {
-        arena->reaped_ns = ns;
-        reap(arena);
+    if (ns - arena->reaped_ns <= GROWTH_PAUSE_NS) {
+        return false;
     }
+    arena->reaped_ns = ns;
+    reap(arena);
+    return true;
 }
 
 /* A death that somebody has noticed is swept by the first process that comes: all others see that it has been

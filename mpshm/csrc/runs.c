@@ -144,6 +144,20 @@ claim_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     return false;
 }
 
+/* Whether this process has a segment of its own for such runs. */
+static bool
+has_own(const mpshm_arena *arena, bool small)
+{
+    for (uint32_t id = 0; id < arena->segment_limit; id++) {
+        const struct segment *seg = arena->segments[id];
+
+        if (seg != NULL && seg->mine && is_small(arena, seg->shift) == small) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Claim in one that this process has to make or to take over. */
 static int
 claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, mpshm_run *run)
@@ -155,21 +169,25 @@ claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, mpshm_run *r
         if (error != 0) {
             return error;
         }
-        /* One taken over from a process that left may be too full: then the next. */
-        if (try_claim(seg, size, run) == 0) {
+        /* One taken over from a process that left may be full, of what that one held or for good: then the next. */
+        if (try_claim(seg, size, run) == 0 || (reap_before_growth(arena) && try_claim(seg, size, run) == 0)) {
             *hot_of(arena, small) = seg->id;
             return 0;
         }
     }
 }
 
-/* Claim in any segment there is: 0, -ENOSPC, or -EAGAIN: in some that others have locked there may be room. */
+/* Claim in any segment there is: 0, -ENOSPC, or -EAGAIN: in some that others have locked there may be room.
+   Each process begins with another one.  If all began with the first, they would meet at its lock, and map most
+   of the others on their way. */
 static int
 claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
     int result = -ENOSPC;
+    uint32_t used = segment_count(arena);
 
-    for (uint32_t id = 0; id < arena->segment_limit; id++) {
+    for (uint32_t i = 0; i < arena->segment_limit; i++) {
+        uint32_t id = i < used ? (NAME_NUMBER(arena->me) + i) % used : i;
         uint64_t word = atomic_load(&arena->header->segment[id]);
         struct segment *seg;
 
@@ -212,7 +230,11 @@ claim_somewhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 
     do {
         known = segment_count(arena);
-        error = claim_anywhere(arena, size, small, run) ? 0 : claim_new(arena, size, small, true, run);
+        if (claim_anywhere(arena, size, small, run)
+            || (reap_before_growth(arena) && claim_anywhere(arena, size, small, run))) {
+            return 0;
+        }
+        error = claim_new(arena, size, small, true, run);
     } while (error == -ENOSPC && segment_count(arena) > known);
     return error;
 }
@@ -231,7 +253,10 @@ run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
         arena->has_claimed |= !small;
         return 0;
     }
-    reap_before_growth(arena);
+    /* Not before a process's first segment: each of a thousand senders would walk through those of all others. */
+    if (has_own(arena, small)) {
+        (void) reap_before_growth(arena);
+    }
     int error = claim_new(arena, size, small, false, run);
 
     if (error == -ENOSPC) {
