@@ -5,7 +5,7 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 6
+#define MPSHM_ABI 7
 /* Bytes of a frame in a pipe, of a slot, of a slot with its overflow, and of a reader: see the size
    classes in docs/design.md. */
 #define MPSHM_FRAME_BYTES 4096
@@ -167,8 +167,11 @@ int mpshm_abandon(mpshm_run *run);
 int mpshm_is_loaned(const mpshm_run *run);
 int mpshm_seal(mpshm_run *run, uint64_t size);
 /* Wait until `bytes` more may be in flight under `mark`: 0.  Also 0 when no receiver is left that could
-   make room; -ETIMEDOUT when the time is over. */
+   make room; -ETIMEDOUT when the time (-1: as long as one sleep lasts) is over, or earlier: a caller that
+   waits on calls again, and looks for signals between. */
 int mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms);
+/* Call after close(fd) of an end: those that wait for room look whether a receiver is left. */
+void mpshm_call_senders(mpshm_arena *arena);
 
 /* A message on its way into chunks: a stream, and buffers with a contiguous run each.  Owns its runs
    until they are sent; mpshm_parcel_free and mpshm_parcel_clear abandon what was not.  Keeps its
@@ -317,13 +320,15 @@ void mpshm_place_give(mpshm_place *place);
    asked for in vain: 0; or -EAGAIN when the time (-1: as long as one sleep lasts) is over, or earlier; or
    -EPIPE when no receiver is left. */
 int mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
+/* The same though no receiver is left: another put may give up its place. */
+int mpshm_queue_wait_place(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
 /* How many messages are in the queue, and on their way into it. */
 int64_t mpshm_queue_size(mpshm_arena *arena);
 /* Whether the queue has no place. */
 int mpshm_queue_full(mpshm_arena *arena);
 /* Count one message more as done: how many with a position are left, or -ERANGE when none was left. */
 int64_t mpshm_task_done(mpshm_arena *arena);
-/* Wait until all messages are done: 0, or -ETIMEDOUT. */
+/* Wait until all messages are done: 0; or -ETIMEDOUT when the time is over, or earlier. */
 int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
 
 mpshm_batch *mpshm_batch_new(const mpshm_end *end, uint32_t spin_us);

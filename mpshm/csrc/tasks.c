@@ -129,6 +129,16 @@ tasks_settle(mpshm_arena *arena)
     }
 }
 
+/* `joiners` may have been cleared by one that was killed before it rang the bell. */
+void
+tasks_look_again(mpshm_arena *arena)
+{
+    if (arena->joinable && tasks_unfinished(arena) <= 0) {
+        atomic_store(&arena->ring->waiters.joiners, 1);
+        tasks_settle(arena);
+    }
+}
+
 int64_t
 mpshm_task_done(mpshm_arena *arena)
 {

@@ -21,9 +21,6 @@
 #define SECOND_NS INT64_C(1000000000)
 /* Of messages that only a backup can have taken in time: the others sleep for 40 s. */
 #define BACKED_NS (10 * SECOND_NS)
-#define WATCH_MS 1250 /* as in waiters.c */
-#define ROOM_WATCH_MS 200
-#define WATCHES 32
 
 static mpshm_arena *arena;
 static struct ring *ring;
@@ -65,10 +62,10 @@ end_ring(void)
 static void
 nobody_watches_soon(void)
 {
-    uint64_t now_ms = (uint64_t) (now_ns() / 1000000);
+    uint32_t last = (uint32_t) (now_ns() / 1000000 / WATCH_MS) + WATCHES;
 
-    batch->waiter.watch = (uint32_t) (now_ms / WATCH_MS) + WATCHES;
-    atomic_store(&arena->room_watch, (uint32_t) (now_ms / ROOM_WATCH_MS) + WATCHES);
+    batch->waiter.watch = last;
+    atomic_store(&arena->watch, last);
 }
 
 static void
@@ -295,6 +292,86 @@ end_of_file_is_seen_by_all_who_sleep(void)
         wait_child(pids[i]);
     }
     CHECK_EQ(1, mpshm_queue_poll(batch->end, -1));
+    end_ring();
+}
+
+/* Nobody watches soon, so they would see it after 40 s. */
+static void
+death_of_the_last_sender_is_seen_when_its_parent_notes_it(void)
+{
+    enum { RECEIVERS = 3 };
+    int pids[RECEIVERS];
+
+    open_ring();
+    nobody_watches_soon();
+    int sender = fork_hooked();
+
+    if (sender == 0) {
+        put(1);
+        pause();
+    }
+    for (int i = 0; i < RECEIVERS; i++) {
+        pids[i] = blocked_receiver(i == 0 ? 7 : MPSHM_E_END);
+        if (i > 0) {
+            wait_sleeper(ring, pids[i]);
+        } else {
+            wait_child(pids[i]);
+        }
+    }
+    close(ends[1]);
+    int64_t since = now_ns();
+
+    kill_child(sender);
+    mpshm_process_ended(sender);
+    for (int i = 1; i < RECEIVERS; i++) {
+        wait_child(pids[i]);
+    }
+    CHECK(now_ns() - since < BACKED_NS);
+    end_ring();
+}
+
+static void
+death_of_the_last_receiver_is_seen_when_its_parent_notes_it(void)
+{
+    enum { SENDERS = 3 };
+    int pids[SENDERS];
+
+    open_ring();
+    nobody_watches_soon();
+    put(FULL);
+    int receiver = fork_hooked();
+
+    if (receiver == 0) {
+        mpshm_reap(arena); /* it has its name */
+        go(to_parent);
+        pause();
+    }
+    await(to_parent);
+    close(ends[0]);
+    for (int i = 0; i < SENDERS; i++) {
+        pids[i] = fork_hooked();
+        if (pids[i] == 0) {
+            int error;
+
+            while ((error = mpshm_queue_wait_room(END(arena, ends[1]), NULL, LONG_MS)) != -EPIPE) {
+                CHECK(error == 0 || error == -EAGAIN); /* woken: worth another try */
+            }
+            _exit(0);
+        }
+        while (atomic_load(&words->room_mark) == 0) {
+            sched_yield();
+        }
+        wait_asleep(pids[i]);
+    }
+    int64_t since = now_ns();
+
+    kill_child(receiver);
+    mpshm_process_ended(receiver);
+    for (int i = 0; i < SENDERS; i++) {
+        wait_child(pids[i]);
+    }
+    CHECK(now_ns() - since < BACKED_NS);
+    take(FULL);
     end_ring();
 }
 
@@ -754,7 +831,7 @@ every_burst_is_taken_though_nobody_watches_soon(void)
         int64_t since = now_ns();
 
         /* All periods but the last are others'. */
-        atomic_store(&words->watches, (uint64_t) (now_ns() / 1000000 / WATCH_MS) << 32 | INT32_MAX);
+        atomic_store(&arena->header->watches, (uint64_t) (now_ns() / 1000000 / WATCH_MS) << 32 | INT32_MAX);
         while (count-- > 0 && seq < MOST_NOTES) {
             put_note(0, seq++);
         }
@@ -888,6 +965,8 @@ static const struct test tests[] = {
     TEST(receivers_with_and_without_a_time_get_one_each),
     TEST(poller_does_not_keep_a_receivers_wake_up),
     TEST(end_of_file_is_seen_by_all_who_sleep),
+    TEST(death_of_the_last_sender_is_seen_when_its_parent_notes_it),
+    TEST(death_of_the_last_receiver_is_seen_when_its_parent_notes_it),
     TEST(sleeper_is_interrupted_by_a_signal),
     TEST(killed_sleepers_cost_one_futile_wake_up),
     TEST(message_whose_wake_up_was_lost_is_taken_by_the_next_to_watch),
