@@ -291,7 +291,7 @@ class Connection(stock.Connection):
                     reader = self._reader = Reader()
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)
             except NoArena:
-                message = reader.reopen(self._find_arena)  # type: ignore[union-attr]
+                message = reader.go_on(self._handle, self._find_arena(), maxsize, copy_max)
         counters = self._counters
         if isinstance(message, bytes):
             counters.received_plain_messages += 1

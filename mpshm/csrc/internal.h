@@ -91,6 +91,7 @@ struct mpshm_arena {
     int pipe_fd;            /* an end of the connection, and 1; 0: none is known */
     uint64_t pipe_device, pipe_inode;
     struct strays *strays;  /* runs in flight that may be nobody's, or NULL */
+    int64_t looked_ns;      /* when a sender that waited for room last looked for them */
     bool has_claimed;       /* this process has claimed a run of usual chunks */
     uint32_t shorts;        /* short messages for which it made no segment */
     mpshm_arena *next;
@@ -295,7 +296,7 @@ int frame_index(const struct frame_head *head, uint64_t index_size, uint64_t mos
 bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size);
 uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
                    uint64_t stream_size);
-int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
+int frame_read(mpshm_reader *reader, int fd, uint32_t body_max, bool knows);
 int frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max);
 #define DESCRIPTOR_BYTES 20
 
@@ -317,7 +318,6 @@ bool lease_add_holder(struct segment *seg, uint32_t at, name holder);
 void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for reap.c */
 
 /* strays.c: all but the first under arena_lock. */
-extern int64_t strays_pause_ns;
 void strays_inside(mpshm_arena *arena, bool begins);
 void strays_pipe(mpshm_arena *arena, int fd);
 uint32_t strays_look(mpshm_arena *arena);

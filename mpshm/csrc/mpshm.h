@@ -114,6 +114,7 @@ typedef struct {
     uint32_t have;          /* bytes of a frame not complete yet */
     uint32_t inside;        /* the arena has been told that a frame may be in hand: by this generation of the
                                process, a fork's child being another; 0: it has not */
+    mpshm_arena *told;      /* and it is kept so long as part of a frame is here; or NULL */
     uint32_t asked;         /* the receiver sets it: the next frame may answer what it has sent */
     uint32_t full;          /* a frame is here that its receiver has not taken: the receiver clears
                                it, and until then mpshm_receive answers -EBUSY */
@@ -217,12 +218,11 @@ void mpshm_reader_free(mpshm_reader *reader);
    copied there and its run freed: MPSHM_COPIED is added to the bytes of a plain frame of it.  A
    plain frame whose body is longer than body_max, or than `reader` holds, gives MPSHM_LONG: body_size
    is known, the body is the caller's to read.  arena may be NULL: a descriptor frame then gives
-   MPSHM_E_NO_ARENA and stays in `reader`, for mpshm_reopen or mpshm_discard. */
+   MPSHM_E_NO_ARENA and is not taken: call again with its arena, or mpshm_skip. */
 int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max,
                   uint32_t copy_max);
-/* Lease the runs of the frame that stayed in `reader`, all or none: 0, or the error.  The frame is used
-   up either way. */
-int mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena);
+/* Read the rest of the frame that has begun, and forget it: 0, or the error; after -EINTR call again. */
+int mpshm_skip(mpshm_reader *reader, int fd);
 /* Move the i-th run to a holder of its own. */
 void mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to);
 /* Release the runs that were not taken.  mpshm_reader_free does so too. */

@@ -27,6 +27,9 @@
    for one answer never has one for it. */
 #define SHORTS_BEFORE_SEGMENT 32u
 
+/* Each look for strays goes over all runs, so a sender that often finds its pipe drained makes no more. */
+#define STRAYS_PAUSE_NS INT64_C(100000000)
+
 /* Messages so long are sent in a shorter time than a wake-up takes. */
 #define SHORT_BYTES (UINT64_C(128) << 10)
 
@@ -124,9 +127,14 @@ static void
 forget_sent(mpshm_arena *arena, int fd)
 {
     arena_lock(arena);
+    int64_t now = now_ns();
+
     if (arena->slot_bytes == 0) {
         strays_pipe(arena, fd);
-        (void) strays_look(arena);
+        if (arena->looked_ns == 0 || now - arena->looked_ns > STRAYS_PAUSE_NS) {
+            arena->looked_ns = now;
+            (void) strays_look(arena);
+        }
     }
     for (uint32_t i = 0; i < arena->sent_count; i++) {
         arena->sent[i].bytes = 0;
