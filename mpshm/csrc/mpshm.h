@@ -326,8 +326,8 @@ int mpshm_queue_wait_place(const mpshm_end *end, const mpshm_place *place, int t
 int64_t mpshm_queue_size(mpshm_arena *arena);
 /* Whether the queue has no place. */
 int mpshm_queue_full(mpshm_arena *arena);
-/* Count one message more as done: how many with a position are left, or -ERANGE when none was left. */
-int64_t mpshm_task_done(mpshm_arena *arena);
+/* Count one message more as done: 0, or -ERANGE when none was left of those that have been put. */
+int mpshm_task_done(mpshm_arena *arena);
 /* Wait until all messages are done: 0; or -ETIMEDOUT when the time is over, or earlier. */
 int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
 
