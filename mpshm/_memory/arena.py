@@ -252,7 +252,7 @@ class Arena:
     # A default argument: at interpreter exit this module may be destroyed before an arena.
     def call_senders(self, _call: Any = None if CORE_MISSING else lib.mpshm_call_senders) -> None:
         """Call after close(fd) of an end: senders that wait look whether a receiver is left."""
-        _call(self._c)
+        _call(self.identity)
 
     def try_send_copy(self, fd: int, data: bytes, mark: int) -> bool | None:
         """Send `data` by a run that the receiver copies out and frees.

@@ -172,7 +172,7 @@ int mpshm_seal(mpshm_run *run, uint64_t size);
    waits on calls again, and looks for signals between. */
 int mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms);
 /* Call after close(fd) of an end: those that wait for room look whether a receiver is left. */
-void mpshm_call_senders(mpshm_arena *arena);
+void mpshm_call_senders(uint64_t arena_id);
 
 /* A message on its way into chunks: a stream, and buffers with a contiguous run each.  Owns its runs
    until they are sent; mpshm_parcel_free and mpshm_parcel_clear abandon what was not.  Keeps its

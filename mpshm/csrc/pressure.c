@@ -197,10 +197,18 @@ pressure_call(mpshm_arena *arena)
     }
 }
 
+/* By the arena's identity: an end may be closed after its arena's handle, at interpreter exit or in a cycle. */
 void
-mpshm_call_senders(mpshm_arena *arena)
+mpshm_call_senders(uint64_t id)
 {
-    pressure_call(arena);
+    process_lock();
+    for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
+        if (arena->id == id) {
+            pressure_call(arena);
+            break;
+        }
+    }
+    process_unlock();
 }
 
 /* Sleep until the leases that are awaited have come, or until the time or this process's watch is over.  One that

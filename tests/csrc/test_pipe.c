@@ -704,7 +704,7 @@ closed_end_wakes_those_that_wait_for_memory(void)
     int64_t since = now_ns();
 
     close(ends[0]);
-    mpshm_call_senders(arena);
+    mpshm_call_senders(arena->id);
     for (int i = 0; i < 3; i++) {
         wait_child(pids[i]);
     }
