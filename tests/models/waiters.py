@@ -335,17 +335,17 @@ CASES = [
     Case("two receivers and senders", lambda: Messages("rqab"), large=True),
     Case("three receivers", lambda: Messages("rqpa", kill="p"), large=True),
     # the flag is cleared, and nobody is woken that fell asleep before it was
-    broken("once", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("once", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # the flag is cleared though as many were asleep as were to be woken
-    broken("clears", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("clears", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # the count is read when the receiver falls asleep
-    broken("latecount", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("latecount", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # the flag is set after the last look
-    broken("lateflag", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("lateflag", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # who leaves does not look at what it leaves behind
-    broken("blind", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("blind", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # the backup leaves with a message and says nothing
-    broken("keepsbackup", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("keepsbackup", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     Case("senders", lambda: Slots("rabc")),
     Case("senders, two receivers", lambda: Slots("rqab")),
     Case("senders, two receivers and more", lambda: Slots("rqabc"), large=True),
