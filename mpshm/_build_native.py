@@ -32,6 +32,7 @@ SOURCES = (
     "mirror.c",
     "ring.c",
     "ring_check.c",
+    "waking.c",
     "waiters.c",
     "queue.c",
     "queue_put.c",
@@ -39,6 +40,7 @@ SOURCES = (
     "reap.c",
     "spin.c",
     "wait.c",
+    "watch.c",
     "refuse.c",
 )
 CSRC = Path("mpshm/csrc")

@@ -292,6 +292,31 @@ def test_views_at_interpreter_exit_do_no_harm() -> None:
     assert (0, "") == (done.returncode, done.stderr)
 
 
+EXIT_WITH_ENDS = """
+import mpshm
+
+q, tasks, few = mpshm.Queue(), mpshm.JoinableQueue(), mpshm.Queue(100)
+reader, writer = mpshm.Pipe(False)
+
+def use():
+    for channel in (q, tasks, few):
+        channel.put(1)
+        channel.get()
+    tasks.task_done()
+    writer.send(1)
+    reader.recv()
+
+use()
+print(*[f"{one.__name__}" for one in (use,)])
+"""
+
+
+def test_ends_that_are_closed_after_their_memory_at_interpreter_exit_do_no_harm() -> None:
+    """Which goes first is the collector's choice."""
+    done = run_python("-X", "faulthandler", "-c", EXIT_WITH_ENDS)
+    assert (0, "") == (done.returncode, done.stderr)
+
+
 def test_forks_while_another_thread_sends_and_receives(pipe: Ends) -> None:
     a, b = pipe
     stop = threading.Event()

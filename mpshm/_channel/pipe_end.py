@@ -120,10 +120,11 @@ class Connection(stock.Connection):
     _identity_of = staticmethod(search.identity_of)
 
     def _close(self, _close: Any = os.close) -> None:
-        self._arena = None
+        arena, self._arena = self._arena, None
         if self._identity is None or self._identity_of(self._handle) in (self._identity, None):
-            _close(self._handle)
-        # Else a daemon has closed the descriptor: its number is another file's now.
+            _close(self._handle)  # else a daemon has, and the number is another file's now
+        if arena is not None:
+            arena.call_senders()
 
     def __del__(self) -> None:
         if self._handle is not None:
@@ -292,19 +293,18 @@ class Connection(stock.Connection):
                     reader = self._reader = Reader()
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)
             except NoArena:
-                message = reader.reopen(self._find_arena)  # type: ignore[union-attr]
+                message = reader.go_on(self._handle, self._find_arena(), maxsize, copy_max)
         counters = self._counters
         if isinstance(message, bytes):
             counters.received_plain_messages += 1
             counters.received_plain_bytes += len(message)
             return message
         stream, buffers = message
+        counters.received_shm_messages += 1
         if type(stream) is bytes and not buffers:  # it was copied out of its run
-            counters.received_shm_messages += 1
             counters.received_shm_bytes += len(stream)
             return stream
         received = Received(stream, buffers)
-        counters.received_shm_messages += 1
         counters.received_shm_bytes += received.size
         return received
 

@@ -65,7 +65,7 @@ class ReaderFull(Exception):
 
 
 class NoArena(ProtocolError):
-    """A descriptor frame came to an end without an arena.  The reader keeps it for `reopen`."""
+    """A descriptor frame came to an end without an arena.  It is not taken before `go_on`."""
 
 
 class UnknownFamily(ProtocolError):

@@ -135,8 +135,8 @@ class QueueEnd(pipe_end.Connection):
             if self._arena is not None:
                 places.reap(self._arena)
         else:
-            self.has_room(timeout_ms)
-            if self._arena is not None:
+            has_room = self.has_room(timeout_ms)
+            if has_room and self._arena is not None:
                 self._arena.wait_room_for(self._handle, 1, min(timeout_ms, WAIT_SLICE_MS))
 
     def _transmit(self, message: bytes | Message) -> None:

@@ -46,7 +46,16 @@ mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeou
 {
     int64_t at = place_is_position(place) ? place->at : MPSHM_NO_PLACE;
 
-    return waiters_room(end->arena, end->fd, at, timeout_ms);
+    return waiters_room(end->arena, end->fd, POLLERR, at, timeout_ms);
+}
+
+/* Though nobody receives: as the stock module, which waits for a place before it looks for a reader. */
+int
+mpshm_queue_wait_place(const mpshm_end *end, const mpshm_place *place, int timeout_ms)
+{
+    int64_t at = place_is_position(place) ? place->at : MPSHM_NO_PLACE;
+
+    return end->fd < 0 ? -EAGAIN : waiters_room(end->arena, end->fd, 0, at, timeout_ms);
 }
 
 /* How many bytes a message without a run may have.  The overflow is not used where the file system may

@@ -264,6 +264,23 @@ reap_if_somebody_died(mpshm_arena *arena)
         arena->deaths = deaths;
         if (swept != deaths && atomic_compare_exchange_strong(&arena->header->swept, &swept, deaths)) {
             reap(arena);
+            waiters_see_death(arena);
         }
     }
+}
+
+/* Those that wait for what the dead should have done are woken now, and not by their watch.  What the dead held is
+   taken back by whoever claims next. */
+void
+mpshm_process_ended(int pid)
+{
+    process_lock();
+    rosters_note_end((uint32_t) pid);
+    for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
+        if (roster_has_ended(arena->roster)) {
+            arena_is_ours(arena);
+            waiters_see_death(arena);
+        }
+    }
+    process_unlock();
 }

@@ -147,11 +147,13 @@ void tasks_pend(mpshm_arena *arena, int64_t messages); /* (L) */
 int64_t tasks_pending(mpshm_arena *arena);
 int64_t tasks_unfinished(mpshm_arena *arena);
 void tasks_settle(mpshm_arena *arena); /* call after a change of done, skips or pending */
+void tasks_look_again(mpshm_arena *arena); /* the same at any time: one may have been killed that did not */
 
 /* turns.c */
 bool turn_say(mpshm_arena *arena, uint64_t position, uint64_t bytes); /* (L) */
 bool turn_has_come(mpshm_arena *arena, uint64_t position, uint64_t bytes); /* (L) */
 bool turn_is_here(mpshm_arena *arena, uint64_t position); /* (L): of a message that has said its bytes */
+bool turn_is_missed(mpshm_arena *arena);                  /* (L) */
 
 /* mirror.c */
 void mirror_show(mpshm_arena *arena, int fd);  /* (L) */

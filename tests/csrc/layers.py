@@ -10,7 +10,7 @@ from pathlib import Path
 
 LAYERS = """
     freemap pids process refuse wait
-    memfile spin
+    memfile spin watch
     records
     roster
     member
@@ -19,7 +19,9 @@ LAYERS = """
     positions segment
     mirror segment_check strays turns
     arena inspect ring
-    leases pressure waiters
+    leases pressure
+    waking
+    waiters
     fork frame queue reap
     queue_get runs
     parcel
