@@ -236,6 +236,12 @@ void segment_was_freed(struct segment *seg, uint32_t at);
 /* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);
 
+/* loans.c: under the process's lock. */
+int loan_room(void);
+void loan_begin(mpshm_run *run);
+bool loan_is_open(const mpshm_run *run);
+void loan_end(mpshm_run *run);
+
 /* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
    NO_POSITION for a connection's frame. */
 #define NO_POSITION UINT64_MAX
