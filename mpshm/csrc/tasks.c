@@ -135,10 +135,15 @@ mpshm_task_done(mpshm_arena *arena)
     uint64_t done;
     int64_t left;
 
+    uint32_t tries = 0;
+
     do {
         left = left_of_positions(arena, &done); /* pending ones have not been taken */
         if (left <= 0) {
             return -ERANGE;
+        }
+        if (++tries > RING_TRIES) {
+            return MPSHM_E_DAMAGED;
         }
     } while (!atomic_compare_exchange_weak(&arena->ring->done, &done,
                                            (done & ~DONE_MASK) | ((done + 1) & DONE_MASK)));
