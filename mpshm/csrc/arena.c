@@ -276,7 +276,7 @@ attach(int fd, bool fresh, mpshm_arena **out)
                               ? (struct overflow *) ((char *) mapped + RING_OFFSET
                                                      + ring_bytes(header.slots, 0))
                               : NULL;
-        ring_attach(arena);
+        ring_attach(arena, &header);
     }
     arena->slot_bytes = header.slot_bytes;
     arena->id = header.id;
