@@ -82,6 +82,7 @@ struct mpshm_arena {
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
     uint32_t deaths, claims; /* the roster's deaths when last seen; and claims, to look now and then */
     int64_t reaped_ns;      /* when growth last looked for the dead */
+    int64_t locked_until_ns; /* no waiting for segments' locks before */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */
     struct sent *sent;      /* what this process sealed and has not yet seen leased */

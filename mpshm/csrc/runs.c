@@ -172,17 +172,28 @@ claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     return result;
 }
 
-/* The same, some rounds long.  They come to an end, for a holder may be stopped for good. */
+/* The same, some rounds long.  They come to an end, for a holder may be stopped for good; then only a hundredth of
+   the time goes to further rounds, for the process's other channels wait meanwhile. */
 static bool
 claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
     int error = claim_in_any(arena, size, small, run);
+
+    if (error != -EAGAIN || now_ns() < arena->locked_until_ns) {
+        return error == 0;
+    }
+    int64_t begun = now_ns();
 
     for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
         struct timespec pause = {.tv_nsec = i * PAUSE_NS};
 
         (void) nanosleep(&pause, NULL);
         error = claim_in_any(arena, size, small, run);
+    }
+    if (error == -EAGAIN) {
+        int64_t over = now_ns();
+
+        arena->locked_until_ns = over + 100 * (over - begun);
     }
     return error == 0;
 }
@@ -192,13 +203,13 @@ claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 static int
 claim_somewhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
-    uint32_t known;
+    uint32_t known, tries = 0;
     int error;
 
     do {
         known = segment_count(arena);
         error = claim_anywhere(arena, size, small, run) ? 0 : claim_new(arena, size, small, true, run);
-    } while (error == -ENOSPC && segment_count(arena) > known);
+    } while (error == -ENOSPC && segment_count(arena) > known && ++tries <= arena->segment_limit);
     return error;
 }
 
