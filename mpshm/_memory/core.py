@@ -95,6 +95,8 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
             "processes"
         ),
         lib.MPSHM_E_GEOMETRY: "{it} is {of} whose geometry does not fit its file",
+        lib.MPSHM_E_UNSEALED: "{it} is {of} that is not sealed: its maker could still cut it short",
+        lib.MPSHM_E_TWO_FILES: "{it} is {of} that has another file here: one of the two is forged",
         lib.MPSHM_E_TORN: "got end of file during message",
         lib.MPSHM_E_LENGTH: "descriptor frame is longer than a frame may be",
         lib.MPSHM_E_HEAD: "descriptor frame is shorter than its head",

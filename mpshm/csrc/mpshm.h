@@ -43,6 +43,8 @@ enum {
     MPSHM_E_CROWDED = -10022, /* the roster has no free record */
     MPSHM_E_DAMAGED = -10023,   /* another has overwritten what is this process's in shared memory */
     MPSHM_E_DIRECTORY = -10024, /* an entry of the directory describes no segment that fits */
+    MPSHM_E_UNSEALED = -10025,  /* its maker could still cut the file short */
+    MPSHM_E_TWO_FILES = -10026, /* and this family has another one already */
 };
 
 /* How an arena's memory file is made. */
