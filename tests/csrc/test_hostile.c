@@ -58,10 +58,12 @@ static mpshm_counts counts;
 static mpshm_end sender, receiver;
 static char *file, *roster_file; /* all of its memory file, and of the family's roster or NULL */
 static uint64_t file_size, roster_size;
+static char text[40000];
+static int file_fd, peer_line[2]; /* the peer's own descriptors of the file and the pipe */
 
 /* What the peer writes to. */
 
-enum kind { ANY, RUN, MORE, SLOT, HEAD, DIRECTORY, LOCK, RECORD, MARKED, TEXT, KINDS };
+enum kind { ANY, RUN, MORE, SLOT, HEAD, DIRECTORY, LOCK, RECORD, MARKED, TEXT, HOLE };
 
 struct target {
     enum kind kind;
@@ -183,6 +185,8 @@ aim(uint64_t *state, uint32_t focus)
         case 25:
         case 26:
             return in_roster(state, roster_file == NULL);
+        case 27: /* a hole in the file: whole pages of zeros */
+            return word(HOLE, 8, below(state, below(state, 2) ? 400 : (uint32_t) (file_size / 4096)) * UINT64_C(4096));
         default:
             return word(ANY, 8, 8 * below(state, (uint32_t) (file_size / 8)));
         }
@@ -288,6 +292,11 @@ spoil(uint64_t *state, uint32_t focus, bool back)
     }
     char *at = (to.in_roster ? roster_file : file) + to.offset;
 
+    if (to.kind == HOLE) {
+        (void) fallocate(file_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) to.offset,
+                         4096 << below(state, 5));
+        return;
+    }
     if (to.bytes == 4) {
         volatile uint32_t *word = (volatile uint32_t *) at;
         uint32_t was = *word;
@@ -314,6 +323,19 @@ struct storm {
     _Atomic bool stop;
 };
 
+/* What the peer does to the pipe of a queue. */
+static void
+spoil_pipe(uint64_t *state)
+{
+    char bytes[100];
+
+    if (below(state, 2)) {
+        (void) !read(peer_line[0], bytes, 1 + below(state, sizeof bytes));
+    } else {
+        (void) !write(peer_line[1], text, 1 + below(state, sizeof bytes));
+    }
+}
+
 static void *
 blow(void *argument)
 {
@@ -322,6 +344,9 @@ blow(void *argument)
     while (!atomic_load(&storm->stop)) {
         for (int i = 0; i < 64; i++) {
             spoil(&storm->state, storm->focus, below(&storm->state, 8) != 0);
+        }
+        if (hostile->ring != NULL) {
+            spoil_pipe(&storm->state);
         }
     }
     return NULL;
@@ -430,14 +455,13 @@ static mpshm_run *loans[KEPT];
 static mpshm_place *places[KEPT];
 static mpshm_reader *reader;
 static mpshm_batch *batch;
-static char text[40000];
 static uint64_t refused, done;
 
 /* Whether a step ended as one may. */
 static void
 ended(int64_t code)
 {
-    CHECK(code > -4096 || (code <= MPSHM_E_SEGMENT && code >= MPSHM_E_DIRECTORY));
+    CHECK(code > -4096 || (code <= MPSHM_E_SEGMENT && code >= MPSHM_E_TWO_FILES));
     CHECK(code != -EFAULT);
     *(code < 0 ? &refused : &done) += 1;
 }
@@ -816,8 +840,26 @@ step_in_queue(uint64_t *state)
 
 /* A round. */
 
+/* Lock the byte of every record that is free, as a peer that wants no further process to get a name. */
+static void
+lock_all(void)
+{
+    char path[32];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", mpshm_arena_fd(hostile));
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+
+    CHECK(fd != -1);
+    for (uint32_t number = 0; number < OWN_ROSTER_LIMIT; number++) {
+        struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 << 16,
+                             .l_start = (off_t) (OWN_ROSTER_OFFSET + ((uint64_t) number << 16))};
+
+        (void) fcntl(fd, F_OFD_SETLK, &lock); /* those that are had by others are not to be had */
+    }
+}
+
 static int
-join_and_say(_Atomic name *to, int until)
+join_and_say(_Atomic name *to, int until, bool locks)
 {
     int pid = fork_hooked();
 
@@ -825,6 +867,9 @@ join_and_say(_Atomic name *to, int until)
         char byte;
 
         arena_lock(hostile);
+        if (locks) {
+            lock_all();
+        }
         atomic_store(to, hostile->me);
         arena_unlock(hostile);
         (void) !read(until, &byte, 1);
@@ -836,12 +881,18 @@ join_and_say(_Atomic name *to, int until)
     return pid;
 }
 
+/* All of a memory file.  Its size the peer cannot change: the seals keep it. */
 static void *
 map_file(int fd, uint64_t *size)
 {
     struct stat status;
 
     CHECK_EQ(0, fstat(fd, &status));
+    CHECK_EQ(-1, ftruncate(fd, 0));
+    CHECK_EQ(EPERM, errno);
+    CHECK_EQ(-1, ftruncate(fd, status.st_size + 4096));
+    CHECK_EQ(EPERM, errno);
+    CHECK_EQ(-1, fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE));
     *size = (uint64_t) status.st_size;
     void *mapped = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
@@ -888,6 +939,18 @@ hostile_begin(uint64_t *state, bool is_queue, bool strangers)
     }
     fill(text, sizeof text, 9);
     file = map_file(mpshm_arena_fd(hostile), &file_size);
+    file_fd = dup(mpshm_arena_fd(hostile));
+    if (is_queue) {
+        for (int i = 0; i < 2; i++) {
+            char path[32];
+
+            snprintf(path, sizeof path, "/proc/self/fd/%d", line[i]);
+            peer_line[i] = open(path, (i == 0 ? O_RDONLY : O_WRONLY) | O_NONBLOCK | O_CLOEXEC);
+            if (below(state, 2)) {
+                CHECK_EQ(0, fcntl(line[i], F_SETFL, 0)); /* flags are those of all that have the end */
+            }
+        }
+    }
 }
 
 static void
@@ -956,10 +1019,10 @@ run_round(uint64_t seed, bool is_queue, bool while_written)
         roster_file = map_file(mpshm_arena_roster_fd(hostile), &roster_size);
     }
     CHECK_EQ(0, pipe2(hold, O_CLOEXEC));
-    int dead = join_and_say(&others->dead, hold[0]);
+    int dead = join_and_say(&others->dead, hold[0], false);
 
     kill_child(dead);
-    int living = join_and_say(&others->living, hold[0]);
+    int living = join_and_say(&others->living, hold[0], strangers && below(&state, 2));
     struct storm storm = {.state = seed ^ 0x5eed, .focus = UINT32_MAX};
 
     if (below(&state, 4) != 0) { /* about a few of the places, so that steps come far */
@@ -979,6 +1042,9 @@ run_round(uint64_t seed, bool is_queue, bool while_written)
         for (uint32_t n = while_written ? 0 : below(&state, 4); n > 0; n--) {
             spoil(&storm.state, storm.focus, false);
         }
+        if (is_queue && !while_written && below(&state, 6) == 0) {
+            spoil_pipe(&storm.state);
+        }
         if (below(&state, 24) == 0) {
             in_child(&state);
         } else {
@@ -992,6 +1058,11 @@ run_round(uint64_t seed, bool is_queue, bool while_written)
     }
     alarm(STEP_S);
     kill_child(living);
+    close(file_fd);
+    if (is_queue) {
+        close(peer_line[0]);
+        close(peer_line[1]);
+    }
     close(hold[0]);
     close(hold[1]);
     munmap(file, file_size);
