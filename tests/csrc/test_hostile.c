@@ -18,6 +18,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,7 +26,10 @@
 
 #define ROUNDS 60 /* of each kind, in `make test` */
 #define STEPS 48
-#define STEP_S 60 /* a step that takes longer hangs; none comes near it */
+/* A step that takes more of the CPU's time hangs, as does one that sleeps so long.  None comes near the first; the
+   second is long, for the machine may be busy. */
+#define STEP_CPU_S 60
+#define STEP_S 900
 #define KEPT 12
 #define HONEST_BYTES 700
 
@@ -44,6 +48,23 @@ static uint32_t
 below(uint64_t *state, uint32_t limit)
 {
     return (uint32_t) (draw(state) % limit);
+}
+
+/* The core's mappings have room around them that nobody may touch: a step past one's end does not fall on another. */
+#define GUARD_BYTES ((size_t) 1 << 20)
+
+void *__real_mmap(void *at, size_t size, int may, int flags, int fd, off_t offset);
+void *__wrap_mmap(void *at, size_t size, int may, int flags, int fd, off_t offset);
+void *
+__wrap_mmap(void *at, size_t size, int may, int flags, int fd, off_t offset)
+{
+    if (at != NULL) {
+        return __real_mmap(at, size, may, flags, fd, offset);
+    }
+    int nothing = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    char *room = __real_mmap(NULL, size + 2 * GUARD_BYTES, PROT_NONE, nothing, -1, 0);
+
+    return room == MAP_FAILED ? room : __real_mmap(room + GUARD_BYTES, size, may, flags | MAP_FIXED, fd, offset);
 }
 
 /* One that lives and one that died, of the same family as this process. */
@@ -466,6 +487,25 @@ ended(int64_t code)
     *(code < 0 ? &refused : &done) += 1;
 }
 
+static void
+say_hang(int signal)
+{
+    static const char said[] = "a step does not end\n";
+
+    (void) signal;
+    (void) !write(STDERR_FILENO, said, sizeof said - 1);
+    abort();
+}
+
+static void
+watch_step(void)
+{
+    struct itimerval most = {.it_value.tv_sec = STEP_CPU_S};
+
+    CHECK_EQ(0, setitimer(ITIMER_PROF, &most, NULL));
+    alarm(STEP_S);
+}
+
 static mpshm_arena *
 either(uint64_t *state)
 {
@@ -536,31 +576,115 @@ send(uint64_t *state)
     }
 }
 
-/* What the peer writes into the pipe. */
-static void
-forge_frame(uint64_t *state)
+/* A descriptor of anything; or of a run that the peer puts into the run table so that it fits, in whatever words. */
+static mpshm_descriptor
+any_descriptor(uint64_t *state, uint64_t position)
 {
-    unsigned char frame[256];
-    uint32_t named = below(state, 4), bytes = 8 + 20 * named + below(state, 3) / 2 * below(state, 40);
-    uint32_t word = __builtin_bswap32(0x80000000u | bytes), buffers = below(state, 3) ? named : (uint32_t) draw(state);
-    uint16_t head[2] = {(uint16_t) below(state, 4), (uint16_t) below(state, 3)};
+    mpshm_descriptor what = {.mmap_id = below(state, 3), .chunk_id = below(state, 70), .tag = below(state, 12)};
 
-    memset(frame, 0, sizeof frame);
+    what.size = below(state, 4) ? any_size(state) : draw(state) >> below(state, 64);
+    if (below(state, 6) == 0) {
+        *(below(state, 2) ? &what.mmap_id : &what.chunk_id) = (uint32_t) draw(state) >> below(state, 32);
+    }
+    struct segment *seg = what.mmap_id < hostile->segment_limit
+                              ? ((struct segment *volatile *) hostile->segments)[what.mmap_id]
+                              : NULL;
+
+    if (seg != NULL && what.chunk_id < seg->count && below(state, 2)) {
+        struct run *run = &seg->runs[what.chunk_id];
+
+        if (below(state, 2)) {
+            atomic_store(&run->more, EXTENT(below(state, 4) ? 1 + below(state, 6) : draw(state) & 0xfffff,
+                                            below(state, 2) ? below(state, 40) : draw(state) & 0xffffff));
+        }
+        atomic_store(&run->word, position == NO_POSITION ? RUN_WORD(what.tag, any_name(state), RUN_FLIGHT)
+                                                         : FLIGHT_AT(position));
+        what.size = extent_bytes(seg->shift, atomic_load(&run->more));
+    }
+    return what;
+}
+
+static void
+put_descriptor(char *at, const mpshm_descriptor *what)
+{
+    memcpy(at, &what->mmap_id, 4);
+    memcpy(at + 4, &what->chunk_id, 4);
+    memcpy(at + 8, &what->size, 8);
+    memcpy(at + 16, &what->tag, 4);
+}
+
+/* Fill the run of that descriptor with others, as an index. */
+static void
+forge_index(uint64_t *state, const mpshm_descriptor *index, uint64_t position)
+{
+    struct segment *seg = index->mmap_id < hostile->segment_limit ? hostile->segments[index->mmap_id] : NULL;
+    uint64_t at = 0;
+
+    if (seg != NULL && index->chunk_id < seg->count) {
+        at = segment_file_offset(seg) + seg->data_at + ((uint64_t) index->chunk_id << seg->shift);
+    }
+    for (uint32_t i = 0; at != 0 && i < 6 && at + DESCRIPTOR_BYTES <= file_size; i++) {
+        mpshm_descriptor what = any_descriptor(state, position);
+
+        put_descriptor(file + at, &what);
+        at += DESCRIPTOR_BYTES;
+    }
+}
+
+/* A frame that names up to three runs: how many bytes. */
+static uint32_t
+forge_frame(uint64_t *state, char frame[MPSHM_SLOT_BYTES], uint64_t position)
+{
+    uint32_t named = below(state, 4), bytes = 8 + 20 * named + below(state, 3) / 2 * below(state, 40);
+    uint32_t word = __builtin_bswap32(0x80000000u | bytes);
+    uint16_t head[2] = {(uint16_t) below(state, 4), (uint16_t) below(state, 3)};
+    uint32_t buffers = below(state, 3) ? named - (head[1] <= named ? head[1] : 0) : (uint32_t) draw(state);
+
+    if ((head[0] & 1) != 0 && below(state, 2)) {
+        bytes = 28;
+        named = 1;
+        word = __builtin_bswap32(0x80000000u | bytes);
+        buffers = below(state, 6);
+    }
+    memset(frame, 0, MPSHM_SLOT_BYTES);
     memcpy(frame, &word, 4);
     memcpy(frame + 4, head, 4);
     memcpy(frame + 8, &buffers, 4);
     for (uint32_t i = 0; i < named; i++) {
-        uint64_t size = below(state, 4) ? any_size(state) : draw(state) >> below(state, 64);
-        uint32_t names[3] = {below(state, 3), below(state, 70), below(state, 12)};
+        mpshm_descriptor what = any_descriptor(state, position);
 
-        memcpy(frame + 12 + 20 * i, names, 8);
-        memcpy(frame + 20 + 20 * i, &size, 8);
-        memcpy(frame + 28 + 20 * i, &names[2], 4);
+        put_descriptor(frame + 12 + 20 * i, &what);
+        if ((head[0] & 1) != 0) {
+            forge_index(state, &what, position);
+        }
     }
-    if (below(state, 4) == 0) {
-        frame[below(state, bytes)] ^= (unsigned char) (1u << below(state, 8));
+    if (below(state, 6) == 0) {
+        frame[below(state, bytes)] ^= (char) (1u << below(state, 8));
     }
-    (void) !write(line[1], frame, 4 + bytes); /* a full pipe takes no more */
+    return 4 + bytes;
+}
+
+static void
+forge_in_pipe(uint64_t *state)
+{
+    char frame[MPSHM_SLOT_BYTES];
+
+    (void) !write(line[1], frame, forge_frame(state, frame, NO_POSITION)); /* a full pipe takes no more */
+}
+
+/* Put one in the ring, as a sender does. */
+static void
+forge_in_slot(uint64_t *state)
+{
+    uint64_t position = tail_of(hostile), words[MPSHM_SLOT_BYTES / 8];
+    struct ring_slot *slot = slot_of(hostile, position);
+
+    (void) forge_frame(state, (char *) words, position);
+    for (uint32_t i = 0; i < MPSHM_SLOT_BYTES / 8; i++) {
+        atomic_store(&slot->data[i], words[i]);
+    }
+    atomic_store(&slot->word, word_of(hostile, position, 0, SLOT_READY));
+    atomic_store(&hostile->ring->tail, position_after(position, 1));
 }
 
 static void
@@ -656,10 +780,10 @@ lend(uint64_t *state)
 static void
 lease_any(uint64_t *state)
 {
-    mpshm_held held = {.size = any_size(state)};
-    mpshm_arena *arena = either(state);
+    mpshm_descriptor what = any_descriptor(state, NO_POSITION);
+    mpshm_held held = {.size = what.size};
 
-    ended(mpshm_lease(arena, below(state, 4), below(state, 70), held.size, below(state, 20), &held.data));
+    ended(mpshm_lease(either(state), what.mmap_id, what.chunk_id, what.size, what.tag, &held.data));
     keep(state, held);
 }
 
@@ -672,7 +796,7 @@ in_child(uint64_t *state)
         wait_child(pid);
         return;
     }
-    alarm(STEP_S);
+    watch_step();
     CHECK(is_filled(honest.view, 3 * HONEST_BYTES, 77));
     honest_goes_on();
     for (int i = 0; i < KEPT; i++) {
@@ -747,7 +871,7 @@ step_in_connection(uint64_t *state)
         receive_from_pipe(state);
         return;
     case 7:
-        forge_frame(state);
+        forge_in_pipe(state);
         return;
     case 8:
         lend(state);
@@ -794,7 +918,11 @@ put_some(uint64_t *state)
 static void
 step_in_queue(uint64_t *state)
 {
-    switch (below(state, 14)) {
+    switch (below(state, 16)) {
+    case 14:
+    case 15:
+        forge_in_slot(state);
+        return;
     case 0:
         send(state);
         return;
@@ -859,20 +987,22 @@ lock_all(void)
 }
 
 static int
-join_and_say(_Atomic name *to, int until, bool locks)
+join_and_say(_Atomic name *to, const int hold[2], bool locks)
 {
     int pid = fork_hooked();
 
     if (pid == 0) {
         char byte;
 
+        alarm(0); /* it lives as long as the round */
         arena_lock(hostile);
         if (locks) {
             lock_all();
         }
         atomic_store(to, hostile->me);
         arena_unlock(hostile);
-        (void) !read(until, &byte, 1);
+        close(hold[1]);
+        (void) !read(hold[0], &byte, 1); /* until the round ends, in whatever way */
         _exit(0);
     }
     while (atomic_load(to) == 0) {
@@ -984,16 +1114,6 @@ hostile_ends(bool is_queue)
     mpshm_arena_close(far);
 }
 
-static void
-say_hang(int signal)
-{
-    static const char said[] = "a step does not end\n";
-
-    (void) signal;
-    (void) !write(STDERR_FILENO, said, sizeof said - 1);
-    abort();
-}
-
 /* while_written: the peer writes during the steps, not between them. */
 static void
 run_round(uint64_t seed, bool is_queue, bool while_written)
@@ -1005,6 +1125,7 @@ run_round(uint64_t seed, bool is_queue, bool while_written)
     int hold[2];
 
     signal(SIGALRM, say_hang);
+    signal(SIGPROF, say_hang);
     strays_pause_ns = 0;
     others = mmap(NULL, sizeof *others, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(others != MAP_FAILED);
@@ -1019,10 +1140,10 @@ run_round(uint64_t seed, bool is_queue, bool while_written)
         roster_file = map_file(mpshm_arena_roster_fd(hostile), &roster_size);
     }
     CHECK_EQ(0, pipe2(hold, O_CLOEXEC));
-    int dead = join_and_say(&others->dead, hold[0], false);
+    int dead = join_and_say(&others->dead, hold, false);
 
     kill_child(dead);
-    int living = join_and_say(&others->living, hold[0], strangers && below(&state, 2));
+    int living = join_and_say(&others->living, hold, strangers && below(&state, 2));
     struct storm storm = {.state = seed ^ 0x5eed, .focus = UINT32_MAX};
 
     if (below(&state, 4) != 0) { /* about a few of the places, so that steps come far */
@@ -1038,7 +1159,7 @@ run_round(uint64_t seed, bool is_queue, bool while_written)
         CHECK_EQ(0, pthread_create(&storm.thread, NULL, blow, &storm));
     }
     for (int i = 0; i < STEPS; i++) {
-        alarm(STEP_S);
+        watch_step();
         for (uint32_t n = while_written ? 0 : below(&state, 4); n > 0; n--) {
             spoil(&storm.state, storm.focus, false);
         }
@@ -1056,7 +1177,7 @@ run_round(uint64_t seed, bool is_queue, bool while_written)
         atomic_store(&storm.stop, true);
         CHECK_EQ(0, pthread_join(storm.thread, NULL));
     }
-    alarm(STEP_S);
+    watch_step();
     kill_child(living);
     close(file_fd);
     if (is_queue) {
