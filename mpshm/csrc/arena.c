@@ -181,7 +181,7 @@ read_header(int fd, struct arena_header *header, struct stat *status)
         return -errno;
     }
     if (pread(fd, header, sizeof *header, 0) != (ssize_t) sizeof *header
-        || header->magic != ARENA_MAGIC) {
+        || header->magic != ARENA_MAGIC || memfile_is_huge(fd)) {
         return MPSHM_E_MAGIC;
     }
     if (header->abi != MPSHM_ABI) {

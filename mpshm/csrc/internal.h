@@ -183,6 +183,7 @@ int memfile_reserve(int fd, uint64_t offset, uint64_t size);
 /* Whether `fd` is still that file. */
 bool memfile_is(int fd, uint64_t device, uint64_t inode);
 bool memfile_can_shrink(int fd);
+bool memfile_is_huge(int fd);
 
 /* arena.c.  arena_lock takes the process's lock, and sees to it that arena->me is this process's. */
 void arena_is_ours(mpshm_arena *arena); /* under the lock: what arena_lock does besides */

@@ -95,7 +95,7 @@ read_header(int fd, struct roster_header *header, struct stat *status)
     if (fstat(fd, status) == -1) {
         return -errno;
     }
-    if (pread(fd, header, sizeof *header, 0) != (ssize_t) sizeof *header) {
+    if (pread(fd, header, sizeof *header, 0) != (ssize_t) sizeof *header || memfile_is_huge(fd)) {
         return MPSHM_E_MAGIC;
     }
     int error = check_header(header->magic, header->abi, header->limit, NUMBER_LIMIT);

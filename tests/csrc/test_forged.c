@@ -318,6 +318,22 @@ index_that_names_more_runs_than_an_arena_has_is_refused_unread(void)
     CHECK_EQ(0, stream);
 }
 
+/* Its seals are as good as ours, and yet it may come to lack pages. */
+static void
+file_of_huge_pages_is_told_from_ours(void)
+{
+    mpshm_arena *arena = arena_of(tiny);
+    int fd = memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB | MFD_ALLOW_SEALING);
+
+    CHECK(!memfile_is_huge(mpshm_arena_fd(arena)));
+    CHECK(!memfile_is_huge(-1));
+    if (fd != -1) { /* this kernel has them */
+        CHECK(memfile_is_huge(fd));
+        close(fd);
+    }
+    close_clean(arena);
+}
+
 static const struct test tests[] = {
     TEST(directory_word_set_back_makes_no_second_segment),
     TEST(run_taken_away_is_an_error_that_says_so_and_is_counted_no_longer),
@@ -329,5 +345,6 @@ static const struct test tests[] = {
     TEST(pipe_that_a_peer_made_blocking_stops_nobody),
     TEST(locks_that_are_kept_cost_little_time),
     TEST(index_that_names_more_runs_than_an_arena_has_is_refused_unread),
+    TEST(file_of_huge_pages_is_told_from_ours),
 };
 RUN_TESTS(tests)
