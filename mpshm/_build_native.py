@@ -19,6 +19,7 @@ SOURCES = (
     "segment_check.c",
     "arena.c",
     "inspect.c",
+    "loans.c",
     "runs.c",
     "pressure.c",
     "strays.c",

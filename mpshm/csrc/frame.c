@@ -362,10 +362,13 @@ mpshm_discard(mpshm_reader *reader)
 int
 frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most, uint64_t *stream)
 {
-    uint64_t table = ((uint64_t) head->stream_runs + head->buffer_runs) * DESCRIPTOR_BYTES;
+    uint64_t count = (uint64_t) head->stream_runs + head->buffer_runs, table = count * DESCRIPTOR_BYTES;
 
     if (index_size < table || head->stream_in_index != (index_size > table)) {
         return MPSHM_E_INDEX;
+    }
+    if (count > (uint64_t) SEGMENT_LIMIT * CHUNK_LIMIT) {
+        return MPSHM_E_COUNT; /* no arena has so many runs, and looking for each takes minutes */
     }
     *stream = index_size - table;
     return *stream > most ? MPSHM_E_EXTRA : 0;

@@ -83,6 +83,7 @@ struct mpshm_arena {
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
     uint32_t deaths, claims; /* the roster's deaths when last seen; and claims, to look now and then */
     int64_t reaped_ns;      /* when growth last looked for the dead */
+    int64_t locked_until_ns; /* no waiting for segments' locks before */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
@@ -187,6 +188,7 @@ int memfile_reserve(int fd, uint64_t offset, uint64_t size);
 /* Whether `fd` is still that file. */
 bool memfile_is(int fd, uint64_t device, uint64_t inode);
 bool memfile_can_shrink(int fd);
+bool memfile_is_huge(int fd);
 
 /* arena.c.  arena_lock takes the process's lock, and sees to it that arena->me is this process's. */
 void arena_is_ours(mpshm_arena *arena); /* under the lock: what arena_lock does besides */
@@ -240,6 +242,12 @@ void segment_was_freed(struct segment *seg, uint32_t at);
 
 /* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);
+
+/* loans.c: under the process's lock. */
+int loan_room(void);
+void loan_begin(mpshm_run *run);
+bool loan_is_open(const mpshm_run *run);
+void loan_end(mpshm_run *run);
 
 /* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
    NO_POSITION for a connection's frame. */

@@ -41,6 +41,10 @@ enum {
     MPSHM_E_CLOSED = -10020,
     MPSHM_E_ROSTER = -10021,  /* the arena's family is not known here */
     MPSHM_E_CROWDED = -10022, /* the roster has no free record */
+    MPSHM_E_DAMAGED = -10023,   /* another has overwritten what is this process's in shared memory */
+    MPSHM_E_DIRECTORY = -10024, /* an entry of the directory describes no segment that fits */
+    MPSHM_E_UNSEALED = -10025,  /* its maker could still cut the file short */
+    MPSHM_E_TWO_FILES = -10026, /* and this family has another one already */
 };
 
 /* How an arena's memory file is made. */
@@ -73,6 +77,7 @@ typedef struct {
     uint32_t chunk_id;
     uint32_t tag;
     uint32_t generation;    /* of the process: a fork's child is another one */
+    uint32_t loan, use;     /* its place among this process's loans, and which use of that place it is */
 } mpshm_run;
 
 typedef struct {

@@ -31,7 +31,7 @@ mpshm_queue_frame_bytes(mpshm_arena *arena)
 uint64_t
 mpshm_queue_bytes_limit(mpshm_arena *arena)
 {
-    return arena->header->bytes_limit;
+    return arena->bytes_limit;
 }
 
 void

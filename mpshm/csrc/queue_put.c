@@ -120,7 +120,7 @@ use_place(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
 {
     *position = (uint64_t) letter->place->at;
     if (!ring_is_held(arena, *position)) {
-        return -EINVAL;
+        return MPSHM_E_DAMAGED; /* it was this process's alone */
     }
     if (arena->bytes_limit != 0 && !is_turn(arena, *position, letter->bytes)) {
         return MPSHM_E_FULL;

@@ -116,16 +116,16 @@ ring_backlog(const mpshm_arena *arena)
                           atomic_load_explicit(&arena->ring->head, memory_order_relaxed));
 }
 
-/* Call once the arena's header is mapped and checked: what puts and gets ask for each message. */
+/* Call once the arena's file is mapped: what puts and gets ask for each message.  header: the checked copy. */
 static inline void
-ring_attach(mpshm_arena *arena)
+ring_attach(mpshm_arena *arena, const struct arena_header *header)
 {
-    uint32_t places = arena->places = arena->header->places;
+    uint32_t places = arena->places = header->places;
 
     INVARIANT(G1, arena->slots >= RING_SLOTS && (arena->slots & (arena->slots - 1)) == 0);
     arena->bound = places != 0 && places < arena->slots ? places : arena->slots;
-    arena->bytes_limit = arena->header->bytes_limit;
-    arena->joinable = arena->header->joinable != 0;
+    arena->bytes_limit = header->bytes_limit;
+    arena->joinable = header->joinable != 0;
     arena->head_seen = HEAD_POSITION(atomic_load(&arena->ring->head));
     arena->writer = -1;
 }

@@ -82,7 +82,7 @@ map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct
 }
 
 /* Segment `id`, its head mapped.  A directory word that is 0 or describes no segment that fits gives
-   MPSHM_E_SEGMENT or MPSHM_E_GEOMETRY: it may be forged. */
+   MPSHM_E_SEGMENT or MPSHM_E_DIRECTORY: it may be forged. */
 int
 segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
 {
@@ -100,7 +100,7 @@ segment_map(mpshm_arena *arena, uint32_t id, struct segment **out)
         }
         if (shift < 4 || shift > 40 || count == 0 || count > CHUNK_LIMIT
             || data_offset(arena->stride, count) + ((uint64_t) count << shift) > arena->stride) {
-            return MPSHM_E_GEOMETRY;
+            return MPSHM_E_DIRECTORY;
         }
         int error = map_head(arena, id, shift, count, &arena->segments[id]);
 
@@ -367,6 +367,13 @@ is_crowded(const mpshm_arena *arena)
     return segment_count(arena) >= arena->segment_limit / 4 * 3;
 }
 
+/* Whether the directory no longer says what it did when the segment was mapped here: it never changes.  L3 */
+static bool
+is_forged(const struct segment *seg, uint64_t word)
+{
+    return seg != NULL && (DIR_SHIFT(word) != seg->shift || DIR_COUNT(word) != seg->count);
+}
+
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
    small: one of small chunks, for runs that are copied out and never viewed.  last: nothing is to be had in
    other segments.  -ENOSPC: the arena is at its limit; -EFBIG: no segment will ever be so large. */
@@ -407,11 +414,14 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
         uint64_t word = atomic_load(&header->segment[id]);
         int error = 1;
 
+        if (is_forged(arena->segments[id], word)) {
+            continue; /* others have room */
+        }
         if (word == 0) {
             error = may_make ? try_make(arena, id, shift, count) : -ENOSPC;
         } else if ((DIR_SHIFT(word) < arena->chunk_shift) == small) {
             error = try_adopt(arena, id, word, size, &asks);
-            error = error == MPSHM_E_GEOMETRY ? 1 : error; /* forged: others have room */
+            error = error == MPSHM_E_SEGMENT || error == MPSHM_E_DIRECTORY ? 1 : error; /* the same */
         }
         if (error == 0) {
             *out = arena->segments[id];

@@ -117,6 +117,9 @@ is_out(mpshm_arena *arena, const struct segment *seg, uint32_t at, uint64_t word
 static void
 find_runs(mpshm_arena *arena, struct strays *strays)
 {
+    name asked = 0; /* mostly one sender has many */
+    bool dead = false;
+
     for (uint32_t id = 0; id < arena->segment_limit; id++) {
         struct segment *seg;
 
@@ -127,8 +130,11 @@ find_runs(mpshm_arena *arena, struct strays *strays)
             uint64_t word = atomic_load(&seg->runs[at].word);
             bool flies = RUN_STATE(word) == RUN_FLIGHT;
 
-            if (flies && (RUN_HOLDER(word) == arena->me ? is_out(arena, seg, at, word)
-                                                        : arena_name_is_dead(arena, RUN_HOLDER(word)))) {
+            if (flies && RUN_HOLDER(word) != asked) {
+                asked = RUN_HOLDER(word);
+                dead = arena_name_is_dead(arena, asked);
+            }
+            if (flies && (asked == arena->me ? is_out(arena, seg, at, word) : dead)) {
                 add(strays, (struct stray) {seg, at, word});
             }
             at += RUN_STATE(word) == RUN_FREE ? 1 : run_chunks_at(seg, at);

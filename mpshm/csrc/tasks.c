@@ -180,9 +180,14 @@ mpshm_task_done(mpshm_arena *arena)
 {
     uint64_t done;
 
+    uint32_t tries = 0;
+
     do {
         if (!is_one_left(arena, &done)) {
             return -ERANGE;
+        }
+        if (++tries > RING_TRIES) {
+            return MPSHM_E_DAMAGED;
         }
     } while (!atomic_compare_exchange_weak(&arena->ring->done, &done,
                                            (done & ~DONE_MASK) | ((done + 1) & DONE_MASK)));

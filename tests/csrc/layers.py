@@ -16,7 +16,7 @@ LAYERS = """
     member
     handle
     mapping ring_check tasks
-    positions segment
+    loans positions segment
     mirror segment_check strays turns
     arena inspect ring
     leases pressure

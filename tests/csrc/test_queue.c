@@ -558,7 +558,7 @@ held_place_comes_in_its_order_and_once(void)
         mpshm_place forged = *places[1];
 
         forged.at += wrong;
-        CHECK_EQ(-EINVAL, put(&q, 1, 0, &forged));
+        CHECK_EQ(MPSHM_E_DAMAGED, put(&q, 1, 0, &forged));
     }
     CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, places[0]));
     CHECK_EQ(1, put(&q, 500, 1, places[0]));
