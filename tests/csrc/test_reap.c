@@ -134,6 +134,72 @@ memory_goes_back_after_a_death(void)
     close_clean(arena);
 }
 
+/* Lease and release so many runs of 15 MiB at once; nobody dies. */
+static void
+burst(unsigned runs)
+{
+    char *views[8];
+
+    for (unsigned i = 0; i < runs; i++) {
+        views[i] = lease_new(arena, UINT64_C(15) << 20, i);
+    }
+    for (unsigned i = 0; i < runs; i++) {
+        mpshm_release(views[i]);
+    }
+}
+
+static void
+memory_of_a_burst_goes_back_though_nobody_died(void)
+{
+    mpshm_geometry geometry = roomy();
+
+    geometry.segment_limit = 8;
+    arena = arena_of(geometry);
+    burst(3);
+    mpshm_reap(arena);
+    CHECK(gauges(arena).bytes_resident > UINT64_C(44) << 20); /* not worth a trim */
+    burst(6);
+    char *mine = lease_new(arena, 30000, 7);
+
+    mpshm_reap(arena);
+    CHECK(gauges(arena).bytes_resident > UINT64_C(88) << 20); /* something is in use */
+    CHECK(is_filled(mine, 30000, 7));
+    mpshm_release(mine);
+    mpshm_reap(arena);
+    CHECK(gauges(arena).bytes_resident < UINT64_C(36) << 20);
+    close_clean(arena);
+}
+
+static void
+claim_and_abandon(void)
+{
+    mpshm_run run = claim(arena, 100);
+
+    CHECK_EQ(0, mpshm_abandon(&run));
+}
+
+/* Nor does the arena grow, nor anybody call stats(). */
+static void
+dead_that_nobody_waits_for_are_found_by_who_claims(void)
+{
+    siginfo_t info;
+
+    arena = arena_of(roomy());
+    claim_and_abandon(); /* in a segment of its own */
+    int pid = holder_of(have_each_state);
+
+    CHECK_EQ(3, runs_in_use(arena));
+    CHECK_EQ(0, kill(pid, SIGKILL));
+    CHECK_EQ(0, waitid(P_PID, (id_t) pid, &info, WEXITED | WNOWAIT));
+    for (int claims = 0; runs_in_use(arena) > 0; claims++) {
+        CHECK(claims < 1000);
+        claim_and_abandon();
+        usleep(1000);
+    }
+    wait_killed(pid);
+    close_clean(arena);
+}
+
 static void
 hold_all(void)
 {
@@ -203,6 +269,8 @@ static const struct test tests[] = {
     TEST(every_state_in_a_dead_name_comes_back),
     TEST(many_reap_at_once_and_some_are_killed),
     TEST(memory_goes_back_after_a_death),
+    TEST(memory_of_a_burst_goes_back_though_nobody_died),
+    TEST(dead_that_nobody_waits_for_are_found_by_who_claims),
     TEST(full_arena_of_the_dead_is_swept_by_who_needs_room),
     TEST(slots_of_the_dead_pass),
 };
