@@ -79,7 +79,7 @@ class Connection(stock.Connection):
         self._arena: Arena | None = None
         self._no_arena_reason = reason
         self._counters = self._new_counters()
-        self._reset_in_child()
+        self._begin_anew()
         forking.register(self)
         if arena is None and reason is None:
             arena = search.arena_of_open_end(handle) or search.find_arena(
@@ -99,9 +99,22 @@ class Connection(stock.Connection):
                 # A library rebuilt a queue's end from the bare descriptor of the queue's pipe.
                 self.__class__ = self.queue_end_class()
                 self._counters = self._new_counters()
-                self._reset_in_child()
+                self._begin_anew()
 
     def _reset_in_child(self) -> None:
+        # Most ends are at rest, and a child of a process with thousands uses few of them.
+        if not self._is_at_rest():
+            self._begin_anew()
+
+    def _is_at_rest(self) -> bool:
+        """Whether no thread was sending or receiving, nor had read a part of a frame."""
+        for lock in (self._send_lock, self._recv_lock):
+            if lock._is_owned() or not lock.acquire(blocking=False):  # type: ignore[attr-defined]
+                return False
+            lock.release()
+        return not self._reader.pending
+
+    def _begin_anew(self) -> None:
         # Reentrant: a signal handler may use the connection that it interrupted.
         self._send_lock = threading.RLock()
         self._recv_lock = threading.RLock()

@@ -52,9 +52,12 @@ class QueueEnd(pipe_end.Connection):
 
     def _use_arena(self, arena: Arena | None) -> None:
         super()._use_arena(arena)
-        self._reset_in_child()
+        self._begin_anew()
 
     def _reset_in_child(self) -> None:
+        self._clear_idle()
+
+    def _begin_anew(self) -> None:
         self._reader = plain_frame.PlainReader()  # never used: no slot is read in part
         self._clear_idle()
         if self._arena is None:
