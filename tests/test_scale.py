@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import multiprocessing
 import os
 import resource
 import time
@@ -33,7 +34,18 @@ pytestmark = [
 
 ARRAY = np.arange(4096.0)  # 32 KiB, arrives as a view
 RATIO_MAX = 1.5
-"""The last part of a run against the first, by the quickest slice of each: the others are noise."""
+"""The last part of a run against the first: medians of slices, each measured by the yardstick."""
+
+
+def yardstick_us() -> float:
+    """The CPU time of something that stock does; a busy machine changes it as it changes ours."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    with reader, writer:
+        began = time.process_time()
+        for _ in range(1000):
+            writer.send(b"x" * 1000)
+            reader.recv()
+        return (time.process_time() - began) * 1e3
 
 
 # A thousand living processes
@@ -134,7 +146,7 @@ def test_last_of_4000_channels_costs_what_the_first_cost(
 ) -> None:
     context = mpshm.get_context("fork")
     channels: list[Any] = []
-    slices_us, pss = [], [pss_kib()]
+    slices_us, sticks, pss = [], [], [pss_kib()]
     before = len(open_descriptors())
     with descriptors(4 * CHANNELS + 500):
         try:
@@ -145,6 +157,7 @@ def test_last_of_4000_channels_costs_what_the_first_cost(
                         channels.append(make(context))
                         pass_one(channels[-1], message)
                     slices_us.append((time.process_time() - began) * 1e6 / (PART // PART_SLICES))
+                    sticks.append(slices_us[-1] / yardstick_us())
                 gc.collect()
                 pss.append(pss_kib())
             opened = len(open_descriptors()) - before
@@ -167,7 +180,7 @@ def test_last_of_4000_channels_costs_what_the_first_cost(
     assert 3 * CHANNELS == opened
     # Not the first thousand alone: that may find memory which an earlier test has left to the heap.
     assert max(kib) <= kib_max
-    assert min(last) <= RATIO_MAX * min(first)
+    assert median(sticks[-PART_SLICES:]) <= RATIO_MAX * median(sticks[:PART_SLICES])
 
 
 # A million messages
@@ -279,6 +292,7 @@ def test_last_of_a_million_messages_costs_the_time_that_the_first_cost(kind: str
     make, message, send, receive = KINDS[kind]
     channel = make(context)
     times_us: list[float] = []
+    sticks: list[float] = []
     private_kib: list[float] = []
     for _ in range(SLICES):
         began = time.process_time()
@@ -286,17 +300,18 @@ def test_last_of_a_million_messages_costs_the_time_that_the_first_cost(kind: str
             send(channel, message, IN_PIPE)
             assert len(message) == len(receive(channel, IN_PIPE))
         times_us.append((time.process_time() - began) * 1e6 / (MESSAGES // SLICES))
+        sticks.append(times_us[-1] / yardstick_us())
         private_kib.append(private_bytes(os.getpid()) / 1024)
     end(channel)
     (first, last), private = first_and_last(times_us), first_and_last(private_kib)
-    quickest = min(times_us[:TENTH]), min(times_us[-TENTH:])
+    measured = first_and_last(sticks)
     print(
         f"\n{kind}: {first:.2f} us of CPU a message in the first tenth, {last:.2f} in the last "
-        f"(quickest slices {quickest[0]:.2f}, {quickest[1]:.2f}); "
+        f"({measured[0]:.2f} and {measured[1]:.2f} yardsticks); "
         f"memory {private[1] - private[0]:+.0f} KiB"
     )
     assert private[1] - private[0] <= PRIVATE_KIB_MAX
-    assert quickest[1] <= RATIO_MAX * quickest[0]
+    assert measured[1] <= RATIO_MAX * measured[0]
 
 
 @pytest.mark.timeout(1200)
