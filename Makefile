@@ -7,8 +7,8 @@
 #                   (make conformance-quick: a part of them with this one, three minutes)
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
 # make stress  every order of steps in large models; a kill and a pause at every step of the core, for
-#              every kind of queue; a peer that overwrites all that is shared; queues and pools whose
-#              processes are killed at random: an hour and a quarter
+#              every kind of queue; a peer that overwrites all that is shared; 4,000 processes; queues
+#              and pools whose processes are killed at random: an hour and a quarter
 #              (make stress-large: the tests that need 14 GiB)
 # Each sets up what it needs in .build/ and leaves the rest of the machine alone.
 
@@ -58,8 +58,7 @@ bench-against: $(BUILD)/bench-deps $(AGAINST)/tree/installed
 
 stress: $(BUILD)/installed $(BUILD)/demo-deps
 	cd tests && $(BIN)/python -m models --large
-	$(MAKE) -C tests/csrc killpoints-all BUILD=$(BUILD)/csrc
-	$(MAKE) -C tests/csrc hostile-all BUILD=$(BUILD)/csrc
+	$(MAKE) -C tests/csrc killpoints-all hostile-all crowds BUILD=$(BUILD)/csrc
 	cd tests && $(BIN)/python -m stress $(ARGS)
 
 stress-large: $(BUILD)/installed

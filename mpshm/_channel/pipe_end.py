@@ -89,7 +89,7 @@ class Connection(stock.Connection):
     def _set_up(self) -> None:
         """Make what an end of this class needs; its arena is known."""
         self._counters = self._new_counters()
-        self._reset_in_child()
+        self._begin_anew()
 
     def _new_counters(self) -> EndCounters:
         return EndCounters()
@@ -104,6 +104,19 @@ class Connection(stock.Connection):
                 self.__class__ = self.queue_end_class()
 
     def _reset_in_child(self) -> None:
+        # Most ends are at rest, and a child of a process with thousands uses few of them.
+        if not self._is_at_rest():
+            self._begin_anew()
+
+    def _is_at_rest(self) -> bool:
+        """Whether no thread was sending or receiving, nor had read a part of a frame."""
+        for lock in (self._send_lock, self._recv_lock):
+            if lock._is_owned() or not lock.acquire(blocking=False):  # type: ignore[attr-defined]
+                return False
+            lock.release()
+        return not self._reader.pending
+
+    def _begin_anew(self) -> None:
         # Reentrant: a signal handler may use the connection that it interrupted.
         self._send_lock = threading.RLock()
         self._recv_lock = threading.RLock()

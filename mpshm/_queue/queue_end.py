@@ -53,6 +53,9 @@ class QueueEnd(pipe_end.Connection):
 
     def _reset_in_child(self) -> None:
         self._clear_idle()
+
+    def _begin_anew(self) -> None:
+        self._clear_idle()
         if self._arena is None:
             refuse = _refuse_closed if self.closed else _refuse_without_core
             self.put_now = self.receive = self.new_batch = refuse
