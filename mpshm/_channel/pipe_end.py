@@ -22,9 +22,9 @@ from .. import config
 from .._memory import plain_frame
 from .._memory.arena import Arena, QueueShape, Run
 from .._memory.buffer import Buffer
-from .._memory.core import CORE_MISSING, NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
+from .._memory.core import NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
 from .._memory.parcel import Parcel
-from .._memory.reader import Reader
+from .._memory.reader import new_reader
 from ..config import INLINE_MAX_BYTES
 from ..counters import EndCounters, Reason, import_stats
 from ..errors import BufferTooShort, PlainRoadError, TooLong
@@ -79,9 +79,8 @@ class Connection(stock.Connection):
         self._identity = search.identity_of(handle)
         self._no_arena_reason = reason
         if arena is None and reason is None:
-            arena = search.arena_of_open_end(handle) or search.find_arena(
-                handle, search.ancestor_pids()
-            )
+            arena = search.arena_of_open_end(handle)
+            arena = arena or search.find_arena(handle, search.ancestor_pids())
         self._use_arena(arena)
         self._set_up()
         forking.register(self)
@@ -104,25 +103,13 @@ class Connection(stock.Connection):
                 self.__class__ = self.queue_end_class()
 
     def _reset_in_child(self) -> None:
-        # Most ends are at rest, and a child of a process with thousands uses few of them.
-        if not self._is_at_rest():
+        if self._reader.pending or not forking.were_free(self._send_lock, self._recv_lock):
             self._begin_anew()
-
-    def _is_at_rest(self) -> bool:
-        """Whether no thread was sending or receiving, nor had read a part of a frame."""
-        for lock in (self._send_lock, self._recv_lock):
-            if lock._is_owned() or not lock.acquire(blocking=False):  # type: ignore[attr-defined]
-                return False
-            lock.release()
-        return not self._reader.pending
 
     def _begin_anew(self) -> None:
         # Reentrant: a signal handler may use the connection that it interrupted.
-        self._send_lock = threading.RLock()
-        self._recv_lock = threading.RLock()
-        self._reader: Reader | plain_frame.PlainReader = (
-            plain_frame.PlainReader() if CORE_MISSING else Reader()
-        )
+        self._send_lock, self._recv_lock = threading.RLock(), threading.RLock()
+        self._reader = new_reader()
 
     def __reduce__(self) -> Any:
         self._check_closed()
@@ -303,7 +290,7 @@ class Connection(stock.Connection):
                 try:
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)
                 except ReaderFull:
-                    reader = self._reader = Reader()
+                    reader = self._reader = new_reader()
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)
             except NoArena:
                 message = reader.go_on(self._handle, self._find_arena(), maxsize, copy_max)

@@ -10,7 +10,7 @@ from ..errors import TooLong
 from .arena import Arena
 from .core import CORE_MISSING, NoArena, ReaderFull, failure, ffi, lib
 from .lease import message_of, take_runs
-from .plain_frame import read_exactly
+from .plain_frame import PlainReader, read_exactly
 
 _BODY_MAX_BYTES = config.INLINE_MAX_BYTES
 """Bytes of a plain message's body that a reader has room for."""
@@ -115,3 +115,8 @@ class Reader:
         stream = b"" if c.stream_runs else self._bytes[c.stream_at : c.stream_end]
         c.full = 0
         return message_of(views, c.stream_runs, stream)
+
+
+def new_reader() -> Reader | PlainReader:
+    """A reader of the kind that this process can use."""
+    return PlainReader() if CORE_MISSING else Reader()
