@@ -332,8 +332,9 @@ what_is_in_the_ring_outlives_its_producer(void)
     CHECK_EQ(300, get());
     CHECK(is_filled(batch->data, 300, 1));
     CHECK_EQ(10, get());
-    CHECK_EQ(1, mpshm_task_done(arena));
     CHECK_EQ(0, mpshm_task_done(arena));
+    CHECK_EQ(0, mpshm_task_done(arena));
+    CHECK_EQ(-ERANGE, mpshm_task_done(arena));
     end_queue();
 }
 
