@@ -858,7 +858,7 @@ take_in_thread(void *number)
             note_taken(&notes[i], last);
         }
         if (n == 0) {
-            (void) mpshm_queue_poll(batch->end, 1);
+            usleep(100); /* mpshm_queue_poll would want the lock, when it looks round */
         }
     }
     return NULL;
