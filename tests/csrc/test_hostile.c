@@ -1126,7 +1126,6 @@ run_round(uint64_t seed, bool is_queue, bool while_written)
 
     signal(SIGALRM, say_hang);
     signal(SIGPROF, say_hang);
-    strays_pause_ns = 0;
     others = mmap(NULL, sizeof *others, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(others != MAP_FAILED);
     honest_begin(family_roster);
