@@ -775,11 +775,16 @@ receive_messages(mpshm_arena *mine, bool once)
     ssize_t n;
 
     CHECK(own != NULL);
-    while ((n = read(ends[0], own->bytes, FRAME_BYTES)) != 0) {
+    for (;;) {
         uint32_t from, number;
 
+        strays_inside(mine, true); /* as mpshm_receive does: it has a frame in hand */
+        if ((n = read(ends[0], own->bytes, FRAME_BYTES)) == 0) {
+            break;
+        }
         CHECK_EQ(FRAME_BYTES, n);
         CHECK_EQ(0, frame_open(own, ends[0], mine, MOST));
+        strays_inside(mine, false);
         CHECK_EQ(0, own->count);
         memcpy(&from, own->bytes + 4, 4);
         memcpy(&number, own->bytes + 8, 4);
@@ -788,6 +793,7 @@ receive_messages(mpshm_arena *mine, bool once)
         CHECK(atomic_exchange(&tally->seen[from][number], 1) == 0 || !once);
         atomic_fetch_add(&tally->received, 1);
     }
+    strays_inside(mine, false);
     mpshm_reader_free(own);
 }
 
