@@ -82,13 +82,9 @@ class Connection(stock.Connection):
             arena = search.arena_of_open_end(handle)
             arena = arena or search.find_arena(handle, search.ancestor_pids())
         self._use_arena(arena)
-        self._set_up()
-        forking.register(self)
-
-    def _set_up(self) -> None:
-        """Make what an end of this class needs; its arena is known."""
         self._counters = self._new_counters()
         self._begin_anew()
+        forking.register(self)
 
     def _new_counters(self) -> EndCounters:
         return EndCounters()
@@ -311,11 +307,11 @@ class Connection(stock.Connection):
     def _find_arena(self) -> Arena | None:
         """The arena that a message needs, searched for in all processes, once."""
         if self._arena is None and self._no_arena_reason is None:
-            was = type(self)
             self._use_arena(search.find_arena(self._handle, search.all_pids()))
             self._no_arena_reason = Reason.NOT_LOCAL
-            if type(self) is not was:
-                self._set_up()
+            if isinstance(self, self.queue_end_class()):  # by now
+                self._counters = self._new_counters()
+                self._begin_anew()
         return self._arena
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
