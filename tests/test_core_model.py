@@ -194,8 +194,7 @@ class ArenaModel(RuleBasedStateMachine):
     @precondition(lambda self: self.in_pipe)
     @rule()
     def read_frame(self) -> None:
-        # A byte stays behind: of an empty pipe's runs in flight the core would think that nobody has
-        # their frames.
+        # A byte stays behind: the core thinks of an empty pipe that nobody has frames in hand.
         if self.has_read:
             assert os.read(self.reader, 1) == BETWEEN
         self.has_read = True
