@@ -1,12 +1,14 @@
 # make demo    the same Pool job over stock multiprocessing and over mpshm, side by side
 # make test    everything a change must pass: lint, types, C core under sanitizers, wheel, pytest
-# make bench   ratios to stock in a few minutes (QUICK=1: under one); make bench ARGS=--full: all
+# make bench   ratios to stock in a few minutes (QUICK=1: under one); ARGS=--queues, ARGS=--limits: queues,
+#              idle processes and limits; ARGS=--full: all
 # make bench-against BASE=main  this tree against another revision of it: fifteen minutes
 # make conformance  CPython's own tests against us, with every Python found: hours
 #                   (make conformance-quick: a part of them with this one, three minutes)
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
 # make stress  every order of steps in large models; a kill and a pause at every step of the core, for
-#              every kind of queue; queues and pools whose processes are killed at random: an hour
+#              every kind of queue; a peer that overwrites all that is shared; 4,000 processes; queues
+#              and pools whose processes are killed at random: an hour and a quarter
 #              (make stress-large: the tests that need 14 GiB)
 # Each sets up what it needs in .build/ and leaves the rest of the machine alone.
 
@@ -56,7 +58,7 @@ bench-against: $(BUILD)/bench-deps $(AGAINST)/tree/installed
 
 stress: $(BUILD)/installed $(BUILD)/demo-deps
 	cd tests && $(BIN)/python -m models --large
-	$(MAKE) -C tests/csrc killpoints-all BUILD=$(BUILD)/csrc
+	$(MAKE) -C tests/csrc killpoints-all hostile-all crowds BUILD=$(BUILD)/csrc
 	cd tests && $(BIN)/python -m stress $(ARGS)
 
 stress-large: $(BUILD)/installed

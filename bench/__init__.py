@@ -10,6 +10,7 @@ Floors, top to bottom; imports go down only:
     fresh | machine       processes for children | versions, CPU, commit
     -- inside a fresh process --
     child                 one adapter, one case, one JSON object
+    limits                idle processes, crowds, calls that once stood in others' way
     measure | memory      seconds per message | peak bytes
     queues                crews on one queue, and its creation
     stage | crew          one adapter set up for a case | forked workers and the lines to them

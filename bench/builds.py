@@ -10,8 +10,6 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import json
-import os
-import resource
 import subprocess
 import sys
 import threading
@@ -23,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import limits
 from bench.adapters.stock import Stock
 from bench.measure import MOST_GROWTH, SHAPES, placed, round_count
 from bench.protocol import KIB, MIB, ONE_CPU, Case
@@ -38,8 +37,6 @@ PROBE_BYTES = 100_000
 ALONE = 400
 BOUND = 64
 MIXED = 64
-# Descriptors of a busy server.
-CROWD = 15_000
 
 
 class Build(Stock):
@@ -54,6 +51,9 @@ class Build(Stock):
 
     def executor_class(self) -> Any:
         return self.mpshm.ProcessPoolExecutor
+
+    def open_end(self, fd: int) -> Any:
+        return importlib.import_module("mpshm.connection").Connection(fd, True, False)
 
 
 class Bounded(Build):
@@ -197,40 +197,10 @@ def make_process(context: Any) -> None:
 
 
 @contextmanager
-def bare_ends() -> Iterator[Stage]:
+def bare_ends(memory: bool) -> Iterator[Stage]:
     """Build ends from bare descriptors, in the child of a process that has thousands of them."""
-    connection = importlib.import_module("mpshm.connection")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    taken = [os.dup(0) for _ in range(min(CROWD, most - 100))]
-
-    def in_child(count: int, said: int) -> None:
-        for fd in taken:
-            os.close(fd)
-        start = time.perf_counter()
-        for _ in range(count):
-            reader, writer = os.pipe()
-            connection.Connection(reader, True, False).close()
-            os.close(writer)
-        os.write(said, str(time.perf_counter() - start).encode())
-
-    def play(count: int) -> float:
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                in_child(count, writer)
-            finally:
-                os._exit(0)
-        os.close(writer)
-        with open(reader, "rb") as answer:
-            seconds = float(answer.read())
-        os.waitpid(pid, 0)
-        return seconds
-
-    yield Stage(play)
-    for fd in taken:
-        os.close(fd)
+    with limits.bare_ends(Build(), memory) as stage:
+        yield stage
 
 
 @contextmanager
@@ -287,7 +257,8 @@ CASES = {
     "create/pipe": Plan(partial(again, make_pipe)),
     "create/queue": Plan(partial(again, make_queue)),
     "create/process": Plan(partial(again, make_process)),
-    "create/bare_end": Plan(bare_ends),
+    "create/bare_end": Plan(partial(bare_ends, False)),
+    "create/bare_end/memory": Plan(partial(bare_ends, True)),
 }
 
 

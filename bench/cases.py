@@ -87,6 +87,26 @@ EXECUTOR_TINY = Case("executor_inout", "tiny", 1)
 CREATIONS = [Case(shape, "tiny", 1) for shape in CREATE_SHAPES]
 PEAK_SINGLE = Case("peak_single", "float32", GIB)
 PEAK_FLOOD = Case("peak_flood", "float32", 64 * MB)
+# By shape and kind: what each is called in the report, and for how many processes.
+LIMIT_WORK = {
+    ("bare_end", "strange"): "an end from a bare descriptor, parent with 15,000: no memory for it",
+    ("bare_end", "memory"): "an end from a bare descriptor, parent with 15,000: its memory found",
+    ("beside", "nothing"): "a message of 64 KiB",
+    ("beside", "stats"): "a message of 64 KiB, while a thread calls stats() without pause",
+    ("idle", "get"): "consumers in get()",
+    ("idle", "put"): "producers at a full queue",
+    ("idle", "put_bounded"): "producers in put() of a bounded queue",
+    ("idle", "join"): "processes in JoinableQueue.join()",
+    ("idle", "recv"): "processes in recv()",
+    ("crowd", "get"): "consumers on one queue, until each has a message",
+    ("crowd", "put"): "producers on one queue, until each one's message has come",
+}
+IDLE_CREW = 8
+CROWD = 1100
+LIMIT_CASES = [
+    Case(shape, kind, 1, workers={"idle": IDLE_CREW, "crowd": CROWD}.get(shape, 1))
+    for shape, kind in LIMIT_WORK
+]
 
 
 @dataclass(frozen=True)
@@ -149,6 +169,14 @@ def queues() -> Iterator[Plan]:
         yield Plan(case, PAIR, ROUNDS_NEAR_1, 0.15, together=True)
 
 
+def limits() -> Iterator[Plan]:
+    """Under three minutes: many descriptors, hot stats(), processes that wait."""
+    for case in LIMIT_CASES:
+        if case.shape != "crowd":
+            # Idle processes disturb nobody. Descriptors of two adapters would be too many.
+            yield Plan(case, PAIR, 2 if case.shape == "idle" else 3, 0.3, case.shape != "bare_end")
+
+
 def full() -> Iterator[Plan]:
     """Every case by every adapter: hours."""
     sizes = (*SMALL_SIZES, *LARGE_SIZES, *HUGE_SIZES)
@@ -181,11 +209,14 @@ def full() -> Iterator[Plan]:
             continue
         yield Plan(case, crew, 2 if slow else 5, 0.2, together=near_1)
     yield from (plan for plan in queues() if plan.case not in cases)
+    yield from limits()
+    yield from (Plan(case, PAIR, 3, 0.0) for case in LIMIT_CASES if case.shape == "crowd")
 
 
 MODES: dict[str, Callable[[], Iterator[Plan]]] = {
     "quick": quick,
     "default": default,
     "queues": queues,
+    "limits": limits,
     "full": full,
 }

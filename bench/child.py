@@ -12,9 +12,18 @@ import sys
 from typing import Any
 
 from bench import adapters
+from bench.limits import measure_limit
 from bench.measure import measure
 from bench.memory import measure_peak
-from bench.protocol import CREATE_SHAPES, FLOW_SHAPES, MEMORY_SHAPES, TRIP_SHAPES, Adapter, Case
+from bench.protocol import (
+    CREATE_SHAPES,
+    FLOW_SHAPES,
+    LIMIT_SHAPES,
+    MEMORY_SHAPES,
+    TRIP_SHAPES,
+    Adapter,
+    Case,
+)
 
 # A child that hangs says where, and that sooner than its parent gives it up. With queues it takes
 # two seconds when all is well.
@@ -45,6 +54,8 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     if case.shape in MEMORY_SHAPES:
         (adapter,) = crew
         found: dict[str, Any] = {adapter.name: measure_peak(adapter, case)}
+    elif case.shape in LIMIT_SHAPES:
+        found = {**measure_limit(crew, case, order["budget_s"])}
     else:
         found = {**measure(crew, case, order["budget_s"])}
     return {name: dataclasses.asdict(figures) for name, figures in found.items()}

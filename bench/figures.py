@@ -64,8 +64,8 @@ class Results:
         ]
         return min(found, key=lambda pair: pair[1].median) if found else None
 
-    def fact(self, case: Case, adapter: str, name: str) -> float | None:
-        """Return the median of what was found beside the times; None when it was not."""
+    def fact(self, case: Case, adapter: str, name: str) -> Spread | None:
+        """Return what was found beside the times; None when it was not."""
         found = [
             result["facts"][name]
             for result in self._done
@@ -73,7 +73,7 @@ class Results:
             and result["adapter"] == adapter
             and name in result.get("facts", {})
         ]
-        return statistics.median(found) if found else None
+        return Spread.of(found) if found else None
 
     def plain_reasons(self, case: Case, adapter: str) -> dict[str, int]:
         """Sum why messages took the plain road, over all processes and rounds of a case."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bench.adapters import NAMES
 from bench.figures import Results
-from bench.protocol import MEMORY_SHAPES, Case, size_label
+from bench.protocol import LIMIT_SHAPES, MEMORY_SHAPES, Case, size_label
 from bench.targets import OURS
 
 # Kept in the repository, where the same figure took 160 KB as SVG and takes 36 so.
@@ -44,7 +44,7 @@ def workloads(results: Results) -> dict[str, list[Case]]:
     """Group the touched, timed cases into curves: what differs only in size belongs together."""
     groups: dict[str, list[Case]] = {}
     for case in results.cases:
-        if case.touch and case.shape not in MEMORY_SHAPES:
+        if case.touch and case.shape not in (*MEMORY_SHAPES, *LIMIT_SHAPES):
             shape = case.id.partition("/")[0]
             words = [shape, case.kind, case.place]
             groups.setdefault(", ".join(filter(None, words)), []).append(case)

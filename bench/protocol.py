@@ -20,6 +20,10 @@ MANY = "_many"
 FLOW_SHAPES = ("queue", "simple_queue", "queue_many", "simple_queue_many")
 TRIP_SHAPES = ("queue_trip", "simple_queue_trip")
 CREATE_SHAPES = ("queue_create", "simple_queue_create")
+# Not a message's way, but what goes on beside it: see limits.
+LIMIT_SHAPES = ("bare_end", "beside", "idle", "crowd")
+# For how long the wake-ups of idle processes are counted.
+IDLE_S = 10
 ONE_CPU, BUSY = "one_cpu", "busy"
 # What a queue of fixed size is given at least for large messages, and as many as zeroq's README has
 # for video frames.
@@ -39,7 +43,8 @@ class Case:
     """One thing to measure, whoever carries it.
 
     shape: how messages travel (one_way, round_trip, pool_in, pool_out, pool_inout, executor_inout,
-        peak_single, peak_flood, and those of queues above); kind: what they are (see workloads);
+        peak_single, peak_flood, and those above); kind: what they are (see workloads; of
+        LIMIT_SHAPES, what is done);
     size: payload bytes of one message; touch: the consumer reads a byte of every page, so that
         mapping without reading does not win; workers: producers; consumers: 0 is as many;
     place: where all processes are on one CPU (ONE_CPU), or others compute beside them (BUSY).
@@ -60,6 +65,8 @@ class Case:
     @property
     def id(self) -> str:
         """Name the case in JSON, tables and --only patterns."""
+        if self.shape in LIMIT_SHAPES:
+            return "/".join([self.shape, self.kind] + [str(self.workers)] * (self.workers > 1))
         crew = f"_{self.workers}x{self.getters}" if self.shape in FLOW_SHAPES else ""
         size = size_label(self.size).replace(" ", "")
         words = [f"{self.shape}{crew}", self.kind, size]

@@ -151,6 +151,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--queues", action="store_true", help="queues, their competitors and promises: ten minutes"
     )
+    parser.add_argument(
+        "--limits", action="store_true", help="idle processes, many descriptors: three minutes"
+    )
     parser.add_argument("--only", default="*", metavar="PATTERN", help="case ids, as in a shell")
     parser.add_argument("--reps", type=positive, help="interleaved rounds of every case")
     parser.add_argument(
@@ -166,8 +169,9 @@ def main() -> int:
     options = parse()
     quick = os.environ.get("QUICK", "") not in ("", "0")
     mode = "quick" if quick else "default"
-    if options.full or options.queues:
-        mode = "full" if options.full else "queues"
+    for chosen in ("limits", "queues", "full"):
+        if getattr(options, chosen):
+            mode = chosen
     plans = choose(options, mode)
     # Before the run, not after: a bad path must not cost the reader an hour.
     options.out.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bench.adapters import NAMES, PEERS
+from bench.cases import LIMIT_WORK
 from bench.figures import Results, Spread
-from bench.protocol import GIB, MEMORY_SHAPES, MIB, Case
+from bench.protocol import GIB, IDLE_S, LIMIT_SHAPES, MEMORY_SHAPES, MIB, Case
 from bench.targets import OURS, PROMISES, Outcome, Quantity, Verdict, judge
 
 # A message on the plain road for this reason is no news: small messages are cheaper there.
@@ -16,6 +18,12 @@ NOTHING = "-"
 ABOUT_PROMISES = (
     'mpshm promises the column "at least" and aims at the column "aim". A row that stands for '
     "several\ncases shows the worst of them."
+)
+
+ABOUT_LIMITS = (
+    "Less is better. The median of the rounds stands first, the lowest and the highest in brackets."
+    "\nStock looks for no memory and keeps no watch over waiters; it has no stats(), so in that "
+    "row\nits thread asks the system for something."
 )
 
 
@@ -121,8 +129,12 @@ def road_cell(results: Results, case: Case) -> str:
     return " + ".join(roads) or NOTHING
 
 
+def ratio_cases(results: Results) -> list[Case]:
+    return [case for case in results.cases if case.shape not in LIMIT_SHAPES]
+
+
 def case_rows(results: Results, competitors: Sequence[str]) -> Iterator[list[str]]:
-    for case in results.cases:
+    for case in ratio_cases(results):
         stock = results.figure(case, "stock")
         if stock is None:
             base = NOTHING
@@ -137,17 +149,67 @@ def case_rows(results: Results, competitors: Sequence[str]) -> Iterator[list[str
         yield [case.id, base, *cells, road_cell(results, case), flag]
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A figure of stock's and ours set side by side: less is better."""
+
+    work: str
+    spell: Callable[[float], str]
+    stock: Spread | None
+    ours: Spread | None
+
+    @property
+    def is_lost(self) -> bool:
+        return bool(self.stock and self.ours and self.ours.median > self.stock.median)
+
+    def cell(self, spread: Spread | None) -> str:
+        if spread is None:
+            return NOTHING
+        text = self.spell(spread.median)
+        if spread.low == spread.high:
+            return text
+        return f"{text} ({self.spell(spread.low)}..{self.spell(spread.high)})"
+
+    def row(self) -> list[str]:
+        flag = "MORE" if self.is_lost else ""
+        return [self.work, self.cell(self.stock), self.cell(self.ours), flag]
+
+
+def limits(results: Results) -> list[Beside]:
+    """Make a row of each case of LIMIT_SHAPES, and for a crowd one of its CPU time as well."""
+    rows = []
+    for case in results.cases:
+        if case.shape not in LIMIT_SHAPES:
+            continue
+        work = LIMIT_WORK[case.shape, case.kind]
+        if case.workers > 1:
+            work = f"{case.workers:,} {work}"
+        if case.shape == "idle":
+            work = f"{work}: wake-ups of all in {IDLE_S} s"
+        spell = "{:.0f}".format if case.shape == "idle" else seconds
+        figures = (results.figure(case, name) for name in ("stock", OURS))
+        rows.append(Beside(work, spell, *figures))
+        if case.shape == "crowd":
+            used = (results.fact(case, name, "cpu_s") for name in ("stock", OURS))
+            rows.append(Beside(f"{work}: CPU time of all", seconds, *used))
+    return rows
+
+
 def losses(outcomes: Sequence[Outcome], results: Results) -> Iterator[str]:
     """Name each promise not kept, and each case in which stock or a competitor is better."""
     for outcome in outcomes:
         if outcome.verdict is Verdict.LOST:
             row = target_row(outcome)
             yield f"- promise not kept: {row[0]}: measured {row[1]}, promised {row[3]}"
-    for case in results.cases:
+    for case in ratio_cases(results):
         if is_slower(results, case):
             better = "takes less memory" if case.shape in MEMORY_SHAPES else "is faster"
             yield f"- stock {better}: {case.id}: {ratio_cell(results.ratio(case, OURS))}"
-    for case in results.cases:
+    for beside in limits(results):
+        if beside.is_lost:
+            work, stock, ours, _ = beside.row()
+            yield f"- stock takes less: {work}: {stock}, ours {ours}"
+    for case in ratio_cases(results):
         best = results.best_of(case, OURS, PEERS)
         if best is not None and best[1].median < 1.0:
             yield f"- {best[0]} is faster: {case.id}: {ratio_cell(best[1])}"
@@ -213,9 +275,16 @@ def render(data: dict[str, Any], results: Results) -> str:
     for title, outcomes in promises.items():
         if any(outcome.verdict is not Verdict.NOT_MEASURED for outcome in outcomes):
             parts += [f"## {title}", ABOUT_PROMISES, targets_table(outcomes)]
-    parts += [
-        "## All cases",
-        table(head, list(case_rows(results, competitors))),
-        "![ratio to stock by payload size](ratio.png)",
-    ]
+    if rows := [beside.row() for beside in limits(results)]:
+        parts += [
+            "## Many, idle, and at the limits",
+            ABOUT_LIMITS,
+            table(("what", "stock", OURS, ""), rows),
+        ]
+    if ratio_cases(results):
+        parts += [
+            "## All cases",
+            table(head, list(case_rows(results, competitors))),
+            "![ratio to stock by payload size](ratio.png)",
+        ]
     return "\n\n".join(parts) + "\n"

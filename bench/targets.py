@@ -261,7 +261,7 @@ def judge_memory(target: Target, results: Results) -> Outcome:
 def judge_descriptors(target: Target, results: Results) -> Outcome:
     """Compare how many more descriptors a queue of ours has open, in the worst case."""
     found = [
-        (ours - theirs, case)
+        (ours.median - theirs.median, case)
         for case in target.cases
         if (ours := results.fact(case, OURS, "descriptors")) is not None
         and (theirs := results.fact(case, target.against, "descriptors")) is not None

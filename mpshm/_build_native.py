@@ -19,6 +19,7 @@ SOURCES = (
     "segment_check.c",
     "arena.c",
     "inspect.c",
+    "loans.c",
     "runs.c",
     "pressure.c",
     "strays.c",
@@ -33,6 +34,7 @@ SOURCES = (
     "mirror.c",
     "ring.c",
     "ring_check.c",
+    "waking.c",
     "waiters.c",
     "queue.c",
     "queue_put.c",
@@ -40,6 +42,7 @@ SOURCES = (
     "reap.c",
     "spin.c",
     "wait.c",
+    "watch.c",
     "refuse.c",
 )
 CSRC = Path("mpshm/csrc")

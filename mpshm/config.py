@@ -39,14 +39,14 @@ PUT_PAUSE_COUNT_MAX = 100
 """How often one put waits so, if consumers drain the ring but other producers fill it first."""
 
 WAIT_SLICE_MS = 50
-"""How long a wait for memory sleeps before it checks for signals and for a dead peer."""
+"""How long a put sleeps when there is no memory at all, before it looks again."""
 
 SLEEP_MAX_MS = 1 << 30
-"""Longest wait for a message, or for room in a queue, that is asked of the core.  It takes an int,
-and comes back earlier, at its watch (csrc/waiters.c)."""
+"""Longest wait that is asked of the core, for a message, for room or for the last task.  It takes
+an int, and comes back earlier, at its watch (csrc/watch.c)."""
 
 LOOK_AGAIN_MS = 1000
-"""How long waits sleep that nobody ends if the process that was to do so is killed."""
+"""How long `aget` sleeps before it looks again: no descriptor shows what another task left."""
 
 
 SPIN_US = 50

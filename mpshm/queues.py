@@ -23,7 +23,7 @@ from ._queue.feeder import Feeder, FeederState
 from ._queue.getting import QueueGetter
 from ._queue.putting_many import BatchPutter
 from ._queue.simple_putting import SimpleQueuePutter
-from .config import LOOK_AGAIN_MS
+from .config import SLEEP_MAX_MS
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
@@ -206,7 +206,7 @@ class JoinableQueue(Queue, _StockJoinableQueue):
         if self._arena is None:
             super().join()
             return
-        while not places.wait_done(self._arena, LOOK_AGAIN_MS):
+        while not places.wait_done(self._arena, SLEEP_MAX_MS):
             pass
 
 

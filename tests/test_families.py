@@ -189,8 +189,8 @@ def of_a_family_known_by_another_file(fd: int) -> None:
         (of_another_version, "is a family's roster of another version of mpshm"),
         (cut_short, "is a family's roster whose geometry does not fit its file"),
         (with_more_records_than_it_holds, "does not fit its file"),
-        (nothing, "does not fit its file"),  # it is not sealed
-        (of_a_family_known_by_another_file, "does not fit its file"),
+        (nothing, "is a family's roster that is not sealed"),
+        (of_a_family_known_by_another_file, "is a family's roster that has another file here"),
     ],
 )
 def test_bad_roster_is_refused_by_name(spoil: Callable[[int], None], error: str) -> None:

@@ -202,6 +202,28 @@ say(got=q.get())
     ] == run(code)
 
 
+def test_client_without_address_space_for_the_arena_goes_plain() -> None:
+    code = """
+import threading
+from mpshm.connection import Client, Listener
+from mpshm._memory.arena import Arena
+def attach(fd, sealed=False):
+    os.close(fd)
+    raise MemoryError("shared memory file: cannot map shared memory")
+Arena.attach = attach
+with Listener(family="AF_UNIX", authkey=b"key") as listener:
+    accepted = []
+    thread = threading.Thread(target=lambda: accepted.append(listener.accept()))
+    thread.start()
+    client = Client(listener.address, authkey=b"key")
+    thread.join()
+say(whole=through(accepted[0], client, bytes(100_000)) == bytes(100_000))
+say(reasons=accepted[0].stats().plain_reasons)
+client.close(), accepted[0].close()
+"""
+    assert [{"whole": True}, {"reasons": {"small": 3, "not local": 1}}] == run(code)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("room", [1 << 20, 4 << 20, 20 << 20, 70 << 20, 100 << 20, 200 << 20])
 def test_small_limit_on_address_space_lets_messages_arrive_or_raises(room: int, when: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 import mpshm
 from kit.programs import run_python
 from kit.road import SHARED, carried
+from kit.threads import meanwhile
 from kit.waiting import wait_until
 from mpshm._memory import arena
 
@@ -292,6 +293,31 @@ def test_views_at_interpreter_exit_do_no_harm() -> None:
     assert (0, "") == (done.returncode, done.stderr)
 
 
+EXIT_WITH_ENDS = """
+import mpshm
+
+q, tasks, few = mpshm.Queue(), mpshm.JoinableQueue(), mpshm.Queue(100)
+reader, writer = mpshm.Pipe(False)
+
+def use():
+    for channel in (q, tasks, few):
+        channel.put(1)
+        channel.get()
+    tasks.task_done()
+    writer.send(1)
+    reader.recv()
+
+use()
+print(*[f"{one.__name__}" for one in (use,)])
+"""
+
+
+def test_ends_that_are_closed_after_their_memory_at_interpreter_exit_do_no_harm() -> None:
+    """Which goes first is the collector's choice."""
+    done = run_python("-X", "faulthandler", "-c", EXIT_WITH_ENDS)
+    assert (0, "") == (done.returncode, done.stderr)
+
+
 def test_forks_while_another_thread_sends_and_receives(pipe: Ends) -> None:
     a, b = pipe
     stop = threading.Event()
@@ -421,3 +447,30 @@ def test_end_of_a_process_is_noted_while_installed(context: Any, tmp_path: Path)
     program.write_text(NOTED_WHILE_INSTALLED)
     done = run_python(program, context.get_start_method())
     assert ("[]\n", "") == (done.stdout, done.stderr)
+
+
+def is_receiving(end: mpshm.Connection) -> bool:
+    if end._recv_lock.acquire(blocking=False):
+        end._recv_lock.release()
+        return False
+    return True
+
+
+def test_forked_child_begins_anew_with_ends_that_were_in_use_and_only_those(pipe: Ends) -> None:
+    at_rest, other = pipe
+    receiving, sender = mpshm.Pipe(duplex=False)
+    got: list[object] = []
+    with receiving, sender:
+        before = [(end._recv_lock, end._reader) for end in (at_rest, receiving)]
+
+        def kept() -> list[bool]:
+            return [before[i] == (end._recv_lock, end._reader) for i, end in enumerate(ends)]
+
+        ends = at_rest, receiving
+        with meanwhile(lambda: got.append(receiving.recv())):
+            wait_until(lambda: is_receiving(receiving))
+            assert [True, False] == in_fork(kept)
+            sender.send(1)
+        assert [1] == got
+        other.send(2)
+        assert 2 == at_rest.recv()

@@ -13,7 +13,7 @@ import pytest
 
 import mpshm
 from kit.processes import context_switches, is_asleep
-from kit.queues import BY_BYTES, KINDS, LARGE, finish, put_numbers
+from kit.queues import BY_BYTES, KINDS, LARGE, RING_SLOTS, finish, put_numbers
 from kit.road import SHARED
 from kit.signals import signal_handler
 from kit.waiting import WAIT_S, wait_until
@@ -139,37 +139,95 @@ def get_one_in_time(q: Any) -> None:
     q.get(timeout=WAIT_S)
 
 
+def put_one(q: Any) -> None:
+    q.put(b"x" * 2000)
+
+
 def put_too_much(q: Any) -> None:
     for n in range(2000):
         q.put(n)
 
 
+def put_arrays(q: Any) -> None:
+    for _ in range(4):
+        q.put(np.ones(HALF_THE_MARK))
+
+
+def join(q: Any) -> None:
+    q.join()
+
+
+def send_arrays(end: Any) -> None:
+    for _ in range(4):
+        end.send(np.ones(HALF_THE_MARK))
+
+
+def receive(end: Any) -> None:
+    end.recv()
+
+
+HALF_THE_MARK = 12 << 17
 IDLE_S = 5
+CREW = 8
+
+
+def full(q: Any, count: int) -> Any:
+    for n in range(count):
+        q.put(n)
+    return q
+
+
+def with_task(q: Any) -> Any:
+    q.put("task")
+    return q
 
 
 @pytest.mark.shared_memory("stock's pipes wake nobody who is idle, and no watch is kept")
-@pytest.mark.parametrize(
-    ("work", "per_s"), [(get_one, 1), (get_one_in_time, 1), (put_too_much, 10)]
-)
-def test_idle_processes_hardly_wake_all_together(work: Any, per_s: int) -> None:
-    """Eight at one queue: each waits until its watch, which is no other's."""
+def test_idle_processes_hardly_wake_all_together() -> None:
+    """Eight at each channel: every one sleeps until its watch, which is no other's."""
     context = mpshm.get_context("fork")
-    q = context.Queue()
-    processes = [context.Process(target=work, args=(q,), daemon=True) for _ in range(8)]
+    pipes = [context.Pipe(duplex) for duplex in (False, False, True)]
+    cases = {
+        "get": (get_one, context.Queue()),
+        "get in time": (get_one_in_time, context.Queue()),
+        "put where the queue is full": (put_one, full(context.Queue(3), 3)),
+        "put where the bytes are": (put_one, with_task(context.Queue(maxbytes=300))),
+        "put where the ring is full": (put_one, full(context.SimpleQueue(), RING_SLOTS)),
+        "a feeder": (put_too_much, context.Queue()),
+        "put beyond the mark": (put_arrays, context.SimpleQueue()),
+        "join": (join, with_task(context.JoinableQueue())),
+        "recv": (receive, pipes[0][0]),
+        "send beyond the mark": (send_arrays, pipes[1][1]),
+        "send beyond the mark, socket": (send_arrays, pipes[2][1]),
+    }
+    crews = {
+        name: [context.Process(target=work, args=(channel,), daemon=True) for _ in range(CREW)]
+        for name, (work, channel) in cases.items()
+    }
 
-    def switches() -> int:
-        return sum(context_switches(process.pid)[0] for process in processes)
+    def switches(crew: Any) -> int:
+        return sum(context_switches(process.pid)[0] for process in crew)
 
+    processes = [process for crew in crews.values() for process in crew]
     for process in processes:
         process.start()
     for process in processes:
         wait_until(lambda pid=process.pid: is_asleep(pid))
     time.sleep(3)  # puts wait a little before they leave the rest to a feeder
-    before = switches()
+    before = {name: switches(crew) for name, crew in crews.items()}
     time.sleep(IDLE_S)
-    assert IDLE_S * per_s + 1 >= switches() - before
+    woken = {name: switches(crew) - before[name] for name, crew in crews.items()}
+    ended = [process.exitcode for process in processes if process.exitcode is not None]
     for process in processes:
         process.kill()
+    for process in processes:
         process.join(WAIT_S)
-    q.cancel_join_thread()
-    finish(q)
+    for _, channel in cases.values():
+        if hasattr(channel, "cancel_join_thread"):
+            channel.cancel_join_thread()
+        if hasattr(channel, "get"):
+            finish(channel)
+    for end in (end for both in pipes for end in both):
+        end.close()
+    assert [] == ended
+    assert {} == {name: count for name, count in woken.items() if count > IDLE_S + 1}

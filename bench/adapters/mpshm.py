@@ -30,6 +30,12 @@ class Mpshm(Stock):
     def executor_class(self) -> Any:
         return mpshm.ProcessPoolExecutor
 
+    def open_end(self, fd: int) -> Any:
+        return mpshm.connection.Connection(fd, True, False)
+
+    def stats(self) -> Any:
+        return mpshm.stats()
+
     def versions(self) -> dict[str, str]:
         return {"mpshm": importlib.metadata.version("mpshm"), "mpshm_file": str(mpshm.__file__)}
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import connection
 from typing import Any
 
 from bench.protocol import (
     CREATE_SHAPES,
     FLOW_SHAPES,
+    LIMIT_SHAPES,
     MEMORY_SHAPES,
     PIPE_SHAPES,
     SIMPLE,
@@ -24,6 +27,7 @@ SHAPES = (
     *FLOW_SHAPES,
     *TRIP_SHAPES,
     *CREATE_SHAPES,
+    *LIMIT_SHAPES,
     "pool_in",
     "pool_out",
     "pool_inout",
@@ -101,6 +105,14 @@ class Stock:
         process = self.context.Process(target=target, args=args, daemon=True)
         process.start()
         return process
+
+    def open_end(self, fd: int) -> Any:
+        """Return a reading end made from a bare descriptor, as some libraries do."""
+        return connection.Connection(fd, True, False)
+
+    def stats(self) -> Any:
+        """Ask for what all channels carry. Stock has no such call: it asks the system something."""
+        return os.stat(os.sep)
 
     def counters(self) -> dict[str, Any]:
         return {}

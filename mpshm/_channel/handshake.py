@@ -87,7 +87,7 @@ class _Greeting(Connection):
     def _take_descriptor(self, fd: int) -> None:
         try:
             theirs = Arena.attach(fd, sealed=True)
-        except OSError:
+        except (OSError, MemoryError):  # not one that we trust, or no address space
             return  # no memory that we could share: the plain road, which is counted
         if self._offered in (None, theirs) and config.mode() is not config.Mode.OFF:
             self._use_arena(theirs)

@@ -22,9 +22,9 @@ from .. import config
 from .._memory import plain_frame
 from .._memory.arena import Arena, QueueShape, Run
 from .._memory.buffer import Buffer
-from .._memory.core import CORE_MISSING, NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
+from .._memory.core import NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
 from .._memory.parcel import Parcel
-from .._memory.reader import Reader
+from .._memory.reader import new_reader
 from ..config import INLINE_MAX_BYTES
 from ..counters import EndCounters, Reason, import_stats
 from ..errors import BufferTooShort, PlainRoadError, TooLong
@@ -79,17 +79,12 @@ class Connection(stock.Connection):
         self._identity = search.identity_of(handle)
         self._no_arena_reason = reason
         if arena is None and reason is None:
-            arena = search.arena_of_open_end(handle) or search.find_arena(
-                handle, search.ancestor_pids()
-            )
+            arena = search.arena_of_open_end(handle)
+            arena = arena or search.find_arena(handle, search.ancestor_pids())
         self._use_arena(arena)
-        self._set_up()
-        forking.register(self)
-
-    def _set_up(self) -> None:
-        """Make what an end of this class needs; its arena is known."""
         self._counters = self._new_counters()
-        self._reset_in_child()
+        self._begin_anew()
+        forking.register(self)
 
     def _new_counters(self) -> EndCounters:
         return EndCounters()
@@ -104,12 +99,13 @@ class Connection(stock.Connection):
                 self.__class__ = self.queue_end_class()
 
     def _reset_in_child(self) -> None:
+        if self._reader.pending or not forking.were_free(self._send_lock, self._recv_lock):
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
         # Reentrant: a signal handler may use the connection that it interrupted.
-        self._send_lock = threading.RLock()
-        self._recv_lock = threading.RLock()
-        self._reader: Reader | plain_frame.PlainReader = (
-            plain_frame.PlainReader() if CORE_MISSING else Reader()
-        )
+        self._send_lock, self._recv_lock = threading.RLock(), threading.RLock()
+        self._reader = new_reader()
 
     def __reduce__(self) -> Any:
         self._check_closed()
@@ -120,10 +116,11 @@ class Connection(stock.Connection):
     _identity_of = staticmethod(search.identity_of)
 
     def _close(self, _close: Any = os.close) -> None:
-        self._arena = None
+        arena, self._arena = self._arena, None
         if self._identity is None or self._identity_of(self._handle) in (self._identity, None):
-            _close(self._handle)
-        # Else a daemon has closed the descriptor: its number is another file's now.
+            _close(self._handle)  # else a daemon has, and the number is another file's now
+        if arena is not None:
+            arena.call_senders()
 
     def __del__(self) -> None:
         if self._handle is not None:
@@ -265,8 +262,7 @@ class Connection(stock.Connection):
 
     def recv(self) -> Any:
         """Receive a picklable object; large arrays in it are private, writable views."""
-        message = self._take()
-        # payload.load alone would do; a small message is spared a call.
+        message = self._take()  # below, a small one is spared a call
         return _loads(message) if isinstance(message, bytes) else payload.load(message)
 
     def _take(
@@ -289,33 +285,32 @@ class Connection(stock.Connection):
                 try:
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)
                 except ReaderFull:
-                    reader = self._reader = Reader()
+                    reader = self._reader = new_reader()
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)
             except NoArena:
-                message = reader.reopen(self._find_arena)  # type: ignore[union-attr]
+                message = reader.go_on(self._handle, self._find_arena(), maxsize, copy_max)
         counters = self._counters
         if isinstance(message, bytes):
             counters.received_plain_messages += 1
             counters.received_plain_bytes += len(message)
             return message
         stream, buffers = message
+        counters.received_shm_messages += 1
         if type(stream) is bytes and not buffers:  # it was copied out of its run
-            counters.received_shm_messages += 1
             counters.received_shm_bytes += len(stream)
             return stream
         received = Received(stream, buffers)
-        counters.received_shm_messages += 1
         counters.received_shm_bytes += received.size
         return received
 
     def _find_arena(self) -> Arena | None:
         """The arena that a message needs, searched for in all processes, once."""
         if self._arena is None and self._no_arena_reason is None:
-            was = type(self)
             self._use_arena(search.find_arena(self._handle, search.all_pids()))
             self._no_arena_reason = Reason.NOT_LOCAL
-            if type(self) is not was:
-                self._set_up()
+            if isinstance(self, self.queue_end_class()):  # by now
+                self._counters = self._new_counters()
+                self._begin_anew()
         return self._arena
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:

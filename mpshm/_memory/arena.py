@@ -234,16 +234,24 @@ class Arena:
 
         mark: in-flight bytes at which to wait, instead of `high_water`.
         """
-        while not self.wait_room_for(fd, size, config.WAIT_SLICE_MS, mark):
-            pass
+        while not self.wait_room_for(fd, size, config.SLEEP_MAX_MS, mark):
+            pass  # a signal's handler has run, or a watch is over
 
     def wait_room_for(self, fd: int, size: int, timeout_ms: int, mark: int | None = None) -> bool:
-        """Wait as wait_room does, but at most `timeout_ms`; return whether there is room."""
+        """Wait as wait_room does, but at most `timeout_ms`; return whether there is room.
+
+        Returns False sometimes earlier.
+        """
         mark = self.high_water if mark is None else mark
         code = lib.mpshm_wait_room(self._c, fd, size, mark, timeout_ms)
         if code not in (0, -errno.ETIMEDOUT, -errno.EINTR):
             raise failure(code, "")
         return bool(code == 0)
+
+    # A default argument: at interpreter exit this module may be destroyed before an arena.
+    def call_senders(self, _call: Any = None if CORE_MISSING else lib.mpshm_call_senders) -> None:
+        """Call after close(fd) of an end: senders that wait look whether a receiver is left."""
+        _call(self.identity)
 
     def try_send_copy(self, fd: int, data: bytes, mark: int) -> bool | None:
         """Send `data` by a run that the receiver copies out and frees.

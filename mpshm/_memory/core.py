@@ -65,7 +65,7 @@ class ReaderFull(Exception):
 
 
 class NoArena(ProtocolError):
-    """A descriptor frame came to an end without an arena.  The reader keeps it for `reopen`."""
+    """A descriptor frame came to an end without an arena.  It is not taken before `go_on`."""
 
 
 class UnknownFamily(ProtocolError):
@@ -82,15 +82,20 @@ SPENT_TEXT = "buffer has been sent or released; get another from get_buf or recv
 def _exceptions() -> dict[int, tuple[type[Exception], str]]:
     """The exception class and text for each of the core's own error codes."""
     wrong = {
-        lib.MPSHM_E_SEGMENT: "names a segment that is not there",
-        lib.MPSHM_E_CHUNK: "names a chunk past the segment's end",
-        lib.MPSHM_E_SIZE: "has a size that its segment cannot hold",
-        lib.MPSHM_E_STALE: "is stale, repeated or forged: no run in flight has its tag and length",
-        lib.MPSHM_E_MAGIC: "is not {of}",
-        lib.MPSHM_E_ABI: (
-            "is {of} of another version of mpshm (ABI); install the same version in all processes"
+        lib.MPSHM_E_SEGMENT: "{it} names a segment that is not there",
+        lib.MPSHM_E_CHUNK: "{it} names a chunk past the segment's end",
+        lib.MPSHM_E_SIZE: "{it} has a size that its segment cannot hold",
+        lib.MPSHM_E_STALE: (
+            "{it} is stale, repeated or forged: no run in flight has its tag and length"
         ),
-        lib.MPSHM_E_GEOMETRY: "is {of} whose geometry does not fit its file",
+        lib.MPSHM_E_MAGIC: "{it} is not {of}",
+        lib.MPSHM_E_ABI: (
+            "{it} is {of} of another version of mpshm (ABI); install the same version in all "
+            "processes"
+        ),
+        lib.MPSHM_E_GEOMETRY: "{it} is {of} whose geometry does not fit its file",
+        lib.MPSHM_E_UNSEALED: "{it} is {of} that is not sealed: its maker could still cut it short",
+        lib.MPSHM_E_TWO_FILES: "{it} is {of} that has another file here: one of the two is forged",
         lib.MPSHM_E_TORN: "got end of file during message",
         lib.MPSHM_E_LENGTH: "descriptor frame is longer than a frame may be",
         lib.MPSHM_E_HEAD: "descriptor frame is shorter than its head",
@@ -98,6 +103,13 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
         lib.MPSHM_E_COUNT: "descriptor frame names more runs than it holds, or none",
         lib.MPSHM_E_EXTRA: "descriptor frame has bytes too many",
         lib.MPSHM_E_INDEX: "descriptor frame's index does not hold as many descriptors as it names",
+        lib.MPSHM_E_DIRECTORY: (
+            "{it} names a segment whose entry in the arena's directory is damaged or forged"
+        ),
+        lib.MPSHM_E_DAMAGED: (
+            "shared memory of this channel is damaged or forged: another process has overwritten "
+            "what says that a run, or a place in the queue, is this one's"
+        ),
     }
     return {
         **{code: (ProtocolError, text) for code, text in wrong.items()},
@@ -132,16 +144,14 @@ _NO_MEMORY_CODES = frozenset(
 def failure(code: int, what: str = "", bad: Any = None, of: str = "an arena") -> Exception:
     """The exception for a negative result of the core.
 
-    what: what failed, for the text; bad: the core's descriptor that may be to blame.
+    what: what failed, for the text; bad: the core's descriptor, if one is to blame.
     of: what a memory file was taken for.
     """
     if code in _exceptions():
         kind, text = _exceptions()[code]
-        if bad is not None and lib.MPSHM_E_STALE <= code <= lib.MPSHM_E_SEGMENT:  # its fault
+        if bad is not None:
             what = str(Descriptor(bad.mmap_id, bad.chunk_id, bad.size, bad.tag))
-        text = text.replace("{of}", of)
-        if kind is ProtocolError and what:
-            text = f"{what} {text}"
+        text = text.replace("{it}", what or "shared memory of this channel").replace("{of}", of)
         return kind(text) if text else kind()
     if code == -errno.ENOMEM:
         return MemoryError(
@@ -161,4 +171,4 @@ def room_failure(code: int, what: str = "") -> Exception:
         return Crowded(str(failure(code)))
     if code in _NO_MEMORY_CODES:
         return OutOfSharedMemory(f"{what}: {os.strerror(-code)}" if what else os.strerror(-code))
-    return failure(code, what)
+    return failure(code, "" if code in _exceptions() else what)  # memory is not what was wrong

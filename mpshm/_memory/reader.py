@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from typing import Any
 
 from .. import config
@@ -11,7 +10,7 @@ from ..errors import TooLong
 from .arena import Arena
 from .core import CORE_MISSING, NoArena, ReaderFull, failure, ffi, lib
 from .lease import message_of, take_runs
-from .plain_frame import read_exactly
+from .plain_frame import PlainReader, read_exactly
 
 _BODY_MAX_BYTES = config.INLINE_MAX_BYTES
 """Bytes of a plain message's body that a reader has room for."""
@@ -65,7 +64,7 @@ class Reader:
         kept then.
         Raises ReaderFull when it interrupts another call of this reader after its frame was read,
         as a signal handler can: read with a new Reader then.  Raises NoArena when arena is None and
-        the frame needs one: call `reopen` next.
+        the frame needs one: call `go_on` next.
         """
         c = self._c
         body_max = _BODY_MAX_BYTES if maxsize is None or maxsize > _BODY_MAX_BYTES else maxsize
@@ -89,7 +88,7 @@ class Reader:
             if n != _LONG:
                 return self._take_message()
         except (ReaderFull, NoArena):
-            raise  # the frame belongs to the interrupted call, or stays for `reopen`
+            raise  # the frame belongs to the interrupted call, or is not taken yet
         except BaseException:
             lib.mpshm_discard(c)  # free runs that an interruption left without a holder
             raise
@@ -99,20 +98,15 @@ class Reader:
             raise TooLong
         return read_exactly(fd, size)
 
-    def reopen(self, find: Callable[[], Arena | None]) -> tuple[Any, list[memoryview]]:
-        """The message of the frame that raised NoArena.
-
-        find: returns the arena; the message is lost when it returns None.
-        """
-        c = self._c
-        try:
-            arena = find()
-            if code := lib.mpshm_reopen(c, _NULL if arena is None else arena._c):
-                raise failure(code, bad=c.bad)
-            return self._take_message()
-        except BaseException:
-            lib.mpshm_discard(c)
-            raise
+    def go_on(
+        self, fd: int, arena: Arena | None, maxsize: int | None, copy_max: int
+    ) -> bytes | tuple[Any, list[memoryview]]:
+        """Read the message that raised NoArena.  When arena is None the message is lost."""
+        if arena is not None:
+            return self.read(fd, arena, maxsize, copy_max)
+        while (code := lib.mpshm_skip(self._c, fd)) == -errno.EINTR:
+            pass
+        raise failure(code or lib.MPSHM_E_NO_ARENA)
 
     def _take_message(self) -> tuple[Any, list[memoryview]]:
         """The message of the descriptor frame just read.  Each run gets a holder of its own."""
@@ -121,3 +115,8 @@ class Reader:
         stream = b"" if c.stream_runs else self._bytes[c.stream_at : c.stream_end]
         c.full = 0
         return message_of(views, c.stream_runs, stream)
+
+
+def new_reader() -> Reader | PlainReader:
+    """A reader of the kind that this process can use."""
+    return PlainReader() if CORE_MISSING else Reader()

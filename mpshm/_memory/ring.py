@@ -121,7 +121,14 @@ class End:
         receiver is left.
         """
         c_place = NO_PLACE if place is None else place.c
-        code = lib.mpshm_queue_wait_room(self.c, c_place, timeout_ms)
+        return self._has_room(lib.mpshm_queue_wait_room(self.c, c_place, timeout_ms))
+
+    def wait_place(self, timeout_ms: int, place: Place | None = None) -> bool:
+        """Wait as wait_room does, though no receiver is left."""
+        c_place = NO_PLACE if place is None else place.c
+        return self._has_room(lib.mpshm_queue_wait_place(self.c, c_place, timeout_ms))
+
+    def _has_room(self, code: int) -> bool:
         if code not in (0, -errno.EAGAIN):
             raise failure(code)
         return bool(code == 0)

@@ -53,6 +53,9 @@ class QueueEnd(pipe_end.Connection):
 
     def _reset_in_child(self) -> None:
         self._clear_idle()
+
+    def _begin_anew(self) -> None:
+        self._clear_idle()
         if self._arena is None:
             refuse = _refuse_closed if self.closed else _refuse_without_core
             self.put_now = self.receive = self.new_batch = refuse
@@ -135,8 +138,8 @@ class QueueEnd(pipe_end.Connection):
             if self._arena is not None:
                 places.reap(self._arena)
         else:
-            self.has_room(timeout_ms)
-            if self._arena is not None:
+            has_room = self.has_room(timeout_ms)
+            if has_room and self._arena is not None:
                 self._arena.wait_room_for(self._handle, 1, min(timeout_ms, WAIT_SLICE_MS))
 
     def _transmit(self, message: bytes | Message) -> None:

@@ -181,7 +181,7 @@ read_header(int fd, struct arena_header *header)
         return -errno;
     }
     if (pread(fd, header, sizeof *header, 0) != (ssize_t) sizeof *header
-        || header->magic != ARENA_MAGIC) {
+        || header->magic != ARENA_MAGIC || memfile_is_huge(fd)) {
         return MPSHM_E_MAGIC;
     }
     if (header->abi != MPSHM_ABI) {
@@ -277,7 +277,7 @@ attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpsh
                               ? (struct overflow *) ((char *) mapped + RING_OFFSET
                                                      + ring_bytes(header->slots, 0))
                               : NULL;
-        ring_attach(arena);
+        ring_attach(arena, header);
     }
     arena->slot_bytes = header->slot_bytes;
     arena->id = header->id;

@@ -20,6 +20,9 @@
 
    A reader:   empty --read--> part of a frame --read--> whole --its receiver clears `full`--> empty
 
+   An end that does not know its arena reads no more of a descriptor frame than its length word, so the rest
+   shows in the pipe that the frame has not been taken (strays.c).
+
    Memory order: a lease acquires what the run's seal released (layout.h); the pipe orders all else. */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -182,9 +185,10 @@ read_first(mpshm_reader *reader, int fd, uint32_t need)
     return read(fd, reader->bytes, need);
 }
 
-/* Read until a frame is whole: what mpshm_receive answers, without its leases.  F1, F2 */
+/* Read until a frame is whole: what mpshm_receive answers, without its leases.  knows: the arena; or stop at a
+   descriptor frame's length word.  F1, F2 */
 int
-frame_read(mpshm_reader *reader, int fd, uint32_t body_max)
+frame_read(mpshm_reader *reader, int fd, uint32_t body_max, bool knows)
 {
     if (body_max > MPSHM_READER_BYTES - LENGTH_BYTES) {
         body_max = MPSHM_READER_BYTES - LENGTH_BYTES;
@@ -205,6 +209,9 @@ frame_read(mpshm_reader *reader, int fd, uint32_t body_max)
             return whole_frame(reader, word);
         }
         INVARIANT(F1, reader->have < need);
+        if (!knows && word >= SIGN && word != UINT32_MAX) {
+            return MPSHM_E_NO_ARENA;
+        }
         INVARIANT(F5, need <= MPSHM_READER_BYTES);
         ssize_t n = reader->have == 0 ? read_first(reader, fd, need)
                                       : read(fd, reader->bytes + reader->have, need - reader->have);
@@ -356,10 +363,13 @@ mpshm_discard(mpshm_reader *reader)
 int
 frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most, uint64_t *stream)
 {
-    uint64_t table = ((uint64_t) head->stream_runs + head->buffer_runs) * DESCRIPTOR_BYTES;
+    uint64_t count = (uint64_t) head->stream_runs + head->buffer_runs, table = count * DESCRIPTOR_BYTES;
 
     if (index_size < table || head->stream_in_index != (index_size > table)) {
         return MPSHM_E_INDEX;
+    }
+    if (count > (uint64_t) SEGMENT_LIMIT * CHUNK_LIMIT) {
+        return MPSHM_E_COUNT; /* no arena has so many runs, and looking for each takes minutes */
     }
     *stream = index_size - table;
     return *stream > most ? MPSHM_E_EXTRA : 0;
@@ -441,10 +451,10 @@ int
 frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max)
 {
     struct frame_head head;
-    int error = arena == NULL ? MPSHM_E_NO_ARENA : frame_head(reader->bytes, &head);
+    int error = frame_head(reader->bytes, &head);
 
-    if (error != 0) {
-        return error;
+    if (error != 0 || arena == NULL) { /* without an arena only an empty frame comes so far */
+        return error != 0 ? error : MPSHM_E_NO_ARENA;
     }
     arena_lock(arena);
     if (fd >= 0) {
@@ -477,10 +487,28 @@ mpshm_reader_new(uint32_t spin_us)
     return reader;
 }
 
+/* It has no frame in hand any more. */
+static void
+comes_out(mpshm_reader *reader, mpshm_arena *arena)
+{
+    mpshm_arena *told = reader->told != NULL ? reader->told : arena;
+
+    if (reader->inside == mpshm_process.generation && told != NULL) {
+        strays_inside(told, false);
+    }
+    reader->inside = 0;
+    if (reader->told != NULL) {
+        arena_let_go(reader->told);
+        reader->told = NULL;
+    }
+}
+
+/* Part of a frame that it has is lost, as what a killed process had in hand. */
 void
 mpshm_reader_free(mpshm_reader *reader)
 {
     mpshm_discard(reader);
+    comes_out(reader, NULL);
     free(reader);
 }
 
@@ -510,7 +538,7 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
     if (arena != NULL) {
         trim_if_due(arena, has_input, &fd); /* it may sleep now */
     }
-    int n = frame_read(reader, fd, body_max);
+    int n = frame_read(reader, fd, body_max, arena != NULL);
 
     if (n >= MPSHM_DESCRIPTORS && n != MPSHM_LONG) {
         int error = frame_open(reader, fd, arena, copy_max);
@@ -521,24 +549,25 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
             n = error;
         }
     }
-    reader->full = n > 0 || n == MPSHM_E_NO_ARENA;
+    reader->full = n > 0;
     if (reader->full) {
         reader->asked = 0;
     }
-    if (reader->inside == generation && reader->have == 0) { /* else it has a part of a frame in hand */
-        strays_inside(arena, false);
-        reader->inside = 0;
+    if (reader->have == 0) {
+        comes_out(reader, arena);
+    } else if (arena != NULL && reader->told == NULL) { /* it has a part of a frame in hand */
+        arena_keep(arena);
+        reader->told = arena;
     }
     return n;
 }
 
 int
-mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena)
+mpshm_skip(mpshm_reader *reader, int fd)
 {
-    int error = frame_open(reader, -1, arena, 0);
+    int n = reader->have == 0 ? 1 : frame_read(reader, fd, 0, true);
 
-    reader->full = error == 0;
-    return error;
+    return n > 0 ? 0 : n == 0 ? MPSHM_E_TORN : n;
 }
 
 void

@@ -5,7 +5,7 @@
 
    Invariants: A4, E1, L5 (invariants.h).
 
-   Memory order: `joined` releases `me`.  arena_notify's fence pairs with the one in mpshm_wait_room
+   Memory order: `joined` releases `me`.  arena_notify's fence pairs with the one in await_room
    (pressure.c). */
 #include "internal.h"
 
@@ -60,7 +60,7 @@ arena_name_is_dead(mpshm_arena *arena, name who)
 }
 
 /* A run was leased: wake the senders that wait for room, if it is the last lease they await.  The fence
-   pairs with the one in mpshm_wait_room (pressure.c): either the sender sees the lease, or this process
+   pairs with the one in await_room (pressure.c): either the sender sees the lease, or this process
    sees its count in `wanted`. */
 void
 arena_notify(mpshm_arena *arena)

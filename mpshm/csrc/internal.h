@@ -69,8 +69,9 @@ struct mpshm_arena {
     _Atomic uint64_t *marks;
     struct ring *ring;      /* NULL: no queue's */
     struct roster *roster;
-    _Atomic uint32_t poll_watch, room_watch; /* periods in which this process's pollers and senders
-                                    wake by themselves (waiters.c); no lock guards them */
+    _Atomic uint32_t watch; /* the period in which those of this process that do not receive wake by
+                               themselves (watch.c); no lock guards it, nor the next */
+    _Atomic uint64_t room_seen; /* how far the ring had been emptied when one slept for room last */
     uint32_t receivers;     /* open ends to receive by, in this process */
     int writer;             /* a pipe's end to send by that is open here, or -1 */
     uint32_t places;        /* how many messages it may hold, 0: any number */
@@ -86,6 +87,7 @@ struct mpshm_arena {
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
     uint32_t deaths, claims; /* the roster's deaths when last seen; and claims, to look now and then */
     int64_t reaped_ns;      /* when growth last looked for the dead */
+    int64_t locked_until_ns; /* no waiting for segments' locks before */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
@@ -94,6 +96,7 @@ struct mpshm_arena {
     int pipe_fd;            /* an end of the connection, and 1; 0: none is known */
     uint64_t pipe_device, pipe_inode;
     struct strays *strays;  /* runs in flight that may be nobody's, or NULL */
+    int64_t looked_ns;      /* when a sender that waited for room last looked for them */
     bool has_claimed;       /* this process has claimed a run of usual chunks */
     uint32_t shorts;        /* short messages for which it made no segment */
     mpshm_arena *next;
@@ -144,6 +147,9 @@ uint32_t roster_high(struct roster *roster); /* no number is in use from here on
 uint32_t roster_deaths(struct roster *roster);
 /* Look whether somebody has died that nobody has noticed, a few records at a time, and tell `deaths`. */
 void roster_census(struct roster *roster);
+/* The process `pid` has ended: note it in each roster that knew it.  Afterwards, whether that one did. */
+void rosters_note_end(uint32_t pid);
+bool roster_has_ended(const struct roster *roster);
 /* A fork: a name for the child, which is alive from now on; 0: none is to be had.  In the child it is
    what roster_me gives.  The three others are called for all rosters in every fork. */
 name roster_heir(struct roster *roster);
@@ -194,6 +200,7 @@ int memfile_reserve(int fd, uint64_t offset, uint64_t size);
 /* Whether `fd` is still that file. */
 bool memfile_is(int fd, uint64_t device, uint64_t inode);
 bool memfile_can_shrink(int fd);
+bool memfile_is_huge(int fd);
 
 /* arena.c.  arena_lock takes the process's lock, and sees to it that arena->me is this process's. */
 void arena_is_ours(mpshm_arena *arena); /* under the lock: what arena_lock does besides */
@@ -254,6 +261,7 @@ enum warmth { KEEP_LATELY = 0, KEEP_LEAST = 1, KEEP_LARGEST = 2, KEEP_NONE = 3 }
 /* Whether a trimmer has something better to do: then the rest is for whoever comes next.  what: its own. */
 typedef bool trim_until(mpshm_arena *arena, const void *what);
 bool trim_is_due(mpshm_arena *arena); /* cheap */
+bool trim_is_worth_it(const mpshm_arena *arena); /* not so cheap */
 /* until: asked between slices; NULL: for some 10 ms at most. */
 void trim_if_due(mpshm_arena *arena, trim_until *until, const void *what);
 bool trim_whole(mpshm_arena *arena, const void *what); /* an `until`: to the end */
@@ -266,6 +274,12 @@ trim_soon(mpshm_arena *arena, enum warmth keep)
 
 /* ring_check.c: needs no lock. */
 int ring_validate(mpshm_arena *arena, bool rests);
+
+/* loans.c: under the process's lock. */
+int loan_room(void);
+void loan_begin(mpshm_run *run);
+bool loan_is_open(const mpshm_run *run);
+void loan_end(mpshm_run *run);
 
 /* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
    NO_POSITION for a connection's frame. */
@@ -287,6 +301,7 @@ void pressure_note(mpshm_arena *arena, const mpshm_run *run, uint64_t word); /* 
 bool pressure_is_settled(mpshm_arena *arena);
 bool pressure_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark);
 uint64_t pressure_in_flight(mpshm_arena *arena);
+void pressure_call(mpshm_arena *arena); /* needs no lock */
 
 /* parcel.c and frame.c.  The seal and what ends it: under arena_lock. */
 struct part {
@@ -321,7 +336,7 @@ int frame_index(const struct frame_head *head, uint64_t index_size, uint64_t mos
 bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size);
 uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
                    uint64_t stream_size);
-int frame_read(mpshm_reader *reader, int fd, uint32_t body_max);
+int frame_read(mpshm_reader *reader, int fd, uint32_t body_max, bool knows);
 int frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max);
 #define DESCRIPTOR_BYTES 20
 
@@ -343,22 +358,28 @@ bool lease_add_holder(struct segment *seg, uint32_t at, name holder);
 void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for reap.c */
 
 /* strays.c: all but the first under arena_lock. */
-extern int64_t strays_pause_ns;
 void strays_inside(mpshm_arena *arena, bool begins);
 void strays_pipe(mpshm_arena *arena, int fd);
 uint32_t strays_look(mpshm_arena *arena);
 void strays_forget(mpshm_arena *arena);
 
 /* reap.c, under arena_lock. */
-void reap_before_growth(mpshm_arena *arena);
+bool reap_before_growth(mpshm_arena *arena);
 void reap_if_somebody_died(mpshm_arena *arena); /* cheap where nobody did */
 
-/* wait.c and spin.c: need no lock. */
+/* wait.c, watch.c and spin.c: need no lock. */
 int64_t now_ns(void);
 int ms_until(int64_t ns); /* rounded up, 0: it is over */
-void futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms);
+bool futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms);
 int futex_wake(_Atomic uint32_t *word, int most);
 bool has_hung_up(int fd, short which);
+#define WATCHES 32 /* periods that a sleeper can have, */
+#define WATCH_MS 1250 /* and how long each lasts */
+int watch_ms(mpshm_arena *arena, uint32_t *mine);
+bool watch_is_over(uint32_t mine);
+int watch_common_ms(mpshm_arena *arena);
+bool watch_common_is_over(mpshm_arena *arena);
+int watch_shorter(int timeout_ms, int most_ms);
 void spin_init(mpshm_spin *spin, uint32_t spin_us);
 bool spin_may_block(mpshm_spin *spin);
 int64_t spin_begin(mpshm_spin *spin, bool worth);
@@ -374,11 +395,37 @@ ring_frame_bytes(const mpshm_arena *arena)
 
 /* ring.c: see ring.h. */
 
-/* waiters.c: needs no lock. */
+/* waking.c and waiters.c: need no lock. */
+/* In `wakeups`: the flag, and one wake-up.  In `room_mark`, of a bounded queue. */
+#define MAY_SLEEP UINT32_C(1)
+#define ONE_WAKE_UP UINT32_C(2)
+#define ROOM_MARK_EACH UINT32_MAX
+static inline bool
+waiters_may_sleep(struct waiters *waiters)
+{
+    return (atomic_load_explicit(&waiters->wakeups, memory_order_relaxed) & MAY_SLEEP) != 0;
+}
+/* Whether that time is still to come; one that is further ahead than a second is a stray write. */
+static inline bool
+waiters_is_ahead(_Atomic int64_t *time_ns, int64_t now)
+{
+    int64_t at = atomic_load_explicit(time_ns, memory_order_relaxed);
+
+    return at > now && (uint64_t) at - (uint64_t) now < 1000000000;
+}
+/* Senders are woken for each slot, not at marks. */
+static inline bool
+waiters_wakes_each(const mpshm_arena *arena)
+{
+    return arena->places != 0 || arena->bytes_limit != 0;
+}
 void waiters_rouse(mpshm_arena *arena, int count);
 void waiters_call(mpshm_arena *arena, int most);
 void waiters_let_in(mpshm_arena *arena);
-int waiters_room(mpshm_arena *arena, int fd, int64_t place, int timeout_ms);
+void waiters_call_senders(mpshm_arena *arena);
+int waiters_room(mpshm_arena *arena, int fd, short gone, int64_t place, int timeout_ms);
+void waiters_look_round(mpshm_arena *arena);
+void waiters_see_death(mpshm_arena *arena); /* under arena_lock */
 bool waiters_poll(mpshm_arena *arena, int fd, int timeout_ms);
 void waiter_init(mpshm_waiter *waiter, uint32_t spin_us);
 int waiter_look(mpshm_waiter *waiter, mpshm_arena *arena);

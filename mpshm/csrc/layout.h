@@ -118,6 +118,9 @@ struct arena_header {
                                    Wrong: memory stays warm, or is given back once more */
     _Atomic uint32_t trim_soon; /* hint: enum warmth, somebody asks for a trim; 0: nobody.  The same */
     _Atomic uint32_t trimmed; /* hint: the period in which somebody has last looked whether memory can go back */
+    _Atomic uint64_t watches; /* hint: which periods somebody wakes in by itself (watch.c): number of the first
+                                 32 | a bit for each of 32.  A bit of the dead, or a wrong one, ends with its
+                                 period; meanwhile another sleeps a period longer */
 };
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");
 _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");
@@ -179,10 +182,6 @@ struct waiters {
        UINT32_MAX: they are woken for each slot. */
     _Atomic uint32_t room_mark;
     _Atomic uint32_t watched;  /* a receiver polls the pipe: it is readable while there is a message */
-    /* Which periods somebody wakes in by itself: number of the first 32 | a bit for each of 32.  A bit of
-       the dead, or a wrong one, ends with its period; meanwhile another sleeps a period longer. */
-    _Atomic uint64_t watches;
-    _Atomic uint64_t room_watches;
     /* Until when one receiver spins, and until when one that sleeps will have looked; 0: none.  The time
        of the dead passes, and until then messages wake fewer. */
     _Atomic int64_t spin_until_ns;
@@ -191,7 +190,7 @@ struct waiters {
     _Atomic uint32_t done_bell; /* and the event count and futex of those */
     /* The one word here that is truth: who may read the pipe's bytes, a name.  Only ever tried. */
     _Atomic uint32_t drainer;
-    uint32_t unused;
+    uint32_t unused[5];
 };
 _Static_assert(sizeof(struct waiters) == 64, "layout");
 struct ring {

@@ -160,12 +160,15 @@ lease_add_holder(struct segment *seg, uint32_t at, name holder)
     return false;
 }
 
+/* Others may be quicker, but not for ever: after so many tries it is a stray write, and a sweep looks again. */
+#define TRIES 10000
+
 /* A SHARED run whose names have all gone is free.  The word first, then how long the run is: if it has become
    another run in between, the word has changed.  L7 */
 static void
 look(struct segment *seg, uint32_t at)
 {
-    for (;;) {
+    for (uint32_t tries = 0; tries < TRIES; tries++) {
         uint64_t word = atomic_load(&seg->runs[at].word);
         uint32_t most = holders_most(seg, at);
         bool held = RUN_STATE(word) != RUN_SHARED;
@@ -213,7 +216,7 @@ drop_names(struct segment *seg, uint32_t at, name mine)
 {
     uint64_t word = atomic_load(&seg->runs[at].word);
 
-    while (RUN_STATE(word) == RUN_SHARED) {
+    for (uint32_t tries = 0; tries < TRIES && RUN_STATE(word) == RUN_SHARED; tries++) {
         uint32_t most = holders_most(seg, at), i = 0;
         uint64_t who = name_to_drop(seg, at, most, &i, mine);
 

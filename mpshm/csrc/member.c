@@ -84,23 +84,31 @@ roster_census(struct roster *roster)
 /* Only a member may note a death.  In its families it becomes one, for it may not have used a queue that its
    child used. */
 void
-mpshm_process_ended(int pid)
+rosters_note_end(uint32_t pid)
 {
-    process_lock();
+    INVARIANT(A4, process_is_locked());
     for (struct roster *roster = mpshm_process.rosters; roster != NULL; roster = roster->next) {
         uint32_t high = roster_high(roster);
         bool is_member = roster->id == 0 ? roster->me != 0 : roster_me(roster) != 0;
 
+        roster->has_ended = false;
         for (uint32_t number = 0; is_member && number < high; number++) {
-            uint32_t its = RECORD_PID(atomic_load_explicit(&roster->records[number].word,
-                                                           memory_order_relaxed));
+            struct record *record = &roster->records[number];
+            uint64_t word = atomic_load_explicit(&record->word, memory_order_relaxed);
+            uint32_t its = RECORD_PID(word);
 
-            if (its == (uint32_t) pid || its == 0) { /* 0: killed before it had said its pid */
+            if (its == pid || its == 0) { /* 0: killed before it had said its pid */
                 record_look(roster, number, 0);
+                roster->has_ended |= atomic_load(&record->noted) == RECORD_INCARNATION(word);
             }
         }
     }
-    process_unlock();
+}
+
+bool
+roster_has_ended(const struct roster *roster)
+{
+    return roster->has_ended;
 }
 
 /* Forks.  All of them under the lock, which a fork's hooks hold throughout. */

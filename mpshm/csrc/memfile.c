@@ -15,6 +15,10 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <linux/magic.h>
+#include <sys/vfs.h>
+#endif
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008u /* Linux 6.3; it allows sealing as well */
@@ -160,6 +164,21 @@ memfile_can_shrink(int fd)
     }
     close(probe);
     return true;
+#else
+    (void) fd;
+    return false;
+#endif
+}
+
+/* Whether the file lies in huge pages, of which the system has so many and no more: whoever maps it dies of SIGBUS
+   when another process has punched a hole and there is none left for that.  It can be sealed like ours. */
+bool
+memfile_is_huge(int fd)
+{
+#ifdef __linux__
+    struct statfs status;
+
+    return fstatfs(fd, &status) == 0 && (uint32_t) status.f_type == HUGETLBFS_MAGIC;
 #else
     (void) fd;
     return false;

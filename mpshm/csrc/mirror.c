@@ -28,6 +28,7 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -44,10 +45,28 @@ bytes_in(int fd)
     return ioctl(fd, FIONREAD, &bytes) == -1 ? 0 : (uint32_t) bytes;
 }
 
+/* Read or write what can be at once.  The pipe's flags are those of all that have the end, so another process may
+   have made it one that blocks, and this one holds its lock. */
+static ssize_t
+move_now(int fd, void *bytes, size_t size, bool reads)
+{
+#ifdef RWF_NOWAIT
+    struct iovec part = {bytes, size};
+    ssize_t n = reads ? preadv2(fd, &part, 1, -1, RWF_NOWAIT) : pwritev2(fd, &part, 1, -1, RWF_NOWAIT);
+
+    if (n >= 0 || errno != EOPNOTSUPP) { /* an older kernel: then the flags are all there is */
+        return n;
+    }
+#endif
+    return reads ? read(fd, bytes, size) : write(fd, bytes, size);
+}
+
 static void
 write_byte(int fd)
 {
-    while (write(fd, "", 1) == -1 && errno == EINTR) {
+    char byte = 0;
+
+    while (move_now(fd, &byte, 1, false) == -1 && errno == EINTR) {
     }
 }
 
@@ -183,7 +202,7 @@ read_bytes(int fd, uint32_t count)
     ssize_t n;
 
     INVARIANT(G5, count <= DRAIN_MOST);
-    while (count > 0 && ((n = read(fd, bytes, count)) > 0 || (n == -1 && errno == EINTR))) {
+    while (count > 0 && ((n = move_now(fd, bytes, count, true)) > 0 || (n == -1 && errno == EINTR))) {
         count -= n > 0 ? (uint32_t) n : 0;
     }
 }

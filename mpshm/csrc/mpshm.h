@@ -41,6 +41,10 @@ enum {
     MPSHM_E_CLOSED = -10020,
     MPSHM_E_ROSTER = -10021,  /* the arena's family is not known here */
     MPSHM_E_CROWDED = -10022, /* the roster has no free record */
+    MPSHM_E_DAMAGED = -10023,   /* another has overwritten what is this process's in shared memory */
+    MPSHM_E_DIRECTORY = -10024, /* an entry of the directory describes no segment that fits */
+    MPSHM_E_UNSEALED = -10025,  /* its maker could still cut the file short */
+    MPSHM_E_TWO_FILES = -10026, /* and this family has another one already */
 };
 
 /* How an arena's memory file is made. */
@@ -73,6 +77,7 @@ typedef struct {
     uint32_t chunk_id;
     uint32_t tag;
     uint32_t generation;    /* of the process: a fork's child is another one */
+    uint32_t loan, use;     /* its place among this process's loans, and which use of that place it is */
 } mpshm_run;
 
 typedef struct {
@@ -114,6 +119,7 @@ typedef struct {
     uint32_t have;          /* bytes of a frame not complete yet */
     uint32_t inside;        /* the arena has been told that a frame may be in hand: by this generation of the
                                process, a fork's child being another; 0: it has not */
+    mpshm_arena *told;      /* and it is kept so long as part of a frame is here; or NULL */
     uint32_t asked;         /* the receiver sets it: the next frame may answer what it has sent */
     uint32_t full;          /* a frame is here that its receiver has not taken: the receiver clears
                                it, and until then mpshm_receive answers -EBUSY */
@@ -167,8 +173,11 @@ int mpshm_abandon(mpshm_run *run);
 int mpshm_is_loaned(const mpshm_run *run);
 int mpshm_seal(mpshm_run *run, uint64_t size);
 /* Wait until `bytes` more may be in flight under `mark`: 0.  Also 0 when no receiver is left that could
-   make room; -ETIMEDOUT when the time is over. */
+   make room; -ETIMEDOUT when the time (-1: as long as one sleep lasts) is over, or earlier: a caller that
+   waits on calls again, and looks for signals between. */
 int mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms);
+/* Call after close(fd) of an end: those that wait for room look whether a receiver is left. */
+void mpshm_call_senders(uint64_t arena_id);
 
 /* A message on its way into chunks: a stream, and buffers with a contiguous run each.  Owns its runs
    until they are sent; mpshm_parcel_free and mpshm_parcel_clear abandon what was not.  Keeps its
@@ -214,12 +223,11 @@ void mpshm_reader_free(mpshm_reader *reader);
    copied there and its run freed: MPSHM_COPIED is added to the bytes of a plain frame of it.  A
    plain frame whose body is longer than body_max, or than `reader` holds, gives MPSHM_LONG: body_size
    is known, the body is the caller's to read.  arena may be NULL: a descriptor frame then gives
-   MPSHM_E_NO_ARENA and stays in `reader`, for mpshm_reopen or mpshm_discard. */
+   MPSHM_E_NO_ARENA and is not taken: call again with its arena, or mpshm_skip. */
 int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max,
                   uint32_t copy_max);
-/* Lease the runs of the frame that stayed in `reader`, all or none: 0, or the error.  The frame is used
-   up either way. */
-int mpshm_reopen(mpshm_reader *reader, mpshm_arena *arena);
+/* Read the rest of the frame that has begun, and forget it: 0, or the error; after -EINTR call again. */
+int mpshm_skip(mpshm_reader *reader, int fd);
 /* Move the i-th run to a holder of its own. */
 void mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to);
 /* Release the runs that were not taken.  mpshm_reader_free does so too. */
@@ -317,13 +325,15 @@ void mpshm_place_give(mpshm_place *place);
    asked for in vain: 0; or -EAGAIN when the time (-1: as long as one sleep lasts) is over, or earlier; or
    -EPIPE when no receiver is left. */
 int mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
+/* The same though no receiver is left: another put may give up its place. */
+int mpshm_queue_wait_place(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
 /* How many messages are in the queue, and on their way into it. */
 int64_t mpshm_queue_size(mpshm_arena *arena);
 /* Whether the queue has no place. */
 int mpshm_queue_full(mpshm_arena *arena);
-/* Count one message more as done: how many with a position are left, or -ERANGE when none was left. */
-int64_t mpshm_task_done(mpshm_arena *arena);
-/* Wait until all messages are done: 0, or -ETIMEDOUT. */
+/* Count one message more as done: 0, or -ERANGE when none was left of those that have been put. */
+int mpshm_task_done(mpshm_arena *arena);
+/* Wait until all messages are done: 0; or -ETIMEDOUT when the time is over, or earlier. */
 int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
 
 mpshm_batch *mpshm_batch_new(const mpshm_end *end, uint32_t spin_us);

@@ -22,6 +22,9 @@
 #include "ring.h"
 
 #define TRIES RING_TRIES
+/* As often another may have moved the head meanwhile: each try can cost a look at the whole ring, and a head that
+   lags does no harm. */
+#define HEAD_TRIES 64
 
 /* Move the head on over all that has passed: where it is.  G2 */
 uint64_t
@@ -31,7 +34,7 @@ ring_first(mpshm_arena *arena)
     uint64_t was = atomic_load(head);
     uint32_t far = 0; /* it lags by less than a lap */
 
-    for (uint32_t tries = 0; tries < TRIES && far <= arena->slots; tries++) {
+    for (uint32_t tries = 0; tries < HEAD_TRIES && far <= arena->slots; tries++) {
         uint64_t at = HEAD_POSITION(was), skips = 0, steps = 0;
 
         while (steps < arena->slots) {
@@ -126,14 +129,15 @@ has_place(const mpshm_arena *arena, uint64_t head, uint64_t at)
     return open < arena->bound;
 }
 
-/* The same, and first without a look at a word that receivers write.  Under arena_lock. */
+/* The same, and first without a look at a word that receivers write.  Under arena_lock.  tries: of the claim, which
+   go up with each slot that is mended. */
 static bool
-finds_place(mpshm_arena *arena, uint64_t at)
+finds_place(mpshm_arena *arena, uint64_t at, uint32_t *tries)
 {
     if (position_after(at, -arena->head_seen) < arena->bound) {
         return true;
     }
-    for (uint32_t tries = 0; tries < TRIES; tries++) {
+    for (; *tries < TRIES; ++*tries) {
         arena->head_seen = ring_first(arena);
         if (has_place(arena, arena->head_seen, at)) {
             return true;
@@ -165,7 +169,7 @@ ring_claim(mpshm_arena *arena, enum slot_state state, uint32_t count, uint64_t *
     for (uint32_t tries = 0; n < count && tries < TRIES; tries++) {
         uint64_t at = tail_of(arena);
 
-        if (!finds_place(arena, at)) {
+        if (!finds_place(arena, at, &tries)) {
             break;
         }
         uint64_t word = load_slot(arena, at);

@@ -2,9 +2,9 @@
 
    Knows notes of runs, and words to compare them with.  Does not know how a run is claimed or sealed.
 
-   Invariants: W1 (invariants.h).
+   Invariants: W1, W3 (invariants.h).
 
-   Memory order: the fence in mpshm_wait_room pairs with the one in arena_notify (arena.c). */
+   Memory order: the fence in await_room pairs with the one in arena_notify (arena.c). */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -26,6 +26,9 @@
 /* A segment costs both ends 50 to 130 us in all, and saves 1 to 3 for each short message.  A pipe made
    for one answer never has one for it. */
 #define SHORTS_BEFORE_SEGMENT 32u
+
+/* Each look for strays goes over all runs, so a sender that often finds its pipe drained makes no more. */
+#define STRAYS_PAUSE_NS INT64_C(100000000)
 
 /* Messages so long are sent in a shorter time than a wake-up takes. */
 #define SHORT_BYTES (UINT64_C(128) << 10)
@@ -124,9 +127,14 @@ static void
 forget_sent(mpshm_arena *arena, int fd)
 {
     arena_lock(arena);
+    int64_t now = now_ns();
+
     if (arena->slot_bytes == 0) {
         strays_pipe(arena, fd);
-        (void) strays_look(arena);
+        if (arena->looked_ns == 0 || now - arena->looked_ns > STRAYS_PAUSE_NS) {
+            arena->looked_ns = now;
+            (void) strays_look(arena);
+        }
     }
     for (uint32_t i = 0; i < arena->sent_count; i++) {
         arena->sent[i].bytes = 0;
@@ -178,6 +186,31 @@ await_leases(_Atomic uint32_t *wanted, uint32_t n)
     }
 }
 
+/* Have all who wait look for themselves. */
+void
+pressure_call(mpshm_arena *arena)
+{
+    _Atomic uint32_t *wanted = &arena->header->wanted;
+
+    if (atomic_load(wanted) != 0 && atomic_exchange(wanted, 0) != 0) {
+        (void) futex_wake(wanted, INT32_MAX);
+    }
+}
+
+/* By the arena's identity: an end may be closed after its arena's handle, at interpreter exit or in a cycle. */
+void
+mpshm_call_senders(uint64_t id)
+{
+    process_lock();
+    for (mpshm_arena *arena = mpshm_process.arenas; arena != NULL; arena = arena->next) {
+        if (arena->id == id) {
+            pressure_call(arena);
+            break;
+        }
+    }
+    process_unlock();
+}
+
 struct room_wait {
     uint32_t left;
     int64_t until_ns;
@@ -191,16 +224,12 @@ room_wait_is_over(mpshm_arena *arena, const void *what)
     return atomic_load(&arena->header->wanted) != wait->left || now_ns() >= wait->until_ns;
 }
 
-int
-mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms)
+/* Sleep until the leases that are awaited have come, or until the time or this process's watch is over.  One that
+   wakes by its watch wakes the others, if there is something to see: whoever should have done it was perhaps
+   killed between its lease and that. */
+static void
+await_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms)
 {
-    if (pressure_has_room(arena, bytes, mark)) {
-        return 0;
-    }
-    if (nothing_to_wait_for(arena, fd)) {
-        forget_sent(arena, fd);
-        return 0;
-    }
     _Atomic uint32_t *wanted = &arena->header->wanted;
     int64_t until = now_ns() + (int64_t) timeout_ms * 1000000;
     uint32_t n, left, before = 0;
@@ -213,13 +242,38 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
         if ((left == 0 || left > leases_to_await(arena, bytes, mark)) && now_ns() < until) {
             continue;
         }
+        if (nothing_to_wait_for(arena, fd)) {
+            forget_sent(arena, fd);
+            pressure_call(arena); /* it holds for the others as well */
+            return;
+        }
         if (left == before || timeout_ms <= 0) {
-            break; /* it stands still: a signal came, or the time is over */
+            return; /* it stands still, or the time is over */
         }
         trim_if_due(arena, room_wait_is_over, &(struct room_wait) {left, until});
-        futex_wait(wanted, left, ms_until(until));
+        if (!futex_wait(wanted, left, ms_until(until))) {
+            return; /* a signal came */
+        }
         timeout_ms = (int) ((until - now_ns()) / 1000000);
         before = left;
     }
-    return pressure_has_room(arena, bytes, mark) ? 0 : -ETIMEDOUT;
+}
+
+int
+mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeout_ms)
+{
+    if (pressure_has_room(arena, bytes, mark)) {
+        return 0;
+    }
+    if (timeout_ms == 0) {
+        await_room(arena, fd, bytes, mark, 0);
+    } else {
+        await_room(arena, fd, bytes, mark, watch_shorter(timeout_ms, watch_common_ms(arena)));
+    }
+    bool room = pressure_has_room(arena, bytes, mark);
+
+    if (room && timeout_ms != 0 && watch_common_is_over(arena)) {
+        pressure_call(arena);
+    }
+    return room ? 0 : -ETIMEDOUT;
 }

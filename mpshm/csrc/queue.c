@@ -20,8 +20,6 @@
 
 /* How long a receiver that its pipe has woken waits for a message that is still being written. */
 #define DUE_NS INT64_C(20000000)
-/* How long a process that joins sleeps at most: nobody wakes it for a producer that dies. */
-#define JOIN_MS 1000
 _Static_assert(MPSHM_SLOT_BYTES == RING_DATA_BYTES, "a slot is what the ring holds");
 
 uint32_t
@@ -33,7 +31,7 @@ mpshm_queue_frame_bytes(mpshm_arena *arena)
 uint64_t
 mpshm_queue_bytes_limit(mpshm_arena *arena)
 {
-    return arena->header->bytes_limit;
+    return arena->bytes_limit;
 }
 
 void
@@ -65,6 +63,7 @@ mpshm_end_release(const mpshm_end *end)
     if (!end->receives) { /* perhaps the last by which anything could be sent */
         waiters_call(end->arena, INT_MAX);
     }
+    waiters_call_senders(end->arena); /* or received; or it is theirs */
     arena_let_go(end->arena);
 }
 
@@ -277,7 +276,10 @@ mpshm_wait_done(mpshm_arena *arena, int timeout_ms)
     if (tasks_unfinished(arena) > 0) {
         ring_mend(arena);
         if (tasks_unfinished(arena) > 0) {
-            futex_wait(&waiters->done_bell, bell, timeout_ms < JOIN_MS ? timeout_ms : JOIN_MS);
+            futex_wait(&waiters->done_bell, bell, watch_shorter(timeout_ms, watch_common_ms(arena)));
+            if (watch_common_is_over(arena)) {
+                waiters_look_round(arena);
+            }
         }
     }
     return tasks_unfinished(arena) > 0 ? -ETIMEDOUT : 0;

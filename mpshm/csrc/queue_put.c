@@ -46,7 +46,16 @@ mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeou
 {
     int64_t at = place_is_position(place) ? place->at : MPSHM_NO_PLACE;
 
-    return waiters_room(end->arena, end->fd, at, timeout_ms);
+    return waiters_room(end->arena, end->fd, POLLERR, at, timeout_ms);
+}
+
+/* Though nobody receives: as the stock module, which waits for a place before it looks for a reader. */
+int
+mpshm_queue_wait_place(const mpshm_end *end, const mpshm_place *place, int timeout_ms)
+{
+    int64_t at = place_is_position(place) ? place->at : MPSHM_NO_PLACE;
+
+    return end->fd < 0 ? -EAGAIN : waiters_room(end->arena, end->fd, 0, at, timeout_ms);
 }
 
 /* How many bytes a message without a run may have.  The overflow is not used where the file system may
@@ -111,7 +120,7 @@ use_place(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
 {
     *position = (uint64_t) letter->place->at;
     if (!ring_is_held(arena, *position)) {
-        return -EINVAL;
+        return MPSHM_E_DAMAGED; /* it was this process's alone */
     }
     if (arena->bytes_limit != 0 && !is_turn(arena, *position, letter->bytes)) {
         return MPSHM_E_FULL;

@@ -116,16 +116,16 @@ ring_backlog(const mpshm_arena *arena)
                           atomic_load_explicit(&arena->ring->head, memory_order_relaxed));
 }
 
-/* Call once the arena's header is mapped and checked: what puts and gets ask for each message. */
+/* Call once the arena's file is mapped: what puts and gets ask for each message.  header: the checked copy. */
 static inline void
-ring_attach(mpshm_arena *arena)
+ring_attach(mpshm_arena *arena, const struct arena_header *header)
 {
-    uint32_t places = arena->places = arena->header->places;
+    uint32_t places = arena->places = header->places;
 
     INVARIANT(G1, arena->slots >= RING_SLOTS && (arena->slots & (arena->slots - 1)) == 0);
     arena->bound = places != 0 && places < arena->slots ? places : arena->slots;
-    arena->bytes_limit = arena->header->bytes_limit;
-    arena->joinable = arena->header->joinable != 0;
+    arena->bytes_limit = header->bytes_limit;
+    arena->joinable = header->joinable != 0;
     arena->head_seen = HEAD_POSITION(atomic_load(&arena->ring->head));
     arena->writer = -1;
 }
@@ -147,11 +147,13 @@ void tasks_pend(mpshm_arena *arena, int64_t messages); /* (L) */
 int64_t tasks_pending(mpshm_arena *arena);
 int64_t tasks_unfinished(mpshm_arena *arena);
 void tasks_settle(mpshm_arena *arena); /* call after a change of done, skips or pending */
+void tasks_look_again(mpshm_arena *arena); /* the same at any time: one may have been killed that did not */
 
 /* turns.c */
 bool turn_say(mpshm_arena *arena, uint64_t position, uint64_t bytes); /* (L) */
 bool turn_has_come(mpshm_arena *arena, uint64_t position, uint64_t bytes); /* (L) */
 bool turn_is_here(mpshm_arena *arena, uint64_t position); /* (L): of a message that has said its bytes */
+bool turn_is_missed(mpshm_arena *arena);                  /* (L) */
 
 /* mirror.c */
 void mirror_show(mpshm_arena *arena, int fd);  /* (L) */

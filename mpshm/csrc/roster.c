@@ -95,17 +95,15 @@ read_header(int fd, struct roster_header *header, struct stat *status)
     if (fstat(fd, status) == -1) {
         return -errno;
     }
-    if (pread(fd, header, sizeof *header, 0) != (ssize_t) sizeof *header) {
+    if (pread(fd, header, sizeof *header, 0) != (ssize_t) sizeof *header || memfile_is_huge(fd)) {
         return MPSHM_E_MAGIC;
     }
     int error = check_header(header->magic, header->abi, header->limit, NUMBER_LIMIT);
 
-    if (error == 0
-        && (header->id == 0 || (uint64_t) status->st_size != ROSTER_BYTES(header->limit)
-            || memfile_can_shrink(fd))) {
+    if (error == 0 && (header->id == 0 || (uint64_t) status->st_size != ROSTER_BYTES(header->limit))) {
         error = MPSHM_E_GEOMETRY;
     }
-    return error;
+    return error == 0 && memfile_can_shrink(fd) ? MPSHM_E_UNSEALED : error;
 }
 
 /* A struct for it, last in the process's list, for the first is the process's own family. */
@@ -152,7 +150,7 @@ roster_attach(int fd, struct roster **out)
     }
     if (known != NULL) {
         if (known->device != (uint64_t) status.st_dev || known->inode != (uint64_t) status.st_ino) {
-            return MPSHM_E_GEOMETRY; /* forged: two files, one family */
+            return MPSHM_E_TWO_FILES; /* one of them is forged */
         }
         if (roster_fd(known) == -1) {
             atomic_store(&known->fd, fd); /* the other one is no longer ours */

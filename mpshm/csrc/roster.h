@@ -15,6 +15,7 @@ struct roster {
     uint32_t refs;
     name me, heir;          /* 0: none */
     bool heir_tried;        /* in this fork */
+    bool has_ended;         /* a process of it, when last a child of this one had ended */
     void *page, *heir_page; /* the mappings that hold their locks; NULL: no lock */
     int64_t crowded_until_ns; /* no search for a free record before */
 };

@@ -49,21 +49,6 @@ run_word(const mpshm_run *run)
     return &run_segment(run)->runs[run->chunk_id].word;
 }
 
-static void
-begin_loan(mpshm_run *run)
-{
-    run->arena->loans++;
-    mapping_add_loan(run_segment(run), run->data);
-}
-
-/* The run is no longer on loan to this process. */
-static void
-end_loan(mpshm_run *run)
-{
-    run->arena->loans--;
-    mapping_drop_loan(run_segment(run), run->data);
-}
-
 /* Take chunks of that segment, under its lock.  R1: the last store is the claim. */
 static bool
 claim_locked(struct segment *seg, uint64_t size, mpshm_run *run)
@@ -110,7 +95,7 @@ try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
 
     segment_unlock(seg);
     if (claimed) {
-        begin_loan(run);
+        loan_begin(run);
         seg->was_claimed = true;
     }
     return claimed ? 0 : -ENOSPC;
@@ -176,6 +161,20 @@ claim_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     return error == 0;
 }
 
+/* Whether this process has a segment of its own for such runs. */
+static bool
+has_own(const mpshm_arena *arena, bool small)
+{
+    for (uint32_t id = 0; id < arena->segment_limit; id++) {
+        const struct segment *seg = arena->segments[id];
+
+        if (seg != NULL && seg->mine && is_small(arena, seg->shift) == small) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Claim in one that this process has to make or to take over. */
 static int
 claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, mpshm_run *run)
@@ -187,21 +186,25 @@ claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, mpshm_run *r
         if (error != 0) {
             return error;
         }
-        /* One taken over from a process that left may be too full: then the next. */
-        if (try_claim(seg, size, run) == 0) {
+        /* One taken over from a process that left may be full, of what that one held or for good: then the next. */
+        if (try_claim(seg, size, run) == 0 || (reap_before_growth(arena) && try_claim(seg, size, run) == 0)) {
             *hot_of(arena, small) = seg->id;
             return 0;
         }
     }
 }
 
-/* Claim in any segment there is: 0, -ENOSPC, or -EAGAIN: in some that others have locked there may be room. */
+/* Claim in any segment there is: 0, -ENOSPC, or -EAGAIN: in some that others have locked there may be room.
+   Each process begins with another one.  If all began with the first, they would meet at its lock, and map most
+   of the others on their way. */
 static int
 claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
     int result = -ENOSPC;
+    uint32_t used = segment_count(arena);
 
-    for (uint32_t id = 0; id < arena->segment_limit; id++) {
+    for (uint32_t i = 0; i < arena->segment_limit; i++) {
+        uint32_t id = i < used ? (NAME_NUMBER(arena->me) + i) % used : i;
         uint64_t word = atomic_load(&arena->header->segment[id]);
         struct segment *seg;
 
@@ -219,15 +222,26 @@ claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     return result;
 }
 
-/* The same, some rounds long.  They come to an end, for a holder may be stopped for good. */
+/* The same, some rounds long.  They come to an end, for a holder may be stopped for good; then only a hundredth of
+   the time goes to further rounds, for the process's other channels wait meanwhile. */
 static bool
 claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
     int error = claim_in_any(arena, size, small, run);
 
+    if (error != -EAGAIN || now_ns() < arena->locked_until_ns) {
+        return error == 0;
+    }
+    int64_t begun = now_ns();
+
     for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
         pause_before(i);
         error = claim_in_any(arena, size, small, run);
+    }
+    if (error == -EAGAIN) {
+        int64_t over = now_ns();
+
+        arena->locked_until_ns = over + 100 * (over - begun);
     }
     return error == 0;
 }
@@ -237,13 +251,17 @@ claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 static int
 claim_somewhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
-    uint32_t known;
+    uint32_t known, tries = 0;
     int error;
 
     do {
         known = segment_count(arena);
-        error = claim_anywhere(arena, size, small, run) ? 0 : claim_new(arena, size, small, true, run);
-    } while (error == -ENOSPC && segment_count(arena) > known);
+        if (claim_anywhere(arena, size, small, run)
+            || (reap_before_growth(arena) && claim_anywhere(arena, size, small, run))) {
+            return 0;
+        }
+        error = claim_new(arena, size, small, true, run);
+    } while (error == -ENOSPC && segment_count(arena) > known && ++tries <= arena->segment_limit);
     return error;
 }
 
@@ -254,6 +272,9 @@ run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     if (memory_is_refused() || arena->me == 0) {
         return -ENOSPC;
     }
+    if (loan_room() != 0) {
+        return -ENOMEM;
+    }
     small = small && arena->chunk_shift > SMALL_SHIFT;
     size = size == 0 ? 1 : size;
     reap_if_somebody_died(arena);
@@ -261,7 +282,10 @@ run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
         arena->has_claimed |= !small;
         return 0;
     }
-    reap_before_growth(arena);
+    /* Not before a process's first segment: each of a thousand senders would walk through those of all others. */
+    if (has_own(arena, small)) {
+        (void) reap_before_growth(arena);
+    }
     int error = claim_new(arena, size, small, false, run);
 
     if (error == -ENOSPC) {
@@ -301,22 +325,30 @@ mpshm_run_free(mpshm_run *run)
     free(run);
 }
 
-/* R3, and that the run is still on loan. */
+/* R3, that the run is still on loan, and that nobody has taken it away: by forging its word, or this process's
+   death. */
 static int
 check_loaned(const mpshm_run *run)
 {
     if (run->generation != mpshm_process.generation) {
         return MPSHM_E_FOREIGN;
     }
+    if (!loan_is_open(run)) {
+        return MPSHM_E_STATE;
+    }
     uint64_t word = atomic_load_explicit(run_word(run), memory_order_relaxed);
 
-    return word == RUN_WORD(run->tag, run->arena->me, RUN_LOANED) ? 0 : MPSHM_E_STATE;
+    return word == RUN_WORD(run->tag, run->arena->me, RUN_LOANED) ? 0 : MPSHM_E_DAMAGED;
 }
 
 int
 mpshm_is_loaned(const mpshm_run *run)
 {
-    return check_loaned(run) == 0;
+    process_lock();
+    int loaned = check_loaned(run) == 0;
+
+    process_unlock();
+    return loaned;
 }
 
 /* Whether the run's bytes are where its segment is mapped now: a fork may have left them in a former mapping,
@@ -413,7 +445,9 @@ run_abandon(mpshm_run *run)
     if (error == 0) {
         spoil(run);
         (void) run_free(run_segment(run), run->chunk_id, RUN_WORD(run->tag, run->arena->me, RUN_LOANED));
-        end_loan(run);
+    }
+    if (error == 0 || error == MPSHM_E_DAMAGED) { /* whose it is now does not matter: not ours */
+        loan_end(run);
     }
     return error;
 }
@@ -460,16 +494,14 @@ run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes)
 }
 
 /* FLIGHT -> LOANED: the frame did not go out.  If the word has changed, a hostile peer has guessed it: then the
-   run is not ours any more, as check_loaned finds. */
+   run is not ours any more, as check_loaned finds, and the loan ends when it is abandoned. */
 void
 run_unseal(mpshm_run *run, uint64_t position)
 {
     uint64_t was = run_flight_word(run, position);
 
-    if (!atomic_compare_exchange_strong(run_word(run), &was,
-                                        RUN_WORD(run->tag, run->arena->me, RUN_LOANED))) {
-        end_loan(run);
-    }
+    (void) atomic_compare_exchange_strong(run_word(run), &was,
+                                          RUN_WORD(run->tag, run->arena->me, RUN_LOANED));
 }
 
 /* Whether the entry at `at` is still that of the run that was in flight with that word, and a receiver at most
@@ -508,7 +540,7 @@ void
 run_is_out(mpshm_run *run, uint64_t size, uint64_t position)
 {
     INVARIANT(R2, atomic_load(run_word(run)) != RUN_WORD(run->tag, run->arena->me, RUN_LOANED));
-    end_loan(run);
+    loan_end(run);
     trim(run, size, position);
 }
 

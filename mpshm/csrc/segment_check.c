@@ -7,6 +7,9 @@
    Memory order: segment_validate says why its look at a run is safe. */
 #include "internal.h"
 
+/* Looks at runs that have changed meanwhile. */
+#define TRIES 1000000
+
 /* What is wrong with the run at `at`: -line, or 0. */
 static int
 validate_run(struct segment *seg, uint32_t at, uint64_t word)
@@ -47,12 +50,14 @@ validate_maps(struct segment *seg)
         if (!freemap_has(seg->heads, at)) {
             return -__LINE__; /* L4: a run that the maps do not know */
         }
-        for (uint32_t c = at; c < at + run_chunks_at(seg, at); c++) {
+        uint32_t chunks = run_chunks_at(seg, at);
+
+        for (uint32_t c = at; c < at + chunks; c++) {
             if (freemap_has(seg->map, c)) {
                 return -__LINE__; /* L4: lent and free */
             }
         }
-        at += run_chunks_at(seg, at);
+        at += chunks;
     }
     return 0;
 }
@@ -60,10 +65,13 @@ validate_maps(struct segment *seg)
 /* Walk the segment: 1 if its invariants hold, else -line of the one that does not.
 
    Safe while other processes work.  A run may end during the look at it, and its chunks be lent again, or its
-   tail may be: then its word has changed, by state or by tag, or its length, and it is looked at again. */
+   tail may be: then its word has changed, by state or by tag, or its length, and it is looked at again; not for
+   ever, for a stray write may go on. */
 int
 segment_validate(struct segment *seg)
 {
+    uint32_t tries = 0;
+
     uint64_t directory = atomic_load(&seg->arena->header->segment[seg->id]);
 
     if (DIR_SHIFT(directory) != seg->shift || DIR_COUNT(directory) != seg->count) {
@@ -75,7 +83,8 @@ segment_validate(struct segment *seg)
 
         if (wrong == 0) {
             at += RUN_STATE(word) == RUN_FREE ? 1 : run_chunks_at(seg, at);
-        } else if (atomic_load(&seg->runs[at].word) == word && atomic_load(&seg->runs[at].more) == more) {
+        } else if (++tries > TRIES
+                   || (atomic_load(&seg->runs[at].word) == word && atomic_load(&seg->runs[at].more) == more)) {
             return wrong;
         }
     }

@@ -7,6 +7,9 @@
    mpshm_receive, and how often the last one came out.  When all who were inside are out, or dead, a run that is
    still in flight is a stray.  Until then it stays: one message's memory for each kill.
 
+   An end that does not know its arena cannot say that it is inside, so it leaves the rest of a frame in the pipe
+   until it does (frame.c).
+
    Knows run words, marks, and whether a pipe is empty.  Does not know what a frame says.
 
    Invariants: L5 (invariants.h).
@@ -26,9 +29,6 @@
 #include <linux/sockios.h>
 #endif
 
-/* An end that does not know its arena yet has a frame in hand while it looks for it, and cannot say so: so long
-   nothing is decided.  Tests make it shorter. */
-int64_t strays_pause_ns = 2000000000;
 #define INSIDE(mark) ((uint32_t) (mark) & 0xffffff)
 #define ENDED(mark) ((uint32_t) ((mark) >> 24) & 0xffffff)
 
@@ -41,7 +41,6 @@ struct stray {
 struct strays {
     struct stray *runs;
     uint32_t count, room;
-    int64_t since_ns;
     uint32_t members; /* and what each of them said */
     uint64_t *marks;
 };
@@ -118,6 +117,9 @@ is_out(mpshm_arena *arena, const struct segment *seg, uint32_t at, uint64_t word
 static void
 find_runs(mpshm_arena *arena, struct strays *strays)
 {
+    name asked = 0; /* mostly one sender has many */
+    bool dead = false;
+
     for (uint32_t id = 0; id < arena->segment_limit; id++) {
         struct segment *seg;
 
@@ -128,8 +130,11 @@ find_runs(mpshm_arena *arena, struct strays *strays)
             uint64_t word = atomic_load(&seg->runs[at].word);
             bool flies = RUN_STATE(word) == RUN_FLIGHT;
 
-            if (flies && (RUN_HOLDER(word) == arena->me ? is_out(arena, seg, at, word)
-                                                        : arena_name_is_dead(arena, RUN_HOLDER(word)))) {
+            if (flies && RUN_HOLDER(word) != asked) {
+                asked = RUN_HOLDER(word);
+                dead = arena_name_is_dead(arena, asked);
+            }
+            if (flies && (asked == arena->me ? is_out(arena, seg, at, word) : dead)) {
                 add(strays, (struct stray) {seg, at, word});
             }
             at += RUN_STATE(word) == RUN_FREE ? 1 : run_chunks_at(seg, at);
@@ -177,7 +182,6 @@ begin(mpshm_arena *arena, int fd)
         strays_forget(arena);
         return;
     }
-    strays->since_ns = now_ns();
     for (uint32_t i = 0; i < strays->members; i++) {
         strays->marks[i] = atomic_load(&arena->marks[i]);
     }
@@ -187,9 +191,6 @@ begin(mpshm_arena *arena, int fd)
 static bool
 is_decided(mpshm_arena *arena, const struct strays *strays)
 {
-    if (now_ns() - strays->since_ns < strays_pause_ns) {
-        return false;
-    }
     for (uint32_t i = 0; i < strays->members; i++) {
         uint64_t then = strays->marks[i], now = atomic_load(&arena->marks[i]);
         bool same = MARK_INCARNATION(then) == MARK_INCARNATION(now);

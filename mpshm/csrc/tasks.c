@@ -6,10 +6,14 @@
    down after its message has a position.  So a sum of 0 was true at a moment of the reading.  Whoever
    changes done, skipped or pending sums up afterwards, and wakes who joins at 0.
 
+   task_done() asks for less: more messages that have been put than are done.  That number only grows but by a
+   task_done(), which swaps `done` from the value that was read before the messages were counted.  So none too many is
+   accepted, and none for a message that was taken is refused.
+
    The head counts skips in 28 bits.  `done` counts their half turns, which whoever skips sees to, so the
    whole is known while no process is stopped through 100 million skips between two loads.
 
-   Knows the head, the tail, `done` and the marks.  Does not know what lies in a slot.
+   Knows the head, the tail, `done`, the marks and slots' words.  Does not know what lies in a slot.
 
    Invariants: Q2 (invariants.h).
 
@@ -87,14 +91,46 @@ count_turn(struct ring *ring)
     }
 }
 
-/* Messages with a position that are not done; `done` is what the sum was made with. */
-static int64_t
-left_of_positions(mpshm_arena *arena, uint64_t *done)
+/* Whether more of the positions from the head to the end than `done` have, or had, a message: 1 or 0; -1: the head
+   has moved so far meanwhile that a slot does not say any more what it had. */
+static int
+has_more_messages(const mpshm_arena *arena, uint64_t head, int64_t done)
 {
-    *done = atomic_load(&arena->ring->done);
-    uint64_t head = atomic_load(&arena->ring->head);
+    uint64_t at = HEAD_POSITION(head), end = ring_end(arena);
 
-    return position_ahead(ring_end(arena), *done + skips_of(*done, head));
+    for (uint32_t i = 0; i < arena->slots && done >= 0 && position_ahead(end, at) > 0; i++) {
+        uint64_t word = atomic_load(&slot_of(arena, at)->word);
+        enum slot_state state = SLOT_STATE(word);
+
+        if (word_ahead(arena, word, at) == 0) {
+            done -= state == SLOT_READY || state == SLOT_TAKING;
+        } else if (word == passed_word(arena, at)) { /* one that was skipped says so until the next lap */
+            done--;
+        } else {
+            return -1;
+        }
+        at = position_after(at, 1);
+    }
+    return done < 0;
+}
+
+/* Whether a message that has been put is not done; `done` is what the check was made with.  What is being put, or has
+   its place kept, is none yet, and will be none if its process is killed or gives up: task_done() for it would take
+   a later message's.  Those that feeders hold have not been taken. */
+static bool
+is_one_left(mpshm_arena *arena, uint64_t *done)
+{
+    for (uint32_t tries = 0; tries < RING_TRIES; tries++) {
+        *done = atomic_load(&arena->ring->done);
+        uint64_t head = atomic_load(&arena->ring->head);
+        int64_t left = position_ahead(HEAD_POSITION(head), *done + skips_of(*done, head));
+        int more = left > 0 ? 1 : has_more_messages(arena, head, -left);
+
+        if (more >= 0) {
+            return more;
+        }
+    }
+    return true; /* a stray write */
 }
 
 /* The sum, in that order. */
@@ -129,19 +165,32 @@ tasks_settle(mpshm_arena *arena)
     }
 }
 
-int64_t
+/* `joiners` may have been cleared by one that was killed before it rang the bell. */
+void
+tasks_look_again(mpshm_arena *arena)
+{
+    if (arena->joinable && tasks_unfinished(arena) <= 0) {
+        atomic_store(&arena->ring->waiters.joiners, 1);
+        tasks_settle(arena);
+    }
+}
+
+int
 mpshm_task_done(mpshm_arena *arena)
 {
     uint64_t done;
-    int64_t left;
+
+    uint32_t tries = 0;
 
     do {
-        left = left_of_positions(arena, &done); /* pending ones have not been taken */
-        if (left <= 0) {
+        if (!is_one_left(arena, &done)) {
             return -ERANGE;
+        }
+        if (++tries > RING_TRIES) {
+            return MPSHM_E_DAMAGED;
         }
     } while (!atomic_compare_exchange_weak(&arena->ring->done, &done,
                                            (done & ~DONE_MASK) | ((done + 1) & DONE_MASK)));
     tasks_settle(arena);
-    return left - 1;
+    return 0;
 }

@@ -18,6 +18,7 @@
 #include "internal.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <time.h>
 
 /* Bytes that stay warm however seldom they are used, at the beginnings of all segments together.  A sender waits
@@ -247,6 +248,16 @@ give_back(mpshm_arena *arena, struct trim *trim)
             trim->is_cut |= is_over(arena, trim);
         }
     }
+}
+
+/* Whether more than twice as much is resident as stays warm. */
+bool
+trim_is_worth_it(const mpshm_arena *arena)
+{
+    struct stat status;
+
+    return arena_has_file(arena) && fstat(arena->fd, &status) == 0
+           && (uint64_t) status.st_blocks * 512 > 2 * KEEP_WARM;
 }
 
 /* Without segments the clock is not asked; without the file, it is for others. */

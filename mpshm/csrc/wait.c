@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <time.h>
 #include <unistd.h>
@@ -37,8 +38,8 @@ ms_until(int64_t ns)
 }
 
 /* Sleep until futex_wake(word), a signal, or the end of the time; not at all if `word` does not hold
-   `value`.  The caller cannot tell which, and looks again. */
-void
+   `value`.  The caller looks again.  False: a signal ended it. */
+bool
 futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
 {
     struct timespec wait = {.tv_sec = timeout_ms / 1000,
@@ -46,12 +47,12 @@ futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
 
     INVARIANT(W1, timeout_ms >= 0);
 #ifdef __linux__
-    syscall(SYS_futex, word, FUTEX_WAIT, value, &wait, NULL, 0);
+    return syscall(SYS_futex, word, FUTEX_WAIT, value, &wait, NULL, 0) == 0 || errno != EINTR;
 #else
     (void) word;
     (void) value;
     wait.tv_nsec = wait.tv_nsec > 1000000 ? 1000000 : wait.tv_nsec; /* without a futex there is no wake-up: look often */
-    nanosleep(&wait, NULL);
+    return nanosleep(&wait, NULL) == 0;
 #endif
 }
 

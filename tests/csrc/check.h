@@ -109,6 +109,11 @@ void wait_sleeper(struct ring *ring, int pid);
 /* Children that are asleep and tell `to_parent` when they are woken: one as a receiver is, that does not
    look by itself, and one that waits for room. */
 int sleeper(struct ring *ring, int to_parent[2]);
+/* From now on this process and its children watch in the last of all periods, so that none is awake in time by
+   chance. */
+void nobody_watches_soon(mpshm_arena *arena);
+/* Nobody that watches so late sees something sooner, but one who was woken. */
+#define BEFORE_ANY_WATCH_NS INT64_C(10000000000)
 int waiting_sender(mpshm_arena *arena, int writer, int to_parent[2]);
 /* A queue's pipe. */
 void make_pipe(int ends[2]);
@@ -131,7 +136,7 @@ typedef struct {
 static inline int
 mpshm_read_frame(mpshm_reader *reader, int fd)
 {
-    return frame_read(reader, fd, UINT32_MAX);
+    return frame_read(reader, fd, UINT32_MAX, true);
 }
 
 static inline int

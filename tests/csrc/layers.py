@@ -10,16 +10,18 @@ from pathlib import Path
 
 LAYERS = """
     freemap pids process refuse wait
-    memfile spin
+    memfile spin watch
     records
     roster
     member
     handle
     mapping ring_check tasks
-    positions segment
+    loans positions segment
     mirror segment_check strays trim turns
     arena inspect ring
-    leases pressure waiters
+    leases pressure
+    waking
+    waiters
     fork frame queue reap
     queue_get runs
     parcel

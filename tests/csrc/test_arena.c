@@ -541,7 +541,7 @@ forged_directory_is_refused(void)
 
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         atomic_store(&arena->header->segment[1], words[i]);
-        CHECK_EQ(MPSHM_E_GEOMETRY, mpshm_lease(arena, 1, 0, 16, 1, &data));
+        CHECK_EQ(MPSHM_E_DIRECTORY, mpshm_lease(arena, 1, 0, 16, 1, &data));
         CHECK(mpshm_arena_is_valid(arena) < 0);
     }
     atomic_store(&arena->header->segment[1], 0);

@@ -88,13 +88,19 @@ receive_messages(bool once)
     unsigned char frame[FRAME_BYTES];
     ssize_t n;
 
-    for (unsigned i = 0; (n = read(ends[0], frame, sizeof frame)) != 0; i++) {
+    for (unsigned i = 0;; i++) {
+        strays_inside(arena, true); /* as mpshm_receive does: it has a frame in hand until the lease */
+        n = read(ends[0], frame, sizeof frame);
+        if (n == 0) {
+            break;
+        }
         char *data;
         uint64_t size;
         unsigned from, number;
 
         CHECK_EQ(FRAME_BYTES, n);
         CHECK_EQ(0, lease_frame(arena, frame, &data, &size));
+        strays_inside(arena, false);
         memcpy(&from, data, 4);
         memcpy(&number, data + 4, 4);
         CHECK(from < SENDERS && number < MESSAGES);
@@ -107,6 +113,7 @@ receive_messages(bool once)
         }
         kept[i % 8] = data;
     }
+    strays_inside(arena, false);
     for (int i = 0; i < 8; i++) {
         if (kept[i] != NULL) {
             mpshm_release(kept[i]);

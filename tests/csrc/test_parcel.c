@@ -387,8 +387,8 @@ runs_leased_before_their_frame_failed_are_an_error_at_the_next_send(void)
     instead_of_writing = steal_two_runs;
     CHECK_EQ(-EAGAIN, mpshm_send(parcel, ends[1], NULL, 0));
     CHECK_EQ(2, gauges(arena).runs_loaned);
-    CHECK_EQ(2, arena->loans);
-    CHECK_EQ(MPSHM_E_STATE, mpshm_send(parcel, ends[1], NULL, 0));
+    CHECK_EQ(4, arena->loans);
+    CHECK_EQ(MPSHM_E_DAMAGED, mpshm_send(parcel, ends[1], NULL, 0));
     CHECK_EQ(2, gauges(arena).runs_loaned);
     mpshm_parcel_free(parcel);
     CHECK_EQ(0, arena->loans);

@@ -106,15 +106,15 @@ body_longer_than_allowed_stays_in_the_pipe_unless_it_was_begun(void)
 
     open_pipe(O_NONBLOCK);
     put_word(100);
-    CHECK_EQ(MPSHM_LONG, frame_read(&reader, ends[0], 99));
+    CHECK_EQ(MPSHM_LONG, frame_read(&reader, ends[0], 99, true));
     CHECK_EQ(100, reader.body_size);
     put_word(100);
-    CHECK_EQ(-EAGAIN, frame_read(&reader, ends[0], 100));
+    CHECK_EQ(-EAGAIN, frame_read(&reader, ends[0], 100, true));
     CHECK_EQ(4, reader.have);
     CHECK_EQ(50, write(ends[1], body, 50));
-    CHECK_EQ(-EAGAIN, frame_read(&reader, ends[0], 100));
+    CHECK_EQ(-EAGAIN, frame_read(&reader, ends[0], 100, true));
     CHECK_EQ(50, write(ends[1], body, 50));
-    CHECK_EQ(104, frame_read(&reader, ends[0], 10));
+    CHECK_EQ(104, frame_read(&reader, ends[0], 10, true));
     close_pipe();
 }
 
@@ -223,15 +223,19 @@ frame_that_came_before_its_arena_stays(void)
         mpshm_run run = claim(arena, 1024);
 
         CHECK_EQ(0, send_run(ends[1], &run, 100));
-        CHECK_EQ(MPSHM_E_NO_ARENA, mpshm_receive(reader, ends[0], NULL, 0, 0));
-        CHECK_EQ(-EBUSY, mpshm_receive(reader, ends[0], arena, 0, 0));
+        for (int i = 0; i < 2; i++) {
+            CHECK_EQ(MPSHM_E_NO_ARENA, mpshm_receive(reader, ends[0], NULL, 0, 0));
+            CHECK_EQ(4, reader->have);
+        }
         if (found) {
-            CHECK_EQ(0, mpshm_reopen(reader, arena));
+            CHECK_EQ(WHOLE_FRAME, mpshm_receive(reader, ends[0], arena, 0, 0));
             mpshm_take(reader, 0, &held);
             CHECK_EQ(100, held.size);
             mpshm_release(held.data);
         } else {
-            CHECK_EQ(MPSHM_E_NO_ARENA, mpshm_reopen(reader, NULL));
+            CHECK_EQ(0, mpshm_skip(reader, ends[0]));
+            CHECK_EQ(0, reader->have);
+            CHECK_EQ(0, mpshm_skip(reader, ends[0])); /* there is none any more */
         }
         mpshm_discard(reader);
     }
@@ -631,6 +635,7 @@ lease_wakes_every_waiting_sender(void)
 
     open_pipe(0);
     CHECK_EQ(0, pipe(ready));
+    nobody_watches_soon(arena);
     for (int i = 0; i < 3; i++) {
         pids[i] = fork_hooked();
         if (pids[i] == 0) {
@@ -659,6 +664,75 @@ lease_wakes_every_waiting_sender(void)
     }
     close_pipe();
     close_clean(arena);
+}
+
+/* A child that has sent and waits for room until nobody is there to receive. */
+static int
+sender_until_desertion(mpshm_arena *arena, bool watches_soon)
+{
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        mpshm_run run = claim(arena, 16);
+
+        close(ends[0]);
+        if (!watches_soon) {
+            nobody_watches_soon(arena);
+        }
+        CHECK_EQ(0, send_run(ends[1], &run, 16));
+        while (mpshm_wait_room(arena, ends[1], 16, 16, FOREVER_MS) == -ETIMEDOUT) {
+        }
+        exit(0);
+    }
+    while (atomic_load(&arena->header->wanted) == 0) {
+        sched_yield();
+    }
+    wait_asleep(pid);
+    return pid;
+}
+
+static void
+closed_end_wakes_those_that_wait_for_memory(void)
+{
+    mpshm_arena *arena = arena_of(tiny);
+    int pids[3];
+
+    open_pipe(0);
+    for (int i = 0; i < 3; i++) {
+        pids[i] = sender_until_desertion(arena, false);
+    }
+    int64_t since = now_ns();
+
+    close(ends[0]);
+    mpshm_call_senders(arena->id);
+    for (int i = 0; i < 3; i++) {
+        wait_child(pids[i]);
+    }
+    CHECK(now_ns() - since < BEFORE_ANY_WATCH_NS);
+    close(ends[1]);
+    mpshm_arena_close(arena);
+}
+
+/* One watches soon; it wakes the others. */
+static void
+killed_receiver_is_seen_by_all_that_wait_for_memory(void)
+{
+    mpshm_arena *arena = arena_of(tiny);
+    int pids[3];
+
+    open_pipe(0);
+    for (int i = 0; i < 3; i++) {
+        pids[i] = sender_until_desertion(arena, i == 1);
+    }
+    int64_t since = now_ns();
+
+    close(ends[0]); /* as by a kill: nobody is told */
+    for (int i = 0; i < 3; i++) {
+        wait_child(pids[i]);
+    }
+    CHECK(now_ns() - since < BEFORE_ANY_WATCH_NS);
+    close(ends[1]);
+    mpshm_arena_close(arena);
 }
 
 static void
@@ -708,6 +782,8 @@ static const struct test tests[] = {
     TEST(only_what_flies_counts_among_much_that_landed),
     TEST(drained_or_deserted_ends_are_not_waited_for),
     TEST(lease_wakes_every_waiting_sender),
+    TEST(closed_end_wakes_those_that_wait_for_memory),
+    TEST(killed_receiver_is_seen_by_all_that_wait_for_memory),
     TEST(child_does_not_wait_for_what_its_parent_sent),
 };
 RUN_TESTS(tests)

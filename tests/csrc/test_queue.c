@@ -558,7 +558,7 @@ held_place_comes_in_its_order_and_once(void)
         mpshm_place forged = *places[1];
 
         forged.at += wrong;
-        CHECK_EQ(-EINVAL, put(&q, 1, 0, &forged));
+        CHECK_EQ(MPSHM_E_DAMAGED, put(&q, 1, 0, &forged));
     }
     CHECK_EQ(-EMSGSIZE, put(&q, SMALL_RUN_BYTES + 1, 0, places[0]));
     CHECK_EQ(1, put(&q, 500, 1, places[0]));
@@ -1038,8 +1038,8 @@ joinable_counts_put_and_done(void)
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1));
     drain(&q, 4);
     CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 1)); /* taken, but not done */
-    for (int left = 3; left >= 0; left--) {
-        CHECK_EQ(left, mpshm_task_done(q.arena));
+    for (int i = 0; i < 4; i++) {
+        CHECK_EQ(0, mpshm_task_done(q.arena));
     }
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
@@ -1142,12 +1142,92 @@ dead_producers_messages_need_not_be_done(void)
     }
 }
 
+static uint64_t
+claim_at(const struct queue *q, enum slot_state state)
+{
+    uint64_t at;
+
+    arena_lock(q->arena);
+    CHECK_EQ(1, ring_claim(q->arena, state, 1, &at));
+    arena_unlock(q->arena);
+    return at;
+}
+
+/* For what is no message yet, and perhaps never will be.  It would be a later message's. */
+static void
+task_done_once_too_often_is_refused_while_positions_are_open(void)
+{
+    static const enum slot_state states[] = {SLOT_HELD, SLOT_WRITING};
+
+    for (int i = 0; i < 4; i++) {
+        struct queue q = queue_of(roomy(), 5, 0, 1);
+        bool is_killed = i >= 2;
+
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
+        int pid = is_killed ? fork_hooked() : 0;
+        uint64_t at = pid == 0 ? claim_at(&q, states[i % 2]) : 0;
+
+        if (is_killed && pid == 0) {
+            die();
+        }
+        if (is_killed) {
+            wait_killed(pid);
+        }
+        CHECK_EQ(1, put(&q, 1, 0, NULL)); /* behind the open one */
+        drain(&q, 2);
+        for (int n = 0; n < 2; n++) {
+            CHECK_EQ(0, mpshm_task_done(q.arena));
+        }
+        CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
+        if (!is_killed) {
+            arena_lock(q.arena);
+            ring_give_up(q.arena, at);
+            arena_unlock(q.arena);
+        }
+        CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
+        CHECK_EQ(-ETIMEDOUT, mpshm_wait_done(q.arena, 0));
+        drain(&q, 1);
+        CHECK_EQ(0, mpshm_task_done(q.arena));
+        CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
+        CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
+        end_queue(&q);
+    }
+}
+
+/* The head stands still, and the ring goes on behind it for a lap. */
+static void
+tasks_are_counted_exactly_while_a_stopped_producer_holds_the_head(void)
+{
+    struct queue q = queue_of(roomy(), 5, 0, 1);
+    uint64_t at = claim_at(&q, SLOT_HELD);
+
+    for (uint32_t i = 0; i < 2 * RING_SLOTS; i++) {
+        if (i % (RING_SLOTS - 2) == RING_SLOTS - 3) { /* it can go no further */
+            arena_lock(q.arena);
+            ring_give_up(q.arena, at);
+            arena_unlock(q.arena);
+            at = claim_at(&q, SLOT_HELD);
+        }
+        CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
+        CHECK_EQ(1, put(&q, 1, 0, NULL));
+        drain(&q, 1);
+        CHECK_EQ(0, mpshm_task_done(q.arena));
+    }
+    arena_lock(q.arena);
+    ring_give_up(q.arena, at);
+    arena_unlock(q.arena);
+    CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
+    end_queue(&q);
+}
+
 static void
 last_task_done_wakes_all_who_join(void)
 {
     struct queue q = queue_of(roomy(), 0, 0, 1);
     int pids[3];
 
+    nobody_watches_soon(q.arena);
     CHECK_EQ(1, put(&q, 1, 0, NULL));
     for (int i = 0; i < 3; i++) {
         pids[i] = fork_hooked();
@@ -1439,6 +1519,8 @@ static const struct test tests[] = {
     TEST(skipped_positions_of_a_joinable_queue_need_not_be_done),
     TEST(skips_are_counted_beyond_their_bits),
     TEST(dead_producers_messages_need_not_be_done),
+    TEST(task_done_once_too_often_is_refused_while_positions_are_open),
+    TEST(tasks_are_counted_exactly_while_a_stopped_producer_holds_the_head),
     TEST(last_task_done_wakes_all_who_join),
     TEST(place_that_is_given_back_wakes_who_joins),
     TEST(all_who_wait_for_the_place_of_a_queue_of_one_are_let_in),

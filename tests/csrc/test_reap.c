@@ -332,8 +332,9 @@ what_is_in_the_ring_outlives_its_producer(void)
     CHECK_EQ(300, get());
     CHECK(is_filled(batch->data, 300, 1));
     CHECK_EQ(10, get());
-    CHECK_EQ(1, mpshm_task_done(arena));
     CHECK_EQ(0, mpshm_task_done(arena));
+    CHECK_EQ(0, mpshm_task_done(arena));
+    CHECK_EQ(-ERANGE, mpshm_task_done(arena));
     end_queue();
 }
 
@@ -683,10 +684,10 @@ crew_killed_at_random_leaves_nothing(void)
 #define LARGE (UINT64_C(12) << 20)
 
 static void
-open_large(void)
+open_large(uint32_t segments)
 {
     mpshm_geometry large = {.stride = UINT64_C(18) << 20, .segment_bytes = UINT64_C(16) << 20,
-                            .segment_limit = 6, .chunk_shift = 12};
+                            .segment_limit = segments, .chunk_shift = 12};
 
     arena = arena_of(large);
     mpshm_reap(arena);
@@ -728,7 +729,7 @@ memory_is_given_back_after_a_storm(void)
     static void (*const storms[])(void) = {fill_five, share_five};
 
     for (size_t i = 0; i < sizeof storms / sizeof *storms; i++) {
-        open_large();
+        open_large(6);
         in_doomed_child(storms[i]);
         CHECK(gauges(arena).bytes_resident >= 5 * LARGE);
         mpshm_reap(arena);
@@ -746,7 +747,7 @@ memory_is_given_back_after_a_storm(void)
 static void
 memory_in_use_is_never_given_back(void)
 {
-    open_large();
+    open_large(6);
     mpshm_run run = claim(arena, LARGE);
 
     fill(run.data, LARGE, 1);
@@ -756,6 +757,39 @@ memory_in_use_is_never_given_back(void)
     CHECK_EQ(0, mpshm_abandon(&run));
     mpshm_reap(arena);
     CHECK(gauges(arena).bytes_resident <= (UINT64_C(34) << 20));
+    close_clean(arena);
+}
+
+/* Lease and release so many runs of 15 MiB at once; nobody dies. */
+static void
+burst(unsigned runs)
+{
+    char *views[8];
+
+    for (unsigned i = 0; i < runs; i++) {
+        views[i] = lease_new(arena, UINT64_C(15) << 20, i);
+    }
+    for (unsigned i = 0; i < runs; i++) {
+        mpshm_release(views[i]);
+    }
+}
+
+static void
+memory_of_a_burst_goes_back_though_nobody_died(void)
+{
+    open_large(8);
+    burst(3);
+    mpshm_reap(arena);
+    CHECK(gauges(arena).bytes_resident > UINT64_C(44) << 20); /* not worth a trim */
+    burst(6);
+    char *mine = lease_new(arena, 30000, 7);
+
+    mpshm_reap(arena);
+    CHECK(gauges(arena).bytes_resident > UINT64_C(88) << 20); /* something is in use */
+    CHECK(is_filled(mine, 30000, 7));
+    mpshm_release(mine);
+    mpshm_reap(arena);
+    CHECK(gauges(arena).bytes_resident < UINT64_C(36) << 20);
     close_clean(arena);
 }
 
@@ -780,5 +814,6 @@ static const struct test tests[] = {
     TEST(crew_killed_at_random_leaves_nothing),
     TEST(memory_is_given_back_after_a_storm),
     TEST(memory_in_use_is_never_given_back),
+    TEST(memory_of_a_burst_goes_back_though_nobody_died),
 };
 RUN_TESTS(tests)

@@ -501,9 +501,9 @@ forged_files_are_refused(void)
     struct roster *out;
 
     open_roster(64); /* of that id */
-    check_refused(MPSHM_E_GEOMETRY, &header, size, true); /* another file, the same family */
+    check_refused(MPSHM_E_TWO_FILES, &header, size, true); /* another file, the same family */
     header.id = 8;
-    check_refused(MPSHM_E_GEOMETRY, &header, size, false); /* its maker could cut it off */
+    check_refused(MPSHM_E_UNSEALED, &header, size, false); /* its maker could cut it off */
     check_refused(MPSHM_E_GEOMETRY, &header, size - 1, true);
     check_refused(MPSHM_E_GEOMETRY, &header, size + 4096, true);
     check_refused(MPSHM_E_GEOMETRY, &header, sizeof header, true);

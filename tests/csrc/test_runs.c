@@ -182,9 +182,11 @@ run_that_a_peer_leased_unsent_is_lost_without_harm(void)
     run_unseal(&run, NO_POSITION);
     arena_unlock(arena);
     CHECK_EQ(0, mpshm_is_loaned(&run));
+    CHECK_EQ(MPSHM_E_DAMAGED, mpshm_seal(&run, 40));
+    CHECK_EQ(MPSHM_E_DAMAGED, mpshm_increase_buf(&run, 16, 0));
+    CHECK_EQ(1, arena->loans);
+    CHECK_EQ(MPSHM_E_DAMAGED, mpshm_abandon(&run));
     CHECK_EQ(0, arena->loans);
-    CHECK_EQ(MPSHM_E_STATE, mpshm_seal(&run, 40));
-    CHECK_EQ(MPSHM_E_STATE, mpshm_increase_buf(&run, 16, 0));
     CHECK_EQ(MPSHM_E_STATE, mpshm_abandon(&run));
     CHECK(is_filled(data, 40, 1));
     mpshm_release(data);

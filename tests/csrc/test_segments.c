@@ -510,6 +510,85 @@ storm_of_kills_in_one_segment_loses_no_chunk(void)
     mpshm_arena_close(arena); /* a run that was sealed and not landed has no frame to wait for */
 }
 
+/* Crowds. */
+
+static uint32_t
+mapped_segments(void)
+{
+    uint32_t n = 0;
+
+    for (uint32_t id = 0; id < SEGMENT_LIMIT; id++) {
+        n += arena->segments[id] != NULL;
+    }
+    return n;
+}
+
+/* Each child claims a run; all live until end_crowd. */
+static void
+begin_crowd(int *pids, int count)
+{
+    for (int i = 0; i < count; i++) {
+        if ((pids[i] = fork_hooked()) == 0) {
+            mpshm_run run = claim(arena, 16);
+
+            CHECK_EQ(1, mapped_segments());
+            CHECK_EQ(0, mpshm_abandon(&run));
+            go(to_parent);
+            await(to_child);
+            exit(0);
+        }
+        await(to_parent);
+    }
+}
+
+static void
+end_crowd(int *pids, int count)
+{
+    for (int i = 0; i < count; i++) {
+        go(to_child);
+    }
+    for (int i = 0; i < count; i++) {
+        wait_child(pids[i]);
+    }
+}
+
+#define CROWD 40
+
+/* It swept them all, so a thousand senders walked a million times through a segment. */
+static void
+first_claim_of_a_process_walks_through_no_segment_of_others(void)
+{
+    int pids[CROWD];
+
+    open_arena(SEGMENT_LIMIT);
+    begin_crowd(pids, CROWD);
+    end_crowd(pids, CROWD);
+    mpshm_arena_close(arena);
+}
+
+static void
+claim_and_die(void)
+{
+    (void) claim(arena, 1024); /* all of it: what is taken over must be swept first */
+}
+
+static void
+processes_that_come_and_go_beside_many_take_over_what_others_left(void)
+{
+    int pids[CROWD];
+
+    open_arena(SEGMENT_LIMIT);
+    begin_crowd(pids, CROWD);
+    for (int i = 0; i < 3 * CROWD; i++) {
+        in_doomed_child(claim_and_die);
+    }
+    /* Some more than CROWD and one are usual: not all owners are asked about. */
+    CHECK(segment_count(arena) < 2 * CROWD);
+    end_crowd(pids, CROWD);
+    mpshm_reap(arena);
+    mpshm_arena_close(arena);
+}
+
 /* Hints. */
 
 static void
@@ -642,6 +721,8 @@ static const struct test tests[] = {
     TEST(a_dead_holders_lock_is_taken_over_and_its_maps_are_made_anew),
     TEST(segment_whose_maker_died_before_its_maps_is_usable),
     TEST(storm_of_kills_in_one_segment_loses_no_chunk),
+    TEST(first_claim_of_a_process_walks_through_no_segment_of_others),
+    TEST(processes_that_come_and_go_beside_many_take_over_what_others_left),
     TEST(late_hints_free_nothing),
     TEST(a_hint_that_comes_twice_frees_once),
     TEST(chunks_freed_without_a_hint_are_found_after_the_next_sweep),

@@ -6,6 +6,7 @@
 #include "check.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -15,8 +16,6 @@
 #include <unistd.h>
 
 #define SIZE 100u
-#define SHORT_PAUSE_NS 1000000
-#define NEVER_NS INT64_MAX
 
 static mpshm_arena *arena;
 static int near, distant; /* two ends of the connection: this process's, and one for children */
@@ -74,7 +73,6 @@ open_connection(bool is_socket)
     CHECK_EQ(0, pipe(to_parent));
     arena = arena_of(tiny);
     mpshm_reap(arena); /* joins */
-    strays_pause_ns = SHORT_PAUSE_NS;
 }
 
 static void
@@ -128,7 +126,6 @@ look_often(void)
 {
     for (int i = 0; i < 6; i++) {
         mpshm_reap(arena);
-        usleep(2 * SHORT_PAUSE_NS / 1000);
     }
 }
 
@@ -385,7 +382,7 @@ one_thread_of_many_inside_keeps_its_run(void)
         while (mpshm_wait_room(arena, near, SIZE, 10 * SIZE, 50) != 0) {
         }
         send_one(near, 2);
-        usleep(SHORT_PAUSE_NS / 2000);
+        usleep(500);
     }
     await(to_parent);
     look_often();
@@ -481,50 +478,143 @@ nothing_is_freed_when_the_peer_hung_up(void)
     }
 }
 
-/* Time */
+/* Parts of frames */
 
+/* It leaves the rest in the pipe until it knows the arena, for it cannot say that it has a frame in hand. */
 static void
-nothing_is_freed_before_the_pause_is_over(void)
+frame_whose_arena_is_looked_for_stays_whatever_the_time(void)
 {
-    open_connection(false);
-    int dead = start_receiver(die, 1);
-
-    strays_pause_ns = NEVER_NS;
-    send_one(near, 1);
-    wait_killed(dead);
-    look_often();
-    CHECK_EQ(1, in_flight());
-    strays_pause_ns = SHORT_PAUSE_NS;
-    look_often();
-    CHECK_EQ(0, in_flight());
-    close_connection();
-}
-
-/* It has the frame before it knows the arena, and cannot say so: that is what the pause is for. */
-static void
-frame_that_waits_for_its_arena_is_good_for_the_pause(void)
-{
-    for (int late = 0; late < 2; late++) {
+    for (int is_socket = 0; is_socket < 2; is_socket++) {
         mpshm_reader *reader = mpshm_reader_new(0);
-        mpshm_held held;
 
-        open_connection(false);
-        strays_pause_ns = late ? SHORT_PAUSE_NS : NEVER_NS;
+        open_connection(is_socket);
         send_one(near, 1);
         CHECK_EQ(MPSHM_E_NO_ARENA, mpshm_receive(reader, distant, NULL, 0, 0));
         look_often();
-        if (late) { /* an error, and nobody's memory */
-            CHECK_EQ(0, in_flight());
-            CHECK_EQ(MPSHM_E_STALE, mpshm_reopen(reader, arena));
-        } else {
-            CHECK_EQ(0, mpshm_reopen(reader, arena));
-            mpshm_take(reader, 0, &held);
-            CHECK(is_filled(held.data, SIZE, 1));
-            mpshm_release(held.data);
-        }
+        CHECK_EQ(1, in_flight());
+        take_one(reader, distant, 1);
+        CHECK_EQ(0, in_flight());
         mpshm_reader_free(reader);
         close_connection();
     }
+}
+
+static void
+frame_whose_arena_is_not_found_comes_back(void)
+{
+    mpshm_reader *reader = mpshm_reader_new(0);
+
+    open_connection(false);
+    send_one(near, 1);
+    CHECK_EQ(MPSHM_E_NO_ARENA, mpshm_receive(reader, distant, NULL, 0, 0));
+    CHECK_EQ(0, mpshm_skip(reader, distant));
+    CHECK_EQ(1, in_flight());
+    look_often();
+    CHECK_EQ(0, in_flight());
+    send_one(near, 2); /* the connection goes on */
+    take_one(reader, distant, 2);
+    mpshm_reader_free(reader);
+    close_connection();
+}
+
+/* The first `part` bytes of a frame, and the rest of it. */
+static void
+send_part(uint32_t part)
+{
+    char frame[FRAME_BYTES];
+    int out[2];
+
+    send_one(near, 2); /* an end is known by what was sent */
+    receive_one(distant, 2);
+    mpshm_run run = claim(arena, SIZE);
+
+    fill(run.data, SIZE, 1);
+    CHECK_EQ(0, pipe(out));
+    CHECK_EQ(0, send_run(out[1], &run, SIZE));
+    CHECK_EQ(FRAME_BYTES, syscall(SYS_read, out[0], frame, sizeof frame));
+    CHECK_EQ(part, syscall(SYS_write, near, frame, part));
+    close(out[0]);
+    close(out[1]);
+}
+
+static uint64_t
+my_mark(void)
+{
+    return atomic_load(arena_mark(arena)) & 0xffffff;
+}
+
+/* What it had in hand is lost with it, and its process is not inside for ever. */
+static void
+reader_that_is_freed_with_part_of_a_frame_is_out(void)
+{
+    for (uint32_t part = 1; part < FRAME_BYTES; part += 5) {
+        mpshm_reader *reader = mpshm_reader_new(0);
+
+        open_connection(true);
+        send_part(part);
+        CHECK_EQ(0, fcntl(distant, F_SETFL, O_NONBLOCK));
+        CHECK_EQ(-EAGAIN, mpshm_receive(reader, distant, arena, 0, 0));
+        CHECK_EQ(part, reader->have);
+        look_often();
+        CHECK_EQ(1, in_flight());
+        CHECK_EQ(1, my_mark());
+        mpshm_reader_free(reader);
+        CHECK_EQ(0, my_mark());
+        look_often();
+        CHECK_EQ(0, in_flight());
+        close_connection();
+    }
+}
+
+/* The arena's handle is closed before. */
+static void
+reader_with_part_of_a_frame_keeps_its_arena(void)
+{
+    mpshm_reader *reader = mpshm_reader_new(0);
+
+    open_connection(true);
+    mpshm_arena *again = attach_again(arena);
+
+    CHECK_EQ(4, syscall(SYS_write, near, "\0\0\0\5", 4)); /* of a plain frame */
+    CHECK_EQ(0, fcntl(distant, F_SETFL, O_NONBLOCK));
+    CHECK_EQ(-EAGAIN, mpshm_receive(reader, distant, again, 100, 0));
+    CHECK_EQ(again, reader->told);
+    mpshm_arena_close(again);
+    CHECK_EQ(1, again->refs);
+    CHECK_EQ(5, syscall(SYS_write, near, "hello", 5));
+    CHECK_EQ(9, mpshm_receive(reader, distant, NULL, 100, 0)); /* the end has been closed by another thread */
+    CHECK_EQ(NULL, reader->told);
+    CHECK_EQ(0, my_mark());
+    mpshm_reader_free(reader);
+    close_connection();
+}
+
+/* A fork's child has not said that it is inside, and does not take back what its parent has. */
+static void
+childs_copy_of_a_reader_leaves_its_parents_mark_alone(void)
+{
+    mpshm_reader *reader = mpshm_reader_new(0);
+
+    open_connection(true);
+    send_part(10);
+    CHECK_EQ(0, fcntl(distant, F_SETFL, O_NONBLOCK));
+    CHECK_EQ(-EAGAIN, mpshm_receive(reader, distant, arena, 0, 0));
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        mpshm_reader_free(reader);
+        arena_lock(arena);
+        arena_unlock(arena);
+        CHECK_EQ(0, my_mark());
+        _exit(0);
+    }
+    wait_child(pid);
+    CHECK_EQ(1, my_mark());
+    mpshm_reader_free(reader);
+    CHECK_EQ(0, my_mark());
+    look_often();
+    CHECK_EQ(0, in_flight());
+    close_connection();
 }
 
 /* A sender that waits for room begins to look: a receiver killed in between does not narrow its mark for good,
@@ -541,7 +631,6 @@ sender_that_waits_for_a_dead_receiver_goes_on(void)
     CHECK_EQ(0, arena->sent_bytes);
     CHECK_EQ(1, in_flight());
     CHECK(arena->strays != NULL);
-    usleep(2 * SHORT_PAUSE_NS / 1000);
     mpshm_reap(arena);
     CHECK_EQ(0, in_flight());
     close_connection();
@@ -613,8 +702,11 @@ static const struct test tests[] = {
     TEST(child_of_a_receiver_is_inside_by_itself),
     TEST(nothing_is_decided_while_a_frame_is_unread_either_way),
     TEST(nothing_is_freed_when_the_peer_hung_up),
-    TEST(nothing_is_freed_before_the_pause_is_over),
-    TEST(frame_that_waits_for_its_arena_is_good_for_the_pause),
+    TEST(frame_whose_arena_is_looked_for_stays_whatever_the_time),
+    TEST(frame_whose_arena_is_not_found_comes_back),
+    TEST(reader_that_is_freed_with_part_of_a_frame_is_out),
+    TEST(reader_with_part_of_a_frame_keeps_its_arena),
+    TEST(childs_copy_of_a_reader_leaves_its_parents_mark_alone),
     TEST(sender_that_waits_for_a_dead_receiver_goes_on),
     TEST(storm_of_kills_leaves_nothing),
 };

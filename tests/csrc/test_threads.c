@@ -71,14 +71,17 @@ receiver(void *argument)
         unsigned from, number;
 
         CHECK_EQ(1, read(token[0], &byte, 1)); /* a frame is two reads: one receiver at a time */
+        strays_inside(mine, true); /* as mpshm_receive does: it has a frame in hand */
         int n = mpshm_read_frame(&reader, ends[0]);
 
         CHECK_EQ(1, write(token[1], "t", 1));
         if (n == 0) {
+            strays_inside(mine, false);
             break;
         }
         CHECK_EQ(WHOLE_FRAME, n);
         CHECK_EQ(0, lease_frame(mine, reader.bytes, &data, &size));
+        strays_inside(mine, false);
         memcpy(&from, data, 4);
         memcpy(&number, data + 4, 4);
         CHECK(from < SENDERS && number < MESSAGES);

@@ -9,6 +9,8 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
+#include <unistd.h>
 
 static int64_t skew;                /* of the clock, below */
 static int woken;                   /* by each call, or all that were asked for */
@@ -37,7 +39,7 @@ set_futex_wake(_Atomic uint32_t *word, int most)
     return woken < most ? woken : most;
 }
 
-static void
+static bool
 set_futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
 {
     void (*what)(void) = before_sleeping;
@@ -47,12 +49,22 @@ set_futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
         what();
     }
     slept_ms = atomic_load(word) == value ? timeout_ms : -1;
+    return true;
 }
 
 #define now_ns set_now_ns
 #define futex_wait set_futex_wait
 #define futex_wake set_futex_wake
+#define watch_ms set_watch_ms
+#define watch_is_over set_watch_is_over
+#define watch_common_ms set_watch_common_ms
+#define watch_common_is_over set_watch_common_is_over
+#define watch_shorter set_watch_shorter
+#include "watch.c"
+#define waiters_look_round set_waiters_look_round
+#define waiters_see_death set_waiters_see_death
 #define waiters_call set_waiters_call
+#define waiters_call_senders set_waiters_call_senders
 #define waiters_rouse set_waiters_rouse
 #define waiters_let_in set_waiters_let_in
 #define waiters_room set_waiters_room
@@ -61,6 +73,7 @@ set_futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
 #define waiter_look set_waiter_look
 #define waiter_sleep set_waiter_sleep
 #define waiter_goes set_waiter_goes
+#include "waking.c"
 #include "waiters.c"
 
 #define FULL ((uint32_t) RING_SLOTS)
@@ -616,16 +629,16 @@ each_sleeper_watches_in_a_period_of_its_own(void)
     for (int i = 0; i < SLEEPERS; i++) {
         int most = i < WATCHES ? i + 1 : WATCHES;
 
-        CHECK_EQ(most * WATCH_MS, watch_of(&words->watches, &watch[i], WATCH_MS));
+        CHECK_EQ(most * WATCH_MS, watch_ms(arena, &watch[i]));
         CHECK_EQ(1000 + most, watch[i]);
     }
     skew += 3 * WATCH_MS * MS_NS;
-    CHECK_EQ(7 * WATCH_MS, watch_of(&words->watches, &watch[9], WATCH_MS)); /* it keeps the tenth */
+    CHECK_EQ(7 * WATCH_MS, watch_ms(arena, &watch[9])); /* it keeps the tenth */
     CHECK_EQ(1010, watch[9]);
-    CHECK_EQ((WATCHES - 2) * WATCH_MS, watch_of(&words->watches, &watch[0], WATCH_MS));
-    CHECK_EQ((WATCHES - 1) * WATCH_MS, watch_of(&words->watches, &watch[2], WATCH_MS));
+    CHECK_EQ((WATCHES - 2) * WATCH_MS, watch_ms(arena, &watch[0]));
+    CHECK_EQ((WATCHES - 1) * WATCH_MS, watch_ms(arena, &watch[2]));
     skew += 1000 * WATCH_MS * MS_NS; /* all are killed: their periods pass */
-    CHECK_EQ(WATCH_MS, watch_of(&words->watches, &watch[5], WATCH_MS));
+    CHECK_EQ(WATCH_MS, watch_ms(arena, &watch[5]));
     end_ring();
 }
 
@@ -638,7 +651,7 @@ wake_ups_of(int count, int since_s, int until_s)
     int times = 0;
 
     memset(watch, 0, sizeof watch);
-    atomic_store(&words->watches, 0);
+    atomic_store(&arena->header->watches, 0);
     for (int i = 0; i < count; i++) {
         at[i] = i; /* they come a millisecond after each other */
     }
@@ -647,7 +660,7 @@ wake_ups_of(int count, int since_s, int until_s)
         for (int i = 0; i < count; i++) {
             if (at[i] == now) {
                 times += now >= since_s * 1000;
-                at[i] = now + watch_of(&words->watches, &watch[i], WATCH_MS);
+                at[i] = now + watch_ms(arena, &watch[i]);
             }
         }
     }
@@ -686,9 +699,9 @@ sleep_lasts_until_the_time_the_watch_or_the_next_look(void)
     CHECK_EQ(false, waiters_poll(arena, ends[0], 0));
     CHECK_EQ(-2, slept_ms);
     put(FULL);
-    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], MPSHM_NO_PLACE, -1));
-    CHECK_EQ(ROOM_WATCH_MS, slept_ms);
-    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 5));
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, -1)); /* pollers' is this process's */
+    CHECK_EQ(2 * WATCH_MS, slept_ms);
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, 5));
     CHECK_EQ(5, slept_ms);
     take_all();
     end_ring();
@@ -706,13 +719,13 @@ forged_watches_keep_nobody_asleep(void)
         for (size_t j = 0; j < sizeof mine / sizeof *mine; j++) {
             uint32_t watch = mine[j];
 
-            atomic_store(&words->watches, garbage[i]);
-            int ms = watch_of(&words->watches, &watch, WATCH_MS);
+            atomic_store(&arena->header->watches, garbage[i]);
+            int ms = watch_ms(arena, &watch);
 
             CHECK(ms >= WATCH_MS && ms <= WATCHES * WATCH_MS);
             watch = mine[j];
-            atomic_store(&words->watches, ((uint64_t) (now_ns() / MS_NS / WATCH_MS) << 32) | garbage[i]);
-            ms = watch_of(&words->watches, &watch, WATCH_MS);
+            atomic_store(&arena->header->watches, ((uint64_t) (now_ns() / MS_NS / WATCH_MS) << 32) | garbage[i]);
+            ms = watch_ms(arena, &watch);
             CHECK(ms >= WATCH_MS && ms <= WATCHES * WATCH_MS);
         }
     }
@@ -799,22 +812,271 @@ sender_that_was_overtaken_tries_again(void)
 {
     open_ring();
     put(FULL);
-    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 0));
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, 0));
     CHECK_EQ(0, atomic_load(&words->room_mark)); /* it does not wait */
-    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 1));
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, 1));
     CHECK_EQ(FULL / 2, atomic_load(&words->room_mark));
     before_sleeping = others_take_and_put;
-    CHECK_EQ(0, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 1));
+    CHECK_EQ(0, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, 1));
     CHECK_EQ(1, slept_ms); /* that was no reason to wake it */
     CHECK_EQ(FULL / 2, atomic_load(&words->room_mark)); /* it is not forgotten */
     before_sleeping = take_all;
-    CHECK_EQ(0, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 1));
+    CHECK_EQ(0, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, 1));
     CHECK_EQ(-1, slept_ms);
     put(FULL);
     before_sleeping = take_one;
-    CHECK_EQ(0, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 1));
+    CHECK_EQ(0, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, 1));
     take_all();
-    CHECK_EQ(0, waiters_room(arena, ends[1], MPSHM_NO_PLACE, 1));
+    CHECK_EQ(0, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, 1));
+    end_ring();
+}
+
+/* Looking round: what one that wakes by its watch does for the others. */
+
+static void
+the_watch_ends(void)
+{
+    skew += (WATCHES + 1) * WATCH_MS * MS_NS;
+}
+
+static void
+open_ring_with(uint32_t places, bool joinable, uint64_t bytes)
+{
+    open_ring();
+    free_batch(batch);
+    close_clean(arena);
+    arena = queue_arena_of(tiny, places, bytes, joinable);
+    batch = batch_of(arena, &counts, ends[0], 0);
+    ring = arena->ring;
+    words = &ring->waiters;
+    mpshm_reap(arena);
+}
+
+static void
+receivers_watch_ends(void)
+{
+    mpshm_waiter waiter = eager();
+
+    before_sleeping = the_watch_ends;
+    (void) waiter_sleep(&waiter, arena, ends[0], -1);
+}
+
+static void
+pollers_watch_ends(void)
+{
+    before_sleeping = the_watch_ends;
+    (void) waiters_poll(arena, ends[0], -1);
+}
+
+static void
+sender_that_forgot_to_wake(void)
+{
+    uint64_t position;
+    static char frame[RING_FRAME_BYTES];
+
+    the_watch_ends();
+    arena_lock(arena);
+    CHECK_EQ(1, ring_claim(arena, SLOT_WRITING, 1, &position));
+    ring_fill(arena, position, frame);
+    ring_put(arena, ends[1], &position, 1);
+    arena_unlock(arena);
+    atomic_store(&words->wakeups, 0); /* as one killed before it wakes those that slept when it cleared the flag */
+}
+
+static void
+watch_that_finds_a_message_wakes_a_receiver_though_none_says_it_sleeps(void)
+{
+    void (*const ends_watch[])(void) = {receivers_watch_ends, pollers_watch_ends};
+
+    for (int i = 0; i < 2; i++) {
+        mpshm_waiter waiter = eager();
+
+        open_ring();
+        (void) was_woken();
+        ends_watch[i](); /* there is nothing */
+        CHECK_EQ(false, was_woken());
+        before_sleeping = sender_that_forgot_to_wake;
+        (void) (i == 0 ? waiter_sleep(&waiter, arena, ends[0], -1) : waiters_poll(arena, ends[0], -1));
+        CHECK_EQ(true, was_woken());
+        take_all();
+        end_ring();
+    }
+}
+
+static void
+senders_watch_ends(int64_t place)
+{
+    before_sleeping = the_watch_ends;
+    (void) waiters_room(arena, ends[1], POLLERR, place, -1);
+}
+
+static void
+receiver_that_forgot_to_wake(void)
+{
+    static char frame[RING_FRAME_BYTES];
+
+    the_watch_ends();
+    arena_lock(arena);
+    CHECK_EQ(1, take_frames(arena, frame, 1));
+    arena_unlock(arena);
+    atomic_store(&words->room_mark, 0); /* as one killed before it wakes those that the mark spoke of */
+}
+
+static void
+watch_that_finds_room_wakes_senders_though_none_says_it_sleeps(void)
+{
+    for (uint32_t places = 0; places <= 3; places += 3) {
+        open_ring_with(places, false, 0);
+        put(places == 0 ? FULL : places);
+        uint32_t count = atomic_load(&words->room_wakeups);
+
+        senders_watch_ends(MPSHM_NO_PLACE); /* it is full */
+        CHECK_EQ(count, atomic_load(&words->room_wakeups));
+        before_sleeping = receiver_that_forgot_to_wake;
+        CHECK_EQ(0, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, -1));
+        CHECK_EQ(count + 1, atomic_load(&words->room_wakeups));
+        take_all();
+        end_ring();
+    }
+}
+
+/* A sender takes a turn, and is not told when it has come; the one that wakes has a later one. */
+static void
+watch_that_finds_a_turn_wakes_senders(void)
+{
+    open_ring_with(0, false, 3 * MPSHM_SLOT_BYTES);
+    mpshm_place *first = mpshm_place_new(arena), *second = mpshm_place_new(arena);
+
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(1, mpshm_queue_put_one(END(arena, ends[1]), "message", 7, NULL));
+    }
+    CHECK_EQ(0, mpshm_place_take(first));
+    CHECK_EQ(0, mpshm_place_take(second));
+    CHECK_EQ(MPSHM_E_FULL, mpshm_queue_put_one(END(arena, ends[1]), "message", 7, second));
+    uint32_t count = atomic_load(&words->room_wakeups);
+
+    senders_watch_ends(second->at); /* the first has not said how many bytes it wants */
+    CHECK_EQ(count, atomic_load(&words->room_wakeups));
+    CHECK_EQ(MPSHM_E_FULL, mpshm_queue_put_one(END(arena, ends[1]), "message", 7, first));
+    count = atomic_load(&words->room_wakeups);
+    senders_watch_ends(second->at);
+    CHECK_EQ(count, atomic_load(&words->room_wakeups));
+    before_sleeping = receiver_that_forgot_to_wake;
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], POLLERR, second->at, -1));
+    CHECK_EQ(count + 1, atomic_load(&words->room_wakeups));
+    CHECK_EQ(1, mpshm_queue_put_one(END(arena, ends[1]), "message", 7, first));
+    mpshm_place_free(first);
+    mpshm_place_free(second);
+    take_all();
+    end_ring();
+}
+
+static void
+watch_that_finds_the_last_task_done_rings_though_none_says_it_joins(void)
+{
+    open_ring_with(0, true, 0);
+    put(2);
+    CHECK_EQ(0, mpshm_task_done(arena));
+    take(2);
+    uint32_t bell = atomic_load(&words->done_bell);
+
+    receivers_watch_ends(); /* one is not done */
+    CHECK_EQ(bell, atomic_load(&words->done_bell));
+    CHECK_EQ(0, atomic_load(&words->joiners)); /* or each task_done would sum up */
+    CHECK_EQ(0, mpshm_task_done(arena));
+    CHECK_EQ(bell, atomic_load(&words->done_bell)); /* nobody says that it joins */
+    receivers_watch_ends();
+    CHECK_EQ(bell + 1, atomic_load(&words->done_bell));
+    end_ring();
+}
+
+/* It held a position in the middle, which no put looks at. */
+static void
+watch_mends_what_the_dead_left(void)
+{
+    open_ring_with(3, false, 0);
+    put(1);
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        uint64_t position;
+
+        arena_lock(arena);
+        _exit(ring_claim(arena, SLOT_HELD, 1, &position) != 1);
+    }
+    wait_child(pid);
+    put(1);
+    CHECK_EQ(true, ring_is_full(arena));
+    take(1);
+    put(1);
+    CHECK_EQ(true, ring_is_full(arena));
+    uint32_t count = atomic_load(&words->room_wakeups);
+
+    before_sleeping = the_watch_ends;
+    CHECK_EQ(0, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, -1));
+    CHECK(atomic_load(&words->room_wakeups) > count);
+    CHECK_EQ(false, ring_is_full(arena));
+    take_all();
+    end_ring();
+}
+
+/* One of each kind, in one process. */
+static void
+receivers_and_others_watch_in_turns(void)
+{
+    mpshm_waiter first = eager(), second = eager();
+
+    open_ring_with(3, false, 0);
+    CHECK_EQ(false, waiter_sleep(&first, arena, ends[0], -1));
+    CHECK_EQ(WATCH_MS, slept_ms);
+    put(3);
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, -1));
+    CHECK_EQ(2 * WATCH_MS, slept_ms);
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], 0, MPSHM_NO_PLACE, -1));
+    CHECK_EQ(2 * WATCH_MS, slept_ms);
+    take_all();
+    CHECK_EQ(false, waiter_sleep(&second, arena, ends[0], -1));
+    CHECK_EQ(3 * WATCH_MS, slept_ms);
+    end_ring();
+}
+
+/* It may be long until the next mark, or for ever. */
+static void
+sender_that_saw_receivers_at_work_looks_again_soon(void)
+{
+    open_ring();
+    put(FULL);
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, -1));
+    CHECK_EQ(WATCH_MS, slept_ms);
+    take(1);
+    put(1);
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, -1));
+    CHECK_EQ(ROOM_LOOK_MS, slept_ms);
+    CHECK_EQ(-EAGAIN, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, -1));
+    CHECK_EQ(WATCH_MS, slept_ms); /* they do no more */
+    take_all();
+    end_ring();
+}
+
+/* One wakes of those that wait, and looks whether anybody is left. */
+static void
+death_that_is_noticed_wakes_one_of_each_kind(void)
+{
+    open_ring();
+    others_sleep(true);
+    arena_lock(arena);
+    waiters_see_death(arena);
+    arena_unlock(arena);
+    CHECK_EQ(true, was_woken());
+    put(FULL);
+    uint32_t count = atomic_load(&words->room_wakeups);
+
+    atomic_store(&words->room_mark, FULL / 2);
+    arena_lock(arena);
+    waiters_see_death(arena);
+    arena_unlock(arena);
+    CHECK_EQ(count + 1, atomic_load(&words->room_wakeups));
+    take_all();
     end_ring();
 }
 
@@ -858,8 +1120,7 @@ forged_times_hold_nobody_up(void)
         atomic_store(round % 3 == 0 ? &words->spin_until_ns : &words->backup_at_ns, value);
         if (round % 3 == 2) {
             atomic_store(&words->spin_until_ns, value);
-            atomic_store(&words->watches, (uint64_t) value);
-            atomic_store(&words->room_watches, (uint64_t) value);
+            atomic_store(&arena->header->watches, (uint64_t) value);
         }
         others_sleep(true);
         do_all();
@@ -931,6 +1192,14 @@ static const struct test tests[] = {
     TEST(all_senders_are_let_in_before_the_ring_is_empty),
     TEST(senders_beyond_the_number_of_slots_are_not_forgotten),
     TEST(sender_that_was_overtaken_tries_again),
+    TEST(watch_that_finds_a_message_wakes_a_receiver_though_none_says_it_sleeps),
+    TEST(watch_that_finds_room_wakes_senders_though_none_says_it_sleeps),
+    TEST(watch_that_finds_a_turn_wakes_senders),
+    TEST(watch_that_finds_the_last_task_done_rings_though_none_says_it_joins),
+    TEST(watch_mends_what_the_dead_left),
+    TEST(receivers_and_others_watch_in_turns),
+    TEST(sender_that_saw_receivers_at_work_looks_again_soon),
+    TEST(death_that_is_noticed_wakes_one_of_each_kind),
     TEST(forged_times_hold_nobody_up),
     TEST(forged_counts_hold_nobody_up),
     TEST(extreme_traffic_is_no_overflow),

@@ -19,11 +19,6 @@
 #define AHEAD_NS INT64_C(900000000) /* nearly the most that counts as a time ahead */
 #define SLOW_US 900000u
 #define SECOND_NS INT64_C(1000000000)
-/* Of messages that only a backup can have taken in time: the others sleep for 40 s. */
-#define BACKED_NS (10 * SECOND_NS)
-#define WATCH_MS 1250 /* as in waiters.c */
-#define ROOM_WATCH_MS 200
-#define WATCHES 32
 
 static mpshm_arena *arena;
 static struct ring *ring;
@@ -60,15 +55,12 @@ end_ring(void)
     mpshm_arena_close(arena);
 }
 
-/* From now on this process and its children watch in the last of all periods, so that none is awake in
-   time by chance. */
+/* Nor any receiver. */
 static void
-nobody_watches_soon(void)
+no_receiver_watches_soon(void)
 {
-    uint64_t now_ms = (uint64_t) (now_ns() / 1000000);
-
-    batch->waiter.watch = (uint32_t) (now_ms / WATCH_MS) + WATCHES;
-    atomic_store(&arena->room_watch, (uint32_t) (now_ms / ROOM_WATCH_MS) + WATCHES);
+    nobody_watches_soon(arena);
+    batch->waiter.watch = atomic_load(&arena->watch);
 }
 
 static void
@@ -256,7 +248,7 @@ static void
 poller_does_not_keep_a_receivers_wake_up(void)
 {
     open_ring();
-    nobody_watches_soon();
+    no_receiver_watches_soon();
     for (int round = 0; round < 2; round++) {
         int poller = fork_hooked();
 
@@ -298,6 +290,86 @@ end_of_file_is_seen_by_all_who_sleep(void)
     end_ring();
 }
 
+/* Nobody watches soon, so they would see it after 40 s. */
+static void
+death_of_the_last_sender_is_seen_when_its_parent_notes_it(void)
+{
+    enum { RECEIVERS = 3 };
+    int pids[RECEIVERS];
+
+    open_ring();
+    no_receiver_watches_soon();
+    int sender = fork_hooked();
+
+    if (sender == 0) {
+        put(1);
+        pause();
+    }
+    for (int i = 0; i < RECEIVERS; i++) {
+        pids[i] = blocked_receiver(i == 0 ? 7 : MPSHM_E_END);
+        if (i > 0) {
+            wait_sleeper(ring, pids[i]);
+        } else {
+            wait_child(pids[i]);
+        }
+    }
+    close(ends[1]);
+    int64_t since = now_ns();
+
+    kill_child(sender);
+    mpshm_process_ended(sender);
+    for (int i = 1; i < RECEIVERS; i++) {
+        wait_child(pids[i]);
+    }
+    CHECK(now_ns() - since < BEFORE_ANY_WATCH_NS);
+    end_ring();
+}
+
+static void
+death_of_the_last_receiver_is_seen_when_its_parent_notes_it(void)
+{
+    enum { SENDERS = 3 };
+    int pids[SENDERS];
+
+    open_ring();
+    no_receiver_watches_soon();
+    put(FULL);
+    int receiver = fork_hooked();
+
+    if (receiver == 0) {
+        mpshm_reap(arena); /* it has its name */
+        go(to_parent);
+        pause();
+    }
+    await(to_parent);
+    close(ends[0]);
+    for (int i = 0; i < SENDERS; i++) {
+        pids[i] = fork_hooked();
+        if (pids[i] == 0) {
+            int error;
+
+            while ((error = mpshm_queue_wait_room(END(arena, ends[1]), NULL, LONG_MS)) != -EPIPE) {
+                CHECK(error == 0 || error == -EAGAIN); /* woken: worth another try */
+            }
+            _exit(0);
+        }
+        while (atomic_load(&words->room_mark) == 0) {
+            sched_yield();
+        }
+        wait_asleep(pids[i]);
+    }
+    int64_t since = now_ns();
+
+    kill_child(receiver);
+    mpshm_process_ended(receiver);
+    for (int i = 0; i < SENDERS; i++) {
+        wait_child(pids[i]);
+    }
+    CHECK(now_ns() - since < BEFORE_ANY_WATCH_NS);
+    take(FULL);
+    end_ring();
+}
+
 static void
 do_nothing(int number)
 {
@@ -308,7 +380,7 @@ static void
 sleeper_is_interrupted_by_a_signal(void)
 {
     open_ring();
-    nobody_watches_soon();
+    no_receiver_watches_soon();
     int pid = fork_hooked();
 
     if (pid == 0) {
@@ -408,7 +480,7 @@ static void
 forged_time_does_not_keep_a_message_from_a_sleeper(void)
 {
     open_ring();
-    nobody_watches_soon();
+    no_receiver_watches_soon();
     for (int i = 0; i < 3; i++) {
         int pid = sleeping_receiver();
         int64_t for_ever = i == 0 ? INT64_MAX : now_ns() + 3600 * SECOND_NS;
@@ -428,14 +500,14 @@ static void
 backup_takes_what_was_left_behind(void)
 {
     open_ring();
-    nobody_watches_soon();
+    no_receiver_watches_soon();
     for (int i = 0; i < 20; i++) {
         int64_t since = now_ns();
         int pid = backup();
 
         put(1); /* it wakes nobody, unless the backup is late just now */
         CHECK_EQ(1, woken_within(LONG_MS, 1));
-        CHECK(now_ns() - since < BACKED_NS);
+        CHECK(now_ns() - since < BEFORE_ANY_WATCH_NS);
         wait_child(pid);
     }
     end_ring();
@@ -449,7 +521,7 @@ backup_that_leaves_hands_the_rest_on(void)
     int pids[SLEEPERS];
 
     open_ring();
-    nobody_watches_soon();
+    no_receiver_watches_soon();
     for (int i = 0; i < SLEEPERS; i++) {
         pids[i] = sleeping_receiver();
     }
@@ -464,7 +536,7 @@ backup_that_leaves_hands_the_rest_on(void)
     atomic_store(&words->backup_at_ns, 0);
     CHECK_EQ(0, kill(first, SIGCONT));
     CHECK_EQ(SLEEPERS + 1, woken_within(LONG_MS, SLEEPERS + 1));
-    CHECK(now_ns() - since < BACKED_NS);
+    CHECK(now_ns() - since < BEFORE_ANY_WATCH_NS);
     wait_child(first);
     for (int i = 0; i < SLEEPERS; i++) {
         wait_child(pids[i]);
@@ -481,7 +553,7 @@ senders_are_woken_one_by_one_then_all(void)
     int pids[SENDERS], awake = 0;
 
     open_ring();
-    nobody_watches_soon();
+    no_receiver_watches_soon();
     put(FULL);
     for (int i = 0; i < SENDERS; i++) {
         pids[i] = waiting_sender(arena, ends[1], to_parent);
@@ -512,7 +584,7 @@ killed_sender_does_not_keep_the_others_out(void)
     int pids[SENDERS];
 
     open_ring();
-    nobody_watches_soon();
+    no_receiver_watches_soon();
     put(FULL);
     for (int i = 0; i < SENDERS; i++) {
         pids[i] = waiting_sender(arena, ends[1], to_parent);
@@ -754,12 +826,12 @@ every_burst_is_taken_though_nobody_watches_soon(void)
         int64_t since = now_ns();
 
         /* All periods but the last are others'. */
-        atomic_store(&words->watches, (uint64_t) (now_ns() / 1000000 / WATCH_MS) << 32 | INT32_MAX);
+        atomic_store(&arena->header->watches, (uint64_t) (now_ns() / 1000000 / WATCH_MS) << 32 | INT32_MAX);
         while (count-- > 0 && seq < MOST_NOTES) {
             put_note(0, seq++);
         }
         while (atomic_load(&shared->got) < atomic_load(&shared->put)) {
-            CHECK(now_ns() - since < BACKED_NS);
+            CHECK(now_ns() - since < BEFORE_ANY_WATCH_NS);
             sched_yield();
         }
         if (rand_r(&seed) % 4 == 0) {
@@ -888,6 +960,8 @@ static const struct test tests[] = {
     TEST(receivers_with_and_without_a_time_get_one_each),
     TEST(poller_does_not_keep_a_receivers_wake_up),
     TEST(end_of_file_is_seen_by_all_who_sleep),
+    TEST(death_of_the_last_sender_is_seen_when_its_parent_notes_it),
+    TEST(death_of_the_last_receiver_is_seen_when_its_parent_notes_it),
     TEST(sleeper_is_interrupted_by_a_signal),
     TEST(killed_sleepers_cost_one_futile_wake_up),
     TEST(message_whose_wake_up_was_lost_is_taken_by_the_next_to_watch),

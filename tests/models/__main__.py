@@ -22,6 +22,7 @@ MODULES = (
     "byte_turns",
     "holders",
     "pipe_runs",
+    "waiters",
 )
 
 

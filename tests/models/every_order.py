@@ -118,9 +118,9 @@ class Case(NamedTuple):
     """Whether it takes longer than a few seconds."""
 
 
-def broken(variant: str, fails: str, make: Callable[[str], Model]) -> Case:
+def broken(variant: str, fails: str, make: Callable[[str], Model], large: bool = False) -> Case:
     """A case that must fail: `make` gets the variant."""
-    return Case(variant, lambda: make(variant), fails)
+    return Case(variant, lambda: make(variant), fails, large)
 
 
 class Found(NamedTuple):

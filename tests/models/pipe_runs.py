@@ -7,7 +7,8 @@
     send     seal each run: FLIGHT(me, message); write the frame, whole
     receive  join the roster, once; mark: one more inside; read the frame, and wait for it; lease
              each run by CAS; mark: one fewer inside, and if none is left, out once more. A call
-             that a signal interrupts comes out without a frame
+             that a signal interrupts comes out without a frame. One that does not know the channel
+             leaves the rest of a frame in the pipe until it has said that it is inside
     look     at a run in FLIGHT whose sender is dead, which is asked first, or oneself if the frame
              was written. Then both directions of the channel must be seen empty; then note who has
              joined, and the mark of each
@@ -93,8 +94,13 @@ class PipeRuns(Model):
         heirs: dict[str, str],
         kill: str = "",
         variant: str = "",
+        late: bool = False,
     ) -> None:
-        """Who sends: (pipe, count of runs) of each message. Who receives: (process, pipe)."""
+        """Who sends: (pipe, count of runs) of each message. Who receives: (process, pipe).
+
+        late: receivers find the arena only when a frame is there.
+        """
+        self.late = late
         self.sends, self.receives, self.heirs, self.variant = sends, receives, heirs, variant
         self.kill = frozenset(kill.split())
         self.messages: list[Message] = []
@@ -157,6 +163,8 @@ class PipeRuns(Model):
         step, *rest = at
         process, pipe = self.receives[me]
         p = self.members.index(process)
+        if self.late and step in ("out", "find", "join", "rest"):
+            return self.receive_late(s, p, pipe, step)
         if step == "out":
             if not s.joined[p]:
                 return s._replace(joined=put(s.joined, p, True)), OUT
@@ -172,6 +180,17 @@ class PipeRuns(Model):
             return self.go_in(s, p) if step == "go in" else self.come_out(s, p), ("lease", *rest)
         m, i = rest
         return self.lease(s, me, m, i) if step == "lease" else self.release(s, me, step, m, i)
+
+    def receive_late(self, s: State, p: int, pipe: int, step: str) -> Step:
+        """It has read a frame's length word, and the rest shows that the frame is in the pipe."""
+        if step == "out":
+            return s, ("find",) if s.pipes[pipe] else OUT
+        if step == "find":
+            return s._replace(joined=put(s.joined, p, True)), ("join",)
+        if step == "join":
+            return self.go_in(s, p), ("rest",)
+        m, *queue = s.pipes[pipe]
+        return s._replace(pipes=put(s.pipes, pipe, tuple(queue))), ("lease", m, 0)
 
     def lease(self, s: State, me: str, m: int, i: int) -> Step:
         message = self.messages[m]
@@ -280,10 +299,10 @@ ONE_EACH: Sends = {"s": ((0, 1),), "t": ((0, 1),)}
 BOTH_WAYS: Sends = {"s": ((0, 1),), "t": ((1, 1),)}
 
 
-def one_pipe(sends: Sends, kill: str, variant: str = "") -> PipeRuns:
+def one_pipe(sends: Sends, kill: str, variant: str = "", late: bool = False) -> PipeRuns:
     """r2 receives when r is dead, x2 looks when x is dead."""
     receives = {"r": ("r", 0), "r2": ("r2", 0)}
-    return PipeRuns(sends, receives, {"r2": "r", "x2": "x"}, kill, variant)
+    return PipeRuns(sends, receives, {"r2": "r", "x2": "x"}, kill, variant, late)
 
 
 def two_pipes(kill: str, variant: str = "") -> PipeRuns:
@@ -298,11 +317,12 @@ CASES = [
     Case("two messages", lambda: one_pipe({"s": ((0, 2), (0, 1))}, "s r")),
     Case("both directions", lambda: two_pipes("s r")),
     Case("all die", lambda: one_pipe({"s": ((0, 2),), "t": ((0, 1),)}, "s r x"), large=True),
+    Case("found late", lambda: one_pipe(ONE_EACH, "s t", late=True)),
     # any thread that comes out counts, as if it were the one that was inside
     broken("anyout", GONE, lambda v: two_pipes("s", v)),
     # who has joined is read before the look at the pipe
     broken("membersfirst", GONE, lambda v: one_pipe(ONE_EACH, "s r", v)),
-    # an end that does not know its arena reads a frame, and finds the arena then
+    # an end that does not know its arena takes a frame, and finds the arena then
     broken("bare", GONE, lambda v: one_pipe(ONE_EACH, "s r", v)),
     # a receiver comes out before its leases
     broken("outearly", GONE, lambda v: one_pipe(ONE_EACH, "s r", v)),

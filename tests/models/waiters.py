@@ -11,7 +11,10 @@
               many as fit are woken when almost none is. An event count, without a flag
 
 Whether there is a flood, so whether a sleeper is the backup, is left to chance, and so is when a
-time is over. The end of a watch, which rescues whoever was forgotten, is not tried: nobody is.
+time is over. In these two models the end of a watch is not tried: nobody is forgotten.
+
+    watch     a third model: one that should wake others is killed before it does; a sleeper wakes
+              by its watch and looks round for those that wait for something else
 
 Checked: no message waits while receivers sleep, or are away with another for long, and nobody is on
 the way; no sender sleeps at an empty ring. Receivers that are killed asleep change nothing.
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .every_order import DEAD, OVER, Broken, Case, Model, Place, Step, broken
+from .every_order import DEAD, OVER, STUCK, Broken, Case, Model, Place, Step, broken
 
 NOBODY = ""
 ASLEEP: Place = ("asleep",)
@@ -236,24 +239,113 @@ class Slots(Model):
         return all(at == OVER for at in s.procs)
 
 
+class Watched(NamedTuple):
+    there: frozenset[str]
+    """What there is to wait for: a message, room, the last task done."""
+    flags: frozenset[str]
+    """What the words say that somebody sleeps for."""
+    counts: tuple[int, ...]
+    """The event counts, in the order of THINGS."""
+    procs: tuple[Place, ...]
+
+
+THINGS = ("message", "room", "task")
+
+
+class Watch(Model):
+    """Sleepers m, n (for a message), r, s (for room) and t, u (for the last task); wakers M, R and
+    T, each of which makes one of these things be there, and may be killed before it wakes anybody.
+
+    A thing that is there stays: what takes it away is in the other models.
+    """
+
+    def __init__(self, who: str, kill: str = "", variant: str = "") -> None:
+        self.who, self.kill, self.variant = tuple(who), frozenset(kill), variant
+        begins = {name: ("look",) if name.islower() else ("change",) for name in who}
+        procs: tuple[Place, ...] = tuple(begins[name] for name in who)
+        self.start = Watched(frozenset(), frozenset(), (0, 0, 0), procs)
+
+    def thing(self, who: str) -> str:
+        return {"m": "message", "n": "message", "r": "room", "s": "room"}.get(who.lower(), "task")
+
+    def program(self, s: Watched, who: str, at: Place) -> Step | list[Step]:
+        thing, step = self.thing(who), at[0]
+        if step == "change":
+            return s._replace(there=s.there | {thing}), ("flagged?", thing, OVER)
+        if step == "look":
+            return s, OVER if thing in s.there else ("flag",)
+        if step == "flag":
+            return s._replace(flags=s.flags | {thing}), ("wait", self.count(s, thing))
+        if step == "wait":
+            asleep = thing not in s.there and self.count(s, thing) == at[1]
+            return s, ASLEEP if asleep else ("look",)
+        if step == "round":  # by its watch: it looks round for all, and then for its own
+            left = at[1]
+            if not left:
+                return s, ("look",)
+            then = ("round", left[1:])
+            if left[0] not in s.there:
+                return s, then
+            if self.variant != "trusting":  # whatever the word says
+                s = s._replace(flags=s.flags | {left[0]})
+            return s, ("flagged?", left[0], then)
+        if step == "flagged?":
+            return s, ("clear", *at[1:]) if at[1] in s.flags else at[2]
+        if step == "clear":  # killed behind this, it leaves sleepers and no flag
+            return s._replace(flags=s.flags - {at[1]}), ("wake", *at[1:])
+        if step == "wake":
+            # Modulo 3, so that there is an end: one that looks for so long sleeps too much.
+            pairs = zip(THINGS, s.counts, strict=True)
+            counts = tuple((n + (name == at[1])) % 3 for name, n in pairs)
+            s = s._replace(counts=counts)
+            for name in self.who:
+                if self.thing(name) == at[1] and self.place(s, name) == ASLEEP:
+                    s = self.at(s, name, ("look",))
+            return s, at[2]
+        return self.watch(s, who)
+
+    def watch(self, s: Watched, who: str) -> Step | list[Step]:
+        """Only the first's watch ends: the others never wake by themselves."""
+        if who != self.who[0]:
+            return []
+        return s, ("look",) if self.variant == "own" else ("round", THINGS)
+
+    def count(self, s: Watched, thing: str) -> int:
+        return s.counts[THINGS.index(thing)]
+
+    def goal(self, s: Watched) -> bool:
+        """Those that wait for something that is there do not wait any more."""
+        waits = [name for name in self.who if name.islower() and self.thing(name) in s.there]
+        changed = [self.place(s, name) in (OVER, DEAD) for name in self.who if name.isupper()]
+        return all(changed) and all(self.place(s, name) == OVER for name in waits)
+
+
 CASES = [
+    Case("a watch", lambda: Watch("mnR", kill="R")),
+    Case("a watch, three kinds", lambda: Watch("mrtT", kill="T")),
+    Case("a watch, two joiners", lambda: Watch("rtuT", kill="T")),
+    Case("a watch, three kinds and two deaths", lambda: Watch("mrtRT", kill="RT"), large=True),
+    # the one that wakes looks for what it waits for alone
+    broken("own", STUCK, lambda v: Watch("mrR", "R", v)),
+    # it believes the words that say whether somebody sleeps
+    broken("trusting", STUCK, lambda v: Watch("mrR", "R", v)),
     Case("a receiver", lambda: Messages("rab")),
     Case("two receivers", lambda: Messages("rqa")),
     Case("killed sleepers", lambda: Messages("rqa", kill="q")),
     Case("two receivers and senders", lambda: Messages("rqab"), large=True),
     Case("three receivers", lambda: Messages("rqpa", kill="p"), large=True),
     # the flag is cleared, and nobody is woken that fell asleep before it was
-    broken("once", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("once", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # the flag is cleared though as many were asleep as were to be woken
-    broken("clears", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("clears", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # the count is read when the receiver falls asleep
-    broken("latecount", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("latecount", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # the flag is set after the last look
-    broken("lateflag", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("lateflag", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # who leaves does not look at what it leaves behind
-    broken("blind", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("blind", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # the backup leaves with a message and says nothing
-    broken("keepsbackup", "receiver sleeps", lambda v: Messages("rqab", variant=v)),
+    broken("keepsbackup", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     Case("senders", lambda: Slots("rabc")),
     Case("senders, two receivers", lambda: Slots("rqab")),
     Case("senders, two receivers and more", lambda: Slots("rqabc"), large=True),

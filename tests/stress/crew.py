@@ -185,7 +185,7 @@ class Crew:
         """SIGKILL them all at once, and see them gone."""
         victims = list(victims)
         if aimed:
-            self._aim(victims[0])
+            self.aim(victims[0])
         counts = self.result.counts
         for victim in victims:
             os.kill(victim.pid, signal.SIGKILL)
@@ -202,7 +202,7 @@ class Crew:
                 self._fell(victim, code)
             self._bury(victim, killed=code != 0)
 
-    def _aim(self, victim: Member) -> None:
+    def aim(self, victim: Member) -> None:
         """Wait for the beginning of a put, or the end of a get, and a little longer."""
         word = BEGUN if victim.role == PRODUCER else GOT
         before = self.board.get(victim.who, word)

@@ -27,6 +27,8 @@ class Settings:
     rest_bytes: int = 64 * MIB
     """Resident bytes of a channel at rest that are no violation, whatever the warm-up held."""
     largest_bytes: int = 8 * MIB
+    back_s: float = 1.0
+    """`restless`: what a killed process held is back so long after its death."""
     switches_max: float = 4.0
     """Voluntary context switches that one put may cause among 64 blocked consumers, on average."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import backlog, herd, pools, queues
+from . import backlog, herd, pools, queues, restless
 from .report import Result, Say, Settings
 
 Scenario = Callable[[Settings, str, Result, Say], None]
@@ -19,6 +19,7 @@ SCENARIOS: dict[str, Scenario] = {
     "late_consumer": queues.late_consumer,
     "pool": pools.pool,
     "sixty_four": herd.sixty_four,
+    "restless": restless.restless,
     "backlog": backlog.backlog,
 }
 

@@ -48,6 +48,9 @@ class Order:
     """Consumers: get() without a timeout, always."""
     joinable: bool = False
     simple: bool = False
+    restless: bool = False
+    """Never sleep; keep the pace by yielding the CPU."""
+    nice: int = 0
 
 
 def guarded(work: Callable[[Any, Order], None], queue: Any, order: Order) -> None:
@@ -56,6 +59,7 @@ def guarded(work: Callable[[Any, Order], None], queue: Any, order: Order) -> Non
     # Never closed: the end of the process, where a feeder thread is waited for, may hang as well.
     stacks = os.open(stack_path(order.folder, order.who), os.O_WRONLY | os.O_CREAT, 0o600)
     faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+    os.nice(order.nice)
     try:
         work(queue, order)
     except BaseException:
@@ -86,7 +90,7 @@ def produce(queue: Any, order: Order) -> None:
             _put_impatiently(queue, obj, rng)
         board.set(who, DONE, seq)
         if not order.count:
-            _keep_pace(board, who, seq - window)
+            _keep_pace(board, order, seq - window)
     while order.lingers and not board.stopping:
         time.sleep(0.01)
 
@@ -101,11 +105,14 @@ def _put_impatiently(queue: Any, obj: Any, rng: random.Random) -> None:
             time.sleep(0.001)
 
 
-def _keep_pace(board: Board, who: int, until: int) -> None:
+def _keep_pace(board: Board, order: Order, until: int) -> None:
     """Wait till message `until` was got, lest an unbounded queue fill the machine."""
     give_up = time.monotonic() + HEARD_WAIT_S
-    while board.get(who, HEARD) < until and not board.stopping and time.monotonic() < give_up:
-        time.sleep(0.001)
+    while board.get(order.who, HEARD) < until and not board.stopping and time.monotonic() < give_up:
+        if order.restless:
+            os.sched_yield()
+        else:
+            time.sleep(0.001)
 
 
 def consume(queue: Any, order: Order) -> None:

@@ -8,8 +8,8 @@
 #include "scenarios.h"
 #include "stage.h"
 
-/* How long the package sleeps at a time before it looks for signals (config.py). */
-#define SLICE_MS 50
+/* As the package does: if the victim wakes nobody, the watch does (watch.c). */
+#define UNTIL_ITS_WATCH -1
 #define ENOUGH 600 /* more than a ring holds */
 
 void
@@ -249,7 +249,7 @@ sleep_for_room(void)
     if (say(stage.kind->filler) == 0) {
         return true;
     }
-    (void) mpshm_queue_wait_room(&stage.out, NULL, SLICE_MS);
+    (void) mpshm_queue_wait_room(&stage.out, NULL, UNTIL_ITS_WATCH);
     return false;
 }
 
@@ -265,7 +265,7 @@ sleep_for_turn(void)
     if (say_with_place(VIEWED, place) == 0) {
         return true;
     }
-    (void) mpshm_queue_wait_room(&stage.out, place, SLICE_MS);
+    (void) mpshm_queue_wait_room(&stage.out, place, UNTIL_ITS_WATCH);
     return false;
 }
 
@@ -286,7 +286,7 @@ nudge_ring(void)
 bool
 sleep_for_tasks(void)
 {
-    return mpshm_wait_done(stage.arena, SLICE_MS) == 0;
+    return mpshm_wait_done(stage.arena, UNTIL_ITS_WATCH) == 0;
 }
 
 void
@@ -305,7 +305,7 @@ sleep_for_memory(void)
         EXPECT_EQ(0, say(VIEWED));
         has_sent = true;
     }
-    return mpshm_wait_room(stage.arena, stage.out.fd, 90000, 100000, SLICE_MS) == 0;
+    return mpshm_wait_room(stage.arena, stage.out.fd, 90000, 100000, UNTIL_ITS_WATCH) == 0;
 }
 
 void

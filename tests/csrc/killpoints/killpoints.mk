@@ -4,7 +4,7 @@
 KILLPOINTS := $(BUILD)/killpoints
 KILLPOINTS_SOURCES := $(wildcard killpoints/*.c)
 # wraps.c has each of these.
-STEPS := read write pread pwrite close ftruncate fallocate munmap madvise mprotect memfd_create mmap \
+STEPS := read write pread pwrite preadv2 pwritev2 close ftruncate fallocate munmap madvise mprotect memfd_create mmap \
     open fcntl mremap syscall clock_gettime
 
 .PHONY: killpoints killpoints-all

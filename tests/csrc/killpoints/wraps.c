@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <sys/mman.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -28,6 +29,9 @@ WRAP(ssize_t, read, (int fd, void *to, size_t size), (fd, to, size))
 WRAP(ssize_t, write, (int fd, const void *from, size_t size), (fd, from, size))
 WRAP(ssize_t, pread, (int fd, void *to, size_t size, off_t at), (fd, to, size, at))
 WRAP(ssize_t, pwrite, (int fd, const void *from, size_t size, off_t at), (fd, from, size, at))
+WRAP(ssize_t, preadv2, (int fd, const struct iovec *to, int count, off_t at, int flags), (fd, to, count, at, flags))
+WRAP(ssize_t, pwritev2, (int fd, const struct iovec *from, int count, off_t at, int flags),
+     (fd, from, count, at, flags))
 WRAP(int, close, (int fd), (fd))
 WRAP(int, ftruncate, (int fd, off_t size), (fd, size))
 WRAP(int, fallocate, (int fd, int mode, off_t at, off_t size), (fd, mode, at, size))
