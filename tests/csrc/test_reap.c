@@ -256,6 +256,7 @@ static void
 whole_family_killed_leaves_nothing(void)
 {
     open_queue(0, 0, 0);
+    CHECK_EQ(0, prctl(PR_SET_CHILD_SUBREAPER, 1)); /* of orphaned grandchildren as well */
     for (int round = 0; round < 3; round++) {
         int pid = fork_hooked();
 
@@ -278,9 +279,7 @@ whole_family_killed_leaves_nothing(void)
         }
         wait_killed(pid);
     }
-    while (runs_in_use(arena) > 0) { /* an orphaned grandchild may die a moment later */
-        mpshm_reap(arena);
-        sched_yield();
+    while (waitpid(-1, NULL, 0) != -1) { /* a grandchild may die a moment later */
     }
     end_queue();
 }
