@@ -101,6 +101,8 @@ what_is_filled_around_a_fork_arrives_whole(void)
         fill(run.data, chunks(3), i);
         CHECK(is_filled(view, chunks(3), 100));
         CHECK_EQ(0, send_run(ends[1], &run, chunks(3)));
+        while (mpshm_wait_room(arena, ends[1], chunks(3), chunks(9), 50) != 0) { /* the segment is small */
+        }
     }
     mpshm_release(view);
     end_receiver(receiver);
