@@ -156,6 +156,7 @@ receive_twelve(void)
 {
     uint64_t before = mpshm_leases();
 
+    await(to_child); /* until all are sent */
     for (unsigned i = 0; i < 12; i++) {
         char *data = receive_message(i);
 
@@ -175,6 +176,7 @@ messages_are_received(void)
 
         send_messages(0, 12); /* in three segments */
         CHECK(gauges(arena).segments > 2);
+        go(to_child);
         wait_child(pid);
         CHECK(!mapped || is_filled(view, chunks(3), 7));
         mpshm_release(view);
