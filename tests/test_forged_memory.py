@@ -44,7 +44,7 @@ def write_word(fd: int, offset: int, word: int) -> None:
 def run_table_at(fd: int) -> int:
     """Where the run table of the first segment begins in the file."""
     chunks = word_at(fd, DIRECTORY_AT) & CHUNK_COUNT_MASK
-    return word_at(fd, HEAD_BYTES_AT) + SEGMENT_HEAD_BYTES + 3 * 8 * (chunks // 64 + 1)
+    return word_at(fd, HEAD_BYTES_AT) + SEGMENT_HEAD_BYTES + 4 * 8 * (chunks // 64 + 1)
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def _runs(fd: int, segment_at: int, count: int) -> tuple[Words, Words]:
     Inside a run there are zeros, and words of runs that began there once and are free.
     """
     (high,) = struct.unpack("<I", os.pread(fd, 4, segment_at + _HIGH_AT))
-    table_at = segment_at + _SEGMENT_HEAD_BYTES + 3 * (count // 64 + 1) * 8
+    table_at = segment_at + _SEGMENT_HEAD_BYTES + 4 * (count // 64 + 1) * 8
     words = np.frombuffer(os.pread(fd, min(high, count) * 16, table_at), np.uint64)[::2]
     used = np.flatnonzero(words & np.uint64(7))
     return (table_at + 16 * used).astype(np.uint64), words[used]
