@@ -114,7 +114,7 @@ in_segment(uint64_t *state, uint32_t what)
     struct segment *seg;
     uint64_t at = segment_at(state, &seg), maps = at + sizeof(struct segment_head);
     uint32_t count = seg != NULL ? seg->count : TINY_CHUNKS, near = count < 96 ? count : 96;
-    uint64_t runs = maps + 3 * map_words(count) * 8;
+    uint64_t runs = maps + 4 * map_words(count) * 8;
 
     switch (what) {
     case 0:
@@ -122,7 +122,7 @@ in_segment(uint64_t *state, uint32_t what)
     case 1:
         return word(ANY, 4, at + 4 * below(state, 16));
     case 2:
-        return word(ANY, 8, maps + 8 * below(state, (uint32_t) (3 * map_words(count))));
+        return word(ANY, 8, maps + 8 * below(state, (uint32_t) (4 * map_words(count))));
     case 3:
     case 4:
         return word(RUN, 8, runs + 16 * below(state, below(state, 2) ? 6 : near));
