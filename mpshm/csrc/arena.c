@@ -396,7 +396,7 @@ void
 mpshm_arena_close(mpshm_arena *arena)
 {
     if (arena->joined == mpshm_process.generation && atomic_load(&arena->header->segment[0]) != 0) {
-        (void) mpshm_trim(arena); /* others may keep the file for long */
+        trim_at_close(arena); /* others may keep the file for long */
     }
     process_lock();
     if (arena->joined == mpshm_process.generation) { /* else no segment is this process's */

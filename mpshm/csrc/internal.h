@@ -87,7 +87,8 @@ struct mpshm_arena {
     uint64_t lease_bytes;   /* of the chunks it has leased in all */
     uint32_t deaths, claims; /* the roster's deaths when last seen; and claims, to look now and then */
     int64_t reaped_ns;      /* when growth last looked for the dead */
-    int64_t locked_until_ns; /* no waiting for segments' locks before */
+    _Atomic uint32_t trim_from; /* the segment with which the next trim begins; no lock guards it */
+    int64_t locked_until_ns, own_locked_until_ns; /* no waiting for segments' locks before; for those of its own */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
@@ -240,7 +241,7 @@ data_bytes(const struct segment *seg)
     return (uint64_t) seg->count << seg->shift;
 }
 int segment_map_data(struct segment *seg);
-void segment_warm(struct segment *seg, uint64_t offset, uint64_t size);
+void segment_warm(struct segment *seg, char *data, uint64_t offset, uint64_t size); /* needs no lock */
 bool segment_populate(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_go_private(struct segment *seg);
 void segment_retire(struct segment *seg);
@@ -264,7 +265,8 @@ bool trim_is_due(mpshm_arena *arena); /* cheap */
 bool trim_is_worth_it(const mpshm_arena *arena); /* not so cheap */
 /* until: asked between slices; NULL: for some 10 ms at most. */
 void trim_if_due(mpshm_arena *arena, trim_until *until, const void *what);
-bool trim_whole(mpshm_arena *arena, const void *what); /* an `until`: to the end */
+bool trim_time_is_over(mpshm_arena *arena, const void *until_ns); /* an `until` */
+void trim_at_close(mpshm_arena *arena);
 /* Have whoever comes next do it. */
 static inline void
 trim_soon(mpshm_arena *arena, enum warmth keep)
@@ -301,7 +303,8 @@ void pressure_note(mpshm_arena *arena, const mpshm_run *run, uint64_t word); /* 
 bool pressure_is_settled(mpshm_arena *arena);
 bool pressure_has_room(mpshm_arena *arena, uint64_t bytes, uint64_t mark);
 uint64_t pressure_in_flight(mpshm_arena *arena);
-void pressure_call(mpshm_arena *arena); /* needs no lock */
+void pressure_call(mpshm_arena *arena);
+void pressure_call_unasked(mpshm_arena *arena); /* needs no lock */
 
 /* parcel.c and frame.c.  The seal and what ends it: under arena_lock. */
 struct part {

@@ -161,7 +161,7 @@ lease_add_holder(struct segment *seg, uint32_t at, name holder)
 }
 
 /* Others may be quicker, but not for ever: after so many tries it is a stray write, and a sweep looks again. */
-#define TRIES 10000
+#define TRIES 256
 
 /* A SHARED run whose names have all gone is free.  The word first, then how long the run is: if it has become
    another run in between, the word has changed.  L7 */

@@ -288,24 +288,24 @@ warm_stamp(const struct segment *seg, int64_t ns)
 /* Whether a huge page that this process has made resident has to be made so again: it is gone.  Once a second, for
    that takes milliseconds on a busy machine, and somebody may give memory back all the time. */
 static bool
-has_gone(const struct segment *seg, uint64_t page, uint16_t stamp)
+has_gone(const struct segment *seg, char *data, uint64_t page, uint16_t stamp)
 {
     unsigned char resident = 0;
     uint16_t was = seg->warm[page];
 
     return was >> 8 != stamp >> 8
-           && mincore(seg->now->data + page * HUGE_BYTES, (size_t) sysconf(_SC_PAGESIZE), &resident) == 0
+           && mincore(data + page * HUGE_BYTES, (size_t) sysconf(_SC_PAGESIZE), &resident) == 0
            && (resident & 1) == 0;
 }
 #endif
 
-/* Make [offset, offset + size) of the data resident by huge pages, those that the range covers whole.
+/* Make [offset, offset + size) of the data, mapped at `data`, resident by huge pages, those that the range covers whole.
    Each is tried once, and again when its memory has been given back; after an error its pages come one by one, as
    they are touched. */
 void
-segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
+segment_warm(struct segment *seg, char *data, uint64_t offset, uint64_t size)
 {
-    INVARIANT(S3, seg->now != NULL && offset + size <= (uint64_t) seg->count << seg->shift);
+    INVARIANT(S3, offset + size <= (uint64_t) seg->count << seg->shift);
 #ifdef __linux__
     uint64_t first = (offset + HUGE_BYTES - 1) / HUGE_BYTES, end = (offset + size) / HUGE_BYTES;
     uint16_t stamp = warm_stamp(seg, now_ns());
@@ -313,10 +313,10 @@ segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
     for (uint64_t page = first; page < end; page++) {
         uint16_t was = seg->warm[page];
 
-        if ((was & UINT8_MAX) == (stamp & UINT8_MAX) || (was != 0 && !has_gone(seg, page, stamp))) {
+        if ((was & UINT8_MAX) == (stamp & UINT8_MAX) || (was != 0 && !has_gone(seg, data, page, stamp))) {
             continue;
         }
-        char *at = seg->now->data + page * HUGE_BYTES;
+        char *at = data + page * HUGE_BYTES;
 
         seg->warm[page] = stamp;
         /* EINVAL on an empty hole: hence one byte first. */
@@ -325,6 +325,7 @@ segment_warm(struct segment *seg, uint64_t offset, uint64_t size)
     }
 #else
     (void) seg;
+    (void) data;
     (void) offset;
     (void) size;
 #endif

@@ -186,7 +186,18 @@ await_leases(_Atomic uint32_t *wanted, uint32_t n)
     }
 }
 
-/* Have all who wait look for themselves. */
+/* Have all who wait look for themselves, though the word says that nobody does: who cleared it may have been
+   killed before it woke them. */
+void
+pressure_call_unasked(mpshm_arena *arena)
+{
+    _Atomic uint32_t *wanted = &arena->header->wanted;
+
+    atomic_store(wanted, 0);
+    (void) futex_wake(wanted, INT32_MAX);
+}
+
+/* The same, if it says so. */
 void
 pressure_call(mpshm_arena *arena)
 {
@@ -273,7 +284,7 @@ mpshm_wait_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int t
     bool room = pressure_has_room(arena, bytes, mark);
 
     if (room && timeout_ms != 0 && watch_common_is_over(arena)) {
-        pressure_call(arena);
+        pressure_call_unasked(arena);
     }
     return room ? 0 : -ETIMEDOUT;
 }

@@ -24,6 +24,8 @@
    busy processes on two CPUs each claims 100 times a second: with 4,096 a round of 70 records took seconds.  Looks
    too early are cheap: all processes together look no oftener than the census allows. */
 #define CLAIMS_BEFORE_CENSUS 64
+/* How long a sweep may take to give memory back. */
+#define TRIM_NS INT64_C(1000000000)
 
 /* One sweep over an arena.  Who is dead is asked once for each name, as far as the cache goes. */
 struct sweep {
@@ -178,7 +180,7 @@ mpshm_reap(mpshm_arena *arena)
     }
     end_sweep(&sweep);
     arena_unlock(arena);
-    trim_if_due(arena, trim_whole, NULL);
+    trim_if_due(arena, trim_time_is_over, &(int64_t) {now_ns() + TRIM_NS});
     arena_leave(arena);
 }
 

@@ -139,6 +139,18 @@ try_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     return result;
 }
 
+/* A holder of a lock may be stopped for good.  So only a hundredth of the time goes to waiting for locks in vain,
+   for the process's other channels wait meanwhile. */
+static void
+waited(int64_t *not_before_ns, int64_t begun, bool paid)
+{
+    int64_t over = now_ns();
+
+    if (!paid) {
+        *not_before_ns = over + 100 * (over - begun);
+    }
+}
+
 static void
 pause_before(uint32_t round)
 {
@@ -154,9 +166,14 @@ claim_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
     int error = try_own(arena, size, small, run);
 
-    for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
-        pause_before(i);
-        error = try_own(arena, size, small, run);
+    if (error == -EAGAIN && now_ns() >= arena->own_locked_until_ns) {
+        int64_t begun = now_ns();
+
+        for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
+            pause_before(i);
+            error = try_own(arena, size, small, run);
+        }
+        waited(&arena->own_locked_until_ns, begun, error != -EAGAIN);
     }
     return error == 0;
 }
@@ -222,26 +239,20 @@ claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     return result;
 }
 
-/* The same, some rounds long.  They come to an end, for a holder may be stopped for good; then only a hundredth of
-   the time goes to further rounds, for the process's other channels wait meanwhile. */
+/* The same, some rounds long. */
 static bool
 claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
     int error = claim_in_any(arena, size, small, run);
 
-    if (error != -EAGAIN || now_ns() < arena->locked_until_ns) {
-        return error == 0;
-    }
-    int64_t begun = now_ns();
+    if (error == -EAGAIN && now_ns() >= arena->locked_until_ns) {
+        int64_t begun = now_ns();
 
-    for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
-        pause_before(i);
-        error = claim_in_any(arena, size, small, run);
-    }
-    if (error == -EAGAIN) {
-        int64_t over = now_ns();
-
-        arena->locked_until_ns = over + 100 * (over - begun);
+        for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
+            pause_before(i);
+            error = claim_in_any(arena, size, small, run);
+        }
+        waited(&arena->locked_until_ns, begun, error != -EAGAIN);
     }
     return error == 0;
 }
@@ -365,9 +376,14 @@ lock_patiently(struct segment *seg)
 {
     bool locked = segment_try_lock(seg);
 
-    for (uint32_t i = 1; i < CLAIM_ROUNDS && !locked; i++) {
-        pause_before(i);
-        locked = segment_try_lock(seg);
+    if (!locked && now_ns() >= seg->arena->own_locked_until_ns) {
+        int64_t begun = now_ns();
+
+        for (uint32_t i = 1; i < CLAIM_ROUNDS && !locked; i++) {
+            pause_before(i);
+            locked = segment_try_lock(seg);
+        }
+        waited(&seg->arena->own_locked_until_ns, begun, locked);
     }
     return locked;
 }
@@ -419,8 +435,10 @@ mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size
     if (offset > run->capacity || size > run->capacity - offset) {
         return -EINVAL;
     }
-    if (size >= HUGE_BYTES && lies_in_now(seg, run)) {
-        segment_warm(seg, (uint64_t) (run->data - seg->now->data) + offset, size);
+    if (size >= HUGE_BYTES) { /* its mapping, not seg->now: another thread may fork meanwhile, and no lock is held */
+        uint64_t begin = (uint64_t) run->chunk_id << seg->shift;
+
+        segment_warm(seg, run->data - begin, begin + offset, size);
     }
     memcpy(run->data + offset, source, size);
     return 0;

@@ -408,6 +408,18 @@ is_forged(const struct segment *seg, uint64_t word)
     return seg != NULL && (DIR_SHIFT(word) != seg->shift || DIR_COUNT(word) != seg->count);
 }
 
+static bool
+is_coprime(uint32_t a, uint32_t b)
+{
+    while (b != 0) {
+        uint32_t rest = a % b;
+
+        a = b;
+        b = rest;
+    }
+    return a == 1;
+}
+
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
    small: one of small chunks, for runs that are copied out and never viewed.  last: nothing is to be had in
    other segments.  -ENOSPC: the arena is at its limit; -EFBIG: no segment will ever be so large. */
@@ -442,6 +454,9 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
 
         first = any % used;
         step = 1 + any / used % (used - 1);
+        while (!is_coprime(step, used)) { /* or it would look at some only */
+            step++;
+        }
     }
     for (uint32_t i = 0; i < arena->segment_limit; i++) {
         uint32_t id = i < used ? (first + i * step) % used : i;

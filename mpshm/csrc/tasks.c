@@ -118,9 +118,9 @@ has_more_messages(const mpshm_arena *arena, uint64_t head, int64_t done)
    its place kept, is none yet, and will be none if its process is killed or gives up: task_done() for it would take
    a later message's.  Those that feeders hold have not been taken. */
 static bool
-is_one_left(mpshm_arena *arena, uint64_t *done)
+is_one_left(mpshm_arena *arena, uint64_t *done, uint32_t *tries)
 {
-    for (uint32_t tries = 0; tries < RING_TRIES; tries++) {
+    while (++*tries < RING_TRIES) {
         *done = atomic_load(&arena->ring->done);
         uint64_t head = atomic_load(&arena->ring->head);
         int64_t left = position_ahead(HEAD_POSITION(head), *done + skips_of(*done, head));
@@ -179,14 +179,17 @@ int
 mpshm_task_done(mpshm_arena *arena)
 {
     uint64_t done;
-
     uint32_t tries = 0;
 
+    if (atomic_load_explicit(&arena->joined, memory_order_acquire) != mpshm_process.generation) {
+        arena_lock(arena); /* a fork's child has a name of its own: its parent may be one of the dead */
+        arena_unlock(arena);
+    }
     do {
-        if (!is_one_left(arena, &done)) {
+        if (!is_one_left(arena, &done, &tries)) {
             return -ERANGE;
         }
-        if (++tries > RING_TRIES) {
+        if (tries >= RING_TRIES) {
             return MPSHM_E_DAMAGED;
         }
     } while (!atomic_compare_exchange_weak(&arena->ring->done, &done,

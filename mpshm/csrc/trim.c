@@ -17,7 +17,7 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
-#include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -32,6 +32,10 @@
 #define GIVE_WAY_NS 100000
 /* What one who does not sleep gives back at a time: 10 ms. */
 #define AWAKE_BYTES (UINT64_C(64) << 20)
+
+/* How long a close may take for it, and mpshm_trim: 6 and 60 GiB. */
+#define CLOSE_NS INT64_C(1000000000)
+#define TRIM_NS INT64_C(10000000000)
 
 struct trim {
     enum warmth keep;
@@ -110,7 +114,8 @@ next_cold(const struct segment *seg, uint32_t *at, uint32_t most)
     uint32_t page = page_chunks(seg);
 
     while (*at < seg->count) {
-        uint64_t both = seg->map[*at / 64] & seg->touched[*at / 64];
+        uint64_t both = __atomic_load_n(&seg->map[*at / 64], __ATOMIC_RELAXED)
+                        & __atomic_load_n(&seg->touched[*at / 64], __ATOMIC_RELAXED);
 
         if (both >> (*at % 64) == 0) {
             *at = (*at / 64 + 1) * 64;
@@ -135,26 +140,41 @@ next_cold(const struct segment *seg, uint32_t *at, uint32_t most)
     return 0;
 }
 
+#ifdef MADV_REMOVE
+/* By a mapping, which cannot become another file's as the descriptor's number can at any moment. */
+static void
+punch(mpshm_arena *arena, uint64_t from, uint64_t bytes)
+{
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd, (off_t) from);
+
+    if (at == MAP_FAILED) {
+        return;
+    }
+    if (arena_has_file(arena)) { /* so it was when it was mapped */
+        (void) madvise(at, bytes, MADV_REMOVE);
+    }
+    munmap(at, bytes);
+}
+#endif
+
 /* Punch one slice from chunk *at on, and move it behind.  Bytes given back; 0: nothing is left.  The bits first:
    killed in between, the memory stays until the chunks are lent again, and no chunk counts as having memory that
    has none. */
 static uint64_t
 punch_slice(struct segment *seg, uint32_t *at)
 {
-#ifdef FALLOC_FL_PUNCH_HOLE
+#ifdef MADV_REMOVE
     uint32_t most = (uint32_t) (PUNCH_BYTES >> seg->shift), page = page_chunks(seg);
     uint32_t n = next_cold(seg, at, most > page ? most : page);
 
-    if (n == 0 || !arena_has_file(seg->arena)) {
+    if (n == 0) {
         return 0;
     }
     uint64_t bytes = (uint64_t) ((n + page - 1) / page * page) << seg->shift; /* the last page is the segment's */
 
     freemap_clear(seg->touched, *at, n);
     atomic_fetch_add_explicit(&seg->head->punched, 1, memory_order_relaxed);
-    (void) fallocate(seg->arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                     (off_t) (segment_file_offset(seg) + seg->data_at + ((uint64_t) *at << seg->shift)),
-                     (off_t) bytes);
+    punch(seg->arena, segment_file_offset(seg) + seg->data_at + ((uint64_t) *at << seg->shift), bytes);
     *at += n;
     return (uint64_t) n << seg->shift;
 #else
@@ -220,14 +240,14 @@ is_over(mpshm_arena *arena, const struct trim *trim)
 }
 
 bool
-trim_whole(mpshm_arena *arena, const void *what)
+trim_time_is_over(mpshm_arena *arena, const void *until_ns)
 {
     (void) arena;
-    (void) what;
-    return false;
+    return now_ns() >= *(const int64_t *) until_ns;
 }
 
-/* One slice at least, so that it ends even if all are always in haste. */
+/* Of one segment at least a slice, so that it ends even if all are always in haste; the next goes on with the
+   segment behind. */
 static void
 give_back(mpshm_arena *arena, struct trim *trim)
 {
@@ -238,15 +258,18 @@ give_back(mpshm_arena *arena, struct trim *trim)
     }
     trim->period = period_now();
     trim->least_bytes = KEEP_WARM / count;
-    for (uint32_t id = 0; id < count && !trim->is_cut; id++) {
-        uint32_t at = 0;
+    for (uint32_t i = 0; i < count && !trim->is_cut; i++) {
+        uint32_t at = 0, id = arena->trim_from % count;
 
+        arena->trim_from = id + 1;
         if (trim->keep == KEEP_LARGEST && (id == largest || !is_to_size(arena, id))) {
             continue;
         }
-        while (!trim->is_cut && trim_slice(arena, id, trim, &at)) {
-            trim->is_cut |= is_over(arena, trim);
+        bool more;
+
+        while ((more = trim_slice(arena, id, trim, &at)) && !is_over(arena, trim)) {
         }
+        trim->is_cut |= more || (i + 1 < count && is_over(arena, trim));
     }
 }
 
@@ -303,11 +326,25 @@ trim_if_due(mpshm_arena *arena, trim_until *until, const void *what)
     }
 }
 
-uint64_t
-mpshm_trim(mpshm_arena *arena)
+/* Whatever a peer writes to the maps meanwhile, it ends then. */
+static uint64_t
+trim_within(mpshm_arena *arena, int64_t ns)
 {
-    struct trim trim = {.keep = KEEP_NONE, .until = trim_whole};
+    int64_t until = now_ns() + ns;
+    struct trim trim = {.keep = KEEP_NONE, .until = trim_time_is_over, .what = &until};
 
     give_back(arena, &trim);
     return trim.given;
+}
+
+void
+trim_at_close(mpshm_arena *arena)
+{
+    (void) trim_within(arena, CLOSE_NS);
+}
+
+uint64_t
+mpshm_trim(mpshm_arena *arena)
+{
+    return trim_within(arena, TRIM_NS);
 }

@@ -92,12 +92,12 @@ turn_has_come(mpshm_arena *arena, uint64_t position, uint64_t bytes)
     return fits(arena, sum, bytes);
 }
 
-/* Whether the first message that waits for its turn has it: whoever let it in has perhaps not woken it. */
+/* Whether the first message that waits for its turn has it, or none waits for a turn and there are slots for those
+   that wait to have one: whoever let it in has perhaps not woken it. */
 bool
 turn_is_missed(mpshm_arena *arena)
 {
     uint64_t at = ring_first(arena), end = ring_end(arena);
-    bool missed = false;
 
     for (uint32_t i = 0; i < arena->slots && position_ahead(end, at) > 0; i++, at = position_after(at, 1)) {
         uint64_t word = load_slot(arena, at);
@@ -105,11 +105,10 @@ turn_is_missed(mpshm_arena *arena)
         if (word_ahead(arena, word, at) == 0 && SLOT_STATE(word) == SLOT_HELD) {
             uint64_t bytes = bytes_of(arena, at);
 
-            missed = bytes != 0 && turn_has_come(arena, at, bytes);
-            break;
+            return bytes != 0 && turn_has_come(arena, at, bytes);
         }
     }
-    return missed;
+    return !ring_is_full(arena);
 }
 
 bool

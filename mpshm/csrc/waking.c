@@ -175,18 +175,18 @@ waiters_look_round(mpshm_arena *arena)
     arena_unlock(arena);
 }
 
-/* A process has died.  Besides, one receiver and one sender look whether anybody is left at the other end; they
-   wake the others if nobody is.  Under arena_lock. */
+/* A process has died.  Besides, one receiver looks whether anybody is left at the other end, and wakes the others
+   if nobody is; and all senders do, for some do not ask that.  Under arena_lock. */
 void
 waiters_see_death(mpshm_arena *arena)
 {
     INVARIANT(A4, arena_is_locked(arena));
-    pressure_call(arena);
+    pressure_call_unasked(arena);
     if (arena->ring != NULL) {
         look_round(arena);
         waiters_call(arena, 1);
         if (atomic_load(&arena->ring->waiters.room_mark) != 0) {
-            (void) call_senders(&arena->ring->waiters, 1);
+            (void) call_senders(&arena->ring->waiters, INT_MAX);
         }
     }
 }
