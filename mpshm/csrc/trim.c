@@ -26,9 +26,10 @@
 #define KEEP_WARM (UINT64_C(24) << 20)
 /* What nobody has used for one to two periods goes back. */
 #define PERIOD_NS INT64_C(1500000000)
-/* A punch holds the file's lock and the segment's: 0.15 ms for each MiB.  Between two, others have them, */
-#define PUNCH_BYTES (UINT64_C(1) << 20)
-/* and those who were refused get so long. */
+/* A punch holds the file's lock and the segment's: 0.15 ms for each MiB.  Between two, others have them.  It is of
+   whole huge pages where there are any: of a part of one the system may keep the memory, and only clear it. */
+#define PUNCH_BYTES HUGE_BYTES
+/* Those who were refused get so long then. */
 #define GIVE_WAY_NS 100000
 /* What one who does not sleep gives back at a time: 10 ms. */
 #define AWAKE_BYTES (UINT64_C(64) << 20)
@@ -106,10 +107,10 @@ warm_chunks(struct segment *seg, const struct trim *trim)
     return warm > least ? warm : least;
 }
 
-/* The next chunks from *at on that are free and have memory, at most `most`, in whole pages; 0: there are none.
-   The maps may be forged, and change under us. */
+/* The next chunks from *at on that are free and have memory, in whole pages, and all in one stretch of `span`
+   chunks; 0: there are none.  The maps may be forged, and change under us. */
 static uint32_t
-next_cold(const struct segment *seg, uint32_t *at, uint32_t most)
+next_cold(const struct segment *seg, uint32_t *at, uint32_t span)
 {
     uint32_t page = page_chunks(seg);
 
@@ -125,7 +126,7 @@ next_cold(const struct segment *seg, uint32_t *at, uint32_t most)
         if (*at >= seg->count) {
             break;
         }
-        uint32_t n = freemap_stretch(seg->map, seg->count, *at, most);
+        uint32_t n = freemap_stretch(seg->map, seg->count, *at, span - *at % span);
 
         n = freemap_stretch(seg->touched, *at + n, *at, n);
         uint32_t first = (*at + page - 1) / page * page, end = *at + n;
@@ -164,8 +165,8 @@ static uint64_t
 punch_slice(struct segment *seg, uint32_t *at)
 {
 #ifdef MADV_REMOVE
-    uint32_t most = (uint32_t) (PUNCH_BYTES >> seg->shift), page = page_chunks(seg);
-    uint32_t n = next_cold(seg, at, most > page ? most : page);
+    uint32_t span = (uint32_t) (PUNCH_BYTES >> seg->shift), page = page_chunks(seg);
+    uint32_t n = next_cold(seg, at, span > page ? span : page);
 
     if (n == 0) {
         return 0;
