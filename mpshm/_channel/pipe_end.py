@@ -262,7 +262,7 @@ class Connection(stock.Connection):
 
     def recv(self) -> Any:
         """Receive a picklable object; large arrays in it are private, writable views."""
-        message = self._take()  # below, a small one is spared a call
+        message = self._take()  # payload.load would do; a small one is spared that call
         return _loads(message) if isinstance(message, bytes) else payload.load(message)
 
     def _take(

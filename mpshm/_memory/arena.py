@@ -363,9 +363,9 @@ def process_arenas() -> list[Arena]:
 def trim() -> int:
     """Give back to the system what shared memory no message uses; return how many bytes.
 
-    mpshm does this by itself with memory that was not used for a second or two, whenever a process
-    waits for a message or frees a large one.  Call this when none of them will do so for long.  It
-    covers the channels that are open in this process, for all processes that use them.
+    mpshm does this by itself with memory that was not used for two or three seconds, whenever a
+    process waits for a message or frees a large one.  Call this when none of them will do so for
+    long.  It covers the channels that are open in this process, for all processes that use them.
     """
     return sum(arena.trim() for arena in process_arenas())
 

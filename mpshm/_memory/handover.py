@@ -38,10 +38,12 @@ class Files:
     def __init__(self, memory: int, roster: int | None) -> None:
         self.memory, self.roster = memory, roster
 
+    def numbers(self) -> list[int]:
+        return [self.memory] if self.roster is None else [self.memory, self.roster]
+
     def close(self) -> None:
-        for fd in (self.memory, self.roster):
-            if fd is not None:
-                os.close(fd)
+        for fd in self.numbers():
+            os.close(fd)
 
 
 def pack(files: Callable[[], Files]) -> Any:
@@ -98,8 +100,7 @@ class _Registered:
         kept = [files]
 
         def send(connection: Any, pid: int) -> None:
-            files = kept[0]()
-            fds = [fd for fd in (files.memory, files.roster) if fd is not None]
+            fds = kept[0]().numbers()
             with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as line:
                 reduction.sendfds(line, fds)
 

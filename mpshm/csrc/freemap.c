@@ -7,13 +7,6 @@
 
 #include "invariants.h"
 
-/* A word, read once: a stray write must not change it between a check and its use. */
-static uint64_t
-word_at(const uint64_t *map, uint32_t i)
-{
-    return __atomic_load_n(&map[i], __ATOMIC_RELAXED);
-}
-
 static uint64_t
 mask_of(uint32_t first_bit, uint32_t bits)
 {
@@ -69,7 +62,7 @@ freemap_stretch(const uint64_t *map, uint32_t count, uint32_t start, uint32_t wa
     uint32_t at = start, limit = want < count - start ? start + want : count;
 
     while (at < limit) {
-        uint64_t word = word_at(map, at / 64) >> (at % 64);
+        uint64_t word = freemap_word(map, at / 64) >> (at % 64);
         uint32_t ones = ~word == 0 ? 64 : (uint32_t) __builtin_ctzll(~word);
         uint32_t room = 64 - at % 64;
 
@@ -91,7 +84,7 @@ freemap_find(const uint64_t *map, uint32_t count, uint32_t want, uint32_t *start
 
     INVARIANT(M1, want > 0);
     while (at < count && want <= count - at) {
-        uint64_t word = word_at(map, at / 64) >> (at % 64);
+        uint64_t word = freemap_word(map, at / 64) >> (at % 64);
 
         if (word == 0) {
             at = (at / 64 + 1) * 64;

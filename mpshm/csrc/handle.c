@@ -41,6 +41,15 @@ arena_lock(mpshm_arena *arena)
 }
 
 void
+arena_look_at_name(mpshm_arena *arena)
+{
+    if (atomic_load_explicit(&arena->joined, memory_order_acquire) != mpshm_process.generation) {
+        arena_lock(arena);
+        arena_unlock(arena);
+    }
+}
+
+void
 arena_unlock(mpshm_arena *arena)
 {
     (void) arena;

@@ -206,6 +206,7 @@ bool memfile_is_huge(int fd);
 /* arena.c.  arena_lock takes the process's lock, and sees to it that arena->me is this process's. */
 void arena_is_ours(mpshm_arena *arena); /* under the lock: what arena_lock does besides */
 void arena_lock(mpshm_arena *arena);
+void arena_look_at_name(mpshm_arena *arena); /* as arena_lock and arena_unlock, which it is spared mostly */
 void arena_unlock(mpshm_arena *arena);
 /* Whether this process holds arena_lock, for INVARIANT: A4, E1. */
 static inline bool
@@ -267,6 +268,8 @@ bool trim_is_worth_it(const mpshm_arena *arena); /* not so cheap */
 void trim_if_due(mpshm_arena *arena, trim_until *until, const void *what);
 bool trim_time_is_over(mpshm_arena *arena, const void *until_ns); /* an `until` */
 void trim_at_close(mpshm_arena *arena);
+/* The same before a sleep of so many ms, as long as `until` is false: how many are left. */
+int trim_before_sleep(mpshm_arena *arena, trim_until *until, const void *what, int ms);
 /* Have whoever comes next do it. */
 static inline void
 trim_soon(mpshm_arena *arena, enum warmth keep)

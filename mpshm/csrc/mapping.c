@@ -299,9 +299,9 @@ has_gone(const struct segment *seg, char *data, uint64_t page, uint16_t stamp)
 }
 #endif
 
-/* Make [offset, offset + size) of the data, mapped at `data`, resident by huge pages, those that the range covers whole.
-   Each is tried once, and again when its memory has been given back; after an error its pages come one by one, as
-   they are touched. */
+/* Make the huge pages resident that [offset, offset + size) of the data, mapped at `data`, covers whole.  Each is
+   tried once, and again when its memory has been given back; after an error its pages come one by one, as they are
+   touched. */
 void
 segment_warm(struct segment *seg, char *data, uint64_t offset, uint64_t size)
 {

@@ -201,10 +201,8 @@ pressure_call_unasked(mpshm_arena *arena)
 void
 pressure_call(mpshm_arena *arena)
 {
-    _Atomic uint32_t *wanted = &arena->header->wanted;
-
-    if (atomic_load(wanted) != 0 && atomic_exchange(wanted, 0) != 0) {
-        (void) futex_wake(wanted, INT32_MAX);
+    if (atomic_load(&arena->header->wanted) != 0) {
+        pressure_call_unasked(arena);
     }
 }
 
@@ -222,17 +220,10 @@ mpshm_call_senders(uint64_t id)
     process_unlock();
 }
 
-struct room_wait {
-    uint32_t left;
-    int64_t until_ns;
-};
-
 static bool
-room_wait_is_over(mpshm_arena *arena, const void *what)
+lease_has_come(mpshm_arena *arena, const void *left)
 {
-    const struct room_wait *wait = what;
-
-    return atomic_load(&arena->header->wanted) != wait->left || now_ns() >= wait->until_ns;
+    return atomic_load(&arena->header->wanted) != *(const uint32_t *) left;
 }
 
 /* Sleep until the leases that are awaited have come, or until the time or this process's watch is over.  One that
@@ -261,8 +252,7 @@ await_room(mpshm_arena *arena, int fd, uint64_t bytes, uint64_t mark, int timeou
         if (left == before || timeout_ms <= 0) {
             return; /* it stands still, or the time is over */
         }
-        trim_if_due(arena, room_wait_is_over, &(struct room_wait) {left, until});
-        if (!futex_wait(wanted, left, ms_until(until))) {
+        if (!futex_wait(wanted, left, trim_before_sleep(arena, lease_has_come, &left, ms_until(until)))) {
             return; /* a signal came */
         }
         timeout_ms = (int) ((until - now_ns()) / 1000000);

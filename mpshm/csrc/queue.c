@@ -63,7 +63,7 @@ mpshm_end_release(const mpshm_end *end)
     if (!end->receives) { /* perhaps the last by which anything could be sent */
         waiters_call(end->arena, INT_MAX);
     }
-    waiters_call_senders(end->arena); /* or received; or it is theirs */
+    waiters_call_senders(end->arena); /* no receiver may be left now, or this was the end that they wait at */
     arena_let_go(end->arena);
 }
 

@@ -40,22 +40,26 @@ chunk_bytes(const mpshm_run *run, uint64_t size)
     return chunks_of(shift, size) << shift;
 }
 
-/* Holds no lock while it waits.  Q3 */
-int
-mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms)
+/* Holds no lock while it waits.  gone: as for waiters_room.  Q3 */
+static int
+wait_room(const mpshm_end *end, short gone, const mpshm_place *place, int timeout_ms)
 {
     int64_t at = place_is_position(place) ? place->at : MPSHM_NO_PLACE;
 
-    return waiters_room(end->arena, end->fd, POLLERR, at, timeout_ms);
+    return waiters_room(end->arena, end->fd, gone, at, timeout_ms);
+}
+
+int
+mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms)
+{
+    return wait_room(end, POLLERR, place, timeout_ms);
 }
 
 /* Though nobody receives: as the stock module, which waits for a place before it looks for a reader. */
 int
 mpshm_queue_wait_place(const mpshm_end *end, const mpshm_place *place, int timeout_ms)
 {
-    int64_t at = place_is_position(place) ? place->at : MPSHM_NO_PLACE;
-
-    return end->fd < 0 ? -EAGAIN : waiters_room(end->arena, end->fd, 0, at, timeout_ms);
+    return end->fd < 0 ? -EAGAIN : wait_room(end, 0, place, timeout_ms);
 }
 
 /* How many bytes a message without a run may have.  The overflow is not used where the file system may

@@ -139,24 +139,34 @@ try_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     return result;
 }
 
-/* A holder of a lock may be stopped for good.  So only a hundredth of the time goes to waiting for locks in vain,
-   for the process's other channels wait meanwhile. */
-static void
-waited(int64_t *not_before_ns, int64_t begun, bool paid)
-{
-    int64_t over = now_ns();
+/* Rounds of trying for a lock that another process has. */
+struct patience {
+    int64_t *not_before_ns; /* no waiting before */
+    int64_t begun_ns;
+    uint32_t round;
+};
 
-    if (!paid) {
-        *not_before_ns = over + 100 * (over - begun);
+/* Wait a little for the next round: false, there is none.  A lock's holder may be stopped for good, and the process's
+   other channels wait meanwhile.  So only a hundredth of the time goes to waiting in vain. */
+static bool
+waits_on(struct patience *patience)
+{
+    int64_t now = patience->round == 0 || patience->round == CLAIM_ROUNDS - 1 ? now_ns() : 0;
+
+    if (patience->round == 0) {
+        if (now < *patience->not_before_ns) {
+            return false;
+        }
+        patience->begun_ns = now;
     }
-}
-
-static void
-pause_before(uint32_t round)
-{
-    struct timespec pause = {.tv_nsec = round * PAUSE_NS};
+    if (++patience->round == CLAIM_ROUNDS) {
+        *patience->not_before_ns = now + 100 * (now - patience->begun_ns);
+        return false;
+    }
+    struct timespec pause = {.tv_nsec = patience->round * PAUSE_NS};
 
     (void) nanosleep(&pause, NULL);
+    return true;
 }
 
 /* The same, some rounds long: a trimmer has a segment for a slice at a time, and without patience each meeting
@@ -164,17 +174,12 @@ pause_before(uint32_t round)
 static bool
 claim_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
-    int error = try_own(arena, size, small, run);
+    struct patience patience = {.not_before_ns = &arena->own_locked_until_ns};
+    int error;
 
-    if (error == -EAGAIN && now_ns() >= arena->own_locked_until_ns) {
-        int64_t begun = now_ns();
-
-        for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
-            pause_before(i);
-            error = try_own(arena, size, small, run);
-        }
-        waited(&arena->own_locked_until_ns, begun, error != -EAGAIN);
-    }
+    do {
+        error = try_own(arena, size, small, run);
+    } while (error == -EAGAIN && waits_on(&patience));
     return error == 0;
 }
 
@@ -243,17 +248,12 @@ claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 static bool
 claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 {
-    int error = claim_in_any(arena, size, small, run);
+    struct patience patience = {.not_before_ns = &arena->locked_until_ns};
+    int error;
 
-    if (error == -EAGAIN && now_ns() >= arena->locked_until_ns) {
-        int64_t begun = now_ns();
-
-        for (uint32_t i = 1; i < CLAIM_ROUNDS && error == -EAGAIN; i++) {
-            pause_before(i);
-            error = claim_in_any(arena, size, small, run);
-        }
-        waited(&arena->locked_until_ns, begun, error != -EAGAIN);
-    }
+    do {
+        error = claim_in_any(arena, size, small, run);
+    } while (error == -EAGAIN && waits_on(&patience));
     return error == 0;
 }
 
@@ -374,17 +374,12 @@ lies_in_now(const struct segment *seg, const mpshm_run *run)
 static bool
 lock_patiently(struct segment *seg)
 {
-    bool locked = segment_try_lock(seg);
+    struct patience patience = {.not_before_ns = &seg->arena->own_locked_until_ns};
+    bool locked;
 
-    if (!locked && now_ns() >= seg->arena->own_locked_until_ns) {
-        int64_t begun = now_ns();
-
-        for (uint32_t i = 1; i < CLAIM_ROUNDS && !locked; i++) {
-            pause_before(i);
-            locked = segment_try_lock(seg);
-        }
-        waited(&seg->arena->own_locked_until_ns, begun, locked);
-    }
+    do {
+        locked = segment_try_lock(seg);
+    } while (!locked && waits_on(&patience));
     return locked;
 }
 
@@ -536,7 +531,7 @@ is_same_run(struct segment *seg, uint32_t at, uint64_t flight, uint32_t tag)
 /* Take the chunks behind a sealed run's `size` bytes from it, if the segment's lock is to be had; else they are
    free when the run is. */
 static void
-trim(mpshm_run *run, uint64_t size, uint64_t position)
+return_tail(mpshm_run *run, uint64_t size, uint64_t position)
 {
     struct segment *seg = run_segment(run);
     uint32_t at = run->chunk_id, chunks = run_chunks(run), keep = chunks_for(seg, size);
@@ -559,7 +554,7 @@ run_is_out(mpshm_run *run, uint64_t size, uint64_t position)
 {
     INVARIANT(R2, atomic_load(run_word(run)) != RUN_WORD(run->tag, run->arena->me, RUN_LOANED));
     loan_end(run);
-    trim(run, size, position);
+    return_tail(run, size, position);
 }
 
 int

@@ -464,16 +464,16 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
         int error = 1;
 
         if (is_forged(arena->segments[id], word)) {
-            continue; /* others have room */
+            continue; /* other segments have room */
         }
         if (word == 0) {
             error = may_make ? try_make(arena, id, shift, count, size) : -ENOSPC;
         } else if ((DIR_SHIFT(word) < arena->chunk_shift) == small) {
             error = try_adopt(arena, id, word, size, &asks);
-            error = error == MPSHM_E_SEGMENT || error == MPSHM_E_DIRECTORY ? 1 : error; /* the same */
+            error = error == MPSHM_E_SEGMENT || error == MPSHM_E_DIRECTORY ? 1 : error; /* forged since */
         }
         if (error == 0) {
-            if (word == 0 && bytes > arena->segment_bytes) { /* those there are may all be free */
+            if (word == 0 && bytes > arena->segment_bytes) { /* the smaller ones may all be free */
                 trim_soon(arena, KEEP_LARGEST);
             }
             *out = arena->segments[id];

@@ -49,10 +49,7 @@ struct strays {
 void
 strays_inside(mpshm_arena *arena, bool begins)
 {
-    if (atomic_load_explicit(&arena->joined, memory_order_acquire) != mpshm_process.generation) {
-        arena_lock(arena);
-        arena_unlock(arena);
-    }
+    arena_look_at_name(arena);
     _Atomic uint64_t *mark = arena_mark(arena);
     uint64_t was = mark == NULL ? 0 : atomic_load_explicit(mark, memory_order_relaxed), now;
 

@@ -181,10 +181,7 @@ mpshm_task_done(mpshm_arena *arena)
     uint64_t done;
     uint32_t tries = 0;
 
-    if (atomic_load_explicit(&arena->joined, memory_order_acquire) != mpshm_process.generation) {
-        arena_lock(arena); /* a fork's child has a name of its own: its parent may be one of the dead */
-        arena_unlock(arena);
-    }
+    arena_look_at_name(arena); /* a fork's child has its own: its parent may be one of the dead */
     do {
         if (!is_one_left(arena, &done, &tries)) {
             return -ERANGE;

@@ -29,12 +29,12 @@
 /* A punch holds the file's lock and the segment's: 0.15 ms for each MiB.  Between two, others have them.  It is of
    whole huge pages where there are any: of a part of one the system may keep the memory, and only clear it. */
 #define PUNCH_BYTES HUGE_BYTES
-/* Those who were refused get so long then. */
+/* So long a trimmer leaves the lock to those who have found it taken. */
 #define GIVE_WAY_NS 100000
-/* What one who does not sleep gives back at a time: 10 ms. */
+/* A process that is not about to sleep gives back so much at a time, in 10 ms. */
 #define AWAKE_BYTES (UINT64_C(64) << 20)
 
-/* How long a close may take for it, and mpshm_trim: 6 and 60 GiB. */
+/* How long a trim may take, of a close and of mpshm_trim: enough for 6 GiB, and for 60. */
 #define CLOSE_NS INT64_C(1000000000)
 #define TRIM_NS INT64_C(10000000000)
 
@@ -115,8 +115,7 @@ next_cold(const struct segment *seg, uint32_t *at, uint32_t span)
     uint32_t page = page_chunks(seg);
 
     while (*at < seg->count) {
-        uint64_t both = __atomic_load_n(&seg->map[*at / 64], __ATOMIC_RELAXED)
-                        & __atomic_load_n(&seg->touched[*at / 64], __ATOMIC_RELAXED);
+        uint64_t both = freemap_word(seg->map, *at / 64) & freemap_word(seg->touched, *at / 64);
 
         if (both >> (*at % 64) == 0) {
             *at = (*at / 64 + 1) * 64;
@@ -247,8 +246,8 @@ trim_time_is_over(mpshm_arena *arena, const void *until_ns)
     return now_ns() >= *(const int64_t *) until_ns;
 }
 
-/* Of one segment at least a slice, so that it ends even if all are always in haste; the next goes on with the
-   segment behind. */
+/* Segment by segment, from where the last trim has ended: one segment at least, and of that one slice, so that all
+   comes to its end even if each trimmer is called away at once. */
 static void
 give_back(mpshm_arena *arena, struct trim *trim)
 {
@@ -325,6 +324,32 @@ trim_if_due(mpshm_arena *arena, trim_until *until, const void *what)
             atomic_store_explicit(&header->trimmed, last, memory_order_relaxed); /* it is due still */
         }
     }
+}
+
+struct sleeper {
+    trim_until *until;
+    const void *what;
+    int64_t until_ns;
+};
+
+static bool
+sleep_is_over(mpshm_arena *arena, const void *what)
+{
+    const struct sleeper *sleeper = what;
+
+    return now_ns() >= sleeper->until_ns || sleeper->until(arena, sleeper->what);
+}
+
+int
+trim_before_sleep(mpshm_arena *arena, trim_until *until, const void *what, int ms)
+{
+    if (!trim_is_due(arena)) {
+        return ms;
+    }
+    struct sleeper sleeper = {until, what, now_ns() + (int64_t) ms * 1000000};
+
+    trim_if_due(arena, sleep_is_over, &sleeper);
+    return ms_until(sleeper.until_ns);
 }
 
 /* Whatever a peer writes to the maps meanwhile, it ends then. */

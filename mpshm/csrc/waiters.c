@@ -159,18 +159,10 @@ is_at_end(mpshm_arena *arena, int fd)
     return ended;
 }
 
-struct message_wait {
-    uint32_t wakeups;
-    int64_t until_ns;
-};
-
 static bool
-message_wait_is_over(mpshm_arena *arena, const void *what)
+message_has_come(mpshm_arena *arena, const void *wakeups)
 {
-    const struct message_wait *wait = what;
-
-    return ring_is_ready(arena) || atomic_load(&arena->ring->waiters.wakeups) != wait->wakeups
-           || now_ns() >= wait->until_ns;
+    return ring_is_ready(arena) || atomic_load(&arena->ring->waiters.wakeups) != *(const uint32_t *) wakeups;
 }
 
 static bool
@@ -191,13 +183,7 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
         if (is_at_end(arena, fd)) { /* the last sender that closes its end wakes those that have said so */
             return true;
         }
-        if (trim_is_due(arena)) {
-            struct message_wait wait = {count, now_ns() + (int64_t) ms * 1000000};
-
-            trim_if_due(arena, message_wait_is_over, &wait);
-            ms = ms_until(wait.until_ns);
-        }
-        futex_wait(&waiters->wakeups, count, ms);
+        futex_wait(&waiters->wakeups, count, trim_before_sleep(arena, message_has_come, &count, ms));
     }
     return ring_is_ready(arena);
 }
@@ -259,16 +245,10 @@ is_deserted(int fd, short gone)
     return fd < 0 || (gone != 0 && has_hung_up(fd, gone));
 }
 
-struct place_wait {
-    int64_t place, until_ns;
-};
-
 static bool
-place_wait_is_over(mpshm_arena *arena, const void *what)
+room_has_come(mpshm_arena *arena, const void *place)
 {
-    const struct place_wait *wait = what;
-
-    return may_try(arena, wait->place) || now_ns() >= wait->until_ns;
+    return may_try(arena, *(const int64_t *) place);
 }
 
 /* Sleep until a wake-up or a signal, or until the time (-1: any) or this process's watch is over. */
@@ -289,13 +269,7 @@ sleep_for_room(mpshm_arena *arena, int fd, short gone, int64_t place, uint32_t c
     if (!may_try(arena, place) && !is_deserted(fd, gone)) {
         int ms = watch_shorter(timeout_ms, most_ms);
 
-        if (trim_is_due(arena)) {
-            struct place_wait wait = {place, now_ns() + (int64_t) ms * 1000000};
-
-            trim_if_due(arena, place_wait_is_over, &wait);
-            ms = ms_until(wait.until_ns);
-        }
-        futex_wait(&waiters->room_wakeups, count, ms);
+        futex_wait(&waiters->room_wakeups, count, trim_before_sleep(arena, room_has_come, &place, ms));
     }
     if (watch_common_is_over(arena)) {
         waiters_look_round(arena);
