@@ -691,20 +691,23 @@ sender_until_desertion(mpshm_arena *arena, bool watches_soon)
     return pid;
 }
 
+/* is_told: by whoever closes the end; else by a kill, and one of them watches soon. */
 static void
-closed_end_wakes_those_that_wait_for_memory(void)
+three_senders_see_that_nobody_receives(bool is_told)
 {
     mpshm_arena *arena = arena_of(tiny);
     int pids[3];
 
     open_pipe(0);
     for (int i = 0; i < 3; i++) {
-        pids[i] = sender_until_desertion(arena, false);
+        pids[i] = sender_until_desertion(arena, !is_told && i == 1);
     }
     int64_t since = now_ns();
 
     close(ends[0]);
-    mpshm_call_senders(arena->id);
+    if (is_told) {
+        mpshm_call_senders(arena->id);
+    }
     for (int i = 0; i < 3; i++) {
         wait_child(pids[i]);
     }
@@ -713,26 +716,41 @@ closed_end_wakes_those_that_wait_for_memory(void)
     mpshm_arena_close(arena);
 }
 
-/* One watches soon; it wakes the others. */
+static void
+closed_end_wakes_those_that_wait_for_memory(void)
+{
+    three_senders_see_that_nobody_receives(true);
+}
+
+/* The one that watches soon wakes the others. */
 static void
 killed_receiver_is_seen_by_all_that_wait_for_memory(void)
 {
+    three_senders_see_that_nobody_receives(false);
+}
+
+/* The receiver was killed between clearing the word and waking who waits. */
+static void
+noticed_death_wakes_a_sender_that_a_lease_has_not_woken(void)
+{
     mpshm_arena *arena = arena_of(tiny);
-    int pids[3];
+    char *data;
+    uint64_t size;
 
     open_pipe(0);
-    for (int i = 0; i < 3; i++) {
-        pids[i] = sender_until_desertion(arena, i == 1);
-    }
+    int pid = sender_until_desertion(arena, false);
     int64_t since = now_ns();
 
-    close(ends[0]); /* as by a kill: nobody is told */
-    for (int i = 0; i < 3; i++) {
-        wait_child(pids[i]);
-    }
+    atomic_store(&arena->header->wanted, 0);
+    CHECK_EQ(0, receive(arena, ends[0], &data, &size));
+    mpshm_release(data);
+    arena_lock(arena);
+    waiters_see_death(arena);
+    arena_unlock(arena);
+    wait_child(pid);
     CHECK(now_ns() - since < BEFORE_ANY_WATCH_NS);
-    close(ends[1]);
-    mpshm_arena_close(arena);
+    close_pipe();
+    close_clean(arena);
 }
 
 static void
@@ -784,6 +802,7 @@ static const struct test tests[] = {
     TEST(lease_wakes_every_waiting_sender),
     TEST(closed_end_wakes_those_that_wait_for_memory),
     TEST(killed_receiver_is_seen_by_all_that_wait_for_memory),
+    TEST(noticed_death_wakes_a_sender_that_a_lease_has_not_woken),
     TEST(child_does_not_wait_for_what_its_parent_sent),
 };
 RUN_TESTS(tests)

@@ -589,6 +589,36 @@ processes_that_come_and_go_beside_many_take_over_what_others_left(void)
     mpshm_arena_close(arena);
 }
 
+/* Among many owners that live, wherever the walk begins and whatever its step is.  There are 24 segments, and most
+   steps have a divisor in common with 24. */
+static void
+the_only_segment_that_was_left_is_always_found(void)
+{
+    enum { LIVING = 23 };
+    int pids[LIVING];
+    uint32_t count = 0;
+
+    open_arena(SEGMENT_LIMIT);
+    begin_crowd(pids, LIVING);
+    for (int i = 0; i < 30; i++) {
+        int pid = fork_hooked();
+
+        if (pid == 0) {
+            mpshm_run run = claim(arena, 1024);
+
+            CHECK_EQ(0, mpshm_abandon(&run));
+            mpshm_arena_close(arena);
+            exit(0);
+        }
+        wait_child(pid);
+        count = i == 0 ? segment_count(arena) : count;
+        CHECK_EQ(count, segment_count(arena));
+    }
+    end_crowd(pids, LIVING);
+    mpshm_reap(arena);
+    mpshm_arena_close(arena);
+}
+
 /* Hints. */
 
 static void
@@ -723,6 +753,7 @@ static const struct test tests[] = {
     TEST(storm_of_kills_in_one_segment_loses_no_chunk),
     TEST(first_claim_of_a_process_walks_through_no_segment_of_others),
     TEST(processes_that_come_and_go_beside_many_take_over_what_others_left),
+    TEST(the_only_segment_that_was_left_is_always_found),
     TEST(late_hints_free_nothing),
     TEST(a_hint_that_comes_twice_frees_once),
     TEST(chunks_freed_without_a_hint_are_found_after_the_next_sweep),

@@ -245,15 +245,22 @@ start_receiver(void (*hook)(void), unsigned seed)
     return pid;
 }
 
+/* Send one message to a receiver that is killed with its frame in hand. */
+static void
+lose_one(void)
+{
+    int dead = start_receiver(die, 1);
+
+    send_one(near, 1);
+    wait_killed(dead);
+}
+
 static void
 run_of_a_receiver_killed_with_its_frame_in_hand_comes_back(void)
 {
     for (int is_socket = 0; is_socket < 2; is_socket++) {
         open_connection(is_socket);
-        int pid = start_receiver(die, 1);
-
-        send_one(near, 1);
-        wait_killed(pid);
+        lose_one();
         CHECK_EQ(1, in_flight());
         look_often();
         CHECK_EQ(0, in_flight());
@@ -286,10 +293,7 @@ static void
 living_receiver_holds_back_the_deads_until_it_is_out(void)
 {
     open_connection(false);
-    int dead = start_receiver(die, 1);
-
-    send_one(near, 1);
-    wait_killed(dead);
+    lose_one();
     int pid = start_receiver(stop_here, 2);
 
     send_one(near, 2);
@@ -309,10 +313,7 @@ static void
 waiting_receiver_is_out_once_it_has_received(void)
 {
     open_connection(false);
-    int dead = start_receiver(die, 1);
-
-    send_one(near, 1);
-    wait_killed(dead);
+    lose_one();
     int pid = fork_hooked();
 
     if (pid == 0) {
@@ -444,10 +445,7 @@ static void
 nothing_is_decided_while_a_frame_is_unread_either_way(void)
 {
     open_connection(true);
-    int dead = start_receiver(die, 1);
-
-    send_one(near, 1);
-    wait_killed(dead);
+    lose_one();
     send_one(distant, 5); /* the other way: this process has not read it */
     look_often();
     CHECK_EQ(2, in_flight());
@@ -623,10 +621,7 @@ static void
 sender_that_waits_for_a_dead_receiver_goes_on(void)
 {
     open_connection(false);
-    int dead = start_receiver(die, 1);
-
-    send_one(near, 1);
-    wait_killed(dead);
+    lose_one();
     CHECK_EQ(0, mpshm_wait_room(arena, near, SIZE, SIZE, LONG_MS));
     CHECK_EQ(0, arena->sent_bytes);
     CHECK_EQ(1, in_flight());

@@ -925,8 +925,15 @@ receiver_that_forgot_to_wake(void)
 static void
 watch_that_finds_room_wakes_senders_though_none_says_it_sleeps(void)
 {
-    for (uint32_t places = 0; places <= 3; places += 3) {
-        open_ring_with(places, false, 0);
+    static const struct {
+        uint32_t places;
+        uint64_t bytes;
+    } bounds[] = {{0, 0}, {3, 0}, {0, UINT64_C(1) << 40}};
+
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
+        uint32_t places = bounds[i].places;
+
+        open_ring_with(places, false, bounds[i].bytes);
         put(places == 0 ? FULL : places);
         uint32_t count = atomic_load(&words->room_wakeups);
 
