@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -72,12 +73,20 @@ def is_asleep(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_SLEEPING
 
 
+def thread_states(pid: int) -> dict[str, str]:
+    """The state letter of each thread of a process, by its number; none of a process that has ended."""
+    states = {}
+    ended = (FileNotFoundError, ProcessLookupError)  # what /proc says of what has ended meanwhile
+    with contextlib.suppress(*ended):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(*ended):
+                states[task.name] = (task / "stat").read_text().rpartition(")")[2].split()[0]
+    return states
+
+
 def is_idle(pid: int) -> bool:
     """Whether every thread of a process waits for something."""
-    states = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
-    return set(states) == {"S"}
+    return set(thread_states(pid).values()) == {"S"}
 
 
 def private_bytes(pid: int) -> int:
