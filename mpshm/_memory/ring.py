@@ -16,7 +16,7 @@ from .. import config
 from ..counters import EndCounters
 from .arena import Arena
 from .core import CORE_MISSING, failure, ffi, lib, room_failure
-from .lease import message_of, take_runs
+from .lease import message_of, take_runs, view_of
 from .parcel import Parcel
 from .places import NO_PLACE, Place
 
@@ -229,8 +229,15 @@ class Batch:
         return messages
 
     def take_message(self, i: int) -> tuple[Any, list[memoryview]]:
-        """The i-th message of the last receive; it has runs.  Each run gets a holder of its own."""
+        """The i-th message of the last receive, which has runs or lies apart.
+
+        Each run gets a holder of its own.
+        """
         c, message = self.c, self.c.messages[i]
+        if c.apart:
+            block = ffi.gc(lib.mpshm_block_new(), lib.mpshm_block_free)
+            lib.mpshm_batch_take_apart(c, block)
+            return view_of(block), []
         if c.data != self.data:
             self._use_data(c.data)  # the core has enlarged its buffer
         numbers = range(message.first_run, message.first_run + message.runs)

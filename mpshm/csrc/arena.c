@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "ring.h"
+#include "stream.h"
 
 static int attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpshm_arena **out);
 
@@ -43,7 +44,7 @@ head_bytes_for(const struct arena_header *header)
     uint64_t bytes = RING_OFFSET;
 
     if (header->slots > 0) {
-        bytes += ring_bytes(header->slots, header->overflowing != 0);
+        bytes = pieces_offset(header->slots, header->overflowing != 0) + (uint64_t) header->streams * PIECE_BYTES;
     }
     return (bytes + align - 1) / align * align;
 }
@@ -54,8 +55,8 @@ file_bytes(const struct arena_header *header)
     return header->head_bytes + header->segment_limit * header->stride;
 }
 
-/* Make the plan smaller: first fewer segments, then smaller ones, then slots without overflow.  False: it is at
-   its smallest. */
+/* Make the plan smaller: first fewer segments, then smaller ones, then slots without overflow, then fewer pieces.
+   False: it is at its smallest. */
 static bool
 shrink(struct arena_header *header)
 {
@@ -65,6 +66,8 @@ shrink(struct arena_header *header)
         header->stride = header->stride / 2 / SMALL_ALIGN * SMALL_ALIGN;
     } else if (header->overflowing) {
         header->overflowing = 0;
+    } else if (header->streams > STREAMS_BOUNDED) {
+        header->streams = STREAMS_BOUNDED;
     } else {
         return false;
     }
@@ -99,6 +102,7 @@ plan_header(const mpshm_geometry *geometry, const mpshm_queue *queue, bool bound
         header->slot_bytes = MPSHM_SLOT_BYTES;
         header->slots = slots_for(queue->places);
         header->overflowing = !bounded;
+        header->streams = bounded ? STREAMS_BOUNDED : STREAMS;
         header->places = queue->places;
         header->bytes_limit = queue->bytes;
         header->joinable = queue->joinable != 0;
@@ -195,6 +199,7 @@ read_header(int fd, struct arena_header *header)
         || header->chunk_shift < 4 || header->chunk_shift > 30
         || (is_queue ? header->slot_bytes != MPSHM_SLOT_BYTES || header->slots < RING_SLOTS
                            || header->slots > RING_SLOTS_MOST || (header->slots & (header->slots - 1)) != 0
+                           || header->streams > STREAMS
                      : header->slots != 0)
         || header->head_bytes != head_bytes_for(header)
         || file_bytes(header) != (uint64_t) status.st_size) {
@@ -278,6 +283,7 @@ attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpsh
                                                      + ring_bytes(header->slots, 0))
                               : NULL;
         ring_attach(arena, header);
+        stream_attach(arena, header);
     }
     arena->slot_bytes = header->slot_bytes;
     arena->id = header->id;
@@ -351,6 +357,7 @@ arena_unref(mpshm_arena *arena)
         close(arena->fd);
     }
     strays_forget(arena);
+    stream_forget_parked(arena);
     roster_unref(arena->roster); /* one of its own lies in what is unmapped next */
     munmap(arena->header, mapped_bytes(arena));
     free(arena->sent);

@@ -2,7 +2,8 @@
    nothing else describes it.  Any change here bumps MPSHM_ABI.
 
    A roster's file:  | roster header | records ... |
-   An arena's file:  | arena header | its own roster, if strangers share it | marks | ring, slots, overflow |
+   An arena's file:  | arena header | its own roster, if strangers share it | marks | stream records |
+                     | ring, slots, overflow | (to alignment) pieces |
                      | segment 0 | segment 1 | ...                        `stride` apart, sparse
    A segment:        | head | free map | heads | freed | run table | (to alignment) data chunks |
 
@@ -109,6 +110,8 @@ struct arena_header {
     uint64_t bytes_limit;   /* and how many bytes of slots and chunks, 0: any number */
     uint32_t joinable;
     uint32_t overflowing;   /* slots have a place in the overflow */
+    uint32_t streams;       /* how many stream records have memory for a piece */
+    uint32_t unused;
     _Atomic uint32_t wanted; /* hint: leases that waiting senders await; the futex they sleep on.  Too
                                 large: they sleep until their slice of time is over */
     _Atomic uint32_t swept; /* hint: the roster's `deaths` when the last sweep began.  Wrong: one more, or
@@ -125,7 +128,7 @@ struct arena_header {
 _Static_assert(offsetof(struct arena_header, abi) == 8, "layout");
 _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");
 _Static_assert(offsetof(struct arena_header, id) == 40, "layout");
-_Static_assert(offsetof(struct arena_header, segment) == 96, "layout");
+_Static_assert(offsetof(struct arena_header, segment) == 104, "layout");
 _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
 
 /* An arena that strangers share has a roster of its own, so that no stranger can forge a death in a
@@ -143,7 +146,51 @@ _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSE
 #define MARK(incarnation, value) ((uint64_t) (incarnation) << 48 | (value))
 #define MARK_INCARNATION(word) ((uint32_t) ((word) >> 48))
 #define MARK_VALUE(word) ((word) & UINT64_C(0xffffffffffff))
-#define RING_OFFSET (MARKS_OFFSET + MARKS_BYTES)
+
+/* Stream records: a message for which there is no memory goes through one, piece by piece, from its sender to the process
+   that takes its slot (stream.c).  A record is only ever a record, and its generation counts on, so that one who comes
+   late with its name finds that it is another's.
+   Its words lie before the ring, in a page that is resident anyway.  The pieces lie apart, a hole until they are used. */
+#define STREAMS 8
+#define STREAMS_BOUNDED 2 /* where the file system may run full: their memory is reserved */
+#define PIECE_BYTES (UINT32_C(128) << 10)
+/* What the sender writes and what the taker writes lies in different lines. */
+struct stream_record {
+    _Atomic uint64_t owner;   /* truth: STREAM_OWNER, the sender; nobody: it is free */
+    _Atomic uint64_t spot;    /* mine, the owner's: STREAM_SPOT, its message's position; of another generation: it has
+                                 none yet */
+    _Atomic uint64_t written; /* mine, the owner's: STREAM_WRITTEN */
+    _Atomic uint32_t bytes;   /* mine, the owner's: of the piece that was written last */
+    _Atomic uint32_t taker_bell; /* hint: event count and futex of the taker.  Wrong: it sleeps until its watch */
+    uint64_t unused[4];
+    _Atomic uint64_t read;    /* mine, of the process that takes the slot: STREAM_READ */
+    _Atomic uint32_t sender_bell; /* hint: event count and futex of the owner.  The same */
+    uint32_t unused_2[13];
+};
+_Static_assert(sizeof(struct stream_record) == 128, "layout");
+struct streams {
+    _Atomic uint32_t freed; /* hint: event count and futex of those that wait for a record.  The same */
+    uint32_t unused[31];
+    struct stream_record records[STREAMS];
+};
+_Static_assert(sizeof(struct streams) == 128 + STREAMS * 128, "layout");
+enum stream_state { STREAM_GOES_ON = 0, STREAM_LAST = 1, STREAM_GIVEN_UP = 2 };
+#define STREAM_GENERATION_MASK UINT32_C(0xfffff)
+/* generation 20 | name 30;  generation 20 | position 36;  pieces 32 | state 2 | generation 20;  the same */
+#define STREAM_OWNER(generation, who) ((uint64_t) (generation) << 30 | (uint64_t) (who))
+#define STREAM_SPOT(generation, position) ((uint64_t) (generation) << 44 | (uint64_t) (position))
+#define STREAM_WRITTEN(generation, state, pieces) \
+    ((uint64_t) (pieces) << 32 | (uint64_t) (state) << 20 | (uint64_t) (generation))
+#define STREAM_READ(generation, pieces) STREAM_WRITTEN(generation, STREAM_GOES_ON, pieces)
+#define STREAM_GENERATION(word) ((uint32_t) (word) & STREAM_GENERATION_MASK) /* of the last two */
+#define STREAM_STATE(word) ((enum stream_state) ((word) >> 20 & 3))
+#define STREAM_PIECES(word) ((uint32_t) ((word) >> 32))
+#define OWNER_GENERATION(word) ((uint32_t) ((word) >> 30) & STREAM_GENERATION_MASK)
+#define OWNER_NAME(word) ((name) ((word) & NAME_MASK))
+#define SPOT_GENERATION(word) ((uint32_t) ((word) >> 44))
+#define SPOT_POSITION(word) ((word) & POSITION_MASK)
+#define STREAMS_OFFSET (MARKS_OFFSET + MARKS_BYTES)
+#define RING_OFFSET (STREAMS_OFFSET + sizeof(struct streams))
 
 /* A queue's messages (ring.c).  Positions go up by one and are compared modulo 2^36; position p is slot
    p % slots in lap p / slots, modulo as many laps as there are.  What different processes write lies in different cache lines. */
@@ -245,6 +292,13 @@ ring_bytes(uint32_t slots, int overflowing)
 {
     return sizeof(struct ring) + (uint64_t) slots * sizeof(struct ring_slot)
            + (overflowing ? (uint64_t) slots * sizeof(struct overflow) : 0);
+}
+
+/* Where the pieces lie. */
+static inline uint64_t
+pieces_offset(uint32_t slots, int overflowing)
+{
+    return (RING_OFFSET + ring_bytes(slots, overflowing) + SMALL_ALIGN - 1) / SMALL_ALIGN * SMALL_ALIGN;
 }
 
 /* Directory word: the name of its owner, who prefers it, 30 | chunk shift 6 | chunk count 20.  Its lower

@@ -3,7 +3,8 @@
    A slot's word says in which lap it is and what it holds.  Each step changes one word, at once:
 
      WRITING (me) --ring_fill, ring_put--> READY --ring_take--> FREE of the next lap
-                                             '--ring_take, it names runs--> TAKING (me) --ring_pass--> FREE
+                                             |--ring_take, it names runs--> TAKING (me) --ring_pass--> FREE
+                                             '--ring_take_back--> SKIPPED
 
    and how a slot comes to be claimed, or mended for the dead, is told in positions.c.
 
@@ -282,6 +283,29 @@ ring_pass(mpshm_arena *arena, uint64_t position)
                       == word_of(arena, position, arena->me, SLOT_TAKING));
     atomic_store(&slot_of(arena, position)->word, passed_word(arena, position));
     (void) ring_first(arena);
+}
+
+/* The message that was put at that position is not to be taken, if nobody has begun to take it.  Only its sender does
+   so, and only of a message that is not whole without it (stream_put.c). */
+bool
+ring_take_back(mpshm_arena *arena, uint64_t position)
+{
+    uint64_t word = word_of(arena, position, 0, SLOT_READY);
+
+    if (!atomic_compare_exchange_strong(&slot_of(arena, position)->word, &word,
+                                        word_of(arena, position, 0, SLOT_SKIPPED))) {
+        return false;
+    }
+    (void) ring_first(arena);
+    return true;
+}
+
+name
+ring_taker(const mpshm_arena *arena, uint64_t position)
+{
+    uint64_t word = load_slot(arena, position);
+
+    return word_ahead(arena, word, position) == 0 && SLOT_STATE(word) == SLOT_TAKING ? SLOT_OWNER(word) : 0;
 }
 
 /* How many messages are in the ring; also_coming: or will be. */

@@ -169,6 +169,8 @@ void ring_fill(mpshm_arena *arena, uint64_t position, const char *frame); /* (L)
 void ring_put(mpshm_arena *arena, int fd, const uint64_t *positions, uint32_t count); /* (L) */
 uint32_t ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most); /* (L) */
 void ring_pass(mpshm_arena *arena, uint64_t position); /* (L) */
+bool ring_take_back(mpshm_arena *arena, uint64_t position);       /* READY -> SKIPPED; false: it has been taken */
+name ring_taker(const mpshm_arena *arena, uint64_t position);     /* who takes it; 0: nobody now */
 uint32_t ring_count(mpshm_arena *arena, bool also_coming);
 bool ring_is_ready(mpshm_arena *arena);
 

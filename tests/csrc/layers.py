@@ -17,15 +17,17 @@ LAYERS = """
     handle
     mapping ring_check tasks
     loans positions segment
-    mirror segment_check strays trim turns
+    mirror segment_check strays stream trim turns
     arena inspect ring
     leases pressure
     waking
     waiters
+    stream_get
     fork frame queue reap
     queue_get runs
     parcel
     queue_put
+    stream_put
 """
 # Calls up that cannot go down.
 ALLOWED = {
