@@ -378,7 +378,6 @@ PLAIN_MAX_BYTES = plain_frame.PLAIN_MAX_BYTES
 
 
 def raise_if_required(reason: Reason) -> None:
-    """Call before a message takes the plain road.  Raises PlainRoadError where that is refused."""
     if config.mode() is config.Mode.REQUIRE:
         text = f"MPSHM=require, but a message would go plain: {reason.value}"
         raise PlainRoadError(f"{text}; MPSHM=auto allows that")

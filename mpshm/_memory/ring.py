@@ -29,10 +29,10 @@ if not CORE_MISSING:
     )
     _NOTHING_NOW, _WITH_RUNS = -errno.EAGAIN, lib.MPSHM_DESCRIPTORS
     TOO_LONG, TINY_BYTES = -errno.EMSGSIZE, int(lib.MPSHM_TINY_BYTES)
-    AT_ONCE = int(lib.MPSHM_SLOTS_AT_ONCE)
+    AT_ONCE, NOT_AT_ALL = int(lib.MPSHM_SLOTS_AT_ONCE), int(lib.MPSHM_NOT_AT_ALL)
     _stop_receiving, _release = lib.mpshm_end_stop_receiving, lib.mpshm_end_release
 else:  # no queue is made without the core, so nothing uses these
-    AT_ONCE = TOO_LONG = TINY_BYTES = 0
+    AT_ONCE = TOO_LONG = TINY_BYTES = NOT_AT_ALL = 0
     put_one = receive_one = None
     _stop_receiving = _release = None
 
@@ -249,7 +249,8 @@ class Batch:
 def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
     """A function that receives the next message, or returns None when none came in time.
 
-    Its argument: milliseconds to wait, or -1 for as long as one sleep lasts.  It may return None
+    Its argument: milliseconds to wait, or -1 for as long as one sleep lasts; a message that comes
+    in pieces, and has begun to, is waited for longer, but not with NOT_AT_ALL.  It may return None
     earlier.  Any number of threads may call it at once.
     It raises EOFError, OSError, or ProtocolError for a message that cannot be received.
     idle: batches that no thread uses.  list.pop and append are atomic.

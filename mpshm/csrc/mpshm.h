@@ -377,8 +377,10 @@ int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
 
 mpshm_batch *mpshm_batch_new(const mpshm_end *end, uint32_t spin_us);
 void mpshm_batch_free(mpshm_batch *batch);
+#define MPSHM_NOT_AT_ALL -2
 /* Receive up to `most` messages, waiting for the first: with timeout_ms 0 not at all, with -1 as long as
-   one sleep lasts.  Gives how many, their runs leased, or -EAGAIN or -EINTR. */
+   one sleep lasts.  One that comes in pieces, and has begun, is waited for while the pieces come, but for
+   MPSHM_NOT_AT_ALL.  Gives how many, their runs leased, or -EAGAIN or -EINTR. */
 int mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms);
 /* Receive one.  The size of a small message, which lies whole at the beginning of data, and zeros up to
    MPSHM_TINY_BYTES behind it; or MPSHM_DESCRIPTORS for one with runs, or that lies apart; or its error. */

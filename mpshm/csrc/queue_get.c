@@ -479,14 +479,16 @@ mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     /* A process gets nothing more once it has closed the end. */
     int result = batch->end->fd < 0 ? MPSHM_E_CLOSED : receive_now(batch, most, timeout_ms);
 
-    if (result == -EAGAIN && timeout_ms != 0) {
+    bool waits = timeout_ms != 0 && timeout_ms != MPSHM_NOT_AT_ALL;
+
+    if (result == -EAGAIN && waits) {
         result = waiter_look(waiter, arena);
         if (result == -EAGAIN && waiter_sleep(waiter, arena, batch->end->fd, timeout_ms)) {
             result = 1;
         }
         result = result == 1 ? receive_now(batch, most, timeout_ms < 0 ? -1 : 0) : result;
     }
-    bool comes_again = timeout_ms < 0 && (result == -EAGAIN || result == -EINTR);
+    bool comes_again = waits && timeout_ms < 0 && (result == -EAGAIN || result == -EINTR);
 
     if (!comes_again) {
         waiter_goes(waiter, arena, result > 0 ? (uint32_t) result : 0);

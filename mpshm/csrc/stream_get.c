@@ -187,9 +187,10 @@ await_piece(mpshm_incoming *incoming, int64_t until_ns, mpshm_waiter *waiter)
 
 /* Until when to wait for the next piece.  INT64_MAX: one sleep. */
 static int64_t
-wait_until(const mpshm_incoming *incoming, int64_t until_ns)
+wait_until(const mpshm_incoming *incoming, int timeout_ms, int64_t until_ns)
 {
-    int64_t late_ns = incoming->is_late || until_ns == INT64_MAX ? 0 : now_ns() + LATE_NS;
+    bool goes_on = timeout_ms >= 0 && !incoming->is_late;
+    int64_t late_ns = goes_on ? now_ns() + LATE_NS : 0;
 
     return late_ns > until_ns ? late_ns : until_ns;
 }
@@ -197,16 +198,17 @@ wait_until(const mpshm_incoming *incoming, int64_t until_ns)
 int
 stream_receive(mpshm_incoming *incoming, int timeout_ms, mpshm_waiter *waiter)
 {
-    int64_t until_ns = timeout_ms < 0 ? INT64_MAX : now_ns() + (int64_t) timeout_ms * 1000000;
+    int64_t most_ns = timeout_ms == MPSHM_NOT_AT_ALL ? 0 : (int64_t) timeout_ms * 1000000;
+    int64_t until_ns = most_ns < 0 ? INT64_MAX : now_ns() + most_ns;
     uint64_t before = incoming->have;
     int result = 0;
 
     while (result == 0) {
         result = look(incoming);
         if (result == -EAGAIN) {
-            result = await_piece(incoming, wait_until(incoming, until_ns), waiter);
+            result = await_piece(incoming, wait_until(incoming, timeout_ms, until_ns), waiter);
         }
-        if (result == 0 && timeout_ms < 0 && incoming->have - before >= BYTES_AT_ONCE) {
+        if (result == 0 && most_ns < 0 && incoming->have - before >= BYTES_AT_ONCE) {
             result = -EINTR;
         }
     }

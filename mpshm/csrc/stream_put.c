@@ -205,8 +205,10 @@ wait(mpshm_stream *stream, const mpshm_end *end, uint32_t bell, int64_t until_ns
         return error;
     }
     if (arena_name_is_dead(arena, ring_taker(arena, stream->position))) {
-        (void) ring_mend(arena); /* the message is gone with it */
-        return -EAGAIN;
+        (void) ring_mend(arena);
+        if (ring_has_passed(arena, stream->position)) { /* else head or tail is a stray write */
+            return -EAGAIN;
+        }
     }
     ms = until_ns == INT64_MAX ? ms : watch_shorter(ms_until(until_ns), ms);
     bool slept = ms == 0 || futex_wait(word, bell, ms);
