@@ -159,6 +159,7 @@ begin_life(mpshm_arena *arena, struct ring *ring, const struct ring *other, uint
         atomic_store(slot_word(ring, begin), passed_word(ring, begin));
     }
     begin = position_after(begin, is_passed(ring, load_slot(ring, begin), begin));
+    atomic_store(&ring->head->tail, begin); /* else a sum that comes before the first claim takes the old slot for the end */
     atomic_store(&ring->head->head, HEAD_WORD(0, begin));
     atomic_store(&ring->head->before, position_after(atomic_load(&other->head->before), at - begin));
 }

@@ -168,10 +168,14 @@ int64_t
 tasks_unfinished(mpshm_arena *arena)
 {
     uint64_t done = atomic_load(&arena->chain->done);
-    uint64_t skips = chain_passed(arena).skips;
+    struct passed passed = chain_passed(arena);
     int64_t pending = tasks_pending(arena);
+    uint64_t claimed;
 
-    return pending + position_ahead(chain_claimed(arena), done + skips_of(done, skips));
+    if (passed.stop.ring == NULL || !chain_claimed(arena, &claimed)) {
+        return 1; /* perhaps */
+    }
+    return pending + position_ahead(claimed, done + skips_of(done, passed.skips));
 }
 
 /* Call after a change of done, of pending, or of what the head has skipped. */
