@@ -42,7 +42,7 @@ end_life(mpshm_arena *arena, uint32_t number, uint32_t life)
 
 /* Where receivers begin: the head moves on over all that has passed, and over rings.  G2, C1 */
 struct start
-chain_first(mpshm_arena *arena)
+chain_go_on(mpshm_arena *arena)
 {
     struct chain *chain = arena->chain;
     struct start start = {0};
@@ -70,7 +70,7 @@ chain_first(mpshm_arena *arena)
         if (atomic_compare_exchange_strong(&chain->first, &first,
                                            FIRST_WORD(SLOT_OWNER(word), FIRST_SKIPS(first) + HEAD_SKIPS(head)))) {
             end_life(arena, LINK_RING(start.link), LINK_LIFE(start.link));
-            tasks_settle(arena); /* what was skipped in the next ring counts from now on */
+            tasks_skipped(arena); /* what was skipped in the next ring counts from now on */
         }
     }
     return start;
@@ -104,7 +104,7 @@ chain_mend(mpshm_arena *arena)
         at = HEAD_POSITION(ring_advance(arena, stop.ring));
     }
     if (any) {
-        (void) chain_first(arena);
+        (void) chain_go_on(arena);
     }
     return any;
 }
