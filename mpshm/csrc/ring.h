@@ -219,7 +219,7 @@ struct start chain_go_on(mpshm_arena *arena);
 static inline struct start
 chain_first(mpshm_arena *arena)
 {
-    struct start start;
+    struct start start = {0};
 
     start.link = FIRST_LINK(atomic_load(&arena->chain->first));
     start.ring = ring_at(arena, LINK_RING(start.link));
