@@ -5,6 +5,7 @@
     deaths         who notices a death, and whose sweep finds what the dead held
     segment_lock   claiming and releasing chunks
     positions      a bounded queue
+    growing        an unbounded queue: a chain of rings (rings, ring_get, ring_reap: parts of it)
     unfinished     task_done() and join()
     byte_turns     maxbytes
     holders        runs that several processes hold

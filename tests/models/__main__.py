@@ -18,6 +18,7 @@ MODULES = (
     "deaths",
     "segment_lock",
     "positions",
+    "growing",
     "unfinished",
     "byte_turns",
     "holders",
