@@ -7,6 +7,7 @@
     positions      a bounded queue
     growing        an unbounded queue: a chain of rings (rings, ring_get, ring_reap: parts of it)
     unfinished     task_done() and join()
+    unfinished_rings   the same over a chain of rings
     byte_turns     maxbytes
     holders        runs that several processes hold
     pipe_runs      runs in flight on a pipe

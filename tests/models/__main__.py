@@ -20,6 +20,7 @@ MODULES = (
     "positions",
     "growing",
     "unfinished",
+    "unfinished_rings",
     "byte_turns",
     "holders",
     "pipe_runs",
