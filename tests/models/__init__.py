@@ -9,6 +9,7 @@
     unfinished     task_done() and join()
     unfinished_rings   the same over a chain of rings
     byte_turns     maxbytes
+    stream         messages for which a queue has no memory
     holders        runs that several processes hold
     pipe_runs      runs in flight on a pipe
 

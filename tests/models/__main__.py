@@ -22,6 +22,7 @@ MODULES = (
     "unfinished",
     "unfinished_rings",
     "byte_turns",
+    "stream",
     "holders",
     "pipe_runs",
     "waiters",
