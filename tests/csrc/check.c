@@ -188,9 +188,11 @@ receive(mpshm_arena *arena, int fd, char **data, uint64_t *size)
     mpshm_reader reader = {.have = 0};
     mpshm_opened opened;
 
+    strays_inside(arena, true); /* as mpshm_receive: another thread may reap in between */
     CHECK_EQ(WHOLE_FRAME, mpshm_read_frame(&reader, fd));
     int error = mpshm_open(&reader, arena, &opened);
 
+    strays_inside(arena, false);
     if (error == 0) {
         CHECK_EQ(1, opened.count);
         *data = opened.views[0].data;
