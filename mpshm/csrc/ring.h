@@ -202,7 +202,8 @@ bool ring_mend_from(mpshm_arena *arena, struct ring *ring, uint64_t at);
 void tasks_pend(mpshm_arena *arena, int64_t messages); /* (L) */
 int64_t tasks_pending(mpshm_arena *arena);
 int64_t tasks_unfinished(mpshm_arena *arena);
-void tasks_settle(mpshm_arena *arena); /* call after a change of done, skips or pending */
+void tasks_settle(mpshm_arena *arena); /* call after a change of done, skips or pending, */
+void tasks_skipped(mpshm_arena *arena); /* of skips this one */
 void tasks_look_again(mpshm_arena *arena); /* the same at any time: one may have been killed that did not */
 
 /* chain.c */
@@ -213,7 +214,25 @@ struct start {
     name link;
     uint64_t at;
 };
-struct start chain_first(mpshm_arena *arena);
+struct start chain_go_on(mpshm_arena *arena);
+/* The same, for those who mostly find nothing to move. */
+static inline struct start
+chain_first(mpshm_arena *arena)
+{
+    struct start start = {0};
+
+    start.link = FIRST_LINK(atomic_load(&arena->chain->first));
+    start.ring = ring_at(arena, LINK_RING(start.link));
+    if (start.ring != NULL) {
+        start.at = HEAD_POSITION(atomic_load(&start.ring->head->head));
+        uint64_t word = load_slot(start.ring, start.at);
+
+        if (is_passed(start.ring, word, start.at) || SLOT_STATE(word) == SLOT_NEXT) {
+            start = chain_go_on(arena);
+        }
+    }
+    return start;
+}
 bool chain_is_full(mpshm_arena *arena);   /* no position can be claimed */
 bool chain_mend(mpshm_arena *arena);      /* what the dead left open; costs a look at each owner */
 void chain_reap(mpshm_arena *arena);      /* the same, and rings: for a sweep */

@@ -178,7 +178,7 @@ tasks_unfinished(mpshm_arena *arena)
     return pending + position_ahead(claimed, done + skips_of(done, passed.skips));
 }
 
-/* Call after a change of done, of pending, or of what the head has skipped. */
+/* Call after a change of done or of pending. */
 void
 tasks_settle(mpshm_arena *arena)
 {
@@ -187,7 +187,6 @@ tasks_settle(mpshm_arena *arena)
     if (!arena->joinable) {
         return;
     }
-    count_turn(arena);
     uint32_t joiners = atomic_load(&waiters->joiners);
 
     /* `joiners` is cleared before the bell rings, and set after the bell is read: who is not woken by
@@ -196,6 +195,16 @@ tasks_settle(mpshm_arena *arena)
         && atomic_compare_exchange_strong(&waiters->joiners, &joiners, 0)) {
         atomic_fetch_add(&waiters->done_bell, 1);
         (void) futex_wake(&waiters->done_bell, INT_MAX);
+    }
+}
+
+/* Call after a change of what heads have skipped. */
+void
+tasks_skipped(mpshm_arena *arena)
+{
+    if (arena->joinable) {
+        count_turn(arena);
+        tasks_settle(arena);
     }
 }
 
