@@ -1,7 +1,7 @@
 /* The walk over rings that checks their invariants.  Safe while other processes work: each bound is loaded
    on the side that makes it looser.
 
-   Invariants: it checks G1, G2, G8, Q5, C1 and C3 (invariants.h).
+   Invariants: it checks G1, G2, G8, Q5, C1 and C4 (invariants.h).
 
    Memory order: head and tail are loaded before and after the slots' words, all sequentially
    consistent. */
@@ -94,7 +94,15 @@ check_ring(mpshm_arena *arena, const struct ring *ring, bool rests)
     return 1;
 }
 
-/* At rest: what is in the chain is USED, and all other rings are free.  C1, C3 */
+/* Its maker may have been killed before it said USED. */
+static bool
+is_used(mpshm_arena *arena, uint64_t word)
+{
+    return RING_STATE(word) == RING_USED
+           || (RING_STATE(word) == RING_MAKING && arena_name_is_dead(arena, RING_MAKER(word)));
+}
+
+/* At rest: what is in the chain is USED, and all other rings are free.  C1, C4 */
 static int
 check_chain(mpshm_arena *arena)
 {
@@ -106,7 +114,7 @@ check_chain(mpshm_arena *arena)
         uint64_t bit = UINT64_C(1) << LINK_RING(stop.link);
         uint64_t word = atomic_load(&arena->chain->word[LINK_RING(stop.link)]);
 
-        if ((met & bit) != 0 || RING_STATE(word) != RING_USED || RING_LIFE(word) != LINK_LIFE(stop.link)) {
+        if ((met & bit) != 0 || !is_used(arena, word) || RING_LIFE(word) != LINK_LIFE(stop.link)) {
             return -__LINE__;
         }
         met |= bit;
