@@ -76,8 +76,11 @@ def check_order(q: Any, back: Any, producers: int, count: int) -> None:
 
 
 def fill_ring_and_feeder(q: Any) -> int:
-    """Put numbers until the ring is full and the feeder has some; return how many were put."""
-    count = RING_SLOTS + 88
+    """Put numbers until the ring is full and the feeder has some; return how many were put.
+
+    Of a queue with a bound of LONG_BOUND: without a bound it would grow.
+    """
+    count = RING_SLOTS_MOST + 88
     for n in range(count):
         q.put(n)
     return count
@@ -86,6 +89,9 @@ def fill_ring_and_feeder(q: Any) -> int:
 # csrc/layout.h
 RING_SLOTS = 512
 """Of a queue's first ring.  One that grows keeps one of them for the link to its next ring."""
+RING_SLOTS_MOST = 4096
+LONG_BOUND = RING_SLOTS_MOST + 1000
+"""Of a queue whose ring holds fewer messages than it may: the others are left to a feeder."""
 FREE, WRITING, READY = 0, 1, 2
 
 
