@@ -13,7 +13,16 @@ import pytest
 
 import mpshm
 from kit.processes import context_switches, is_asleep
-from kit.queues import BY_BYTES, KINDS, LARGE, LONG_BOUND, RING_SLOTS, finish, put_numbers
+from kit.queues import (
+    BY_BYTES,
+    KINDS,
+    LARGE,
+    LONG_BOUND,
+    RING_SLOTS,
+    RING_SLOTS_MOST,
+    finish,
+    put_numbers,
+)
 from kit.road import SHARED
 from kit.signals import signal_handler
 from kit.waiting import WAIT_S, wait_until
@@ -145,7 +154,7 @@ def put_one(q: Any) -> None:
 
 
 def put_too_much(q: Any) -> None:
-    for n in range(TOO_MANY):
+    for n in range(100):
         q.put(n)
 
 
@@ -170,8 +179,6 @@ def receive(end: Any) -> None:
 HALF_THE_MARK = 12 << 17
 IDLE_S = 5
 CREW = 8
-TOO_MANY = 2000
-"""Of so many of each of the crew, the ring of a bounded queue holds fewer than half."""
 
 
 def full(q: Any, count: int) -> Any:
@@ -196,7 +203,7 @@ def test_idle_processes_hardly_wake_all_together() -> None:
         "put where the queue is full": (put_one, full(context.Queue(3), 3)),
         "put where the bytes are": (put_one, with_task(context.Queue(maxbytes=300))),
         "put where the ring is full": (put_one, full(context.SimpleQueue(), RING_SLOTS)),
-        "a feeder": (put_too_much, context.Queue(CREW * TOO_MANY)),
+        "a feeder": (put_too_much, full(context.Queue(LONG_BOUND), RING_SLOTS_MOST)),
         "put beyond the mark": (put_arrays, context.SimpleQueue()),
         "join": (join, with_task(context.JoinableQueue())),
         "recv": (receive, pipes[0][0]),

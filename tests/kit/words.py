@@ -22,7 +22,7 @@ _HELD_SLOTS = 1, 3, 5  # WRITING, TAKING, HELD
 _NEXT = 6
 _MAKING, _USED = 1, 2
 _HEADER = struct.Struct("<QIIQQ")  # magic, abi, segment_limit, head_bytes, stride
-_DIRECTORY_AT, _SLOTS_FIELD_AT = 104, 64
+DIRECTORY_AT, _SLOTS_FIELD_AT = 104, 64
 _OVERFLOWING_FIELD_AT = 84  # and behind it how many rings there are
 _CHAIN_AT, _RING_WORDS_AT = 172032, 192
 RING_0_AT = _CHAIN_AT + _RING_WORDS_AT + 64 * 8
@@ -142,7 +142,7 @@ def look(arena: Any) -> Seen:
     chain = _chain(fd, header, head_bytes + limit * stride) if arena.is_queue else None
     none = np.empty(0, np.uint64)
     at, words = [none], [none]
-    for number, entry in enumerate(np.frombuffer(header, np.uint64, limit, _DIRECTORY_AT).tolist()):
+    for number, entry in enumerate(np.frombuffer(header, np.uint64, limit, DIRECTORY_AT).tolist()):
         if entry:
             where, what = _runs(fd, head_bytes + number * stride, entry & 0xFFFFF)
             at.append(where)
