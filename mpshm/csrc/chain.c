@@ -42,7 +42,7 @@ end_life(mpshm_arena *arena, uint32_t number, uint32_t life)
 
 /* Where receivers begin: the head moves on over all that has passed, and over rings.  G2, C1 */
 struct start
-chain_first(mpshm_arena *arena)
+chain_go_on(mpshm_arena *arena)
 {
     struct chain *chain = arena->chain;
     struct start start = {0};
@@ -70,7 +70,7 @@ chain_first(mpshm_arena *arena)
         if (atomic_compare_exchange_strong(&chain->first, &first,
                                            FIRST_WORD(SLOT_OWNER(word), FIRST_SKIPS(first) + HEAD_SKIPS(head)))) {
             end_life(arena, LINK_RING(start.link), LINK_LIFE(start.link));
-            tasks_settle(arena); /* what was skipped in the next ring counts from now on */
+            tasks_skipped(arena); /* what was skipped in the next ring counts from now on */
         }
     }
     return start;
@@ -104,7 +104,7 @@ chain_mend(mpshm_arena *arena)
         at = HEAD_POSITION(ring_advance(arena, stop.ring));
     }
     if (any) {
-        (void) chain_first(arena);
+        (void) chain_go_on(arena);
     }
     return any;
 }
@@ -159,6 +159,7 @@ begin_life(mpshm_arena *arena, struct ring *ring, const struct ring *other, uint
         atomic_store(slot_word(ring, begin), passed_word(ring, begin));
     }
     begin = position_after(begin, is_passed(ring, load_slot(ring, begin), begin));
+    atomic_store(&ring->head->tail, begin); /* else a sum that comes before the first claim takes the old slot for the end */
     atomic_store(&ring->head->head, HEAD_WORD(0, begin));
     atomic_store(&ring->head->before, position_after(atomic_load(&other->head->before), at - begin));
 }
@@ -194,11 +195,10 @@ link_ring(mpshm_arena *arena, struct tail *tail, bool only_zero)
     return 0;
 }
 
-int
-chain_grow(mpshm_arena *arena)
+static int
+grow(mpshm_arena *arena)
 {
-    INVARIANT(A4, arena_is_locked(arena));
-    for (uint32_t tries = 0; arena->grows && arena->me != 0 && tries < RING_TRIES; tries++) {
+    for (uint32_t tries = 0; tries < RING_TRIES; tries++) {
         struct tail tail;
 
         if (!ring_tail(arena, &tail)) {
@@ -213,6 +213,23 @@ chain_grow(mpshm_arena *arena)
     return -ENOSPC;
 }
 
+/* Perhaps the dead have the rings that are missing. */
+int
+chain_grow(mpshm_arena *arena)
+{
+    INVARIANT(A4, arena_is_locked(arena));
+    if (!arena->grows || arena->me == 0) {
+        return -ENOSPC;
+    }
+    int error = grow(arena);
+
+    if (error != 0) {
+        chain_reap(arena);
+        error = grow(arena);
+    }
+    return error;
+}
+
 /* Whether ring 0 has become the last ring, where small messages use the least memory. */
 bool
 chain_shrink(mpshm_arena *arena)
@@ -220,9 +237,10 @@ chain_shrink(mpshm_arena *arena)
     struct tail tail;
 
     INVARIANT(A4, arena_is_locked(arena));
-    return arena->grows && arena->me != 0 && chain_backlog(arena) <= (int64_t) FEW_OPEN
-           && RING_STATE(atomic_load(&arena->chain->word[0])) == RING_FREE && ring_tail(arena, &tail)
-           && tail.ring->number != 0 && link_ring(arena, &tail, true) == 0;
+    return arena->grows && arena->me != 0 && RING_STATE(atomic_load(&arena->chain->word[0])) == RING_FREE
+           && ring_tail(arena, &tail) && tail.ring->number != 0
+           && chain_backlog(arena) <= (int64_t) FEW_OPEN /* behind ring_tail, which corrects `last` */
+           && link_ring(arena, &tail, true) == 0;
 }
 
 /* Memory of rings. */

@@ -61,7 +61,7 @@ ring_advance(mpshm_arena *arena, struct ring *ring)
             was = next;
             far += (uint32_t) steps;
             if (skips > 0) {
-                tasks_settle(arena);
+                tasks_skipped(arena);
             }
         }
     }

@@ -189,7 +189,7 @@ ring_give_up(mpshm_arena *arena, uint64_t spot)
     INVARIANT(G8, SLOT_OWNER(load_slot(ring, position)) == arena->me
                       && word_ahead(ring, load_slot(ring, position), position) == 0);
     atomic_store(slot_word(ring, position), word_of(ring, position, 0, SLOT_SKIPPED));
-    (void) chain_first(arena);
+    (void) chain_go_on(arena);
 }
 
 /* Put the messages at positions of this process whose slots are filled: the caller then wakes receivers
@@ -377,7 +377,7 @@ ring_take(mpshm_arena *arena, char *to, uint64_t *spots, uint32_t most)
         found = find_next(arena, &look) || (n == 0 && find_from_head(arena, &look));
     }
     if (n > 0 && !took_runs) { /* else ring_pass does it */
-        (void) chain_first(arena);
+        (void) chain_go_on(arena);
     }
     return n;
 }
@@ -391,7 +391,7 @@ ring_pass(mpshm_arena *arena, uint64_t spot)
 
     INVARIANT(G8, load_slot(ring, position) == word_of(ring, position, arena->me, SLOT_TAKING));
     atomic_store(slot_word(ring, position), passed_word(ring, position));
-    (void) chain_first(arena);
+    (void) chain_go_on(arena);
 }
 
 static uint32_t

@@ -108,35 +108,36 @@ tail_of(const struct ring *ring)
     return atomic_load_explicit(&ring->head->tail, memory_order_acquire) & POSITION_MASK;
 }
 
-/* The first position that is not claimed; *end: its word.  The tail is read before its slot. */
-static inline uint64_t
-ring_end_word(const struct ring *ring, uint64_t *word)
+/* The first position that is not claimed, and what its slot says.  The tail is read before its slot.  False: it cannot
+   be told. */
+static inline bool
+ring_end_word(const struct ring *ring, uint64_t *end, uint64_t *word)
 {
-    uint64_t at = atomic_load(&ring->head->tail) & POSITION_MASK;
-
     for (uint32_t tries = 0; tries < RING_TRIES; tries++) {
+        uint64_t at = *end = atomic_load(&ring->head->tail) & POSITION_MASK;
+
         *word = atomic_load(slot_word(ring, at));
         if (word_ahead(ring, *word, at) <= 0) {
             if (!is_claimed(ring, *word, at)) {
-                return at;
+                return true;
             }
-            at = position_after(at, 1);
-            *word = atomic_load(slot_word(ring, at));
-            if (!is_claimed(ring, *word, at)) {
-                return at;
+            *end = position_after(at, 1);
+            *word = atomic_load(slot_word(ring, *end));
+            if (!is_claimed(ring, *word, *end)) {
+                return true;
             }
-        }
-        at = atomic_load(&ring->head->tail) & POSITION_MASK; /* it has gone on */
+        } /* else a lap has gone by */
     }
-    return at;
+    return false;
 }
 
 static inline uint64_t
 ring_end(const struct ring *ring)
 {
-    uint64_t word;
+    uint64_t end, word;
 
-    return ring_end_word(ring, &word);
+    (void) ring_end_word(ring, &end, &word);
+    return end;
 }
 
 /* rings.c */
@@ -166,14 +167,15 @@ struct stop {
 };
 /* The ring where receivers begin.  False: it is not to be had. */
 bool chain_begin(const mpshm_arena *arena, struct stop *stop);
-/* Go on to the ring behind it: 1; 0: it is the last; -1: its life is over, or the next cannot be mapped.  *end: where
-   its positions end. */
+/* Go on to the ring behind it: 1; 0: it is the last; -1: it cannot be told, for its life is over, or the next cannot be
+   mapped.  *end: where its positions end. */
 int chain_on(const mpshm_arena *arena, struct stop *stop, uint64_t *end);
-/* How many positions have been claimed, and passed, since the queue was made, modulo; and skipped, modulo 2^28. */
-uint64_t chain_claimed(const mpshm_arena *arena);
+/* How many positions have been claimed since the queue was made, modulo.  False: it cannot be told. */
+bool chain_claimed(const mpshm_arena *arena, uint64_t *claimed);
+/* How many have passed, modulo; and were skipped, modulo 2^28. */
 struct passed {
     uint64_t positions, skips;
-    struct stop stop;    /* the ring where receivers begin, */
+    struct stop stop;    /* the ring where receivers begin; its `ring` is NULL if it cannot be mapped, */
     uint64_t at;         /* and its head's position */
 };
 struct passed chain_passed(const mpshm_arena *arena);
@@ -200,7 +202,8 @@ bool ring_mend_from(mpshm_arena *arena, struct ring *ring, uint64_t at);
 void tasks_pend(mpshm_arena *arena, int64_t messages); /* (L) */
 int64_t tasks_pending(mpshm_arena *arena);
 int64_t tasks_unfinished(mpshm_arena *arena);
-void tasks_settle(mpshm_arena *arena); /* call after a change of done, skips or pending */
+void tasks_settle(mpshm_arena *arena); /* call after a change of done, skips or pending, */
+void tasks_skipped(mpshm_arena *arena); /* of skips this one */
 void tasks_look_again(mpshm_arena *arena); /* the same at any time: one may have been killed that did not */
 
 /* chain.c */
@@ -211,7 +214,25 @@ struct start {
     name link;
     uint64_t at;
 };
-struct start chain_first(mpshm_arena *arena);
+struct start chain_go_on(mpshm_arena *arena);
+/* The same, for those who mostly find nothing to move. */
+static inline struct start
+chain_first(mpshm_arena *arena)
+{
+    struct start start = {0};
+
+    start.link = FIRST_LINK(atomic_load(&arena->chain->first));
+    start.ring = ring_at(arena, LINK_RING(start.link));
+    if (start.ring != NULL) {
+        start.at = HEAD_POSITION(atomic_load(&start.ring->head->head));
+        uint64_t word = load_slot(start.ring, start.at);
+
+        if (is_passed(start.ring, word, start.at) || SLOT_STATE(word) == SLOT_NEXT) {
+            start = chain_go_on(arena);
+        }
+    }
+    return start;
+}
 bool chain_is_full(mpshm_arena *arena);   /* no position can be claimed */
 bool chain_mend(mpshm_arena *arena);      /* what the dead left open; costs a look at each owner */
 void chain_reap(mpshm_arena *arena);      /* the same, and rings: for a sweep */

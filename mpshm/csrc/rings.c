@@ -150,13 +150,10 @@ chain_on(const mpshm_arena *arena, struct stop *stop, uint64_t *end)
 {
     uint64_t word;
 
-    *end = ring_end_word(stop->ring, &word);
-    bool is_last = !is_next(stop->ring, word, *end);
-
-    if (!link_lives(arena, stop->link)) {
+    if (!ring_end_word(stop->ring, end, &word) || !link_lives(arena, stop->link)) {
         return -1;
     }
-    if (is_last) {
+    if (!is_next(stop->ring, word, *end)) {
         return 0;
     }
     stop->link = SLOT_OWNER(word);
@@ -165,24 +162,24 @@ chain_on(const mpshm_arena *arena, struct stop *stop, uint64_t *end)
 }
 
 /* A walk meets no more rings than there are, or it is a forged one; and it begins again no oftener. */
-uint64_t
-chain_claimed(const mpshm_arena *arena)
+bool
+chain_claimed(const mpshm_arena *arena, uint64_t *claimed)
 {
-    uint64_t before = 0, end = 0;
-
     for (uint32_t tries = 0; tries < RINGS; tries++) {
         struct stop stop;
         int on = chain_begin(arena, &stop) ? 1 : -1;
 
         for (uint32_t i = 0; i < RINGS && on == 1; i++) {
-            before = atomic_load(&stop.ring->head->before);
+            uint64_t before = atomic_load(&stop.ring->head->before), end;
+
             on = chain_on(arena, &stop, &end);
+            *claimed = position_after(before, end);
         }
         if (on == 0) {
-            break;
+            return true;
         }
     }
-    return position_after(before, end);
+    return false;
 }
 
 struct passed

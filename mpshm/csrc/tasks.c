@@ -168,13 +168,17 @@ int64_t
 tasks_unfinished(mpshm_arena *arena)
 {
     uint64_t done = atomic_load(&arena->chain->done);
-    uint64_t skips = chain_passed(arena).skips;
+    struct passed passed = chain_passed(arena);
     int64_t pending = tasks_pending(arena);
+    uint64_t claimed;
 
-    return pending + position_ahead(chain_claimed(arena), done + skips_of(done, skips));
+    if (passed.stop.ring == NULL || !chain_claimed(arena, &claimed)) {
+        return 1; /* perhaps */
+    }
+    return pending + position_ahead(claimed, done + skips_of(done, passed.skips));
 }
 
-/* Call after a change of done, of pending, or of what the head has skipped. */
+/* Call after a change of done or of pending. */
 void
 tasks_settle(mpshm_arena *arena)
 {
@@ -183,7 +187,6 @@ tasks_settle(mpshm_arena *arena)
     if (!arena->joinable) {
         return;
     }
-    count_turn(arena);
     uint32_t joiners = atomic_load(&waiters->joiners);
 
     /* `joiners` is cleared before the bell rings, and set after the bell is read: who is not woken by
@@ -192,6 +195,16 @@ tasks_settle(mpshm_arena *arena)
         && atomic_compare_exchange_strong(&waiters->joiners, &joiners, 0)) {
         atomic_fetch_add(&waiters->done_bell, 1);
         (void) futex_wake(&waiters->done_bell, INT_MAX);
+    }
+}
+
+/* Call after a change of what heads have skipped. */
+void
+tasks_skipped(mpshm_arena *arena)
+{
+    if (arena->joinable) {
+        count_turn(arena);
+        tasks_settle(arena);
     }
 }
 

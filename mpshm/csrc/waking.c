@@ -157,7 +157,7 @@ let_in_unasked(mpshm_arena *arena)
 static void
 look_round(mpshm_arena *arena)
 {
-    (void) chain_mend(arena);
+    chain_reap(arena);
     if (ring_is_ready(arena)) {
         (void) atomic_fetch_or(&arena->chain->waiters.wakeups, MAY_SLEEP);
         waiters_call(arena, 1);
