@@ -213,9 +213,7 @@ class _PutWait:
         if self._has_feeder and not isinstance(reason, QueueFull):
             self._pauses += 1
             may_pause = not is_over and self._pauses <= config.PUT_PAUSE_COUNT_MAX
-            return is_room and (
-                (may_pause and end.is_drained(end.has_room)) or end.ring_end.grow()
-            )
+            return is_room and ((may_pause and end.is_drained(end.has_room)) or end.ring_end.grow())
         if is_room and end.ring_end.grow():
             return True
         if isinstance(reason, OutOfSharedMemory):
@@ -377,7 +375,8 @@ class QueuePutter:
                 if self._feeder_state.is_busy:
                     give_to_feeder(self, Pickled(obj, message), deadline)
                     return
-                if deadline != 0 and is_over_mark(message):  # its memory is taken: it is put all the same
+                if deadline != 0 and is_over_mark(message):
+                    # If it stays so it is put all the same, for its memory is taken already.
                     end.is_drained(functools.partial(self._arena.wait_room_for, end._handle, 1))
                 put_within(end, message, None, deadline, has_feeder)
             except (NoRoomNow, OutOfSharedMemory):
