@@ -5,7 +5,7 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 7
+#define MPSHM_ABI 8
 /* Bytes of a frame in a pipe, of a slot, of a slot with its overflow, and of a reader: see the size
    classes in docs/design.md. */
 #define MPSHM_FRAME_BYTES 4096
@@ -131,6 +131,7 @@ typedef struct {
     uint32_t places;        /* messages */
     uint32_t joinable;      /* whether task_done() and join() count them */
     uint64_t bytes;         /* of slots and chunks */
+    uint32_t grows;         /* whether it gets longer by mpshm_queue_grow; not if it is bounded */
 } mpshm_queue;
 
 /* Make an arena and its memory file; the caller closes it.  Where /proc names memory files, it shows
@@ -327,6 +328,11 @@ void mpshm_place_give(mpshm_place *place);
 int mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
 /* The same though no receiver is left: another put may give up its place. */
 int mpshm_queue_wait_place(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
+/* After a put has found the ring full: have room for more messages: 0; or -ENOSPC: no memory for a longer ring, or
+   the queue does not grow. */
+int mpshm_queue_grow(const mpshm_end *end);
+/* How many have been taken, or given up, since the queue was made: modulo 2^36. */
+uint64_t mpshm_queue_taken(mpshm_arena *arena);
 /* How many messages are in the queue, and on their way into it. */
 int64_t mpshm_queue_size(mpshm_arena *arena);
 /* Whether the queue has no place. */

@@ -448,7 +448,7 @@ waiting_sender(mpshm_arena *arena, int writer, int to_parent[2])
         go(to_parent);
         _exit(0);
     }
-    while (atomic_load(&arena->ring->waiters.room_mark) == 0) {
+    while (atomic_load(&arena->chain->waiters.room_mark) == 0) {
         sched_yield();
     }
     wait_asleep(pid);

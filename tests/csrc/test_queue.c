@@ -723,7 +723,7 @@ message_that_gives_its_turn_up_lets_others_in(void)
         CHECK_EQ(1, put(&q, 1, 3, small));
         _exit(0);
     }
-    while (atomic_load(&q.arena->ring->waiters.room_mark) == 0) {
+    while (atomic_load(&q.arena->chain->waiters.room_mark) == 0) {
         usleep(1000);
     }
     wait_asleep(pid);

@@ -632,7 +632,7 @@ a_message_keeps_its_byte_when_one_dies_that_reads_bytes(void)
     char byte;
 
     open_ring();
-    _Atomic uint32_t *drainer = &batch->end->arena->ring->waiters.drainer;
+    _Atomic uint32_t *drainer = &batch->end->arena->chain->waiters.drainer;
 
     mpshm_queue_watch(batch->end);
     CHECK_EQ(1, write(ends[1], "", 1));
@@ -657,14 +657,14 @@ one_at_a_time_reads_bytes(void)
     mpshm_queue_watch(batch->end);
     arena_lock(arena);
     arena_unlock(arena);
-    atomic_store(&arena->ring->waiters.drainer, arena->me);
+    atomic_store(&arena->chain->waiters.drainer, arena->me);
     for (uint32_t i = 0; i < FULL; i++) {
         check_put(1, i, 1);
     }
     CHECK_EQ(65, bytes_in_pipe());
     check_received(FULL);
     CHECK_EQ(65, bytes_in_pipe());
-    atomic_store(&arena->ring->waiters.drainer, 0);
+    atomic_store(&arena->chain->waiters.drainer, 0);
     CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 9, 0));
     CHECK_EQ(0, bytes_in_pipe());
     end_ring();
