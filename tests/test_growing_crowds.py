@@ -152,9 +152,10 @@ def test_signal_handler_may_put_while_the_queue_that_it_interrupts_grows() -> No
         def put(*_: object) -> None:
             q.put((1, from_handler[0]))
             from_handler[0] += 1
+            signal.setitimer(signal.ITIMER_REAL, 0.0005)  # it must not interrupt itself
 
         with signal_handler(signal.SIGALRM, put):
-            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+            signal.setitimer(signal.ITIMER_REAL, 0.0005)
             put_numbers(q, 0, range(10 * MANY))
         got = counted(lambda: get_in_time(q), q.qsize())
         assert q.empty()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -23,9 +24,9 @@ PATIENCE_S = 60
 """It takes some two periods of 1.5 s, and on a busy machine longer."""
 LONG = 200_000
 MORE = pytest.param(1_000_000, marks=pytest.mark.large)
-HEADS_BYTES = 4 * MIB
-"""What may stay after a trim: the heads of segments, the first ring, ..."""
-WORD_BYTES = 16
+HEADS_BYTES = 8 * MIB
+"""What may stay after a trim: the first ring, heads of segments, ..."""
+WORD_BYTES = 8
 """... and of each slot of a ring that the queue had, its word."""
 
 
@@ -98,16 +99,17 @@ def test_memory_of_a_long_queue_goes_back_when_nobody_asks(used: bool) -> None:
     with (
         finishing(context.Queue()) as q,
         finishing(context.Queue()) as back,
-        running(context.Process(target=get_and_say, args=(q, back, LONG))) as consumer,
+        contextlib.ExitStack() as stack,
     ):
         for n in range(LONG):
             q.put(body(n, KB))
+        assert resident(q) >= 2 * SMALL_BYTES
+        consumer = context.Process(target=get_and_say, args=(q, back, LONG))
+        stack.enter_context(running(consumer))
         assert "all" == back.get(timeout=2 * PATIENCE_S)
-        most = resident(q)
         wait_until_small(q, lambda: q.put("more") if used else None)
         q.put(None)
         end_well(consumer)
-    assert most >= 2 * SMALL_BYTES
 
 
 def get_and_say(q: Any, back: Any, count: int) -> None:
