@@ -67,7 +67,7 @@ class Queue(BatchPutter, QueueGetter, _StockQueue):
     def __init__(
         self, maxsize: int = 0, *, ctx: Any, maxbytes: int | None = None, strict: bool = False
     ) -> None:
-        ends = queue_end.make_ends(max(0, maxsize), maxbytes or 0, self._joinable)
+        ends = queue_end.make_ends(max(0, maxsize), maxbytes or 0, self._joinable, True)
         if ends is None:
             if maxbytes:
                 raise OSError(
@@ -218,7 +218,7 @@ class SimpleQueue(SimpleQueuePutter, QueueGetter, _StockSimpleQueue):
         _wlock: Any
 
     def __init__(self, *, ctx: Any) -> None:
-        ends = queue_end.make_ends(0, 0, False)
+        ends = queue_end.make_ends(0, 0, False, False)
         if ends is None:
             stock.SimpleQueue.__init__(self, ctx=ctx)
             self._reader, self._writer = pipe_end.adopt(self._reader, self._writer)

@@ -16,6 +16,7 @@ import pytest
 import mpshm
 from kit.leaks import open_descriptors, without_rosters
 from kit.programs import run_python
+from kit.queues import LONG_BOUND, fill_ring_and_feeder
 from mpshm.connection import Client, Listener
 
 LONG = bytes(300_000)
@@ -76,11 +77,19 @@ def full_then_empty(context: Any) -> None:
         bounded.get(timeout=0.001)
 
 
-def with_feeder(context: Any) -> None:
+def grown(context: Any) -> None:
     many = context.Queue()
-    for number in range(1500):
+    for number in range(5000):
         many.put(number)
-    assert list(range(1500)) == [many.get() for _ in range(1500)]
+    assert list(range(5000)) == [many.get() for _ in range(5000)]
+    many.close()
+    many.join_thread()
+
+
+def with_feeder(context: Any) -> None:
+    many = context.Queue(LONG_BOUND)
+    count = fill_ring_and_feeder(many)
+    assert list(range(count)) == [many.get() for _ in range(count)]
     many.close()
     many.join_thread()
 
@@ -153,6 +162,7 @@ def accepted(context: Any) -> None:
             unread, marks=pytest.mark.shared_memory("stock's feeder waits for ever for a reader")
         ),
         full_then_empty,
+        grown,
         with_feeder,
         closed,
         by_semaphore,

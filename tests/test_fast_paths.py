@@ -20,7 +20,15 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import KINDS, LARGE, RING_SLOTS, finish, take_many
+from kit.queues import (
+    KINDS,
+    LARGE,
+    LONG_BOUND,
+    RING_SLOTS,
+    fill_ring_and_feeder,
+    finish,
+    take_many,
+)
 from kit.road import SHARED, sending
 from kit.waiting import WAIT_S, wait_until
 from mpshm import queues
@@ -198,13 +206,16 @@ def test_objects_go_to_children_and_back(context: Any) -> None:
 # Order
 
 
-NUMBERS = 3_000
+NUMBERS = 5_000
 
 
+@pytest.mark.parametrize("maxsize", [0, LONG_BOUND])
 @pytest.mark.parametrize("module", [multiprocessing, mpshm], ids=["stock", "mpshm"])
-def test_scalars_of_threads_keep_their_order_across_the_feeder(module: ModuleType) -> None:
-    """Back and forth: the reader stops twice for long enough that the feeder has to take over."""
-    q = module.Queue()
+def test_scalars_of_threads_keep_their_order_when_the_ring_is_full(
+    module: ModuleType, maxsize: int
+) -> None:
+    """The reader stops twice for so long that the queue grows, or that the feeder takes over."""
+    q = module.Queue(maxsize)
     crew = [
         threading.Thread(target=lambda who=who: [q.put(NUMBERS * who + n) for n in range(NUMBERS)])
         for who in range(3)
@@ -213,7 +224,7 @@ def test_scalars_of_threads_keep_their_order_across_the_feeder(module: ModuleTyp
         thread.start()
     seen = [0, 0, 0]
     for count in range(3 * NUMBERS):
-        if count in (1000, 5000):
+        if count in (1000, 7000):
             time.sleep(0.1)
         who, n = divmod(q.get(), NUMBERS)
         assert n == seen[who]
@@ -224,9 +235,13 @@ def test_scalars_of_threads_keep_their_order_across_the_feeder(module: ModuleTyp
     finish(q)
 
 
-@pytest.mark.parametrize("maxsize", [0, RING_SLOTS + 200])
-def test_order_holds_over_mixed_paths(maxsize: int) -> None:
-    """Scalars, strings, lists, lists of them and large ones, before, with and after the feeder."""
+@pytest.mark.parametrize(
+    ("maxsize", "puts"),
+    [(0, 450), (RING_SLOTS + 200, 450), (LONG_BOUND, 3_200)],
+    ids=["it grows", "bounded", "with a feeder"],
+)
+def test_order_holds_over_mixed_paths(maxsize: int, puts: int) -> None:
+    """Scalars, strings, lists and lists of them, before, while and after a ring is full."""
     q = mpshm.Queue(maxsize)
     count = 0
 
@@ -252,12 +267,12 @@ def test_order_holds_over_mixed_paths(maxsize: int) -> None:
                 got = q.get()
                 assert n == int(got[0] if isinstance(got, list) else got)
 
-    assert [*range(450)] == [*put(450)]  # more than the ring of an unbounded queue has slots
-    if SHARED and not maxsize:
-        assert q._feeder_state.is_busy
-        assert q._feeder_state.direct is None
-    get(range(450))
-    for n in put(500):
+    assert [*range(puts)] == [*put(puts)]
+    if SHARED:
+        assert (maxsize == LONG_BOUND) == q._feeder_state.is_busy
+        assert q._feeder_state.is_busy == (q._feeder_state.direct is None)
+    get(range(puts))
+    for n in put(puts + 50):
         get(range(n, n + 1))
     assert q.empty()
     finish(q)
@@ -265,13 +280,12 @@ def test_order_holds_over_mixed_paths(maxsize: int) -> None:
 
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 def test_put_takes_the_fast_path_again_once_the_feeder_is_done() -> None:
-    q = mpshm.Queue()
+    q = mpshm.Queue(LONG_BOUND)
     direct = q._feeder_state.direct
     assert direct is q._writer.direct is not None
-    for n in range(RING_SLOTS + 10):
-        q.put(n)
+    count = fill_ring_and_feeder(q)
     assert q._feeder_state.direct is None
-    assert [*range(RING_SLOTS + 10)] == [q.get() for _ in range(RING_SLOTS + 10)]
+    assert [*range(count)] == [q.get() for _ in range(count)]
     wait_until(lambda: not q._feeder_state.is_busy)
     assert q._feeder_state.direct is direct
     q.close()
@@ -688,15 +702,15 @@ def test_child_takes_the_fast_path_though_its_parent_has_unreturned_messages(kin
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 def test_children_of_a_parent_with_a_feeder_put_at_once() -> None:
     context = mpshm.get_context("fork")
-    q, back = context.Queue(), context.SimpleQueue()
-    q.put_many([*range(RING_SLOTS + 20)])
+    q, back = context.Queue(LONG_BOUND), context.SimpleQueue()
+    count = fill_ring_and_feeder(q)
     assert q._feeder_state.is_busy
     child = context.Process(target=after_a_fork, args=(q, back))
     child.start()
     assert back.get()
     assert 0 == back.get()
-    rest = [q.get() for _ in range(RING_SLOTS + 20)]
-    assert [*range(1, RING_SLOTS + 20)] == [one for one in rest if one != "from the child"]
+    rest = [q.get() for _ in range(count)]
+    assert [*range(1, count)] == [one for one in rest if one != "from the child"]
     child.join(WAIT_S)
     finish(q, back)
 

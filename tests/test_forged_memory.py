@@ -16,6 +16,7 @@ import pytest
 import mpshm
 from kit.programs import run_python
 from kit.road import SHARED
+from kit.words import DIRECTORY_AT
 from mpshm._memory import arena
 
 if SHARED:
@@ -28,7 +29,7 @@ pytestmark = [
 ]
 
 LARGE = 100_000
-HEAD_BYTES_AT, DIRECTORY_AT = 16, 96
+HEAD_BYTES_AT = 16
 CHUNK_COUNT_MASK = 0xFFFFF
 SEGMENT_HEAD_BYTES, RUN_BYTES = 192, 16
 

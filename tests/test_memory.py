@@ -15,10 +15,10 @@ import pytest
 
 import mpshm
 from kit.crowds import running
+from kit.memory import MIB, resident
 from kit.programs import run_python
 from kit.queues import finish, finishing
 
-MIB = 1 << 20
 SMALL_BYTES = 64 * MIB
 """What a channel may keep that is used now and then."""
 NEXT_TO_NOTHING = 4 * MIB
@@ -27,11 +27,6 @@ PATIENCE_S = 60
 """It takes some two periods of 1.5 s, and on a busy machine longer."""
 
 needs_memory = pytest.mark.shared_memory("looks at shared memory")
-
-
-def resident(*channels: Any) -> int:
-    """What the memory files of some channels take; unlike stats(), without a look by mpshm."""
-    return sum(os.fstat(one._arena.fileno()).st_blocks * 512 for one in channels)
 
 
 def wait_until_small(use: Callable[[], object], *channels: Any) -> None:

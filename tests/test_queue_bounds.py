@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import BY_BYTES, LARGE, RING_SLOTS, check_order, finish
+from kit.queues import BY_BYTES, LARGE, RING_SLOTS, RING_SLOTS_MOST, check_order, finish
 from kit.waiting import WAIT_S, wait_until
 from mpshm._memory import ring
 
@@ -87,16 +87,17 @@ def test_full_and_empty_are_raised_at_the_limit(module: Any) -> None:
 
 def test_bounded_queue_larger_than_its_ring_is_exact() -> None:
     """put_many with places for some of its messages, and no room in the pipe for these."""
-    q = mpshm.Queue(maxsize=RING_SLOTS + 8)
-    q.put_many(range(RING_SLOTS - 2))
-    rest = range(RING_SLOTS - 2, RING_SLOTS + 30)
+    q = mpshm.Queue(maxsize=RING_SLOTS_MOST + 8)
+    q.put_many(range(RING_SLOTS_MOST - 2))
+    count = RING_SLOTS_MOST + 30
+    rest = range(RING_SLOTS_MOST - 2, count)
     more = threading.Thread(target=q.put_many, args=(rest,), daemon=True)
     more.start()
     wait_until(q.full)
     time.sleep(0.2)  # whatever it does wrong, it has done by now
-    assert RING_SLOTS + 8 == q.qsize()
+    assert RING_SLOTS_MOST + 8 == q.qsize()
     assert more.is_alive()
-    assert list(range(RING_SLOTS + 30)) == [q.get(timeout=WAIT_S) for _ in range(RING_SLOTS + 30)]
+    assert list(range(count)) == [q.get(timeout=WAIT_S) for _ in range(count)]
     more.join(WAIT_S)
     assert (0, False) == (q.qsize(), q.full())
     q.put(1, block=False)

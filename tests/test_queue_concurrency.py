@@ -13,7 +13,16 @@ import pytest
 
 import mpshm
 from kit.processes import context_switches, is_asleep
-from kit.queues import BY_BYTES, KINDS, LARGE, RING_SLOTS, finish, put_numbers
+from kit.queues import (
+    BY_BYTES,
+    KINDS,
+    LARGE,
+    LONG_BOUND,
+    RING_SLOTS,
+    RING_SLOTS_MOST,
+    finish,
+    put_numbers,
+)
 from kit.road import SHARED
 from kit.signals import signal_handler
 from kit.waiting import WAIT_S, wait_until
@@ -117,16 +126,17 @@ def put_one_more(q: Any) -> None:
 
 def test_fork_while_the_feeder_is_busy_repeats_nothing(module: Any) -> None:
     context = module.get_context("fork")
-    q = context.Queue()
-    for n in range(3000):
+    q = context.Queue(LONG_BOUND)
+    count = LONG_BOUND - 10
+    for n in range(count):
         q.put(n)
     children = [context.Process(target=put_one_more, args=(q,)) for _ in range(3)]
     for child in children:
         child.start()
-    got = [q.get(timeout=WAIT_S) for _ in range(3003)]
+    got = [q.get(timeout=WAIT_S) for _ in range(count + 3)]
     for child in children:
         child.join(WAIT_S)
-    assert list(range(3000)) == [x for x in got if x != "child's"]
+    assert list(range(count)) == [x for x in got if x != "child's"]
     assert q.empty()
     finish(q)
 
@@ -144,7 +154,7 @@ def put_one(q: Any) -> None:
 
 
 def put_too_much(q: Any) -> None:
-    for n in range(2000):
+    for n in range(100):
         q.put(n)
 
 
@@ -193,7 +203,7 @@ def test_idle_processes_hardly_wake_all_together() -> None:
         "put where the queue is full": (put_one, full(context.Queue(3), 3)),
         "put where the bytes are": (put_one, with_task(context.Queue(maxbytes=300))),
         "put where the ring is full": (put_one, full(context.SimpleQueue(), RING_SLOTS)),
-        "a feeder": (put_too_much, context.Queue()),
+        "a feeder": (put_too_much, full(context.Queue(LONG_BOUND), RING_SLOTS_MOST)),
         "put beyond the mark": (put_arrays, context.SimpleQueue()),
         "join": (join, with_task(context.JoinableQueue())),
         "recv": (receive, pipes[0][0]),

@@ -15,7 +15,14 @@ import pytest
 
 import mpshm
 from kit.programs import run_python
-from kit.queues import KINDS, check_order, fill_ring_and_feeder, finish, put_numbers
+from kit.queues import (
+    KINDS,
+    LONG_BOUND,
+    check_order,
+    fill_ring_and_feeder,
+    finish,
+    put_numbers,
+)
 from kit.road import SHARED
 from kit.waiting import WAIT_S, wait_until
 from mpshm._memory.core import NoRoomNow
@@ -105,6 +112,9 @@ def test_messages_of_a_process_that_ends_at_once_arrive(context: Any, kind: str,
     finish(q)
 
 
+# Of a queue whose ring is full: what is in shared memory needs no process to write it.
+
+
 def put_backlog(q: Any, cancel: bool) -> None:
     if cancel:
         q.cancel_join_thread()
@@ -114,7 +124,7 @@ def put_backlog(q: Any, cancel: bool) -> None:
 
 def test_exit_waits_for_an_unread_backlog(module: Any) -> None:
     context = module.get_context("fork")
-    q = context.Queue()
+    q = context.Queue(LONG_BOUND)
     process = context.Process(target=put_backlog, args=(q, False))
     process.start()
     wait_until(lambda: not q.empty())
@@ -128,7 +138,7 @@ def test_exit_waits_for_an_unread_backlog(module: Any) -> None:
 
 def test_cancel_join_thread_lets_the_process_end(module: Any) -> None:
     context = module.get_context("fork")
-    q = context.Queue()
+    q = context.Queue(LONG_BOUND)
     process = context.Process(target=put_backlog, args=(q, True))
     process.start()
     process.join(WAIT_S)
@@ -189,7 +199,7 @@ def test_task_done_too_often_is_refused(module: Any) -> None:
 
 
 def test_join_waits_for_what_the_feeder_has() -> None:
-    q = mpshm.JoinableQueue()
+    q = mpshm.JoinableQueue(LONG_BOUND)
     count = fill_ring_and_feeder(q)
     joined = threading.Event()
     joiner = threading.Thread(target=lambda: (q.join(), joined.set()))

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import KINDS, LARGE, RING_SLOTS, fill_ring_and_feeder, finish, raw_ring, take_all
+from kit.queues import (
+    KINDS,
+    LARGE,
+    LONG_BOUND,
+    fill_ring_and_feeder,
+    finish,
+    raw_ring,
+    take_all,
+)
 from kit.road import SHARED
 from kit.waiting import WAIT_S, wait_until
 
@@ -34,8 +42,11 @@ class Bomb:
 # Objects that cannot be pickled, or not be unpickled
 
 
-@pytest.mark.parametrize("maxsize", [0, 1000])
-@pytest.mark.parametrize("feeding", [False, True])
+FEEDING = [(0, False), (LONG_BOUND, False), (LONG_BOUND, True)]
+"""Bounds of queues, and whether a feeder is at work."""
+
+
+@pytest.mark.parametrize(("maxsize", "feeding"), FEEDING)
 def test_strict_raises_from_put(maxsize: int, feeding: bool) -> None:
     q = mpshm.Queue(maxsize, strict=True)
     reported: list[object] = []
@@ -53,8 +64,7 @@ def test_strict_raises_from_put(maxsize: int, feeding: bool) -> None:
     finish(q)
 
 
-@pytest.mark.parametrize("maxsize", [0, 1000])
-@pytest.mark.parametrize("feeding", [False, True])
+@pytest.mark.parametrize(("maxsize", "feeding"), FEEDING)
 def test_feeder_error_has_the_original_object(module: Any, maxsize: int, feeding: bool) -> None:
     q = module.Queue(maxsize)
     reported: list[object] = []
@@ -97,17 +107,17 @@ def test_put_many_without_readers_reports_the_original_objects() -> None:
 
 def test_unpicklable_object_returns_its_place() -> None:
     for feeding in (False, True):
-        q = mpshm.Queue(maxsize=RING_SLOTS + 100)
+        q = mpshm.Queue(maxsize=LONG_BOUND)
         q._on_queue_feeder_error = lambda error, obj: None
         count = fill_ring_and_feeder(q) if feeding else 0
         for _ in range(5):
             q.put(threading.Lock())
         assert list(range(count)) == [q.get(timeout=WAIT_S) for _ in range(count)]
         wait_until(lambda q=q: q.qsize() == 0)
-        for n in range(RING_SLOTS + 100):
+        for n in range(LONG_BOUND):
             q.put(n, block=False)
         assert q.full()
-        assert RING_SLOTS + 100 == len([q.get() for _ in range(RING_SLOTS + 100)])
+        assert LONG_BOUND == len([q.get() for _ in range(LONG_BOUND)])
         finish(q)
 
 

@@ -19,19 +19,22 @@ from kit.queues import (
     BY_BYTES,
     KINDS,
     LARGE,
+    LONG_BOUND,
     RING_SLOTS,
+    RING_SLOTS_MOST,
     check_order,
     finish,
     put_numbers,
     take_many,
 )
+from kit.road import SHARED
 from kit.waiting import WAIT_S, wait_until
 
 
 @pytest.mark.shared_memory("our feeder is there for a full ring")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_each_producers_order_holds_across_the_feeder_and_back(context: Any, threads: int) -> None:
-    q, back = context.Queue(), context.Queue()
+    q, back = context.Queue(2 * 10_100), context.Queue()
     consumer = context.Process(target=check_order, args=(q, back, threads, 10_100))
     numbers = range(10_000)
     crew = [threading.Thread(target=put_numbers, args=(q, i, numbers)) for i in range(threads)]
@@ -49,11 +52,13 @@ def test_each_producers_order_holds_across_the_feeder_and_back(context: Any, thr
     finish(q, back)
 
 
-def test_put_many_keeps_its_order_when_the_feeder_takes_over(context: Any) -> None:
-    q, back = context.Queue(), context.Queue()
-    consumer = context.Process(target=check_order, args=(q, back, 1, 5_000))
-    for start in range(0, 5_000, 100):
-        if start == 2_000:
+@pytest.mark.parametrize("maxsize", [0, LONG_BOUND], ids=["it grows", "the feeder takes over"])
+def test_put_many_keeps_its_order_when_the_ring_is_full(context: Any, maxsize: int) -> None:
+    q, back = context.Queue(maxsize), context.Queue()
+    consumer = context.Process(target=check_order, args=(q, back, 1, 8_000))
+    for start in range(0, 8_000, 100):
+        if start == 5_000:
+            assert (maxsize > 0 or not SHARED) == (q._thread is not None)
             consumer.start()
         assert 100 == q.put_many((0, n) for n in range(start, start + 100))
     assert "in order" == back.get(timeout=WAIT_S)
@@ -62,7 +67,7 @@ def test_put_many_keeps_its_order_when_the_feeder_takes_over(context: Any) -> No
 
 
 def consume_with_pauses(q: Any, back: Any, count: int) -> None:
-    """Pauses a little longer than a put waits for room, so that the feeder comes and goes."""
+    """Pauses a little longer than a put waits for room: rings, or the feeder, come and go."""
     got = []
     for n in range(count):
         if n % 50 == 0:
@@ -72,8 +77,12 @@ def consume_with_pauses(q: Any, back: Any, count: int) -> None:
 
 
 def numbered(count: int) -> list[Any]:
-    """Small messages, and after each three of them one of 64 KiB; each has its number first."""
-    return [(n,) if n % 4 else (n, np.zeros(1 << 13)) for n in range(count)]
+    """Small messages, and after each seven of them one of 24 KiB, which arrives as a view.
+
+    Each has its number first.  The ring is full of them before so many bytes are in flight that
+    senders wait.
+    """
+    return [(n,) if n % 8 else (n, np.zeros(3 << 10)) for n in range(count)]
 
 
 def put_by_put_many(q: Any, messages: list[Any]) -> None:
@@ -128,24 +137,28 @@ WAYS_TO_PUT = [put_by_put_many, put_by_an_iterator, put_by_turns, put_on_a_loop,
 
 @pytest.mark.parametrize("put", WAYS_TO_PUT)
 @pytest.mark.parametrize(
-    "make",
+    ("bounds", "count"),
     [
-        lambda: mpshm.Queue(),
-        lambda: mpshm.Queue(700),
-        pytest.param(lambda: mpshm.Queue(maxbytes=8 << 20), marks=BY_BYTES),
+        pytest.param({}, 4000, id="unbounded"),
+        pytest.param({"maxsize": 700}, 2000, id="bounded"),
+        pytest.param({"maxsize": LONG_BOUND}, 8000, id="with a feeder"),
+        pytest.param({"maxbytes": 4 << 20}, 2000, id="maxbytes", marks=BY_BYTES),
     ],
-    ids=["unbounded", "bounded", "maxbytes"],
 )
-def test_one_producers_order_holds_while_the_consumer_pauses(make: Any, put: Any) -> None:
+def test_one_producers_order_holds_while_the_consumer_pauses(
+    bounds: dict[str, int], count: int, put: Any
+) -> None:
     """A large message put by put_many overtook small ones that it had left to the feeder."""
-    q, back = make(), mpshm.Queue()
-    messages = numbered(2000)
+    q, back = mpshm.Queue(**bounds), mpshm.Queue()
+    messages = numbered(count)
     consumer = mpshm.get_context("fork").Process(
         target=consume_with_pauses, args=(q, back, len(messages))
     )
     consumer.start()
     put(q, messages)
     assert list(range(len(messages))) == back.get(timeout=WAIT_S)
+    if SHARED:
+        assert (bounds == {"maxsize": LONG_BOUND}) == (q._thread is not None)
     consumer.join(WAIT_S)
     finish(q, back)
 
@@ -234,12 +247,15 @@ def test_get_many_waits_for_the_first(context: Any, kind: str) -> None:
 # At the limits
 
 
+@pytest.mark.parametrize(("maxsize", "slots"), [(0, RING_SLOTS), (LONG_BOUND, RING_SLOTS_MOST)])
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
-def test_put_many_that_overflows_the_ring_counts_each_message_once(kind: str) -> None:
-    q = getattr(mpshm, kind)()
-    q.put_many(range(RING_SLOTS))
-    q.put_many([RING_SLOTS])
-    for n in range(RING_SLOTS + 1):
+def test_put_many_that_overflows_the_ring_counts_each_message_once(
+    kind: str, maxsize: int, slots: int
+) -> None:
+    q = getattr(mpshm, kind)(maxsize)
+    q.put_many(range(slots))
+    q.put_many([slots])
+    for n in range(slots + 1):
         assert n == q.get()
         if kind == "JoinableQueue":
             q.task_done()

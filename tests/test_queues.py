@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import KINDS, finish
+from kit.queues import KINDS, LONG_BOUND, finish
 from kit.road import SHARED
 
 COUNT = 1 << 16  # 512 KiB of float64
@@ -125,7 +125,7 @@ def test_feeder_reports_what_it_cannot_pickle_and_goes_on() -> None:
 
 
 def test_put_never_blocks_without_a_consumer() -> None:
-    """The feeder waits at the high-water mark, not the producer."""
+    """At the high-water mark it waits for a moment, and puts all the same."""
     q = mpshm.Queue()
     for n in range(40):
         q.put(np.full(1 << 18, n))  # 2 MiB each: 80 MiB in all
@@ -311,15 +311,17 @@ def test_interrupt_while_the_feeder_starts_makes_no_second_one(
             hits.append(n)
             raise KeyboardInterrupt
 
-    q = getattr(mpshm, kind)()
+    q = getattr(mpshm, kind)(LONG_BOUND)
+    count = LONG_BOUND - 10  # more than the ring holds
     monkeypatch.setattr(threading.Thread, "start", started_and_interrupted)
-    for n in range(2000):  # more than the ring holds
+    for n in range(count):
         if n == 0 or not hits or n > hits[0]:
             with contextlib.suppress(KeyboardInterrupt):
                 q.put(n)
     feeders = {*threading.enumerate()} - before
     assert 1 == len([one for one in feeders if one.name == "QueueFeederThread"])
-    assert [n for n in range(2000) if n != hits[0]] == [q.get(timeout=30) for _ in range(1999)]
+    wanted = [n for n in range(count) if n != hits[0]]
+    assert wanted == [q.get(timeout=30) for _ in wanted]
     q.close()
     q.join_thread()
     assert not {*threading.enumerate()} - before

@@ -89,12 +89,14 @@ class Run:
 
 # Not as a class, for the reason at core.Descriptor.
 QueueShape = NamedTuple(  # noqa: UP014
-    "QueueShape", [("places", int), ("is_joinable", bool), ("bytes_limit", int)]
+    "QueueShape",
+    [("places", int), ("is_joinable", bool), ("bytes_limit", int), ("grows", bool)],
 )
 """What a queue may hold; 0 is any number.
 
 places: messages; is_joinable: unfinished messages count for task_done() and join();
-bytes_limit: bytes of slots and chunks that the messages take.
+bytes_limit: bytes of slots and chunks that the messages take; grows: it gets longer when a put asks
+for it, unless it is bounded.
 """
 
 

@@ -113,6 +113,21 @@ class End:
         """From now on the descriptor is readable exactly while poll() is true."""
         lib.mpshm_queue_watch(self.c)
 
+    def grow(self) -> bool:
+        """Have room for more messages, once a put has found none; return False without memory.
+
+        Bounded queues do not grow.
+        """
+        code = lib.mpshm_queue_grow(self.c)
+        if code not in (0, -errno.ENOSPC):
+            raise failure(code)
+        return bool(code == 0)
+
+    @property
+    def taken(self) -> int:
+        """How many messages have been taken out of the queue, modulo a large number."""
+        return int(lib.mpshm_queue_taken(self.arena._c))
+
     def wait_room(self, timeout_ms: int, place: Place | None = None) -> bool:
         """Wait until the queue has room; return True then.
 

@@ -16,7 +16,6 @@ from .._memory.places import Place
 from .bounds import PlaceSemaphore
 from .putting import (
     Handed,
-    Pickled,
     is_over_mark,
     put_some_within,
     put_within,
@@ -93,15 +92,14 @@ class Feeder:
 
     def _feed(self, item: Any) -> bool:
         """Put one object, or keep it for the next flush.  False: the thread must end."""
+        place: Place | None
         if isinstance(item, Handed):
-            item, place = item.item, item.place
+            obj, message = item.pickled.obj, item.pickled.message
+            place = item.place
         else:  # of a program that puts in the buffer by itself, as stock's put does
-            place = self._sem.next_held()
-        obj = item.obj if isinstance(item, Pickled) else item
+            obj, message, place = item, None, self._sem.next_held()
         try:
-            if isinstance(item, Pickled):
-                message = item.message
-            else:
+            if message is None:
                 message = payload.dump(obj, self._arena, NO_WAIT)
             if isinstance(message, bytes):
                 self._waiting.append((obj, message, place))

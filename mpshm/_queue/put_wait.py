@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import config
 from .._memory import places
-from .._memory.core import NoRecordNow, OutOfSharedMemory, QueueFull
+from .._memory.core import NoRecordNow, NoRoomNow, OutOfSharedMemory, QueueFull
 from .._memory.places import Place
 from .._memory.stream import wait_record
 from .bounds import wait_place
@@ -41,16 +41,15 @@ class PutWait:
         cycle of it and this frame would keep what the put held.
         """
         end, arena = self._end, self._end.ring_end.arena
+        is_room = isinstance(reason, NoRoomNow) and not isinstance(reason, NoRecordNow)
         left_s = None if self._deadline is None else self._deadline - time.monotonic()
         is_over = left_s is not None and left_s <= 0
         if self._has_feeder and not isinstance(reason, QueueFull):
             self._pauses += 1
-            return not (
-                isinstance(reason, OutOfSharedMemory)
-                or is_over
-                or self._pauses > config.PUT_PAUSE_COUNT_MAX
-                or not end.has_room(config.PUT_PAUSE_MS)
-            )
+            may_pause = not is_over and self._pauses <= config.PUT_PAUSE_COUNT_MAX
+            return is_room and ((may_pause and end.is_drained(end.has_room)) or end.ring_end.grow())
+        if is_room and end.ring_end.grow():
+            return True
         if isinstance(reason, OutOfSharedMemory):  # Crowded
             self._hopeless = self._hopeless + 1 if arena.gauges().runs_in_use == 0 else 0
             if self._hopeless == _HOPELESS_MAX:

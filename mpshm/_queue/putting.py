@@ -21,7 +21,6 @@ from multiprocessing.util import info, is_exiting
 from queue import Full
 from typing import TYPE_CHECKING, Any
 
-from .. import config
 from .._channel import payload
 from .._channel.payload import Message
 from .._memory import places, ring
@@ -58,12 +57,12 @@ class Pickled:
 
 
 class Handed:
-    """What the feeder's buffer holds: an object, or a Pickled one, and its place in the queue."""
+    """What the feeder's buffer holds: a message, and its place in the queue."""
 
-    __slots__ = ("item", "place")
+    __slots__ = ("pickled", "place")
 
-    def __init__(self, item: Any, place: Place) -> None:
-        self.item, self.place = item, place
+    def __init__(self, pickled: Pickled, place: Place) -> None:
+        self.pickled, self.place = pickled, place
 
 
 class PutBatch:
@@ -219,16 +218,14 @@ def put_some_within(
 # By the feeder
 
 
-def give_to_feeder(queue: QueuePutter, obj: Any, deadline: float | None) -> None:
-    """Have the feeder put an object, or a Pickled one, after those it holds already.
+def give_to_feeder(queue: QueuePutter, pickled: Pickled, deadline: float | None) -> None:
+    """Have the feeder put a message, after those it holds already.
 
     Waits for a place, and raises queue.Full at the deadline.
     """
     end = queue._end
     assert end is not None
-    if queue._sem.strict and not isinstance(obj, Pickled):
-        obj = Pickled(obj, _dump(obj, None, -1))
-    handed = Handed(obj, take_place_within(end, deadline))
+    handed = Handed(pickled, take_place_within(end, deadline))
     with queue._notempty:
         queue._feeder_state.begin()
         if queue._thread is None:
@@ -322,9 +319,6 @@ class QueuePutter:
             super().put(obj, block, timeout)  # type: ignore[misc]
             return
         deadline = deadline_of(block, timeout)
-        if self._feeder_state.is_busy:
-            give_to_feeder(self, obj, deadline)
-            return
         if deadline == 0 and places.queue_full(self._arena):
             raise Full  # before an object is asked for its pickle that would be thrown away
         try:
@@ -332,7 +326,7 @@ class QueuePutter:
         except Exception as error:
             self._raise_or_report(error, obj)
             return
-        if type(message) is not bytes:
+        if type(message) is not bytes or self._feeder_state.is_busy:
             self._put_pickled(end, obj, message, deadline)
             return
         try:
@@ -353,11 +347,12 @@ class QueuePutter:
         has_feeder = not self._arena.bytes_limit
         try:
             try:
-                if type(message) is not bytes and is_over_mark(message):
-                    pause_ms = config.PUT_PAUSE_MS if deadline is None or deadline > 0 else 0
-                    if not self._arena.wait_room_for(end._handle, 1, pause_ms):
-                        give_to_feeder(self, Pickled(obj, message), deadline)
-                        return
+                if self._feeder_state.is_busy:
+                    give_to_feeder(self, Pickled(obj, message), deadline)
+                    return
+                if deadline != 0 and is_over_mark(message):
+                    # If it stays so it is put all the same, for its memory is taken already.
+                    end.is_drained(functools.partial(self._arena.wait_room_for, end._handle, 1))
                 put_within(end, message, None, deadline, has_feeder)
             except (NoRoomNow, OutOfSharedMemory):
                 give_to_feeder(self, Pickled(obj, message), deadline)

@@ -12,12 +12,9 @@ from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .._memory.ring import AT_ONCE
 from ..config import INLINE_MAX_BYTES
 from .putting import (
-    Pickled,
     PutBatch,
     QueuePutter,
-    abandon_runs,
     give_some_to_feeder,
-    give_to_feeder,
     put_some_within,
 )
 
@@ -63,15 +60,7 @@ class BatchPutter(QueuePutter):
                     self._put_batch(batch)
                 continue
             self._put_batch(batch)
-            if not state.is_busy:
-                self._put_pickled(end, obj, message, None)
-                continue
-            # The feeder may have got some of the batch: this message must stay behind them.
-            try:
-                give_to_feeder(self, Pickled(obj, message), None)
-            except BaseException:
-                abandon_runs(message)
-                raise
+            self._put_pickled(end, obj, message, None)  # behind them, if the feeder has got some
         self._put_batch(batch)
         return count
 

@@ -21,7 +21,7 @@ from .._memory import places, plain_frame, ring
 from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
-from ..config import INLINE_MAX_BYTES, SLEEP_MAX_MS, WAIT_SLICE_MS
+from ..config import INLINE_MAX_BYTES, PUT_PAUSE_MS, SLEEP_MAX_MS, WAIT_SLICE_MS
 from ..counters import Reason, import_stats
 from ..errors import PlainRoadError
 from . import putting
@@ -47,6 +47,8 @@ class QueueEnd(pipe_end.Connection):
     """Batches that no thread uses.  Always the same list; empty in a new child and once closed."""
     direct: Any = None
     """The core's struct, for ring.put_one, while this end can be put to; else None."""
+    _stalled_at: int | None = None
+    """How many messages had been taken when a put last waited for consumers in vain."""
 
     def _new_counters(self) -> Any:
         return ring.QueueCounters()
@@ -127,6 +129,18 @@ class QueueEnd(pipe_end.Connection):
     def has_room(self, timeout_ms: int) -> bool:
         """Wait until the queue has room for a message; return False when the time is over first."""
         return self.ring_end.wait_room(timeout_ms)
+
+    def is_drained(self, wait: Callable[[int], bool]) -> bool:
+        """Whether `wait(ms)` finds room while consumers are at work, within some milliseconds.
+
+        Once it has waited in vain, it does not wait again before a consumer has taken a message.
+        """
+        if self._stalled_at == self.ring_end.taken:
+            return False
+        if wait(PUT_PAUSE_MS):
+            return True
+        self._stalled_at = self.ring_end.taken
+        return False
 
     def wait_room(self, reason: Exception, timeout_ms: int) -> None:
         """Wait a little for what a failed put lacked: room in the ring, or memory.
@@ -230,11 +244,13 @@ def rebuild(handle: Any, arena: Arena | None, readable: bool, writable: bool) ->
     return QueueEnd(handle.detach(), readable, writable, arena=arena, reason=Reason.NO_MEMORY_FILE)
 
 
-def make_ends(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, QueueEnd] | None:
+def make_ends(
+    places: int, bytes_limit: int, joinable: bool, grows: bool
+) -> tuple[QueueEnd, QueueEnd] | None:
     """Make a queue's two ends; return the end to get from and the end to put to.
 
     places: messages it holds at most; bytes_limit: bytes of chunks they take at most; 0 is no
-    limit.
+    limit.  grows: a queue without these limits gets longer when its ring is full.
     Returns None without shared memory, and on systems without futex.
     """
     if CORE_MISSING or sys.platform != "linux":
@@ -242,7 +258,7 @@ def make_ends(places: int, bytes_limit: int, joinable: bool) -> tuple[QueueEnd, 
     import_stats()
     handles = [*os.pipe()]
     try:
-        shape = QueueShape(places, joinable, bytes_limit)
+        shape = QueueShape(places, joinable, bytes_limit, grows)
         arena, reason = pipe_end.new_arena(handles[0], queue=shape)
         if arena is None:
             return None

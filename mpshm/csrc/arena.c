@@ -52,18 +52,26 @@ head_bytes_for(const struct arena_header *header)
 static uint64_t
 file_bytes(const struct arena_header *header)
 {
-    return header->head_bytes + header->segment_limit * header->stride;
+    return header->head_bytes + header->segment_limit * header->stride
+           + rings_offset(header->rings, header->overflowing != 0);
 }
 
-/* Make the plan smaller: first fewer segments, then smaller ones, then slots without overflow, then fewer pieces.
-   False: it is at its smallest. */
+/* How many rings a queue has in a file whose size is limited: with more, nothing is left for segments. */
+#define RINGS_FEW 4
+
+/* Make the plan smaller: first fewer segments, then fewer rings, then smaller segments, then one ring, then slots
+   without overflow, then fewer pieces.  False: it is at its smallest. */
 static bool
 shrink(struct arena_header *header)
 {
     if (header->segment_limit > 16) {
         header->segment_limit /= 2;
+    } else if (header->rings > RINGS_FEW) {
+        header->rings = RINGS_FEW;
     } else if (header->stride >= UINT64_C(2) << 20) {
         header->stride = header->stride / 2 / SMALL_ALIGN * SMALL_ALIGN;
+    } else if (header->rings > 1) {
+        header->rings = 1;
     } else if (header->overflowing) {
         header->overflowing = 0;
     } else if (header->streams > STREAMS_BOUNDED) {
@@ -101,6 +109,7 @@ plan_header(const mpshm_geometry *geometry, const mpshm_queue *queue, bool bound
     if (queue != NULL) {
         header->slot_bytes = MPSHM_SLOT_BYTES;
         header->slots = slots_for(queue->places);
+        header->rings = queue->grows && queue->places == 0 && queue->bytes == 0 ? RINGS : 1;
         header->overflowing = !bounded;
         header->streams = bounded ? STREAMS_BOUNDED : STREAMS;
         header->places = queue->places;
@@ -200,7 +209,9 @@ read_header(int fd, struct arena_header *header)
         || (is_queue ? header->slot_bytes != MPSHM_SLOT_BYTES || header->slots < RING_SLOTS
                            || header->slots > RING_SLOTS_MOST || (header->slots & (header->slots - 1)) != 0
                            || header->streams > STREAMS
-                     : header->slots != 0)
+                           || header->rings == 0 || header->rings > RINGS
+                           || (header->rings > 1 && (header->places != 0 || header->bytes_limit != 0))
+                     : header->slots != 0 || header->rings != 0)
         || header->head_bytes != head_bytes_for(header)
         || file_bytes(header) != (uint64_t) status.st_size) {
         return MPSHM_E_GEOMETRY;
@@ -275,16 +286,6 @@ attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpsh
         memcpy(arena->header, header, offsetof(struct arena_header, segment));
     }
     arena->marks = (_Atomic uint64_t *) ((char *) mapped + MARKS_OFFSET);
-    arena->slots = header->slots;
-    if (header->slots > 0) {
-        arena->ring = (struct ring *) ((char *) mapped + RING_OFFSET);
-        arena->overflow = header->overflowing
-                              ? (struct overflow *) ((char *) mapped + RING_OFFSET
-                                                     + ring_bytes(header->slots, 0))
-                              : NULL;
-        ring_attach(arena, header);
-        stream_attach(arena, header);
-    }
     arena->slot_bytes = header->slot_bytes;
     arena->id = header->id;
     arena->head_bytes = header->head_bytes;
@@ -293,10 +294,22 @@ attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpsh
     arena->segment_limit = header->segment_limit;
     arena->chunk_shift = header->chunk_shift;
     arena->bounded = bounded;
-    process_lock();
-    int error = join_roster(arena, header->roster_id, fresh);
-    process_unlock();
+    int error = header->slots > 0 ? rings_attach(arena, header) : 0;
+
+    if (header->slots > 0) {
+        stream_attach(arena, header);
+    }
+
+    if (fresh && header->slots > 0) {
+        atomic_store(&arena->chain->word[0], RING_WORD(0, 0, RING_USED));
+    }
+    if (error == 0) {
+        process_lock();
+        error = join_roster(arena, header->roster_id, fresh);
+        process_unlock();
+    }
     if (error != 0) {
+        rings_detach(arena);
         munmap(mapped, mapped_bytes(arena));
         free(arena);
         return error;
@@ -319,7 +332,7 @@ mpshm_arena_attach(int fd, mpshm_arena **out)
 static bool
 mapped_is_valid(mpshm_arena *arena)
 {
-    bool valid = arena->ring == NULL || ring_validate(arena, false) == 1;
+    bool valid = arena->chain == NULL || ring_validate(arena, false) == 1;
 
     for (uint32_t id = 0; id < SEGMENT_LIMIT && valid; id++) {
         valid = arena->segments[id] == NULL || segment_validate(arena->segments[id]) == 1;
@@ -358,6 +371,7 @@ arena_unref(mpshm_arena *arena)
     }
     strays_forget(arena);
     stream_forget_parked(arena);
+    rings_detach(arena);
     roster_unref(arena->roster); /* one of its own lies in what is unmapped next */
     munmap(arena->header, mapped_bytes(arena));
     free(arena->sent);
@@ -402,7 +416,7 @@ arena_leave(mpshm_arena *arena)
 void
 mpshm_arena_close(mpshm_arena *arena)
 {
-    if (arena->joined == mpshm_process.generation && atomic_load(&arena->header->segment[0]) != 0) {
+    if (arena->joined == mpshm_process.generation && trim_has_memory(arena)) {
         trim_at_close(arena); /* others may keep the file for long */
     }
     process_lock();

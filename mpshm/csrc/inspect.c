@@ -51,9 +51,9 @@ visit_valid(struct segment *seg, void *context)
 int
 mpshm_arena_is_valid(mpshm_arena *arena)
 {
-    int ring = arena->ring == NULL ? 1 : ring_validate(arena, false);
+    int ring = arena->chain == NULL ? 1 : ring_validate(arena, false);
 
-    if (ring > 0 && arena->ring != NULL) {
+    if (ring > 0 && arena->chain != NULL) {
         ring = stream_validate(arena, false);
     }
     return ring < 0 ? ring : for_each_segment(arena, true, visit_valid, NULL);

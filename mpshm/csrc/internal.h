@@ -46,6 +46,19 @@ struct mapping {
     struct mapping *next;
 };
 
+/* A ring of a queue, as this process has it mapped (rings.c). */
+struct ring {
+    struct ring_head *head;
+    char *words, *data;     /* of slot 0, and from one slot to the next: */
+    uint32_t word_step, data_step;
+    struct overflow *overflow; /* NULL: slots have no more than their own bytes */
+    uint64_t data_at;       /* where `data` lie in the file.  `data` NULL: they could not be mapped, and are read
+                               and written there */
+    uint32_t number, slots;
+    uint32_t bound;         /* how many open positions it may have */
+    uint64_t head_seen;     /* where the head was when it was last looked at; the process's lock guards it */
+};
+
 struct sent {
     uint32_t mmap_id, chunk_id;
     uint64_t word;          /* what the run's word was then */
@@ -62,17 +75,22 @@ struct mpshm_arena {
     uint64_t head_bytes;    /* checked copies of the header's: a stray write must not move us */
     uint64_t stride;
     uint64_t segment_bytes;
-    uint32_t segment_limit, chunk_shift, slots;
-    struct overflow *overflow;    /* NULL: slots have no more than their own bytes */
+    uint32_t segment_limit, chunk_shift;
     bool bounded;           /* the file system may run full under us: reserve before touching */
     struct arena_header *header;
     _Atomic uint64_t *marks;
-    struct ring *ring;      /* NULL: no queue's */
-    struct streams *streams; /* the same */
+    struct chain *chain;    /* NULL: no queue's */
+    struct ring zero;       /* its ring 0, */
+    _Atomic(struct ring *) *others; /* and the others, once each is mapped; NULL: it does not grow */
+    uint32_t rings;
+    bool grows, overflowing;
+    int64_t no_growth_ns;   /* no ring could be had just now: before this time there is none */
+    struct streams *streams; /* NULL: no queue's */
     char *pieces;
     uint32_t stream_count;  /* how many records have a piece */
     mpshm_incoming *parked; /* messages that this process takes and no thread is at (stream_get.c) */
     _Atomic bool is_parked; /* there are some; no lock guards it */
+    uint64_t turns;         /* how many it has begun to take */
     struct roster *roster;
     _Atomic uint32_t watch; /* the period in which those of this process that do not receive wake by
                                themselves (watch.c); no lock guards it, nor the next */
@@ -80,10 +98,8 @@ struct mpshm_arena {
     uint32_t receivers;     /* open ends to receive by, in this process */
     int writer;             /* a pipe's end to send by that is open here, or -1 */
     uint32_t places;        /* how many messages it may hold, 0: any number */
-    uint32_t bound;         /* how many open positions its ring may have */
     bool joinable;
     uint64_t bytes_limit;
-    uint64_t head_seen;     /* where the head was when it was last looked at */
     uint64_t turn_at, turn_bytes; /* what the positions before `turn_at` took at some time (turns.c) */
     name me;                /* this process's name, 0: none, as of generation `joined` */
     _Atomic uint32_t joined;
@@ -239,7 +255,7 @@ void segment_unmap(struct segment *seg);
 void segment_vacate(struct segment *seg);
 int segment_validate(struct segment *seg);
 /* mapping.c: callers hold the lock. */
-void *mapping_of_file(mpshm_arena *arena, void *at, uint64_t offset, uint64_t size, int sharing, void *known,
+void *mapping_of_file(const mpshm_arena *arena, void *at, uint64_t offset, uint64_t size, int sharing, void *known,
                       uint64_t known_at);
 static inline uint64_t
 data_bytes(const struct segment *seg)
@@ -267,6 +283,7 @@ void segment_was_freed(struct segment *seg, uint32_t at);
 enum warmth { KEEP_LATELY = 0, KEEP_LEAST = 1, KEEP_LARGEST = 2, KEEP_NONE = 3 }; /* what a trim leaves */
 /* Whether a trimmer has something better to do: then the rest is for whoever comes next.  what: its own. */
 typedef bool trim_until(mpshm_arena *arena, const void *what);
+bool trim_has_memory(const mpshm_arena *arena); /* cheap */
 bool trim_is_due(mpshm_arena *arena); /* cheap */
 bool trim_is_worth_it(const mpshm_arena *arena); /* not so cheap */
 /* until: asked between slices; NULL: for some 10 ms at most. */
@@ -291,7 +308,7 @@ void loan_begin(mpshm_run *run);
 bool loan_is_open(const mpshm_run *run);
 void loan_end(mpshm_run *run);
 
-/* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
+/* runs.c: the sender's verbs, all under arena_lock.  position: the spot of the slot that is to name the run, or
    NO_POSITION for a connection's frame. */
 #define NO_POSITION UINT64_MAX
 int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
@@ -408,7 +425,7 @@ void spin_end(mpshm_spin *spin, int64_t until, bool paid);
 static inline uint32_t
 ring_frame_bytes(const mpshm_arena *arena)
 {
-    return arena->overflow != NULL ? RING_FRAME_BYTES : RING_DATA_BYTES;
+    return arena->overflowing ? RING_FRAME_BYTES : RING_DATA_BYTES;
 }
 
 /* ring.c: see ring.h. */

@@ -83,8 +83,17 @@
        next lap.
    G9  A message of n bytes occupies no word past its slot and, where there is one, its overflow.
 
+   The chain
+   C1  Rings from `first` along the links to the end are the queue.  A ring joins by the one swap that claims the
+       last ring's slot for the link, and leaves when `first` moves on; nothing is claimed in a ring outside it.
+   C2  Who comes to a ring by a word that may be old reads the ring's life behind what it has read there, and
+       before it claims or takes: in another life it begins again.
+   C3  Only its maker changes the head, `before` and the old link of a ring, and gives its memory back, while its
+       word says MAKING of that one.  Positions and slots' words go on over all lives, and never go back.
+   C4  A ring that is USED, or MAKING of the dead, is in the chain, or nobody's.
+
    Queues
-   Q1  A run in flight names the position of a slot, from the moment that the slot is claimed until it has
+   Q1  A run in flight names the spot of a slot, from the moment that the slot is claimed until it has
        passed.  So a run in flight whose slot has passed is nobody's.
    Q2  Unfinished = pending of the living + positions - skipped - done, read in the order done, skipped,
        pending, positions: 0 only if nothing was unfinished at a moment of the reading.  A message stops

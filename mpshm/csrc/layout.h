@@ -2,9 +2,12 @@
    nothing else describes it.  Any change here bumps MPSHM_ABI.
 
    A roster's file:  | roster header | records ... |
-   An arena's file:  | arena header | its own roster, if strangers share it | marks | stream records |
-                     | ring, slots, overflow | (to alignment) pieces |
+   An arena's file:  | arena header | its own roster, if strangers share it | marks | chain | stream records |
+                     | ring 0 | (to alignment) pieces |
                      | segment 0 | segment 1 | ...                        `stride` apart, sparse
+                     | ring 1 | ring 2 | ...                              of a queue that grows
+   Ring 0:           | ring | slots, each with its data | overflow |
+   Another ring:     | ring | words of its slots | (to alignment) data | overflow |
    A segment:        | head | free map | heads | freed | run table | (to alignment) data chunks |
 
    Each shared word is of one of three kinds, and says which:
@@ -105,13 +108,13 @@ struct arena_header {
     uint64_t roster_id;     /* of the roster by which words name processes; 0: the one in this file */
     uint32_t chunk_shift;
     uint32_t slot_bytes;    /* of each frame in its ring; 0: no queue, but a connection's arena */
-    uint32_t slots;         /* how many its ring has, a power of two */
+    uint32_t slots;         /* how many its ring 0 has, a power of two */
     uint32_t places;        /* how many messages it may hold, 0: any number */
     uint64_t bytes_limit;   /* and how many bytes of slots and chunks, 0: any number */
     uint32_t joinable;
     uint32_t overflowing;   /* slots have a place in the overflow */
+    uint32_t rings;         /* how many rings a queue may have: 1 if it does not grow */
     uint32_t streams;       /* how many stream records have memory for a piece */
-    uint32_t unused;
     _Atomic uint32_t wanted; /* hint: leases that waiting senders await; the futex they sleep on.  Too
                                 large: they sleep until their slice of time is over */
     _Atomic uint32_t swept; /* hint: the roster's `deaths` when the last sweep began.  Wrong: one more, or
@@ -146,60 +149,27 @@ _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSE
 #define MARK(incarnation, value) ((uint64_t) (incarnation) << 48 | (value))
 #define MARK_INCARNATION(word) ((uint32_t) ((word) >> 48))
 #define MARK_VALUE(word) ((word) & UINT64_C(0xffffffffffff))
-
-/* Stream records: a message for which there is no memory goes through one, piece by piece, from its sender to the process
-   that takes its slot (stream.c).  A record is only ever a record, and its generation counts on, so that one who comes
-   late with its name finds that it is another's.
-   Its words lie before the ring, in a page that is resident anyway.  The pieces lie apart, a hole until they are used. */
-#define STREAMS 8
-#define STREAMS_BOUNDED 2 /* where the file system may run full: their memory is reserved */
-#define PIECE_BYTES (UINT32_C(128) << 10)
-/* What the sender writes and what the taker writes lies in different lines. */
-struct stream_record {
-    _Atomic uint64_t owner;   /* truth: STREAM_OWNER, the sender; nobody: it is free */
-    _Atomic uint64_t spot;    /* mine, the owner's: STREAM_SPOT, its message's position; of another generation: it has
-                                 none yet */
-    _Atomic uint64_t written; /* mine, the owner's: STREAM_WRITTEN */
-    _Atomic uint32_t bytes;   /* mine, the owner's: of the piece that was written last */
-    _Atomic uint32_t taker_bell; /* hint: event count and futex of the taker.  Wrong: it sleeps until its watch */
-    uint64_t unused[4];
-    _Atomic uint64_t read;    /* mine, of the process that takes the slot: STREAM_READ */
-    _Atomic uint32_t sender_bell; /* hint: event count and futex of the owner.  The same */
-    uint32_t unused_2[13];
-};
-_Static_assert(sizeof(struct stream_record) == 128, "layout");
-struct streams {
-    _Atomic uint32_t freed; /* hint: event count and futex of those that wait for a record.  The same */
-    uint32_t unused[31];
-    struct stream_record records[STREAMS];
-};
-_Static_assert(sizeof(struct streams) == 128 + STREAMS * 128, "layout");
-enum stream_state { STREAM_GOES_ON = 0, STREAM_LAST = 1, STREAM_GIVEN_UP = 2 };
-#define STREAM_GENERATION_MASK UINT32_C(0xfffff)
-/* generation 20 | name 30;  generation 20 | position 36;  pieces 32 | state 2 | generation 20;  the same */
-#define STREAM_OWNER(generation, who) ((uint64_t) (generation) << 30 | (uint64_t) (who))
-#define STREAM_SPOT(generation, position) ((uint64_t) (generation) << 44 | (uint64_t) (position))
-#define STREAM_WRITTEN(generation, state, pieces) \
-    ((uint64_t) (pieces) << 32 | (uint64_t) (state) << 20 | (uint64_t) (generation))
-#define STREAM_READ(generation, pieces) STREAM_WRITTEN(generation, STREAM_GOES_ON, pieces)
-#define STREAM_GENERATION(word) ((uint32_t) (word) & STREAM_GENERATION_MASK) /* of the last two */
-#define STREAM_STATE(word) ((enum stream_state) ((word) >> 20 & 3))
-#define STREAM_PIECES(word) ((uint32_t) ((word) >> 32))
-#define OWNER_GENERATION(word) ((uint32_t) ((word) >> 30) & STREAM_GENERATION_MASK)
-#define OWNER_NAME(word) ((name) ((word) & NAME_MASK))
-#define SPOT_GENERATION(word) ((uint32_t) ((word) >> 44))
-#define SPOT_POSITION(word) ((word) & POSITION_MASK)
-#define STREAMS_OFFSET (MARKS_OFFSET + MARKS_BYTES)
-#define RING_OFFSET (STREAMS_OFFSET + sizeof(struct streams))
+#define CHAIN_OFFSET (MARKS_OFFSET + MARKS_BYTES)
 
 /* A queue's messages (ring.c).  Positions go up by one and are compared modulo 2^36; position p is slot
    p % slots in lap p / slots, modulo as many laps as there are.  What different processes write lies in different cache lines. */
 #define POSITION_BITS 36
 #define POSITION_MASK ((UINT64_C(1) << POSITION_BITS) - 1)
-#define RING_SLOTS UINT32_C(512) /* at least; a bounded queue has as many as it is long */
+#define RING_SLOTS UINT32_C(512) /* of ring 0, at least; a bounded queue has as many as it is long */
 /* At most: a ring becomes resident whole, 1.2 KB a slot, however few messages there ever are in it.  What
-   a longer queue holds beyond that waits with its senders' feeders. */
+   a longer bounded queue holds beyond that waits with its senders' feeders. */
 #define RING_SLOTS_MOST UINT32_C(4096)
+/* A queue without a bound has further rings, each used only while the ones before it are full.  Each is twice as
+   long as the one before it, until they have as many slots as fit a mapping of 40 MiB. */
+#define RING_BITS 6
+#define RINGS (1 << RING_BITS) /* 1.9 million messages */
+#define RING_DOUBLINGS 6
+#define RING_SLOTS_OF(ring) (RING_SLOTS << ((ring) < RING_DOUBLINGS ? (ring) : RING_DOUBLINGS))
+/* A position and its ring: what a run in flight names. */
+#define SPOT(ring, position) ((uint64_t) (ring) << POSITION_BITS | ((position) & POSITION_MASK))
+#define SPOT_RING(spot) ((uint32_t) ((spot) >> POSITION_BITS & (RINGS - 1)))
+#define SPOT_POSITION(spot) ((spot) & POSITION_MASK)
+#define SPOT_MASK SPOT(RINGS - 1, POSITION_MASK)
 #define RING_DATA_BYTES 128
 /* A longer frame goes on in the overflow, where each slot has a place of its own.  The overflow lies
    apart, so that short frames, which are the rule, lie close together and make less memory resident.
@@ -240,20 +210,35 @@ struct waiters {
     uint32_t unused[5];
 };
 _Static_assert(sizeof(struct waiters) == 64, "layout");
-struct ring {
+/* A ring's own words: what different processes write lies in different lines. */
+struct ring_head {
     _Atomic uint64_t tail; /* hint: no position after this one is claimed; this one may be.  Behind: moved
                               on by whoever finds it so */
     uint64_t unused_1[7];
     _Atomic uint64_t head; /* truth: HEAD_WORD.  All positions before this one are passed; so many of
-                              them were skipped.  Each step is the same whoever makes it */
+                              them were skipped in this life of the ring.  Each step is the same whoever makes it */
     uint64_t unused_2[7];
-    _Atomic uint64_t done; /* truth: half turns of the head's count of skips 28 | messages for which
-                              task_done() was called 36.  One step each */
+    _Atomic uint64_t before; /* its maker's, while it says MAKING: so many positions in the rings before it since
+                                the queue was made, less its own before this life; modulo */
     uint64_t unused_3[7];
-    struct waiters waiters;
-    struct ring_slot slots[];
+    struct ring_slot slots[]; /* of ring 0 */
 };
-_Static_assert(offsetof(struct ring, slots) == 256, "layout");
+_Static_assert(offsetof(struct ring_head, slots) == 192, "layout");
+/* The rings of a queue, one behind the other (chain.c). */
+struct chain {
+    _Atomic uint64_t first; /* truth: FIRST_WORD.  The ring where receivers begin */
+    _Atomic uint64_t last;  /* hint: LAST_WORD, the ring where a claim is tried first.  Behind: its slots or its life
+                               show it */
+    _Atomic uint64_t touched; /* hint: a bit for each ring that may have memory though it is free.  Wrongly set: it
+                                 is given back once more.  Wrongly clear: it stays until the ring is used again */
+    uint64_t unused_1[5];
+    _Atomic uint64_t done; /* truth: half turns of the count of skips 28 | messages for which
+                              task_done() was called 36.  One step each */
+    uint64_t unused_2[7];
+    struct waiters waiters;
+    _Atomic uint64_t word[RINGS]; /* truth: RING_WORD, of each ring */
+};
+_Static_assert(sizeof(struct chain) == 192 + 8 * RINGS, "layout");
 struct overflow {
     _Atomic uint64_t data[OVERFLOW_BYTES / 8];
 };
@@ -261,7 +246,8 @@ struct overflow {
 /* FREE -> WRITING(me) -> READY -> FREE of the next lap; with runs READY -> TAKING(me) -> FREE of the next
    lap.  HELD(me) comes before WRITING(me), of one who has no message for it yet, and perhaps for long: the
    pipe does not show it.  HELD or WRITING of the dead, or given up -> SKIPPED, which whoever claims the next
-   lap takes as FREE; TAKING(dead) -> FREE of the next lap. */
+   lap takes as FREE; TAKING(dead) -> FREE of the next lap.  FREE -> NEXT(ring, life) ends the ring: what comes later
+   lies in that one; only the next maker of this ring changes it again. */
 enum slot_state {
     SLOT_FREE = 0,
     SLOT_WRITING = 1,
@@ -269,6 +255,7 @@ enum slot_state {
     SLOT_TAKING = 3,
     SLOT_SKIPPED = 4,
     SLOT_HELD = 5,
+    SLOT_NEXT = 6,
 };
 /* lap 31, compared modulo | name 30, of HELD, WRITING and TAKING | state 3 */
 #define LAP_MASK UINT64_C(0x7fffffff)
@@ -277,7 +264,25 @@ enum slot_state {
 #define SLOT_LAP(word) ((word) >> 33)
 #define SLOT_OWNER(word) ((name) ((word) >> 3 & NAME_MASK))
 #define SLOT_STATE(word) ((enum slot_state) ((word) & 7))
+/* In the place of the name, of NEXT: life 24 | ring 6 */
+#define LINK(ring, life) ((name) ((life) & LIFE_MASK) << RING_BITS | (name) (ring))
+#define LINK_RING(link) ((link) & (RINGS - 1))
+#define LINK_LIFE(link) ((link) >> RING_BITS)
+/* A ring is FREE -> MAKING(me) -> USED -> FREE of the next life.  MAKING of the dead, or given up -> FREE of the next
+   life.  Between MAKING and FREE its memory is given back, too.  Life 24 | unused | name 30 | state 2 */
+enum ring_state { RING_FREE = 0, RING_MAKING = 1, RING_USED = 2 };
+#define LIFE_MASK UINT32_C(0xffffff)
+#define RING_WORD(life, who, state) \
+    ((uint64_t) ((life) & LIFE_MASK) << 40 | (uint64_t) (who) << 2 | (uint64_t) (state))
+#define RING_LIFE(word) ((uint32_t) ((word) >> 40))
+#define RING_MAKER(word) ((name) ((word) >> 2 & NAME_MASK))
+#define RING_STATE(word) ((enum ring_state) ((word) & 3))
+/* The ring 30, as LINK | skips in all rings before it 28, modulo */
+#define FIRST_WORD(link, skips) ((uint64_t) ((skips) & SKIPS_MASK) << 30 | (uint64_t) (link))
+#define FIRST_LINK(word) ((name) ((word) & NAME_MASK))
+#define FIRST_SKIPS(word) ((word) >> 30 & SKIPS_MASK)
 /* skips 28 | position 36, both modulo */
+#define SKIPS_MASK ((UINT64_C(1) << (64 - POSITION_BITS)) - 1)
 #define HEAD_WORD(skips, position) \
     ((uint64_t) (skips) << POSITION_BITS | ((position) & POSITION_MASK))
 #define HEAD_SKIPS(word) ((word) >> POSITION_BITS)
@@ -287,11 +292,85 @@ enum slot_state {
 #define BYTES_WORD(lap, bytes) \
     (((uint64_t) (lap) & LAP_MASK) << 33 | ((bytes) < BYTES_MOST ? (bytes) : BYTES_MOST))
 
+/* Stream records: a message for which there is no memory goes through one, piece by piece, from its sender to the process
+   that takes its slot (stream.c).  A record is only ever a record, and its generation counts on, so that one who comes
+   late with its name finds that it is another's.
+   Its words lie before ring 0, in a page that is resident anyway.  The pieces lie apart, a hole until they are used. */
+#define STREAMS 8
+#define STREAMS_BOUNDED 2 /* where the file system may run full: their memory is reserved */
+#define PIECE_BYTES (UINT32_C(128) << 10)
+/* What the sender writes and what the taker writes lies in different lines. */
+struct stream_record {
+    _Atomic uint64_t owner;   /* truth: STREAM_OWNER, the sender; nobody: it is free */
+    _Atomic uint64_t spot;    /* mine, the owner's: STREAM_SPOT, its message's position; of another generation: it has
+                                 none yet */
+    _Atomic uint64_t written; /* mine, the owner's: STREAM_WRITTEN */
+    _Atomic uint32_t bytes;   /* mine, the owner's: of the piece that was written last */
+    _Atomic uint32_t taker_bell; /* hint: event count and futex of the taker.  Wrong: it sleeps until its watch */
+    uint64_t unused[4];
+    _Atomic uint64_t read;    /* mine, of the process that takes the slot: STREAM_READ */
+    _Atomic uint32_t sender_bell; /* hint: event count and futex of the owner.  The same */
+    uint32_t unused_2[13];
+};
+_Static_assert(sizeof(struct stream_record) == 128, "layout");
+struct streams {
+    _Atomic uint32_t freed; /* hint: event count and futex of those that wait for a record.  The same */
+    uint32_t unused[31];
+    struct stream_record records[STREAMS];
+};
+_Static_assert(sizeof(struct streams) == 128 + STREAMS * 128, "layout");
+enum stream_state { STREAM_GOES_ON = 0, STREAM_LAST = 1, STREAM_GIVEN_UP = 2 };
+#define STREAM_GENERATION_MASK UINT32_C(0xfffff)
+/* generation 20 | name 30;  generation 20 | spot 42;  pieces 32 | state 2 | generation 20;  the same */
+#define STREAM_OWNER(generation, who) ((uint64_t) (generation) << 30 | (uint64_t) (who))
+#define STREAM_SPOT(generation, spot) ((uint64_t) (generation) << 44 | (uint64_t) (spot))
+#define STREAM_WRITTEN(generation, state, pieces) \
+    ((uint64_t) (pieces) << 32 | (uint64_t) (state) << 20 | (uint64_t) (generation))
+#define STREAM_READ(generation, pieces) STREAM_WRITTEN(generation, STREAM_GOES_ON, pieces)
+#define STREAM_GENERATION(word) ((uint32_t) (word) & STREAM_GENERATION_MASK) /* of the last two */
+#define STREAM_STATE(word) ((enum stream_state) ((word) >> 20 & 3))
+#define STREAM_PIECES(word) ((uint32_t) ((word) >> 32))
+#define OWNER_GENERATION(word) ((uint32_t) ((word) >> 30) & STREAM_GENERATION_MASK)
+#define OWNER_NAME(word) ((name) ((word) & NAME_MASK))
+#define SPOT_GENERATION(word) ((uint32_t) ((word) >> 44))
+#define SPOT_OF(word) ((word) & SPOT_MASK)
+#define STREAMS_OFFSET (CHAIN_OFFSET + sizeof(struct chain))
+#define RING_OFFSET (STREAMS_OFFSET + sizeof(struct streams))
+
+/* What ring 0 takes, the ring and all. */
 static inline uint64_t
 ring_bytes(uint32_t slots, int overflowing)
 {
-    return sizeof(struct ring) + (uint64_t) slots * sizeof(struct ring_slot)
+    return sizeof(struct ring_head) + (uint64_t) slots * sizeof(struct ring_slot)
            + (overflowing ? (uint64_t) slots * sizeof(struct overflow) : 0);
+}
+
+/* Another ring: where its data begin from its own beginning, and what it takes in all. */
+static inline uint64_t
+ring_data_offset(uint32_t slots)
+{
+    uint64_t words = sizeof(struct ring_head) + (uint64_t) slots * sizeof(uint64_t);
+
+    return (words + SMALL_ALIGN - 1) / SMALL_ALIGN * SMALL_ALIGN;
+}
+
+static inline uint64_t
+ring_apart_bytes(uint32_t slots, int overflowing)
+{
+    return ring_data_offset(slots)
+           + (uint64_t) slots * (RING_DATA_BYTES + (overflowing ? OVERFLOW_BYTES : 0));
+}
+
+/* Where ring `ring` lies, from the end of the segments on; of `rings`, where they end. */
+static inline uint64_t
+rings_offset(uint32_t ring, int overflowing)
+{
+    uint64_t at = 0;
+
+    for (uint32_t r = 1; r < ring; r++) {
+        at += ring_apart_bytes(RING_SLOTS_OF(r), overflowing);
+    }
+    return at;
 }
 
 /* Where the pieces lie. */
@@ -340,7 +419,7 @@ _Static_assert(sizeof(struct run) == 16, "layout");
 
 /* FREE -> LOANED -> FLIGHT -> LEASED -> FREE;  LOANED -> FREE, abandoned;  LEASED -> SHARED -> FREE, when no
    holder's name is left.
-   Run word: tag 31 | name 30 | state 3.  In flight through a ring: its position in the place of both, for
+   Run word: tag 31 | name 30 | state 3.  In flight through a ring: its spot in the place of both, for
    nobody has the run then but its slot.  In the place of the name a SHARED run has a count, which goes up
    before a name goes away.  A claim's tag is new in its segment, and goes with the run; in a queue's arena a
    lease replaces it by the position.  So no word comes again in the same state but FREE. */
@@ -353,8 +432,9 @@ enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, R
 #define RUN_STATE(word) ((enum run_state) ((word) & 7))
 #define SHARED_MORE(word) /* a SHARED word with the next count */ \
     (((word) & ~((uint64_t) NAME_MASK << 3)) | (((((word) >> 3) + 1) & NAME_MASK) << 3))
-#define FLIGHT_AT(position) (((position) & POSITION_MASK) << 3 | (uint64_t) RUN_FLIGHT)
-#define FLIGHT_POSITION(word) ((word) >> 3 & POSITION_MASK)
+#define FLIGHT_AT(spot) (((spot) & SPOT_MASK) << 3 | (uint64_t) RUN_FLIGHT)
+#define FLIGHT_SPOT(word) ((word) >> 3 & SPOT_MASK)
+#define SPOT_TAG(spot) ((uint32_t) (SPOT_POSITION(spot) ^ SPOT_RING(spot) << 25) & TAG_MASK)
 /* A holder's name beside the run; no extent looks like one. */
 #define HOLDER(who) (UINT64_C(1) << 63 | (uint64_t) (who))
 #define IS_HOLDER(more) ((more) >> 63 != 0)

@@ -283,7 +283,7 @@ acquire(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, str
     if (what->size == 0 || what->size > (uint64_t) (seg->count - what->chunk_id) << seg->shift) {
         return MPSHM_E_SIZE;
     }
-    uint32_t tag = position == NO_POSITION ? what->tag : (uint32_t) position;
+    uint32_t tag = position == NO_POSITION ? what->tag : SPOT_TAG(position);
 
     if (!is_as_said(seg, what, position, &word)
         || !atomic_compare_exchange_strong(&seg->runs[what->chunk_id].word, &word,

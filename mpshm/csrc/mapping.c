@@ -27,7 +27,7 @@
    lost the file's descriptor finds them through a mapping that begins before them, at `known_at` of the
    file.  MAP_FAILED and errno: they cannot be had; never what another file holds. */
 void *
-mapping_of_file(mpshm_arena *arena, void *at, uint64_t offset, uint64_t size, int sharing, void *known,
+mapping_of_file(const mpshm_arena *arena, void *at, uint64_t offset, uint64_t size, int sharing, void *known,
          uint64_t known_at)
 {
     if (arena_has_file(arena)) {

@@ -74,7 +74,7 @@ write_byte(int fd)
 void
 mirror_show(mpshm_arena *arena, int fd)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
 
     if (atomic_load(&waiters->watched)) {
         uint32_t about_to_go = atomic_load(&waiters->drainer) != 0 ? DRAIN_MOST : 0; /* before the pipe */
@@ -85,18 +85,16 @@ mirror_show(mpshm_arena *arena, int fd)
     }
 }
 
-/* Whether a message is there or being written: not one that a slot is held for. */
+/* Whether a message is there or being written in that ring from `at` on: not one that a slot is held for. */
 static bool
-is_shown(mpshm_arena *arena)
+is_shown_in(const struct ring *ring, uint64_t at)
 {
-    uint64_t at = ring_first(arena), to = position_after(at, arena->slots);
-
-    for (; at != to; at = position_after(at, 1)) {
-        uint64_t word = atomic_load(&slot_of(arena, at)->word);
-        int64_t ahead = word_ahead(arena, word, at);
+    for (uint32_t i = 0; i < ring->slots; i++, at = position_after(at, 1)) {
+        uint64_t word = atomic_load(slot_word(ring, at));
+        int64_t ahead = word_ahead(ring, word, at);
         enum slot_state state = SLOT_STATE(word);
 
-        if (ahead < 0 || (ahead == 0 && state == SLOT_FREE)) {
+        if (ahead < 0 || (ahead == 0 && (state == SLOT_FREE || state == SLOT_NEXT))) {
             return false;
         }
         if (ahead == 0 && (state == SLOT_READY || state == SLOT_WRITING)) {
@@ -106,11 +104,36 @@ is_shown(mpshm_arena *arena)
     return false;
 }
 
+static bool
+is_shown(mpshm_arena *arena)
+{
+    struct start start = chain_first(arena);
+    struct stop stop = {start.ring, start.link};
+    uint64_t at = start.at, end;
+
+    for (uint32_t i = 0; i < RINGS && stop.ring != NULL; i++) {
+        if (is_shown_in(stop.ring, at)) {
+            return true;
+        }
+        if (!arena->grows || chain_on(arena, &stop, &end) == 0) {
+            return false;
+        }
+        if (stop.ring == NULL || !link_lives(arena, stop.link)) { /* the queue has gone on: begin again */
+            start = chain_first(arena);
+            stop = (struct stop) {start.ring, start.link};
+            at = start.at;
+        } else {
+            at = HEAD_POSITION(atomic_load(&stop.ring->head->head));
+        }
+    }
+    return false;
+}
+
 /* Whether a message is about to come that the pipe shows. */
 bool
 mirror_is_due(mpshm_arena *arena)
 {
-    return atomic_load_explicit(&arena->ring->waiters.watched, memory_order_relaxed)
+    return atomic_load_explicit(&arena->chain->waiters.watched, memory_order_relaxed)
            && is_shown(arena);
 }
 
@@ -211,7 +234,7 @@ read_bytes(int fd, uint32_t count)
 static bool
 drain_begin(mpshm_arena *arena)
 {
-    _Atomic uint32_t *drainer = &arena->ring->waiters.drainer;
+    _Atomic uint32_t *drainer = &arena->chain->waiters.drainer;
     name who = 0;
 
     if (arena->me == 0) {
@@ -225,7 +248,7 @@ static void
 drain_end(mpshm_arena *arena)
 {
     if (arena->me != 0) {
-        atomic_store(&arena->ring->waiters.drainer, 0);
+        atomic_store(&arena->chain->waiters.drainer, 0);
     }
 }
 
@@ -248,7 +271,7 @@ agree_once(mpshm_arena *arena, int fd, bool drains)
 bool
 mirror_agree(mpshm_arena *arena, int fd)
 {
-    bool watched = atomic_load(&arena->ring->waiters.watched) != 0;
+    bool watched = atomic_load(&arena->chain->waiters.watched) != 0;
 
     INVARIANT(A4, arena_is_locked(arena));
     for (uint32_t tries = 0; watched && tries < RING_TRIES; tries++) {
@@ -270,7 +293,7 @@ void
 mirror_after_take(mpshm_arena *arena, int fd)
 {
     INVARIANT(A4, arena_is_locked(arena));
-    if (atomic_load_explicit(&arena->ring->waiters.watched, memory_order_relaxed)
+    if (atomic_load_explicit(&arena->chain->waiters.watched, memory_order_relaxed)
         && !is_shown(arena)) {
         (void) mirror_agree(arena, fd);
     }
@@ -281,7 +304,7 @@ void
 mirror_watch(mpshm_arena *arena, int fd)
 {
     INVARIANT(A4, arena_is_locked(arena));
-    atomic_store(&arena->ring->waiters.watched, 1);
+    atomic_store(&arena->chain->waiters.watched, 1);
     if (is_shown(arena)) { /* G5: after the store */
         (void) mirror_agree(arena, fd);
     }

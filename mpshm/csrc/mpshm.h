@@ -134,6 +134,7 @@ typedef struct {
     uint32_t places;        /* messages */
     uint32_t joinable;      /* whether task_done() and join() count them */
     uint64_t bytes;         /* of slots and chunks */
+    uint32_t grows;         /* whether it gets longer by mpshm_queue_grow; not if it is bounded */
 } mpshm_queue;
 
 /* Make an arena and its memory file; the caller closes it.  Where /proc names memory files, it shows
@@ -301,7 +302,7 @@ typedef struct {
    to the process that takes its slot. */
 typedef struct {
     mpshm_arena *arena;
-    uint64_t position;
+    uint64_t spot;
     uint64_t sent;          /* bytes that have been written into the record */
     uint32_t number, record_generation, pieces;
     uint32_t generation;    /* of the process: a fork's child has none of its parent's */
@@ -366,6 +367,11 @@ int mpshm_stream_go(mpshm_stream *stream, const mpshm_end *end, const char *data
 /* End it before all has been written: 0; -EBUSY: some process takes the message, and it is still under way.
    gives_up: end it then as well: that process gets MPSHM_E_GIVEN_UP for it. */
 int mpshm_stream_stop(mpshm_stream *stream, int gives_up);
+/* After a put has found the ring full: have room for more messages: 0; or -ENOSPC: no memory for a longer ring, or
+   the queue does not grow. */
+int mpshm_queue_grow(const mpshm_end *end);
+/* How many have been taken, or given up, since the queue was made: modulo 2^36. */
+uint64_t mpshm_queue_taken(mpshm_arena *arena);
 /* How many messages are in the queue, and on their way into it. */
 int64_t mpshm_queue_size(mpshm_arena *arena);
 /* Whether the queue has no place. */

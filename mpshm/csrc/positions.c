@@ -1,6 +1,7 @@
-/* Positions: which may be claimed, which have passed, and what the dead left between.
+/* Positions: which may be claimed in a ring, which have passed, and what the dead left between.
 
-   Knows slots' words, the head and the tail.  Does not know what lies in a slot (ring.c), nor who waits.
+   Knows slots' words, a ring's head and tail, and where the chain ends.  Does not know what lies in a slot (ring.c),
+   how rings come and go (chain.c), nor who waits.
 
      FREE, or SKIPPED a lap before --ring_claim--> WRITING (me), or HELD (me) --ring_give_up--> SKIPPED
      HELD, WRITING (dead) --mended--> SKIPPED          TAKING (dead) --mended--> FREE of the next lap
@@ -11,7 +12,11 @@
    though others work: all of these are claimed, and an open position can only pass.  So a stopped sender
    takes one place, and stops the ring only when it is a lap behind.
 
-   Invariants: G1, G2, G8 (invariants.h).
+   A queue that grows keeps one slot of each ring for the link to the next.  `last` is only a hint, and the ring it
+   names may have been released, and be in use anew: so a claim reads a tail, then the ring's life, and then the slot.
+   If the life is that of the hint, so was the tail, and its slot is FREE only if the ring was not ended before it.
+
+   Invariants: G1, G2, G8, C2 (invariants.h).
 
    Memory order: a slot's word is loaded with acquire before the head moves over it with release, so a
    sender that acquires the head finds the slot at least passed.  A claim's acquiring compare-and-swap pairs with the
@@ -26,24 +31,24 @@
    lags does no harm. */
 #define HEAD_TRIES 64
 
-/* Move the head on over all that has passed: where it is.  G2 */
+/* Move the ring's head on over all that has passed: its word.  G2 */
 uint64_t
-ring_first(mpshm_arena *arena)
+ring_advance(mpshm_arena *arena, struct ring *ring)
 {
-    _Atomic uint64_t *head = &arena->ring->head;
+    _Atomic uint64_t *head = &ring->head->head;
     uint64_t was = atomic_load(head);
     uint32_t far = 0; /* it lags by less than a lap */
 
-    for (uint32_t tries = 0; tries < HEAD_TRIES && far <= arena->slots; tries++) {
+    for (uint32_t tries = 0; tries < HEAD_TRIES && far <= ring->slots; tries++) {
         uint64_t at = HEAD_POSITION(was), skips = 0, steps = 0;
 
-        while (steps < arena->slots) {
-            uint64_t position = position_after(at, steps), word = load_slot(arena, position);
+        while (steps < ring->slots) {
+            uint64_t position = position_after(at, steps), word = load_slot(ring, position);
 
-            if (!is_passed(arena, word, position)) {
+            if (!is_passed(ring, word, position)) {
                 break;
             }
-            skips += word_ahead(arena, word, position) == 0;
+            skips += word_ahead(ring, word, position) == 0;
             steps++;
         }
         if (steps == 0) {
@@ -56,97 +61,103 @@ ring_first(mpshm_arena *arena)
             was = next;
             far += (uint32_t) steps;
             if (skips > 0) {
-                tasks_settle(arena);
+                tasks_skipped(arena);
             }
         }
     }
-    return HEAD_POSITION(was);
+    return was;
 }
 
 /* Have a slot of a dead process passed.  False: it says nothing of the dead. */
 static bool
-mend(mpshm_arena *arena, uint64_t position)
+mend(mpshm_arena *arena, struct ring *ring, uint64_t position)
 {
-    uint64_t word = load_slot(arena, position);
+    uint64_t word = load_slot(ring, position);
     enum slot_state state = SLOT_STATE(word);
 
     if ((state != SLOT_HELD && state != SLOT_WRITING && state != SLOT_TAKING)
-        || word_ahead(arena, word, position) != 0
+        || word_ahead(ring, word, position) != 0
         || !arena_name_is_dead(arena, SLOT_OWNER(word))) {
         return false;
     }
-    uint64_t to = state == SLOT_TAKING ? passed_word(arena, position)
-                                       : word_of(arena, position, 0, SLOT_SKIPPED);
+    uint64_t to = state == SLOT_TAKING ? passed_word(ring, position)
+                                       : word_of(ring, position, 0, SLOT_SKIPPED);
 
-    atomic_compare_exchange_strong(&slot_of(arena, position)->word, &word, to);
+    atomic_compare_exchange_strong(slot_word(ring, position), &word, to);
     return true;
 }
 
-/* The same for all that is open: whether there was anything. */
+/* The same for all that is open in the ring from position `at` on: whether there was anything. */
 bool
-ring_mend(mpshm_arena *arena)
+ring_mend_from(mpshm_arena *arena, struct ring *ring, uint64_t at)
 {
-    uint64_t at = ring_first(arena), end = ring_end(arena);
+    uint64_t end = ring_end(ring);
     bool any = false;
 
-    for (uint32_t i = 0; i < arena->slots && position_ahead(end, at) > 0; i++) {
-        any |= mend(arena, at);
+    for (uint32_t i = 0; i < ring->slots && position_ahead(end, at) > 0; i++) {
+        any |= mend(arena, ring, at);
         at = position_after(at, 1);
     }
     if (any) {
-        (void) ring_first(arena);
+        (void) ring_advance(arena, ring);
     }
     return any;
 }
 
 /* Whether an open slot that is no message stops the head. */
 static bool
-is_stopped(const mpshm_arena *arena, uint64_t head)
+is_stopped(const struct ring *ring, uint64_t head)
 {
-    uint64_t word = load_slot(arena, head);
+    uint64_t word = load_slot(ring, head);
 
-    return word_ahead(arena, word, head) == 0 && SLOT_STATE(word) != SLOT_READY
+    return word_ahead(ring, word, head) == 0 && SLOT_STATE(word) != SLOT_READY
            && SLOT_STATE(word) != SLOT_FREE;
 }
 
 /* Whether there is a place for position `at`.  G1 */
 static bool
-has_place(const mpshm_arena *arena, uint64_t head, uint64_t at)
+has_place(const mpshm_arena *arena, const struct ring *ring, uint64_t head, uint64_t at)
 {
     int64_t ahead = position_ahead(at, head);
 
-    if (ahead < (int64_t) arena->bound) {
+    if (ahead < (int64_t) ring->bound) {
         return true; /* or `at` is old, as the slot will show */
     }
-    if (ahead >= (int64_t) arena->slots || !is_stopped(arena, head)) {
+    if (arena->grows || ahead >= (int64_t) ring->slots || !is_stopped(ring, head)) {
         return false;
     }
     uint32_t open = 0;
 
-    for (uint64_t p = head; p != at && open < arena->bound; p = position_after(p, 1)) {
-        open += !is_passed(arena, load_slot(arena, p), p);
+    for (uint64_t p = head; p != at && open < ring->bound; p = position_after(p, 1)) {
+        open += !is_passed(ring, load_slot(ring, p), p);
     }
-    return open < arena->bound;
+    return open < ring->bound;
 }
 
 /* The same, and first without a look at a word that receivers write.  Under arena_lock.  tries: of the claim, which
    go up with each slot that is mended. */
 static bool
-finds_place(mpshm_arena *arena, uint64_t at, uint32_t *tries)
+finds_place(mpshm_arena *arena, struct ring *ring, uint64_t at, uint32_t *tries)
 {
-    if (position_after(at, -arena->head_seen) < arena->bound) {
+    if (position_after(at, -ring->head_seen) < ring->bound) {
         return true;
     }
     for (; *tries < TRIES; ++*tries) {
-        arena->head_seen = ring_first(arena);
-        if (has_place(arena, arena->head_seen, at)) {
+        ring->head_seen = HEAD_POSITION(ring_advance(arena, ring));
+        if (has_place(arena, ring, ring->head_seen, at)) {
             return true;
         }
-        if (!mend(arena, arena->head_seen)) {
+        if (!mend(arena, ring, ring->head_seen)) {
             break;
         }
     }
     return false;
+}
+
+bool
+ring_has_room(mpshm_arena *arena, struct ring *ring, uint64_t at)
+{
+    return has_place(arena, ring, HEAD_POSITION(ring_advance(arena, ring)), at);
 }
 
 static void
@@ -154,38 +165,103 @@ move_tail(struct ring *ring, uint64_t from)
 {
     uint64_t at = from;
 
-    atomic_compare_exchange_strong(&ring->tail, &at, position_after(from, 1));
+    atomic_compare_exchange_strong(&ring->head->tail, &at, position_after(from, 1));
 }
 
-/* Claim the next positions, as WRITING or HELD: how many; fewer when the queue is full.  G1, G2 */
-uint32_t
-ring_claim(mpshm_arena *arena, enum slot_state state, uint32_t count, uint64_t *positions)
+/* The ring where a claim is tried, which `last` names, and its tail.  False: it is not to be had. */
+static inline bool
+last_ring(mpshm_arena *arena, struct tail *tail)
 {
-    struct ring *ring = arena->ring;
+    struct chain *chain = arena->chain;
+
+    for (uint32_t tries = 0; tries < TRIES; tries++) {
+        uint64_t last = atomic_load_explicit(&chain->last, memory_order_acquire);
+
+        tail->link = (name) last & NAME_MASK;
+        tail->ring = ring_at(arena, LINK_RING(tail->link));
+        if (tail->ring == NULL) {
+            return false;
+        }
+        tail->at = tail_of(tail->ring);
+        if (link_lives(arena, tail->link)) { /* after the tail: C2 */
+            return true;
+        }
+        atomic_compare_exchange_strong(&chain->last, &last, FIRST_LINK(atomic_load(&chain->first)));
+    }
+    return false;
+}
+
+/* Where the next claim is tried: false: it is not to be had, or it is a stray write. */
+static inline bool
+find_tail(mpshm_arena *arena, struct tail *tail)
+{
+    if (!arena->grows) {
+        tail->ring = &arena->zero;
+        tail->at = tail_of(tail->ring);
+        tail->word = load_slot(tail->ring, tail->at);
+        return true;
+    }
+    for (uint32_t tries = 0; tries < RINGS && last_ring(arena, tail); tries++) {
+        tail->word = load_slot(tail->ring, tail->at);
+        if (!is_next(tail->ring, tail->word, tail->at)) {
+            return true;
+        }
+        uint64_t last = tail->link;
+
+        atomic_compare_exchange_strong(&arena->chain->last, &last, SLOT_OWNER(tail->word));
+    }
+    return false;
+}
+
+/* Whether a claim can swap that word. */
+static inline bool
+is_claimable(const struct ring *ring, uint64_t word, uint64_t at)
+{
+    int64_t ahead = word_ahead(ring, word, at);
+
+    return (ahead == 0 && SLOT_STATE(word) == SLOT_FREE)
+           || (ahead == -(int64_t) ring->slots && SLOT_STATE(word) == SLOT_SKIPPED);
+}
+
+/* The end of the chain, and a slot there that can be claimed; the tails before it are moved on. */
+bool
+ring_tail(mpshm_arena *arena, struct tail *tail)
+{
+    for (uint32_t tries = 0; tries < TRIES && find_tail(arena, tail); tries++) {
+        if (is_claimable(tail->ring, tail->word, tail->at)) {
+            return true;
+        }
+        if (word_ahead(tail->ring, tail->word, tail->at) >= 0) {
+            move_tail(tail->ring, tail->at);
+        }
+    }
+    return false;
+}
+
+/* Claim the next positions, as WRITING or HELD: how many; fewer when the ring is full.  G1, G2 */
+uint32_t
+ring_claim(mpshm_arena *arena, enum slot_state state, uint32_t count, uint64_t *spots)
+{
+    struct tail tail;
     uint32_t n = 0;
 
     INVARIANT(A4, arena_is_locked(arena));
     INVARIANT(G8, arena->me != 0 && (state == SLOT_WRITING || state == SLOT_HELD));
     for (uint32_t tries = 0; n < count && tries < TRIES; tries++) {
-        uint64_t at = tail_of(arena);
-
-        if (!finds_place(arena, at, &tries)) {
+        if (!find_tail(arena, &tail) || !finds_place(arena, tail.ring, tail.at, &tries)) {
             break;
         }
-        uint64_t word = load_slot(arena, at);
-        int64_t ahead = word_ahead(arena, word, at);
-
-        if ((ahead == 0 && SLOT_STATE(word) == SLOT_FREE)
-            || (ahead == -(int64_t) arena->slots && SLOT_STATE(word) == SLOT_SKIPPED)) {
-            if (atomic_compare_exchange_strong(&slot_of(arena, at)->word, &word,
-                                               word_of(arena, at, arena->me, state))) {
-                INVARIANT(G2, n == 0 || position_ahead(at, positions[n - 1]) > 0);
-                positions[n++] = at;
+        if (is_claimable(tail.ring, tail.word, tail.at)) {
+            if (atomic_compare_exchange_strong(slot_word(tail.ring, tail.at), &tail.word,
+                                               word_of(tail.ring, tail.at, arena->me, state))) {
+                INVARIANT(G2, n == 0 || SPOT_RING(spots[n - 1]) != tail.ring->number
+                                  || position_ahead(tail.at, SPOT_POSITION(spots[n - 1])) > 0);
+                spots[n++] = SPOT(tail.ring->number, tail.at);
                 tries = 0;
-                move_tail(ring, at);
+                move_tail(tail.ring, tail.at);
             }
-        } else if (ahead >= 0) {
-            move_tail(ring, at);
+        } else if (word_ahead(tail.ring, tail.word, tail.at) >= 0) {
+            move_tail(tail.ring, tail.at);
         }
     }
     return n;
@@ -193,41 +269,21 @@ ring_claim(mpshm_arena *arena, enum slot_state state, uint32_t count, uint64_t *
 
 /* Whether the position is claimed and kept by this process.  Any number may be asked for. */
 bool
-ring_is_held(const mpshm_arena *arena, uint64_t position)
+ring_is_held(const mpshm_arena *arena, uint64_t spot)
 {
-    return position <= POSITION_MASK && arena->me != 0
-           && load_slot(arena, position) == word_of(arena, position, arena->me, SLOT_HELD);
-}
+    const struct ring *ring = spot <= SPOT_MASK ? ring_at(arena, SPOT_RING(spot)) : NULL;
+    uint64_t position = SPOT_POSITION(spot);
 
-/* The message of a position that is this process's will not come.  What was sealed at it has been
-   unsealed: from now on a run in flight there is nobody's. */
-void
-ring_give_up(mpshm_arena *arena, uint64_t position)
-{
-    INVARIANT(A4, arena_is_locked(arena));
-    INVARIANT(G8, SLOT_OWNER(load_slot(arena, position)) == arena->me
-                      && word_ahead(arena, load_slot(arena, position), position) == 0);
-    atomic_store(&slot_of(arena, position)->word, word_of(arena, position, 0, SLOT_SKIPPED));
-    (void) ring_first(arena);
-}
-
-bool
-ring_is_full(mpshm_arena *arena)
-{
-    uint64_t at = ring_end(arena);
-
-    return !has_place(arena, ring_first(arena), at);
+    return ring != NULL && arena->me != 0
+           && load_slot(ring, position) == word_of(ring, position, arena->me, SLOT_HELD);
 }
 
 /* Whether the slot has passed that position, so that a run in flight at it is nobody's. */
 bool
-ring_has_passed(mpshm_arena *arena, uint64_t position)
+ring_has_passed(const mpshm_arena *arena, uint64_t spot)
 {
-    return is_passed(arena, atomic_load(&slot_of(arena, position)->word), position);
-}
+    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t position = SPOT_POSITION(spot);
 
-void
-ring_reap(mpshm_arena *arena)
-{
-    (void) ring_mend(arena);
+    return ring != NULL && is_passed(ring, atomic_load(slot_word(ring, position)), position);
 }

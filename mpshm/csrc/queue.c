@@ -81,7 +81,7 @@ queue_due_is_ready(mpshm_arena *arena)
     if (is_ready || !mirror_is_due(arena)) {
         return is_ready;
     }
-    ring_mend(arena); /* perhaps the sender is dead */
+    chain_mend(arena); /* perhaps the sender is dead */
     for (int64_t until = now_ns() + DUE_NS; !ring_is_ready(arena);) {
         if (!mirror_is_due(arena) || now_ns() >= until) {
             return false;
@@ -119,6 +119,22 @@ mpshm_queue_watch(const mpshm_end *end)
     arena_unlock(end->arena);
 }
 
+uint64_t
+mpshm_queue_taken(mpshm_arena *arena)
+{
+    return chain_taken(arena);
+}
+
+int
+mpshm_queue_grow(const mpshm_end *end)
+{
+    arena_lock(end->arena);
+    int error = end->arena->me == 0 ? MPSHM_E_CROWDED : chain_grow(end->arena);
+
+    arena_unlock(end->arena);
+    return error;
+}
+
 /* Places. */
 
 /* Whether each message of the queue has a position from the moment that it is accepted.  Otherwise those
@@ -126,7 +142,7 @@ mpshm_queue_watch(const mpshm_end *end)
 static bool
 has_positions(const mpshm_arena *arena)
 {
-    return arena->bytes_limit != 0 || (arena->places != 0 && arena->places <= arena->slots);
+    return arena->bytes_limit != 0 || (arena->places != 0 && arena->places <= arena->zero.slots);
 }
 
 /* How many messages may be pending.  With those that the ring has slots for, a bounded queue's are as many
@@ -134,7 +150,7 @@ has_positions(const mpshm_arena *arena)
 static int64_t
 pending_most(const mpshm_arena *arena)
 {
-    return arena->places == 0 ? INT64_MAX : (int64_t) arena->places - (int64_t) arena->slots;
+    return arena->places == 0 ? INT64_MAX : (int64_t) arena->places - (int64_t) arena->zero.slots;
 }
 
 /* See to it that arena->me is this process's: its parent may be one of the dead. */
@@ -149,7 +165,7 @@ int64_t
 mpshm_queue_size(mpshm_arena *arena)
 {
     look_at_name(arena);
-    ring_mend(arena);
+    chain_mend(arena);
     return (int64_t) ring_count(arena, true) + tasks_pending(arena);
 }
 
@@ -161,7 +177,7 @@ is_over_bytes(mpshm_arena *arena)
         return false;
     }
     arena_lock(arena);
-    bool over = !turn_has_come(arena, ring_end(arena), MPSHM_SLOT_BYTES);
+    bool over = !turn_has_come(arena, ring_end(&arena->zero), MPSHM_SLOT_BYTES);
 
     arena_unlock(arena);
     return over;
@@ -184,8 +200,8 @@ mpshm_queue_full(mpshm_arena *arena)
         return 0;
     }
     look_at_name(arena);
-    ring_mend(arena);
-    if (!ring_is_full(arena)) {
+    chain_mend(arena);
+    if (!chain_is_full(arena)) {
         return is_over_bytes(arena);
     }
     return has_positions(arena) || tasks_pending(arena) >= pending_most(arena);
@@ -272,13 +288,13 @@ mpshm_place_give(mpshm_place *place)
 int
 mpshm_wait_done(mpshm_arena *arena, int timeout_ms)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
     uint32_t bell = atomic_load(&waiters->done_bell);
 
     look_at_name(arena);
     atomic_store(&waiters->joiners, 1);
     if (tasks_unfinished(arena) > 0) {
-        ring_mend(arena);
+        chain_mend(arena);
         if (tasks_unfinished(arena) > 0) {
             futex_wait(&waiters->done_bell, bell, watch_shorter(timeout_ms, watch_common_ms(arena)));
             if (watch_common_is_over(arena)) {

@@ -21,6 +21,9 @@
 #include "ring.h"
 #include "stream.h"
 
+/* In a longer ring, so many puts until one looks whether so few messages are left that the shortest is enough. */
+#define PUTS_BEFORE_SHRINK 64
+
 /* A message on its way: of at most SMALL_RUN_BYTES, in its frame or in one run; or a parcel. */
 struct letter {
     const char *data;
@@ -83,7 +86,7 @@ queue_look_at_end(const mpshm_end *end)
     }
     if (end->arena->receivers == 0 && has_hung_up(end->fd, POLLERR)) {
         /* As the stock module, whose put waits for a place before it looks for a reader. */
-        return end->arena->places != 0 && ring_is_full(end->arena) ? MPSHM_E_FULL : -EPIPE;
+        return end->arena->places != 0 && chain_is_full(end->arena) ? MPSHM_E_FULL : -EPIPE;
     }
     return end->arena->me == 0 ? MPSHM_E_CROWDED : 0;
 }
@@ -140,7 +143,7 @@ use_place(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
 static int
 take_turn(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
 {
-    if (!turn_has_come(arena, ring_end(arena), letter->bytes)) {
+    if (!turn_has_come(arena, ring_end(&arena->zero), letter->bytes)) {
         return MPSHM_E_FULL;
     }
     if (ring_claim(arena, SLOT_WRITING, 1, position) == 0) {
@@ -229,7 +232,12 @@ fill(mpshm_arena *arena, struct letter *letter, uint64_t position)
         error = run_seal(&letter->run, letter->size, position, &bytes);
     }
     if (error == 0) {
-        ring_fill(arena, position, frame);
+        error = ring_fill(arena, position, frame);
+        if (error != 0 && letter->parcel != NULL) {
+            parcel_unseal(letter->parcel, position);
+        } else if (error != 0 && letter->run.capacity > 0) {
+            run_unseal(&letter->run, position);
+        }
     }
     return error;
 }
@@ -290,6 +298,9 @@ put_letters(const mpshm_end *end, struct letter *letters, uint32_t count)
         ring_put(arena, end->fd, positions, n);
         use_up(arena, letters, n);
         waiters_rouse(arena, (int) n); /* behind ring_put's fence: G4 */
+        if (SPOT_RING(positions[0]) != 0 && positions[0] % PUTS_BEFORE_SHRINK < n) {
+            (void) chain_shrink(arena);
+        }
     }
     return n > 0 ? (int) n : error;
 }

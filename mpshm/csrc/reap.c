@@ -60,7 +60,7 @@ is_nobodys(struct sweep *sweep, uint64_t word)
     case RUN_LEASED:
         return is_dead(sweep, RUN_HOLDER(word));
     case RUN_FLIGHT:
-        return sweep->arena->ring != NULL && ring_has_passed(sweep->arena, FLIGHT_POSITION(word));
+        return sweep->arena->chain != NULL && ring_has_passed(sweep->arena, FLIGHT_SPOT(word));
     default:
         return false;
     }
@@ -122,8 +122,8 @@ begin_sweep(struct sweep *sweep, mpshm_arena *arena)
 {
     memset(sweep, 0, sizeof *sweep);
     sweep->arena = arena;
-    if (arena->ring != NULL) {
-        ring_reap(arena);
+    if (arena->chain != NULL) {
+        chain_reap(arena);
         stream_reap(arena);
     } else {
         sweep->freed += strays_look(arena);

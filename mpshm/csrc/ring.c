@@ -1,4 +1,4 @@
-/* The ring: a queue's slots in shared memory, for any number of senders and receivers, with no lock.
+/* The rings' slots in shared memory, for any number of senders and receivers, with no lock.
 
    A slot's word says in which lap it is and what it holds.  Each step changes one word, at once:
 
@@ -13,10 +13,13 @@
    A message that names runs is TAKING while these are leased, so a run in flight is always some slot's
    whose word says so, and nobody's once that has passed.
 
+   A receiver looks along the chain, from its first ring on.  A ring that it has gone on to may have been ended and
+   begun anew since; so it reads the ring's life behind a slot's READY, and begins again if that is another.
+
    Knows slots' bytes.  Does not know what a frame says beyond its length and its sign, nor which process
    waits for a slot: the callers of ring_put and ring_take wake waiters.
 
-   Invariants: G3, G8, G9 (invariants.h).
+   Invariants: G3, G8, G9, C2 (invariants.h).
 
    Memory order: find_ready's acquiring load of READY pairs with ring_put's releasing store of it, so the
    copy has the sender's bytes.  The acquire fence between that copy and the compare-and-swap keeps the
@@ -26,6 +29,7 @@
 #include "internal.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <string.h>
 
 #include "ring.h"
@@ -76,35 +80,70 @@ load_words(char *to, _Atomic uint64_t *from, uint32_t count)
 
 #define SLOT_WORDS (RING_DATA_BYTES / 8)
 
-static struct overflow *
-overflow_of(const mpshm_arena *arena, uint64_t position)
+static _Atomic uint64_t *
+slot_overflow(const struct ring *ring, uint64_t position)
 {
-    return &arena->overflow[position & (arena->slots - 1)];
+    return ring->overflow[position & (ring->slots - 1)].data;
 }
 
-/* Copy a frame, filled to a multiple of 8 bytes, into the slot of a position that is this process's. */
-void
-ring_fill(mpshm_arena *arena, uint64_t position, const char *from)
+/* Of a ring whose data this process has no room to map: read or write a frame of so many words in the file.  False: it
+   cannot be done. */
+static bool
+move_in_file(const mpshm_arena *arena, const struct ring *ring, uint64_t position, char *frame, uint32_t words,
+             bool reads)
 {
-    uint64_t first;
+    uint64_t slot = position & (ring->slots - 1), in_slot = words < SLOT_WORDS ? words : SLOT_WORDS;
+    uint64_t at[2] = {ring->data_at + slot * RING_DATA_BYTES,
+                      ring->data_at + (uint64_t) ring->slots * RING_DATA_BYTES + slot * OVERFLOW_BYTES};
+    uint64_t bytes[2] = {8 * in_slot, 8 * (words - in_slot)};
+
+    for (int part = 0; part < 2; part++) {
+        for (uint64_t done = 0; done < bytes[part];) {
+            ssize_t n = reads ? pread(arena->fd, frame + done, bytes[part] - done, (off_t) (at[part] + done))
+                              : pwrite(arena->fd, frame + done, bytes[part] - done, (off_t) (at[part] + done));
+
+            if (n <= 0 && !(n == -1 && errno == EINTR)) {
+                return false;
+            }
+            done += n > 0 ? (uint64_t) n : 0;
+        }
+        frame += bytes[part];
+    }
+    return true;
+}
+
+/* Copy a frame, filled to a multiple of 8 bytes, into the slot of a position that is this process's: 0 or the error. */
+int
+ring_fill(mpshm_arena *arena, uint64_t spot, char *from)
+{
+    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t position = SPOT_POSITION(spot), first;
 
     memcpy(&first, from, 8);
     uint32_t n = words_of(arena, first);
 
-    INVARIANT(G8, load_slot(arena, position)
-                      == word_of(arena, position, arena->me, SLOT_WRITING));
+    INVARIANT(G8, load_slot(ring, position) == word_of(ring, position, arena->me, SLOT_WRITING));
     INVARIANT(G9, n > 0 && n <= ring_frame_bytes(arena) / 8);
-    INVARIANT(G9, n <= SLOT_WORDS || arena->overflow != NULL);
-    store_words(slot_of(arena, position)->data, from, n < SLOT_WORDS ? n : SLOT_WORDS);
-    if (n > SLOT_WORDS) {
-        store_words(overflow_of(arena, position)->data, from + RING_DATA_BYTES, n - SLOT_WORDS);
+    INVARIANT(G9, n <= SLOT_WORDS || arena->overflowing);
+    if (ring->data == NULL) {
+        return arena_has_file(arena) && move_in_file(arena, ring, position, from, n, false) ? 0 : -ENOMEM;
     }
+    store_words(slot_data(ring, position), from, n < SLOT_WORDS ? n : SLOT_WORDS);
+    if (n > SLOT_WORDS) {
+        store_words(slot_overflow(ring, position), from + RING_DATA_BYTES, n - SLOT_WORDS);
+    }
+    return 0;
 }
 
-static void
-copy_out(mpshm_arena *arena, char *to, uint64_t position)
+/* False: it cannot be read. */
+static bool
+copy_out(mpshm_arena *arena, const struct ring *ring, uint64_t position, char *to)
 {
-    _Atomic uint64_t *data = slot_of(arena, position)->data;
+    if (ring->data == NULL) {
+        return arena_has_file(arena)
+               && move_in_file(arena, ring, position, to, ring_frame_bytes(arena) / 8, true);
+    }
+    _Atomic uint64_t *data = slot_data(ring, position);
     uint64_t first = atomic_load_explicit(data, memory_order_relaxed);
     uint32_t n = words_of(arena, first);
 
@@ -112,101 +151,153 @@ copy_out(mpshm_arena *arena, char *to, uint64_t position)
     memcpy(to, &first, 8); /* not read again: it says how much is copied */
     load_words(to + 8, data + 1, (n < SLOT_WORDS ? n : SLOT_WORDS) - 1);
     if (n > SLOT_WORDS) {
-        load_words(to + RING_DATA_BYTES, overflow_of(arena, position)->data, n - SLOT_WORDS);
+        load_words(to + RING_DATA_BYTES, slot_overflow(ring, position), n - SLOT_WORDS);
     }
+    return true;
 }
 
 /* Begin to write at a position that this process has held, or no longer. */
 void
-ring_begin(mpshm_arena *arena, uint64_t position)
+ring_begin(mpshm_arena *arena, uint64_t spot)
 {
-    INVARIANT(G8, ring_is_held(arena, position));
+    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t position = SPOT_POSITION(spot);
+
+    INVARIANT(G8, ring_is_held(arena, spot));
     /* As a claim: G5 */
-    atomic_store(&slot_of(arena, position)->word,
-                 word_of(arena, position, arena->me, SLOT_WRITING));
+    atomic_store(slot_word(ring, position), word_of(ring, position, arena->me, SLOT_WRITING));
 }
 
 void
-ring_hold(mpshm_arena *arena, uint64_t position)
+ring_hold(mpshm_arena *arena, uint64_t spot)
 {
-    INVARIANT(G8, load_slot(arena, position)
-                      == word_of(arena, position, arena->me, SLOT_WRITING));
-    atomic_store(&slot_of(arena, position)->word, word_of(arena, position, arena->me, SLOT_HELD));
+    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t position = SPOT_POSITION(spot);
+
+    INVARIANT(G8, load_slot(ring, position) == word_of(ring, position, arena->me, SLOT_WRITING));
+    atomic_store(slot_word(ring, position), word_of(ring, position, arena->me, SLOT_HELD));
+}
+
+/* The message of a position that is this process's will not come.  What was sealed at it has been
+   unsealed: from now on a run in flight there is nobody's. */
+void
+ring_give_up(mpshm_arena *arena, uint64_t spot)
+{
+    struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t position = SPOT_POSITION(spot);
+
+    INVARIANT(A4, arena_is_locked(arena));
+    INVARIANT(G8, SLOT_OWNER(load_slot(ring, position)) == arena->me
+                      && word_ahead(ring, load_slot(ring, position), position) == 0);
+    atomic_store(slot_word(ring, position), word_of(ring, position, 0, SLOT_SKIPPED));
+    (void) chain_go_on(arena);
 }
 
 /* Put the messages at positions of this process whose slots are filled: the caller then wakes receivers
    for these.  fd: the pipe's end for writing. */
 void
-ring_put(mpshm_arena *arena, int fd, const uint64_t *positions, uint32_t count)
+ring_put(mpshm_arena *arena, int fd, const uint64_t *spots, uint32_t count)
 {
     INVARIANT(A4, arena_is_locked(arena));
     mirror_show(arena, fd);
     for (uint32_t i = 0; i < count; i++) {
-        INVARIANT(G8, load_slot(arena, positions[i])
-                          == word_of(arena, positions[i], arena->me, SLOT_WRITING));
-        atomic_store_explicit(&slot_of(arena, positions[i])->word,
-                              word_of(arena, positions[i], 0, SLOT_READY), memory_order_release);
+        const struct ring *ring = ring_at(arena, SPOT_RING(spots[i]));
+        uint64_t position = SPOT_POSITION(spots[i]);
+
+        INVARIANT(G8, load_slot(ring, position) == word_of(ring, position, arena->me, SLOT_WRITING));
+        atomic_store_explicit(slot_word(ring, position), word_of(ring, position, 0, SLOT_READY),
+                              memory_order_release);
     }
     /* G4: pairs with the fence of a receiver between saying that it sleeps and its last look
        (waiters.c).  Either it finds READY, or the caller finds that it sleeps. */
     atomic_thread_fence(memory_order_seq_cst);
 }
 
-/* A walk over the ring for the next message. */
+/* A walk along the chain for the next message. */
 struct look {
-    uint64_t first;    /* all before this one has passed */
-    uint64_t position; /* of what was found, and its word */
-    uint64_t word;
-    bool passed_over;  /* a slot before it is being written */
+    struct start first; /* all before this one has passed */
+    struct ring *ring;  /* where what was found is, */
+    name link;          /* in which life of the ring, */
+    uint64_t position;  /* where in it, */
+    uint64_t word;      /* and what its slot says */
+    bool passed_over;   /* a slot before it is being written */
 };
 
-/* Find the first READY position from look->first on, and before `to`. */
-static bool
-find_ready(const mpshm_arena *arena, struct look *look, uint64_t to)
+/* Find the first READY position from look->first on, and before what `to` has found, unless that is NULL: 1; or 0; or
+   -1: the queue has gone on to another ring meanwhile.  C2 */
+static int
+find_ready(const mpshm_arena *arena, struct look *look, const struct look *to)
 {
+    struct ring *ring = look->first.ring;
+    name link = look->first.link;
+    uint64_t at = look->first.at, end = position_after(at, ring->slots);
     bool open = false;
 
     look->passed_over = false;
-    for (uint64_t at = look->first; at != to; at = position_after(at, 1)) {
-        uint64_t word = load_slot(arena, at);
-        int64_t ahead = word_ahead(arena, word, at);
+    for (uint32_t rings = 0; at != end;) {
+        if (to != NULL && at == to->position && ring == to->ring) {
+            return 0;
+        }
+        uint64_t word = load_slot(ring, at);
+        int64_t ahead = word_ahead(ring, word, at);
         enum slot_state state = SLOT_STATE(word);
 
         if (ahead > 0 || (ahead == 0 && state == SLOT_SKIPPED)) {
-            look->first = open ? look->first : position_after(at, 1);
+            at = position_after(at, 1);
+            look->first.at = open ? look->first.at : at;
             continue;
         }
         if (ahead < 0 || state == SLOT_FREE) {
-            return false;
+            break;
         }
         if (state == SLOT_READY) {
+            look->ring = ring;
+            look->link = link;
             look->position = at;
             look->word = word;
-            return true;
+            return 1;
         }
         open = true;
+        if (state == SLOT_NEXT) {
+            if (!link_lives(arena, link)) { /* else the link is that life's */
+                return -1;
+            }
+            link = SLOT_OWNER(word);
+            ring = ++rings < RINGS ? ring_at(arena, LINK_RING(link)) : NULL;
+            if (ring == NULL) {
+                return 0;
+            }
+            at = HEAD_POSITION(atomic_load(&ring->head->head));
+            end = position_after(at, ring->slots);
+            continue;
+        }
+        at = position_after(at, 1);
         look->passed_over |= state != SLOT_TAKING; /* that one has been taken: it keeps no order back */
     }
-    return false;
+    return to == NULL ? 0 : -1;
 }
 
 /* Find the next message that may be taken.  look->first is a position before which all has passed.  G3 */
 static bool
 find_next(const mpshm_arena *arena, struct look *look)
 {
-    if (!find_ready(arena, look, position_after(look->first, arena->slots))) {
+    if (look->first.ring == NULL || find_ready(arena, look, NULL) != 1) {
         return false;
     }
     while (look->passed_over) {
         struct look again = *look;
+        int earlier = find_ready(arena, &again, look);
 
-        if (!find_ready(arena, &again, look->position)) {
+        if (earlier < 0) {
+            return false;
+        }
+        if (earlier == 0) {
             break;
         }
         *look = again;
     }
     INVARIANT(G3, SLOT_STATE(look->word) == SLOT_READY
-                      && word_ahead(arena, look->word, look->position) == 0);
+                      && word_ahead(look->ring, look->word, look->position) == 0);
     return true;
 }
 
@@ -214,12 +305,13 @@ find_next(const mpshm_arena *arena, struct look *look)
 static bool
 find_from_head(mpshm_arena *arena, struct look *look)
 {
-    look->first = ring_first(arena);
+    look->first = chain_first(arena);
     for (uint32_t tries = 0; !find_next(arena, look); tries++) {
-        uint64_t first = ring_first(arena);
+        struct start first = chain_first(arena);
 
         /* The head may have moved by more than a lap meanwhile. */
-        if (tries == LAPS_MOST || position_ahead(first, look->first) <= 0) {
+        if (tries == LAPS_MOST
+            || (first.link == look->first.link && position_ahead(first.at, look->first.at) <= 0)) {
             return false;
         }
         look->first = first;
@@ -235,12 +327,23 @@ ring_is_ready(mpshm_arena *arena)
     return find_from_head(arena, &look);
 }
 
+/* Take what was found, a copy of which is in `frame`: whether nobody was quicker.  C2 */
+static inline bool
+take(mpshm_arena *arena, struct look *look, bool names_runs)
+{
+    struct ring *ring = look->ring;
+    uint64_t next = names_runs ? word_of(ring, look->position, arena->me, SLOT_TAKING)
+                               : passed_word(ring, look->position);
+
+    return atomic_compare_exchange_strong(slot_word(ring, look->position), &look->word, next);
+}
+
 /* Take up to `most` frames out of the ring, to places RING_FRAME_BYTES apart: how many; and where they
    were.  The last of them may be one that names runs, as its sign says, and no other: the caller leases
    these, and then calls ring_pass.  A process without a name leaves such a one there.  The caller then
    wakes senders that wait for room. */
 uint32_t
-ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most)
+ring_take(mpshm_arena *arena, char *to, uint64_t *spots, uint32_t most)
 {
     struct look look;
     uint32_t n = 0;
@@ -249,18 +352,23 @@ ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most)
     INVARIANT(A4, arena_is_locked(arena));
     for (uint32_t tries = 0; found && tries < TRIES; tries++) {
         char *frame = to + (size_t) n * RING_FRAME_BYTES;
+        bool lives = !arena->grows || link_lives(arena, look.link); /* behind READY: C2 */
 
-        copy_out(arena, frame, look.position);
+        if (!lives) {
+            found = find_from_head(arena, &look);
+            continue;
+        }
+        if (!copy_out(arena, look.ring, look.position, frame)) {
+            break;
+        }
         atomic_thread_fence(memory_order_acquire); /* the copy comes before the compare-and-swap */
         bool names_runs = (frame[0] & 0x80) != 0;
-        uint64_t next = names_runs ? word_of(arena, look.position, arena->me, SLOT_TAKING)
-                                   : passed_word(arena, look.position);
 
         if (names_runs && arena->me == 0) {
             break;
         }
-        if (atomic_compare_exchange_strong(&slot_of(arena, look.position)->word, &look.word, next)) {
-            positions[n++] = look.position;
+        if (take(arena, &look, names_runs)) {
+            spots[n++] = SPOT(look.ring->number, look.position);
             tries = 0;
             took_runs = names_runs;
             if (took_runs || n == most) {
@@ -270,59 +378,88 @@ ring_take(mpshm_arena *arena, char *to, uint64_t *positions, uint32_t most)
         found = find_next(arena, &look) || (n == 0 && find_from_head(arena, &look));
     }
     if (n > 0 && !took_runs) { /* else ring_pass does it */
-        (void) ring_first(arena);
+        (void) chain_go_on(arena);
     }
     return n;
 }
 
 /* The runs of a message that is being taken are leased, or its frame is wrong. */
 void
-ring_pass(mpshm_arena *arena, uint64_t position)
+ring_pass(mpshm_arena *arena, uint64_t spot)
 {
-    INVARIANT(G8, load_slot(arena, position)
-                      == word_of(arena, position, arena->me, SLOT_TAKING));
-    atomic_store(&slot_of(arena, position)->word, passed_word(arena, position));
-    (void) ring_first(arena);
+    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t position = SPOT_POSITION(spot);
+
+    INVARIANT(G8, load_slot(ring, position) == word_of(ring, position, arena->me, SLOT_TAKING));
+    atomic_store(slot_word(ring, position), passed_word(ring, position));
+    (void) chain_go_on(arena);
 }
 
-/* The message that was put at that position is not to be taken, if nobody has begun to take it.  Only its sender does
-   so, and only of a message that is not whole without it (stream_put.c). */
+/* The message that was put at that spot is not to be taken, if nobody has begun to take it.  Only its sender does so, and
+   only of a message that is not whole without it (stream_put.c). */
 bool
-ring_take_back(mpshm_arena *arena, uint64_t position)
+ring_take_back(mpshm_arena *arena, uint64_t spot)
 {
-    uint64_t word = word_of(arena, position, 0, SLOT_READY);
+    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t position = SPOT_POSITION(spot), word = word_of(ring, position, 0, SLOT_READY);
 
-    if (!atomic_compare_exchange_strong(&slot_of(arena, position)->word, &word,
-                                        word_of(arena, position, 0, SLOT_SKIPPED))) {
+    if (!atomic_compare_exchange_strong(slot_word(ring, position), &word,
+                                        word_of(ring, position, 0, SLOT_SKIPPED))) {
         return false;
     }
-    (void) ring_first(arena);
+    (void) chain_go_on(arena);
     return true;
 }
 
 name
-ring_taker(const mpshm_arena *arena, uint64_t position)
+ring_taker(const mpshm_arena *arena, uint64_t spot)
 {
-    uint64_t word = load_slot(arena, position);
+    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t word = load_slot(ring, SPOT_POSITION(spot));
 
-    return word_ahead(arena, word, position) == 0 && SLOT_STATE(word) == SLOT_TAKING ? SLOT_OWNER(word) : 0;
+    return word_ahead(ring, word, SPOT_POSITION(spot)) == 0 && SLOT_STATE(word) == SLOT_TAKING ? SLOT_OWNER(word) : 0;
 }
 
-/* How many messages are in the ring; also_coming: or will be. */
-uint32_t
-ring_count(mpshm_arena *arena, bool also_coming)
+static uint32_t
+count_in(const struct ring *ring, uint64_t at, uint64_t end, bool also_coming)
 {
-    uint64_t at = ring_first(arena), end = ring_end(arena);
     uint32_t count = 0;
 
-    for (uint32_t i = 0; i < arena->slots && position_ahead(end, at) > 0; i++) {
-        uint64_t word = load_slot(arena, at);
+    for (uint32_t i = 0; i < ring->slots && position_ahead(end, at) > 0; i++) {
+        uint64_t word = load_slot(ring, at);
         enum slot_state state = SLOT_STATE(word);
 
-        count += word_ahead(arena, word, at) == 0
+        count += word_ahead(ring, word, at) == 0
                  && (state == SLOT_READY
                      || (also_coming && (state == SLOT_WRITING || state == SLOT_HELD)));
         at = position_after(at, 1);
+    }
+    return count;
+}
+
+/* How many messages are in the queue's rings; also_coming: or will be. */
+uint32_t
+ring_count(mpshm_arena *arena, bool also_coming)
+{
+    uint32_t count = 0;
+
+    for (uint32_t tries = 0; tries < RINGS; tries++) {
+        struct start start = chain_first(arena);
+        struct stop stop = {start.ring, start.link};
+        uint64_t at = start.at, end = at;
+        int on = stop.ring == NULL ? 0 : 1;
+
+        count = 0;
+        for (uint32_t i = 0; i < RINGS && on == 1; i++) {
+            struct ring *ring = stop.ring;
+
+            on = chain_on(arena, &stop, &end);
+            count += count_in(ring, at, end, also_coming);
+            at = on == 1 ? HEAD_POSITION(atomic_load(&stop.ring->head->head)) : 0;
+        }
+        if (on == 0) {
+            break; /* else the queue has gone on to another ring meanwhile */
+        }
     }
     return count;
 }

@@ -535,7 +535,7 @@ return_tail(mpshm_run *run, uint64_t size, uint64_t position)
 {
     struct segment *seg = run_segment(run);
     uint32_t at = run->chunk_id, chunks = run_chunks(run), keep = chunks_for(seg, size);
-    uint32_t tag = position == NO_POSITION ? run->tag : (uint32_t) position & TAG_MASK;
+    uint32_t tag = position == NO_POSITION ? run->tag : SPOT_TAG(position);
 
     if (keep == chunks || !segment_try_lock(seg)) {
         return;

@@ -85,7 +85,7 @@ is_nobodys(mpshm_arena *arena, const struct stream_record *record, uint64_t owne
     }
     uint64_t spot = atomic_load(&record->spot);
 
-    return SPOT_GENERATION(spot) == generation ? ring_has_passed(arena, SPOT_POSITION(spot)) : dead;
+    return SPOT_GENERATION(spot) == generation ? ring_has_passed(arena, SPOT_OF(spot)) : dead;
 }
 
 void
@@ -162,14 +162,14 @@ stream_any_free(const mpshm_arena *arena)
 
 /* The slot is the owner's, and not READY yet.  T1 */
 struct stream_name
-stream_put_first(mpshm_stream *to, uint64_t position, const char *data, uint64_t size)
+stream_put_first(mpshm_stream *to, uint64_t spot, const char *data, uint64_t size)
 {
     struct stream stream = stream_of(to);
     uint32_t bytes = size < PIECE_BYTES ? (uint32_t) size : PIECE_BYTES;
 
-    atomic_store(&stream.record->spot, STREAM_SPOT(stream.generation, position));
+    atomic_store(&stream.record->spot, STREAM_SPOT(stream.generation, spot));
     stream_write(&stream, 0, data, bytes, bytes < size);
-    to->position = position;
+    to->spot = spot;
     to->sent = bytes;
     to->pieces = 1;
     return (struct stream_name) {to->number, stream.generation, size};
@@ -199,7 +199,7 @@ stream_free(mpshm_arena *arena, const struct stream *stream)
 }
 
 bool
-stream_find(const mpshm_arena *arena, const struct stream_name *which, uint64_t position, struct stream *stream)
+stream_find(const mpshm_arena *arena, const struct stream_name *which, uint64_t spot, struct stream *stream)
 {
     if (which->number >= arena->stream_count || which->generation > STREAM_GENERATION_MASK) {
         return false;
@@ -208,7 +208,7 @@ stream_find(const mpshm_arena *arena, const struct stream_name *which, uint64_t 
     uint64_t owner = atomic_load(&stream->record->owner);
 
     return OWNER_NAME(owner) != 0 && OWNER_GENERATION(owner) == which->generation
-           && atomic_load(&stream->record->spot) == STREAM_SPOT(which->generation, position);
+           && atomic_load(&stream->record->spot) == STREAM_SPOT(which->generation, spot);
 }
 
 /* The taker has copied that many. */
@@ -289,7 +289,7 @@ stream_validate(mpshm_arena *arena, bool rests)
             return -__LINE__;
         }
         if (rests && OWNER_NAME(owner) != 0
-            && (SPOT_GENERATION(spot) != OWNER_GENERATION(owner) || ring_has_passed(arena, SPOT_POSITION(spot)))) {
+            && (SPOT_GENERATION(spot) != OWNER_GENERATION(owner) || ring_has_passed(arena, SPOT_OF(spot)))) {
             return -__LINE__; /* T3 */
         }
     }

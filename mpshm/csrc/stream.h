@@ -17,12 +17,13 @@ struct stream {
 struct mpshm_incoming {
     mpshm_arena *arena;
     struct stream stream;
-    uint64_t position;
+    uint64_t spot;
     uint32_t generation; /* of the process: a fork's child takes nothing of its parent's */
     uint32_t pieces;     /* that have been copied */
     uint64_t size, have, room;
     char *data;
     bool is_late;        /* the last piece did not come in time */
+    uint64_t turn;       /* how many of this process's have begun before it */
     mpshm_incoming *next; /* among the parked */
 };
 
@@ -31,8 +32,8 @@ void stream_attach(mpshm_arena *arena, const struct arena_header *header);
 bool stream_claim(mpshm_arena *arena, mpshm_stream *stream); /* (L) */
 bool stream_any_free(const mpshm_arena *arena);
 struct stream stream_of(const mpshm_stream *stream);
-/* The slot at that position will name it: write the first piece; what the frame says. */
-struct stream_name stream_put_first(mpshm_stream *stream, uint64_t position, const char *data, uint64_t size);
+/* The slot at that spot will name it: write the first piece; what the frame says. */
+struct stream_name stream_put_first(mpshm_stream *stream, uint64_t spot, const char *data, uint64_t size);
 /* Write a piece behind `pieces` others; more: it is not the last. */
 void stream_write(const struct stream *stream, uint32_t pieces, const char *data, uint32_t bytes, bool more);
 bool stream_is_read(const struct stream *stream, uint32_t pieces);
@@ -40,7 +41,7 @@ void stream_give_up(const struct stream *stream, uint32_t pieces);
 /* The owner's, when it will not write any more and no slot names it, or its slot has passed. */
 void stream_free(mpshm_arena *arena, const struct stream *stream);
 /* The taker's: the record that a frame names.  False: it is another message's. */
-bool stream_find(const mpshm_arena *arena, const struct stream_name *name, uint64_t position, struct stream *stream);
+bool stream_find(const mpshm_arena *arena, const struct stream_name *name, uint64_t spot, struct stream *stream);
 void stream_said_read(const struct stream *stream, uint32_t pieces);
 bool stream_owner_is_dead(mpshm_arena *arena, const struct stream *stream);
 /* The taker's, when the slot has passed. */
@@ -53,8 +54,8 @@ void stream_close(mpshm_incoming *incoming);
 void stream_forget_parked(mpshm_arena *arena);
 
 /* stream_get.c */
-/* The slot at that position, which this process takes, names a stream: begin to take it: 0, or the error. (L) */
-int stream_open(mpshm_arena *arena, uint64_t position, const struct stream_name *name, mpshm_incoming **out);
+/* The slot at that spot, which this process takes, names a stream: begin to take it: 0, or the error. (L) */
+int stream_open(mpshm_arena *arena, uint64_t spot, const struct stream_name *name, mpshm_incoming **out);
 /* Go on with it, outside of all locks: 1: it is whole; 0: it will not come; -EAGAIN, -EINTR: not yet; else why it
    cannot be had.  In all cases but those two its slot has passed. */
 int stream_receive(mpshm_incoming *incoming, int timeout_ms, mpshm_waiter *waiter);

@@ -28,12 +28,12 @@
 #define ROOM_FIRST (UINT64_C(1) << 20)
 
 int
-stream_open(mpshm_arena *arena, uint64_t position, const struct stream_name *which, mpshm_incoming **out)
+stream_open(mpshm_arena *arena, uint64_t spot, const struct stream_name *which, mpshm_incoming **out)
 {
     struct stream stream;
 
     INVARIANT(A4, arena_is_locked(arena));
-    if (!stream_find(arena, which, position, &stream)) {
+    if (!stream_find(arena, which, spot, &stream)) {
         return MPSHM_E_STREAM;
     }
     mpshm_incoming *incoming = calloc(1, sizeof *incoming);
@@ -43,9 +43,10 @@ stream_open(mpshm_arena *arena, uint64_t position, const struct stream_name *whi
     }
     incoming->arena = arena;
     incoming->stream = stream;
-    incoming->position = position;
+    incoming->spot = spot;
     incoming->generation = mpshm_process.generation;
     incoming->size = which->size;
+    incoming->turn = arena->turns++;
     stream_said_read(&stream, 0);
     *out = incoming;
     return 0;
@@ -137,9 +138,9 @@ pass(mpshm_incoming *incoming, bool skips)
 
     arena_lock(arena);
     if (skips) {
-        ring_give_up(arena, incoming->position);
+        ring_give_up(arena, incoming->spot);
     } else {
-        ring_pass(arena, incoming->position);
+        ring_pass(arena, incoming->spot);
     }
     stream_end(arena, &incoming->stream);
     waiters_let_in(arena);
@@ -229,7 +230,7 @@ stream_park(mpshm_incoming *incoming)
     mpshm_incoming **link = &arena->parked;
 
     INVARIANT(A4, arena_is_locked(arena));
-    while (*link != NULL && position_ahead((*link)->position, incoming->position) < 0) {
+    while (*link != NULL && (*link)->turn < incoming->turn) {
         link = &(*link)->next;
     }
     incoming->next = *link;
@@ -263,7 +264,7 @@ stream_drop_parked(mpshm_arena *arena)
     }
     arena_is_ours(arena);
     for (mpshm_incoming *incoming; (incoming = stream_unpark(arena)) != NULL;) {
-        ring_pass(arena, incoming->position);
+        ring_pass(arena, incoming->spot);
         stream_end(arena, &incoming->stream);
         waiters_let_in(arena);
         stream_close(incoming);

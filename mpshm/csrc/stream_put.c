@@ -118,7 +118,7 @@ take_back(mpshm_stream *stream)
     mpshm_arena *arena = stream->arena;
 
     INVARIANT(A4, arena_is_locked(arena));
-    if (!ring_take_back(arena, stream->position)) {
+    if (!ring_take_back(arena, stream->spot)) {
         return false;
     }
     drop(stream);
@@ -139,7 +139,7 @@ mpshm_stream_stop(mpshm_stream *stream, int gives_up)
     if (stream->is_open && !take_back(stream)) {
         struct stream own = stream_of(stream);
 
-        if (ring_has_passed(arena, stream->position)) {
+        if (ring_has_passed(arena, stream->spot)) {
             drop(stream);
         } else if (gives_up) {
             stream_give_up(&own, stream->pieces);
@@ -169,7 +169,7 @@ look(mpshm_stream *stream, const char *data, uint64_t size)
         stream->is_open = bytes < left; /* else whoever takes it frees the record */
         return bytes == left;
     }
-    if (ring_has_passed(stream->arena, stream->position)) {
+    if (ring_has_passed(stream->arena, stream->spot)) {
         drop(stream);
         return 1;
     }
@@ -183,7 +183,7 @@ look_at_end(mpshm_stream *stream, const mpshm_end *end)
     mpshm_arena *arena = stream->arena;
     int error = end->fd < 0 ? MPSHM_E_CLOSED : 0;
 
-    if (error == 0 && ring_taker(arena, stream->position) == 0) {
+    if (error == 0 && ring_taker(arena, stream->spot) == 0) {
         arena_lock(arena);
         if (end->fd >= 0 && arena->receivers == 0 && has_hung_up(end->fd, POLLERR) && take_back(stream)) {
             error = -EPIPE;
@@ -204,9 +204,9 @@ wait(mpshm_stream *stream, const mpshm_end *end, uint32_t bell, int64_t until_ns
     if (error != 0) {
         return error;
     }
-    if (arena_name_is_dead(arena, ring_taker(arena, stream->position))) {
-        (void) ring_mend(arena);
-        if (ring_has_passed(arena, stream->position)) { /* else head or tail is a stray write */
+    if (arena_name_is_dead(arena, ring_taker(arena, stream->spot))) {
+        (void) chain_mend(arena);
+        if (ring_has_passed(arena, stream->spot)) { /* else head or tail is a stray write */
             return -EAGAIN;
         }
     }

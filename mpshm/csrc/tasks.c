@@ -10,10 +10,10 @@
    task_done(), which swaps `done` from the value that was read before the messages were counted.  So none too many is
    accepted, and none for a message that was taken is refused.
 
-   The head counts skips in 28 bits.  `done` counts their half turns, which whoever skips sees to, so the
+   Skips are counted in 28 bits.  `done` counts their half turns, which whoever skips sees to, so the
    whole is known while no process is stopped through 100 million skips between two loads.
 
-   Knows the head, the tail, `done`, the marks and slots' words.  Does not know what lies in a slot.
+   Knows where the chain begins and ends, `done`, the marks and slots' words.  Does not know what lies in a slot.
 
    Invariants: Q2 (invariants.h).
 
@@ -69,11 +69,11 @@ tasks_pending(mpshm_arena *arena)
     return sum;
 }
 
-/* All skips, of which the head has the last bits. */
+/* All skips, of which the last bits are known. */
 static uint64_t
-skips_of(uint64_t done, uint64_t head)
+skips_of(uint64_t done, uint64_t skips)
 {
-    uint64_t turns = DONE_TURNS(done), skips = HEAD_SKIPS(head);
+    uint64_t turns = DONE_TURNS(done);
 
     turns += (turns & 1) != skips / HALF_TURN;
     return turns * HALF_TURN + skips % HALF_TURN;
@@ -81,37 +81,67 @@ skips_of(uint64_t done, uint64_t head)
 
 /* Whoever skips sees that the half turn is counted, long before the next. */
 static void
-count_turn(struct ring *ring)
+count_turn(mpshm_arena *arena)
 {
-    uint64_t done = atomic_load(&ring->done);
+    uint64_t done = atomic_load(&arena->chain->done);
 
-    while ((DONE_TURNS(done) & 1) != HEAD_SKIPS(atomic_load(&ring->head)) / HALF_TURN
-           && !atomic_compare_exchange_weak(&ring->done, &done,
+    while ((DONE_TURNS(done) & 1) != chain_passed(arena).skips / HALF_TURN
+           && !atomic_compare_exchange_weak(&arena->chain->done, &done,
                                             done + (UINT64_C(1) << POSITION_BITS))) {
     }
 }
 
-/* Whether more of the positions from the head to the end than `done` have, or had, a message: 1 or 0; -1: the head
-   has moved so far meanwhile that a slot does not say any more what it had. */
-static int
-has_more_messages(const mpshm_arena *arena, uint64_t head, int64_t done)
+/* How many of the positions of a ring from `at` to `end` have, or had, a message; -1: it has gone on so far meanwhile
+   that a slot does not say any more what it had.  No more than `most` are counted. */
+static int64_t
+messages_in(const struct ring *ring, uint64_t at, uint64_t end, int64_t most)
 {
-    uint64_t at = HEAD_POSITION(head), end = ring_end(arena);
+    int64_t messages = 0;
 
-    for (uint32_t i = 0; i < arena->slots && done >= 0 && position_ahead(end, at) > 0; i++) {
-        uint64_t word = atomic_load(&slot_of(arena, at)->word);
+    for (uint32_t i = 0; i < ring->slots && messages < most && position_ahead(end, at) > 0; i++) {
+        uint64_t word = atomic_load(slot_word(ring, at));
         enum slot_state state = SLOT_STATE(word);
 
-        if (word_ahead(arena, word, at) == 0) {
-            done -= state == SLOT_READY || state == SLOT_TAKING;
-        } else if (word == passed_word(arena, at)) { /* one that was skipped says so until the next lap */
-            done--;
+        if (word_ahead(ring, word, at) == 0) {
+            messages += state == SLOT_READY || state == SLOT_TAKING;
+        } else if (word == passed_word(ring, at)) { /* one that was skipped says so until the next lap */
+            messages++;
         } else {
             return -1;
         }
         at = position_after(at, 1);
     }
-    return done < 0;
+    return messages;
+}
+
+/* Whether more of the positions from where receivers begin to the end than `done` have, or had, a message: 1 or 0; -1:
+   the queue has gone on so far meanwhile that it cannot be told. */
+static int
+has_more_messages(const mpshm_arena *arena, const struct passed *from, int64_t done)
+{
+    struct stop stop = from->stop;
+    uint64_t at = from->at, end;
+
+    for (uint32_t i = 0; i < RINGS && stop.ring != NULL; i++) {
+        struct ring *ring = stop.ring;
+        uint64_t before = atomic_load(&ring->head->before);
+        int on = chain_on(arena, &stop, &end);
+        int64_t messages = messages_in(ring, at, end, done + 1);
+
+        if (on < 0 || messages < 0) {
+            return -1;
+        }
+        done -= messages;
+        if (done < 0 || on == 0) {
+            return done < 0;
+        }
+        /* What has passed in the next ring already. */
+        uint64_t head = atomic_load(&stop.ring->head->head);
+
+        at = HEAD_POSITION(head);
+        done -= position_ahead(atomic_load(&stop.ring->head->before) + at, before + end) - (int64_t) HEAD_SKIPS(head);
+    }
+    return -1;
 }
 
 /* Whether a message that has been put is not done; `done` is what the check was made with.  What is being put, or has
@@ -121,10 +151,10 @@ static bool
 is_one_left(mpshm_arena *arena, uint64_t *done, uint32_t *tries)
 {
     while (++*tries < RING_TRIES) {
-        *done = atomic_load(&arena->ring->done);
-        uint64_t head = atomic_load(&arena->ring->head);
-        int64_t left = position_ahead(HEAD_POSITION(head), *done + skips_of(*done, head));
-        int more = left > 0 ? 1 : has_more_messages(arena, head, -left);
+        *done = atomic_load(&arena->chain->done);
+        struct passed passed = chain_passed(arena);
+        int64_t left = position_ahead(passed.positions, *done + skips_of(*done, passed.skips));
+        int more = left > 0 ? 1 : has_more_messages(arena, &passed, -left);
 
         if (more >= 0) {
             return more;
@@ -137,23 +167,26 @@ is_one_left(mpshm_arena *arena, uint64_t *done, uint32_t *tries)
 int64_t
 tasks_unfinished(mpshm_arena *arena)
 {
-    uint64_t done = atomic_load(&arena->ring->done);
-    uint64_t head = atomic_load(&arena->ring->head);
+    uint64_t done = atomic_load(&arena->chain->done);
+    struct passed passed = chain_passed(arena);
     int64_t pending = tasks_pending(arena);
+    uint64_t claimed;
 
-    return pending + position_ahead(ring_end(arena), done + skips_of(done, head));
+    if (passed.stop.ring == NULL || !chain_claimed(arena, &claimed)) {
+        return 1; /* perhaps */
+    }
+    return pending + position_ahead(claimed, done + skips_of(done, passed.skips));
 }
 
-/* Call after a change of done, of pending, or of what the head has skipped. */
+/* Call after a change of done or of pending. */
 void
 tasks_settle(mpshm_arena *arena)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
 
     if (!arena->joinable) {
         return;
     }
-    count_turn(arena->ring);
     uint32_t joiners = atomic_load(&waiters->joiners);
 
     /* `joiners` is cleared before the bell rings, and set after the bell is read: who is not woken by
@@ -165,12 +198,22 @@ tasks_settle(mpshm_arena *arena)
     }
 }
 
+/* Call after a change of what heads have skipped. */
+void
+tasks_skipped(mpshm_arena *arena)
+{
+    if (arena->joinable) {
+        count_turn(arena);
+        tasks_settle(arena);
+    }
+}
+
 /* `joiners` may have been cleared by one that was killed before it rang the bell. */
 void
 tasks_look_again(mpshm_arena *arena)
 {
     if (arena->joinable && tasks_unfinished(arena) <= 0) {
-        atomic_store(&arena->ring->waiters.joiners, 1);
+        atomic_store(&arena->chain->waiters.joiners, 1);
         tasks_settle(arena);
     }
 }
@@ -189,7 +232,7 @@ mpshm_task_done(mpshm_arena *arena)
         if (tries >= RING_TRIES) {
             return MPSHM_E_DAMAGED;
         }
-    } while (!atomic_compare_exchange_weak(&arena->ring->done, &done,
+    } while (!atomic_compare_exchange_weak(&arena->chain->done, &done,
                                            (done & ~DONE_MASK) | ((done + 1) & DONE_MASK)));
     tasks_settle(arena);
     return 0;

@@ -9,9 +9,11 @@
    A segment's lock is held for a slice, without the process's: other threads go on.  Those who find it taken wait
    a moment, and the trimmer leaves it to them.
 
-   Knows the segment's maps.  Does not know runs, nor why it is called.
+   A ring that is not in use is its trimmer's meanwhile, as it would be its maker's (chain.c).
 
-   Invariants: A4, S3 (invariants.h).
+   Knows the segment's maps, and where a ring's data lie.  Does not know runs, nor why it is called.
+
+   Invariants: A4, S3, C3 (invariants.h).
 
    Memory order: all is the lock's (segment.c), but `trimmed`, `trim_soon` and `refused`, which order nothing. */
 #define _GNU_SOURCE
@@ -20,6 +22,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
+
+#include "ring.h"
 
 /* Bytes that stay warm however seldom they are used, at the beginnings of all segments together.  A sender waits
    when so much is in flight, so a stream of messages needs no more. */
@@ -37,6 +41,15 @@
 /* How long a trim may take, of a close and of mpshm_trim: enough for 6 GiB, and for 60. */
 #define CLOSE_NS INT64_C(1000000000)
 #define TRIM_NS INT64_C(10000000000)
+
+/* What is resident of the file; 0 if it cannot be known any more. */
+static uint64_t
+file_memory(const mpshm_arena *arena)
+{
+    struct stat status;
+
+    return arena_has_file(arena) && fstat(arena->fd, &status) == 0 ? (uint64_t) status.st_blocks * 512 : 0;
+}
 
 struct trim {
     enum warmth keep;
@@ -246,6 +259,57 @@ trim_time_is_over(mpshm_arena *arena, const void *until_ns)
     return now_ns() >= *(const int64_t *) until_ns;
 }
 
+/* The data of a ring that is not in use.  Its words stay. */
+static void
+trim_ring(mpshm_arena *arena, uint32_t number, struct trim *trim)
+{
+#ifdef MADV_REMOVE
+    uint64_t made;
+
+    arena_lock(arena);
+    bool is_ours = chain_take_cold(arena, number, &made);
+
+    arena_unlock(arena);
+    if (!is_ours) {
+        return;
+    }
+    uint32_t slots = RING_SLOTS_OF(number);
+    uint64_t at = ring_data_offset(slots), end = ring_apart_bytes(slots, arena->overflowing);
+    uint64_t before = file_memory(arena), after;
+
+    while (at < end && !is_over(arena, trim)) {
+        uint64_t bytes = end - at < PUNCH_BYTES ? end - at : PUNCH_BYTES;
+
+        punch(arena, ring_offset(arena, number) + at, bytes);
+        at += bytes;
+    }
+    trim->is_cut |= at < end;
+    after = file_memory(arena);
+    trim->given += before > after ? before - after : 0; /* about: others are at work */
+    chain_put_back(arena, number, made, at == end);
+#else
+    (void) arena;
+    (void) number;
+    (void) trim;
+#endif
+}
+
+/* Rings that are not in use; those that hold little are left first. */
+static void
+trim_rings(mpshm_arena *arena, struct trim *trim)
+{
+    if (!arena->grows || atomic_load(&arena->chain->touched) == 0) {
+        return;
+    }
+    arena_lock(arena);
+    (void) chain_shrink(arena);
+    (void) chain_first(arena);
+    arena_unlock(arena);
+    for (uint32_t number = 1; number < arena->rings && !trim->is_cut; number++) {
+        trim_ring(arena, number, trim);
+    }
+}
+
 /* Segment by segment, from where the last trim has ended: one segment at least, and of that one slice, so that all
    comes to its end even if each trimmer is called away at once. */
 static void
@@ -253,7 +317,11 @@ give_back(mpshm_arena *arena, struct trim *trim)
 {
     uint32_t count = segment_count(arena), largest = largest_segment(arena, count);
 
-    if (count == 0 || !arena_has_file(arena)) {
+    if (!arena_has_file(arena)) {
+        return;
+    }
+    trim_rings(arena, trim);
+    if (count == 0) {
         return;
     }
     trim->period = period_now();
@@ -277,19 +345,24 @@ give_back(mpshm_arena *arena, struct trim *trim)
 bool
 trim_is_worth_it(const mpshm_arena *arena)
 {
-    struct stat status;
-
-    return arena_has_file(arena) && fstat(arena->fd, &status) == 0
-           && (uint64_t) status.st_blocks * 512 > 2 * KEEP_WARM;
+    return file_memory(arena) > 2 * KEEP_WARM;
 }
 
-/* Without segments the clock is not asked; without the file, it is for others. */
+/* Whether there is anything to give back. */
+bool
+trim_has_memory(const mpshm_arena *arena)
+{
+    return atomic_load_explicit(&arena->header->segment[0], memory_order_relaxed) != 0
+           || (arena->grows && atomic_load_explicit(&arena->chain->touched, memory_order_relaxed) != 0);
+}
+
+/* Without memory the clock is not asked; without the file, it is for others. */
 bool
 trim_is_due(mpshm_arena *arena)
 {
     struct arena_header *header = arena->header;
 
-    return atomic_load_explicit(&header->segment[0], memory_order_relaxed) != 0
+    return trim_has_memory(arena)
            && (atomic_load_explicit(&header->trim_soon, memory_order_relaxed) != 0
                || atomic_load_explicit(&header->trimmed, memory_order_relaxed) != period_now())
            && arena_has_file(arena);

@@ -6,7 +6,7 @@
    the earlier one's bytes while that waits.  A position that has not said its bytes yet may take any
    number.
 
-   Knows slots' words and the bytes beside them.  Does not know who waits (queue_put.c).
+   Knows slots' words and the bytes beside them, of ring 0: such a queue has no other.  Does not know who waits (queue_put.c).
 
    Invariants: Q5 (invariants.h).
 
@@ -16,13 +16,26 @@
 
 #include "ring.h"
 
+/* A queue that is bounded by bytes has one ring. */
+static _Atomic uint64_t *
+slot_bytes(const mpshm_arena *arena, uint64_t position)
+{
+    return &arena->zero.head->slots[position & (arena->zero.slots - 1)].bytes;
+}
+
+static uint64_t
+first_position(mpshm_arena *arena)
+{
+    return HEAD_POSITION(ring_advance(arena, &arena->zero));
+}
+
 /* Say how many bytes the message of a position of this process takes: at least a slot's.  True: anew, so
    others that wait may be let in. */
 bool
 turn_say(mpshm_arena *arena, uint64_t position, uint64_t bytes)
 {
-    _Atomic uint64_t *at = &slot_of(arena, position)->bytes;
-    uint64_t word = BYTES_WORD(lap_of(arena, position), bytes);
+    _Atomic uint64_t *at = slot_bytes(arena, position);
+    uint64_t word = BYTES_WORD(lap_of(&arena->zero, position), bytes);
 
     INVARIANT(Q5, bytes > 0);
     if (atomic_load_explicit(at, memory_order_relaxed) == word) {
@@ -36,9 +49,9 @@ turn_say(mpshm_arena *arena, uint64_t position, uint64_t bytes)
 static uint64_t
 bytes_of(const mpshm_arena *arena, uint64_t position)
 {
-    uint64_t word = atomic_load_explicit(&slot_of(arena, position)->bytes, memory_order_acquire);
+    uint64_t word = atomic_load_explicit(slot_bytes(arena, position), memory_order_acquire);
 
-    return word >> 33 == lap_of(arena, position) ? word & BYTES_MOST : 0;
+    return word >> 33 == lap_of(&arena->zero, position) ? word & BYTES_MOST : 0;
 }
 
 /* Add up what the open positions before `to` take, from *from on: false at one that has not said so, and
@@ -47,7 +60,7 @@ static bool
 add_up(const mpshm_arena *arena, uint64_t *from, uint64_t to, uint64_t *sum)
 {
     for (; *from != to; *from = position_after(*from, 1)) {
-        if (!is_passed(arena, load_slot(arena, *from), *from)) {
+        if (!is_passed(&arena->zero, load_slot(&arena->zero, *from), *from)) {
             uint64_t bytes = bytes_of(arena, *from);
 
             if (bytes == 0) {
@@ -74,14 +87,14 @@ turn_has_come(mpshm_arena *arena, uint64_t position, uint64_t bytes)
     int64_t newer = position_ahead(position, arena->turn_at);
 
     INVARIANT(A4, arena_is_locked(arena));
-    if (newer >= 0 && newer <= (int64_t) arena->slots
+    if (newer >= 0 && newer <= (int64_t) arena->zero.slots
         && add_up(arena, &arena->turn_at, position, &arena->turn_bytes)
         && fits(arena, arena->turn_bytes, bytes)) {
         return true;
     }
-    uint64_t from = ring_first(arena), sum = 0;
+    uint64_t from = first_position(arena), sum = 0;
 
-    if (position_ahead(position, from) < 0 || position_ahead(position, from) > (int64_t) arena->slots
+    if (position_ahead(position, from) < 0 || position_ahead(position, from) > (int64_t) arena->zero.slots
         || !add_up(arena, &from, position, &sum)) {
         return false; /* not said yet, or a stray write */
     }
@@ -97,18 +110,18 @@ turn_has_come(mpshm_arena *arena, uint64_t position, uint64_t bytes)
 bool
 turn_is_missed(mpshm_arena *arena)
 {
-    uint64_t at = ring_first(arena), end = ring_end(arena);
+    uint64_t at = first_position(arena), end = ring_end(&arena->zero);
 
-    for (uint32_t i = 0; i < arena->slots && position_ahead(end, at) > 0; i++, at = position_after(at, 1)) {
-        uint64_t word = load_slot(arena, at);
+    for (uint32_t i = 0; i < arena->zero.slots && position_ahead(end, at) > 0; i++, at = position_after(at, 1)) {
+        uint64_t word = load_slot(&arena->zero, at);
 
-        if (word_ahead(arena, word, at) == 0 && SLOT_STATE(word) == SLOT_HELD) {
+        if (word_ahead(&arena->zero, word, at) == 0 && SLOT_STATE(word) == SLOT_HELD) {
             uint64_t bytes = bytes_of(arena, at);
 
             return bytes != 0 && turn_has_come(arena, at, bytes);
         }
     }
-    return !ring_is_full(arena);
+    return !chain_is_full(arena);
 }
 
 bool

@@ -41,13 +41,6 @@
 /* Receivers at work may stop between two marks: so long a sender sleeps that saw them at work. */
 #define ROOM_LOOK_MS 200
 
-/* How far the ring has been emptied. */
-static uint64_t
-taken_of(const mpshm_arena *arena)
-{
-    return HEAD_POSITION(atomic_load_explicit(&arena->ring->head, memory_order_relaxed));
-}
-
 /* Receivers. */
 
 /* Whether there is something to go on with: a message in the ring, or one that this process takes and no thread is at. */
@@ -81,7 +74,7 @@ take_back(_Atomic int64_t *word, int64_t *mine)
 void
 waiter_goes(mpshm_waiter *waiter, mpshm_arena *arena, uint32_t took)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
 
     waiter->took += took;
     take_back(&waiters->spin_until_ns, &waiter->spin_until_ns);
@@ -98,7 +91,7 @@ measure_traffic(mpshm_waiter *waiter, const mpshm_arena *arena, int64_t now)
     int64_t period_ns = now - waiter->measured_ns;
 
     if (period_ns >= FLOOD_MIN_NS) {
-        uint64_t taken = taken_of(arena);
+        uint64_t taken = chain_taken(arena);
         int64_t by_others = position_ahead(taken, waiter->measured_taken) - (int64_t) waiter->took;
 
         waiter->floods = by_others >= period_ns / FLOOD_NS;
@@ -113,7 +106,7 @@ measure_traffic(mpshm_waiter *waiter, const mpshm_arena *arena, int64_t now)
 int
 waiter_look(mpshm_waiter *waiter, mpshm_arena *arena)
 {
-    _Atomic int64_t *word = &arena->ring->waiters.spin_until_ns;
+    _Atomic int64_t *word = &arena->chain->waiters.spin_until_ns;
     int64_t now = now_ns(), other = atomic_load(word);
 
     measure_traffic(waiter, arena, now);
@@ -170,13 +163,13 @@ is_at_end(mpshm_arena *arena, int fd)
 static bool
 message_has_come(mpshm_arena *arena, const void *wakeups)
 {
-    return has_message(arena) || atomic_load(&arena->ring->waiters.wakeups) != *(const uint32_t *) wakeups;
+    return has_message(arena) || atomic_load(&arena->chain->waiters.wakeups) != *(const uint32_t *) wakeups;
 }
 
 static bool
 sleep_for_message(mpshm_arena *arena, int fd, int ms)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
 
     if (has_message(arena)) {
         return true;
@@ -201,7 +194,7 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
 bool
 waiter_sleep(mpshm_waiter *waiter, mpshm_arena *arena, int fd, int timeout_ms)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
 
     take_back(&waiters->spin_until_ns, &waiter->spin_until_ns);
     INVARIANT(G7, waiter->spin_until_ns == 0);
@@ -238,7 +231,7 @@ static bool
 may_try(mpshm_arena *arena, int64_t place)
 {
     if (place < 0) {
-        return !ring_is_full(arena);
+        return !chain_is_full(arena);
     }
     arena_lock(arena);
     bool may = turn_is_here(arena, (uint64_t) place);
@@ -259,20 +252,29 @@ room_has_come(mpshm_arena *arena, const void *place)
     return may_try(arena, *(const int64_t *) place);
 }
 
+/* Half a full ring, or of what is there, if there are several. */
+static uint32_t
+half_of(const mpshm_arena *arena)
+{
+    int64_t open = chain_backlog(arena), slots = arena->zero.slots;
+
+    return (uint32_t) ((open > slots ? open : slots) / 2);
+}
+
 /* Sleep until a wake-up or a signal, or until the time (-1: any) or this process's watch is over. */
 static void
 sleep_for_room(mpshm_arena *arena, int fd, short gone, int64_t place, uint32_t count, int timeout_ms)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
     bool each = waiters_wakes_each(arena);
     int most_ms = watch_common_ms(arena);
-    uint64_t taken = taken_of(arena);
+    uint64_t taken = chain_taken(arena);
 
     if (!each && atomic_exchange(&arena->room_seen, taken) != taken) {
         most_ms = watch_shorter(most_ms, ROOM_LOOK_MS);
     }
 
-    atomic_store(&waiters->room_mark, each ? ROOM_MARK_EACH : arena->slots / 2);
+    atomic_store(&waiters->room_mark, each ? ROOM_MARK_EACH : half_of(arena));
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_take's compare-and-swap */
     if (!may_try(arena, place) && !is_deserted(fd, gone)) {
         int ms = watch_shorter(timeout_ms, most_ms);
@@ -290,9 +292,9 @@ sleep_for_room(mpshm_arena *arena, int fd, short gone, int64_t place, uint32_t c
 int
 waiters_room(mpshm_arena *arena, int fd, short gone, int64_t place, int timeout_ms)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
     uint32_t count = atomic_load(&waiters->room_wakeups);
-    uint64_t taken = taken_of(arena);
+    uint64_t taken = chain_taken(arena);
 
     if (is_deserted(fd, gone)) {
         waiters_call_senders(arena); /* they are to see it, and nobody else wakes them */
@@ -302,11 +304,11 @@ waiters_room(mpshm_arena *arena, int fd, short gone, int64_t place, int timeout_
         sleep_for_room(arena, fd, gone, place, count, timeout_ms);
         /* Receivers are at work: worth another try, though other senders may have been quicker. */
         if (place < 0
-            && (atomic_load(&waiters->room_wakeups) != count || taken_of(arena) != taken)) {
+            && (atomic_load(&waiters->room_wakeups) != count || chain_taken(arena) != taken)) {
             return 0;
         }
     }
-    if (!may_try(arena, place) && ring_mend(arena)) { /* the dead were in the way, of others as well */
+    if (!may_try(arena, place) && chain_mend(arena)) { /* the dead were in the way, of others as well */
         waiters_let_in(arena);
     }
     return may_try(arena, place) ? 0 : -EAGAIN;

@@ -33,7 +33,7 @@
 void
 waiters_call(mpshm_arena *arena, int most)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
 
     if (!waiters_may_sleep(waiters)) {
         return;
@@ -50,14 +50,14 @@ waiters_call(mpshm_arena *arena, int most)
 void
 waiters_rouse(mpshm_arena *arena, int count)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
 
     if (!waiters_may_sleep(waiters)) {
         return;
     }
     int64_t now = now_ns();
 
-    if (waiters_is_ahead(&waiters->backup_at_ns, now) && ring_backlog(arena) <= BACKUP_BACKLOG_MAX) {
+    if (waiters_is_ahead(&waiters->backup_at_ns, now) && chain_backlog(arena) <= BACKUP_BACKLOG_MAX) {
         return;
     }
     count -= waiters_is_ahead(&waiters->spin_until_ns, now); /* that one sees it by itself */
@@ -79,7 +79,7 @@ call_senders(struct waiters *waiters, int most)
 void
 waiters_call_senders(mpshm_arena *arena)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
 
     if (atomic_load(&waiters->room_mark) != 0 && atomic_exchange(&waiters->room_mark, 0) != 0) {
         (void) call_senders(waiters, INT_MAX);
@@ -90,7 +90,7 @@ waiters_call_senders(mpshm_arena *arena)
 static int
 room_for(const mpshm_arena *arena)
 {
-    int64_t places = (int64_t) arena->bound - ring_backlog(arena);
+    int64_t places = (int64_t) arena->zero.bound - chain_backlog(arena);
 
     return arena->bytes_limit != 0 ? INT_MAX : places > 1 ? (int) places : 1;
 }
@@ -100,7 +100,7 @@ room_for(const mpshm_arena *arena)
 static void
 let_in_each(mpshm_arena *arena)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
     int most = room_for(arena);
     uint32_t mark = ROOM_MARK_EACH;
 
@@ -117,7 +117,7 @@ let_in_each(mpshm_arena *arena)
 void
 waiters_let_in(mpshm_arena *arena)
 {
-    struct waiters *waiters = &arena->ring->waiters;
+    struct waiters *waiters = &arena->chain->waiters;
     uint32_t mark = atomic_load(&waiters->room_mark);
 
     if (mark == 0) {
@@ -127,9 +127,9 @@ waiters_let_in(mpshm_arena *arena)
         let_in_each(arena);
         return;
     }
-    int64_t backlog = ring_backlog(arena);
+    int64_t backlog = chain_backlog(arena);
     bool all = mark <= ALMOST_EMPTY || backlog <= ALMOST_EMPTY;
-    int most = all ? (int) arena->slots : 1;
+    int most = all ? (int) arena->zero.slots : 1;
 
     if (backlog <= (int64_t) mark
         && atomic_compare_exchange_strong(&waiters->room_mark, &mark, all ? 0 : mark / 2)
@@ -144,12 +144,12 @@ waiters_let_in(mpshm_arena *arena)
 static void
 let_in_unasked(mpshm_arena *arena)
 {
-    bool has_room = arena->bytes_limit != 0 ? turn_is_missed(arena) : !ring_is_full(arena);
+    bool has_room = arena->bytes_limit != 0 ? turn_is_missed(arena) : !chain_is_full(arena);
 
     if (has_room) {
-        bool many = waiters_wakes_each(arena) || ring_backlog(arena) <= ALMOST_EMPTY;
+        bool many = waiters_wakes_each(arena) || chain_backlog(arena) <= ALMOST_EMPTY;
 
-        (void) call_senders(&arena->ring->waiters, many ? room_for(arena) : 1);
+        (void) call_senders(&arena->chain->waiters, many ? room_for(arena) : 1);
     }
 }
 
@@ -158,9 +158,9 @@ let_in_unasked(mpshm_arena *arena)
 static void
 look_round(mpshm_arena *arena)
 {
-    (void) ring_mend(arena);
+    chain_reap(arena);
     if (ring_is_ready(arena)) {
-        (void) atomic_fetch_or(&arena->ring->waiters.wakeups, MAY_SLEEP);
+        (void) atomic_fetch_or(&arena->chain->waiters.wakeups, MAY_SLEEP);
         waiters_call(arena, 1);
     }
     let_in_unasked(arena);
@@ -183,12 +183,12 @@ waiters_see_death(mpshm_arena *arena)
 {
     INVARIANT(A4, arena_is_locked(arena));
     pressure_call_unasked(arena);
-    if (arena->ring != NULL) {
+    if (arena->chain != NULL) {
         look_round(arena);
         waiters_call(arena, 1);
         stream_call(arena);
-        if (atomic_load(&arena->ring->waiters.room_mark) != 0) {
-            (void) call_senders(&arena->ring->waiters, INT_MAX);
+        if (atomic_load(&arena->chain->waiters.room_mark) != 0) {
+            (void) call_senders(&arena->chain->waiters, INT_MAX);
         }
     }
 }

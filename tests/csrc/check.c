@@ -188,9 +188,11 @@ receive(mpshm_arena *arena, int fd, char **data, uint64_t *size)
     mpshm_reader reader = {.have = 0};
     mpshm_opened opened;
 
+    strays_inside(arena, true); /* as mpshm_receive: another thread may reap in between */
     CHECK_EQ(WHOLE_FRAME, mpshm_read_frame(&reader, fd));
     int error = mpshm_open(&reader, arena, &opened);
 
+    strays_inside(arena, false);
     if (error == 0) {
         CHECK_EQ(1, opened.count);
         *data = opened.views[0].data;
@@ -294,7 +296,7 @@ void
 close_clean(mpshm_arena *arena)
 {
     check_all_free(arena);
-    if (arena->ring != NULL) {
+    if (arena->chain != NULL) {
         CHECK_EQ(1, ring_validate(arena, true));
     }
     mpshm_arena_close(arena);
@@ -403,9 +405,9 @@ receive_patiently(mpshm_batch *batch)
 }
 
 void
-wait_sleeper(struct ring *ring, int pid)
+wait_sleeper(struct chain *chain, int pid)
 {
-    while ((atomic_load(&ring->waiters.wakeups) & 1) == 0) {
+    while ((atomic_load(&chain->waiters.wakeups) & 1) == 0) {
         sched_yield();
     }
     wait_asleep(pid);
@@ -418,18 +420,18 @@ nobody_watches_soon(mpshm_arena *arena)
 }
 
 int
-sleeper(struct ring *ring, int to_parent[2])
+sleeper(struct chain *chain, int to_parent[2])
 {
     int pid = fork_hooked();
 
     if (pid == 0) {
-        uint32_t count = atomic_fetch_or(&ring->waiters.wakeups, 1) | 1;
+        uint32_t count = atomic_fetch_or(&chain->waiters.wakeups, 1) | 1;
 
-        futex_wait(&ring->waiters.wakeups, count, LONG_MS);
+        futex_wait(&chain->waiters.wakeups, count, LONG_MS);
         go(to_parent);
         _exit(0);
     }
-    wait_sleeper(ring, pid);
+    wait_sleeper(chain, pid);
     return pid;
 }
 
@@ -448,7 +450,7 @@ waiting_sender(mpshm_arena *arena, int writer, int to_parent[2])
         go(to_parent);
         _exit(0);
     }
-    while (atomic_load(&arena->ring->waiters.room_mark) == 0) {
+    while (atomic_load(&arena->chain->waiters.room_mark) == 0) {
         sched_yield();
     }
     wait_asleep(pid);
@@ -469,13 +471,13 @@ make_pipe(int ends[2])
 }
 
 uint32_t
-put_frames(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
+put_frames(mpshm_arena *arena, int fd, char *frames, uint32_t count)
 {
     uint64_t positions[MPSHM_SLOTS_AT_ONCE];
     uint32_t n = ring_claim(arena, SLOT_WRITING, count, positions);
 
     for (uint32_t i = 0; i < n; i++) {
-        ring_fill(arena, positions[i], frames + (size_t) i * RING_FRAME_BYTES);
+        CHECK_EQ(0, ring_fill(arena, positions[i], frames + (size_t) i * RING_FRAME_BYTES));
     }
     if (n > 0) {
         ring_put(arena, fd, positions, n);
@@ -484,7 +486,7 @@ put_frames(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
 }
 
 uint32_t
-put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count)
+put_and_rouse(mpshm_arena *arena, int fd, char *frames, uint32_t count)
 {
     uint32_t n = put_frames(arena, fd, frames, count);
 
@@ -524,8 +526,11 @@ take_and_let_in(mpshm_arena *arena, char *to, uint32_t most)
 void
 put_raw(mpshm_arena *arena, const char slot[MPSHM_SLOT_BYTES])
 {
+    char frame[RING_FRAME_BYTES] = {0};
+
+    memcpy(frame, slot, MPSHM_SLOT_BYTES);
     arena_lock(arena);
-    CHECK_EQ(1, put_and_rouse(arena, -1, slot, 1));
+    CHECK_EQ(1, put_and_rouse(arena, -1, frame, 1));
     arena_unlock(arena);
 }
 

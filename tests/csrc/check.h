@@ -105,10 +105,10 @@ void free_batch(mpshm_batch *batch);
 /* The next message, as the package waits for it: who was not served comes again. */
 int receive_patiently(mpshm_batch *batch);
 /* Wait until a child sleeps as a ring's receiver. */
-void wait_sleeper(struct ring *ring, int pid);
+void wait_sleeper(struct chain *chain, int pid);
 /* Children that are asleep and tell `to_parent` when they are woken: one as a receiver is, that does not
    look by itself, and one that waits for room. */
-int sleeper(struct ring *ring, int to_parent[2]);
+int sleeper(struct chain *chain, int to_parent[2]);
 /* From now on this process and its children watch in the last of all periods, so that none is awake in time by
    chance. */
 void nobody_watches_soon(mpshm_arena *arena);
@@ -119,9 +119,9 @@ int waiting_sender(mpshm_arena *arena, int writer, int to_parent[2]);
 void make_pipe(int ends[2]);
 /* Slots as they are, past all who look at what they hold: to forge one, to take one unopened.  All but the
    last two are called under arena_lock; two wake who waits, as the queue does. */
-uint32_t put_frames(mpshm_arena *arena, int fd, const char *frames, uint32_t count);
+uint32_t put_frames(mpshm_arena *arena, int fd, char *frames, uint32_t count);
 uint32_t take_frames(mpshm_arena *arena, char *to, uint32_t most);
-uint32_t put_and_rouse(mpshm_arena *arena, int fd, const char *frames, uint32_t count);
+uint32_t put_and_rouse(mpshm_arena *arena, int fd, char *frames, uint32_t count);
 uint32_t take_and_let_in(mpshm_arena *arena, char *to, uint32_t most);
 void put_raw(mpshm_arena *arena, const char slot[MPSHM_SLOT_BYTES]);
 void take_raw(mpshm_arena *arena, char slot[MPSHM_SLOT_BYTES]);

@@ -15,9 +15,12 @@ LAYERS = """
     roster
     member
     handle
-    mapping ring_check tasks
-    loans positions segment
-    mirror segment_check strays stream trim turns
+    mapping
+    loans rings segment
+    ring_check segment_check strays tasks
+    positions
+    chain
+    mirror stream trim turns
     arena inspect ring
     leases pressure
     waking

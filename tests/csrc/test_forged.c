@@ -168,10 +168,10 @@ put_and_get_end_while_the_head_is_rewritten(void)
 
     mpshm_end_open(&to);
     mpshm_end_open(batch->end);
-    for (uint64_t i = 0; i < arena->slots; i++) { /* all passed for laps to come */
-        atomic_store(&arena->ring->slots[i].word, SLOT_WORD(1000, 0, SLOT_FREE));
+    for (uint64_t i = 0; i < arena->zero.slots; i++) { /* all passed for laps to come */
+        atomic_store(&arena->zero.head->slots[i].word, SLOT_WORD(1000, 0, SLOT_FREE));
     }
-    struct writer writer = {.at = &arena->ring->head, .values = {HEAD_WORD(1, 7), HEAD_WORD(2, 4000)}};
+    struct writer writer = {.at = &arena->zero.head->head, .values = {HEAD_WORD(1, 7), HEAD_WORD(2, 4000)}};
 
     begin_writing(&writer);
     for (int i = 0; i < 3; i++) {
@@ -194,7 +194,7 @@ static void
 task_done_ends_while_the_count_is_rewritten(void)
 {
     mpshm_arena *arena = queue_arena_of(tiny, 0, 0, 1);
-    struct writer writer = {.at = &arena->ring->done, .values = {POSITION_MASK - 5, POSITION_MASK - 9}};
+    struct writer writer = {.at = &arena->chain->done, .values = {POSITION_MASK - 5, POSITION_MASK - 9}};
 
     atomic_store(writer.at, writer.values[0]);
     begin_writing(&writer);

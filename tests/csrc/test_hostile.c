@@ -136,19 +136,19 @@ in_segment(uint64_t *state, uint32_t what)
 static struct target
 in_ring(uint64_t *state, uint32_t what)
 {
-    uint64_t slots = RING_OFFSET + offsetof(struct ring, slots);
-    uint64_t first = HEAD_POSITION(atomic_load(&hostile->ring->head)), at = first + below(state, 6) - 1;
-    uint64_t slot = slots + (at & (hostile->slots - 1)) * sizeof(struct ring_slot);
+    uint64_t slots = RING_OFFSET + offsetof(struct ring_head, slots);
+    uint64_t first = HEAD_POSITION(atomic_load(&hostile->zero.head->head)), at = first + below(state, 6) - 1;
+    uint64_t slot = slots + (at & (hostile->zero.slots - 1)) * sizeof(struct ring_slot);
 
     switch (what) {
     case 0:
-        return word(HEAD, 8, RING_OFFSET + offsetof(struct ring, head));
+        return word(HEAD, 8, RING_OFFSET + offsetof(struct ring_head, head));
     case 1:
-        return word(HEAD, 8, RING_OFFSET + offsetof(struct ring, tail));
+        return word(HEAD, 8, RING_OFFSET + offsetof(struct ring_head, tail));
     case 2:
-        return word(HEAD, 8, RING_OFFSET + offsetof(struct ring, done));
+        return word(HEAD, 8, CHAIN_OFFSET + offsetof(struct chain, done));
     case 3:
-        return word(ANY, below(state, 2) ? 4 : 8, RING_OFFSET + offsetof(struct ring, waiters) + 8 * below(state, 8));
+        return word(ANY, below(state, 2) ? 4 : 8, CHAIN_OFFSET + offsetof(struct chain, waiters) + 8 * below(state, 8));
     case 4:
     case 5:
         return word(SLOT, 8, slot);
@@ -206,7 +206,7 @@ aim(uint64_t *state, uint32_t focus)
             return in_segment(state, at);
         }
         if (place < 18) {
-            if (hostile->ring != NULL) {
+            if (hostile->chain != NULL) {
                 return below(state, 4) == 0 ? in_stream(state) : in_ring(state, at - 8);
             }
             return in_segment(state, 3 + below(state, 3));
@@ -265,7 +265,8 @@ near(uint64_t *state, uint64_t value)
 static uint64_t
 likely(uint64_t *state, enum kind kind, uint64_t was)
 {
-    uint64_t slots = hostile->slots, position = slots > 0 ? HEAD_POSITION(atomic_load(&hostile->ring->head)) : 0;
+    uint64_t slots = hostile->zero.slots;
+    uint64_t position = slots > 0 ? HEAD_POSITION(atomic_load(&hostile->zero.head->head)) : 0;
 
     switch (kind) {
     case RUN:
@@ -391,7 +392,7 @@ blow(void *argument)
         for (int i = 0; i < 64; i++) {
             spoil(&storm->state, storm->focus, below(&storm->state, 8) != 0);
         }
-        if (hostile->ring != NULL) {
+        if (hostile->chain != NULL) {
             spoil_pipe(&storm->state);
         }
     }
@@ -595,7 +596,7 @@ send(uint64_t *state)
     mpshm_parcel *parcel = any_parcel(state, either(state), &stream);
 
     if (parcel != NULL) {
-        ended(hostile->ring == NULL ? mpshm_send(parcel, line[1], text, stream)
+        ended(hostile->chain == NULL ? mpshm_send(parcel, line[1], text, stream)
                                     : mpshm_queue_put_parcel(parcel, &sender, text, stream,
                                                              below(state, 2) ? NULL : places[below(state, KEPT)]));
         mpshm_parcel_free(parcel);
@@ -719,8 +720,8 @@ forge_in_pipe(uint64_t *state)
 static void
 forge_in_slot(uint64_t *state)
 {
-    uint64_t position = tail_of(hostile), words[MPSHM_SLOT_BYTES / 8];
-    struct ring_slot *slot = slot_of(hostile, position);
+    const struct ring *ring = &hostile->zero;
+    uint64_t position = tail_of(ring), words[MPSHM_SLOT_BYTES / 8];
 
     if (below(state, 4) == 0) {
         forge_stream_frame(state, (char *) words);
@@ -728,10 +729,10 @@ forge_in_slot(uint64_t *state)
         (void) forge_frame(state, (char *) words, position);
     }
     for (uint32_t i = 0; i < MPSHM_SLOT_BYTES / 8; i++) {
-        atomic_store(&slot->data[i], words[i]);
+        atomic_store(&slot_data(ring, position)[i], words[i]);
     }
-    atomic_store(&slot->word, word_of(hostile, position, 0, SLOT_READY));
-    atomic_store(&hostile->ring->tail, position_after(position, 1));
+    atomic_store(slot_word(ring, position), word_of(ring, position, 0, SLOT_READY));
+    atomic_store(&ring->head->tail, position_after(position, 1));
 }
 
 static void
@@ -805,7 +806,7 @@ lend(uint64_t *state)
         ended(mpshm_copy_in(*run, below(state, 40), text, any_size(state)));
         return;
     case 2:
-        if (hostile->ring == NULL) {
+        if (hostile->chain == NULL) {
             mpshm_parcel *parcel = parcel_of((*run)->arena);
 
             ended(mpshm_put_run(parcel, *run, 1 + below(state, (uint32_t) (*run)->capacity)));
@@ -852,7 +853,7 @@ in_child(uint64_t *state)
         kept[i].data = NULL;
     }
     mpshm_release(honest.view);
-    if (hostile->ring == NULL) {
+    if (hostile->chain == NULL) {
         receive_from_pipe(state);
         send(state);
     } else {

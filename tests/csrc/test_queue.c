@@ -37,7 +37,7 @@ queue_of(mpshm_geometry geometry, uint32_t places, uint64_t bytes, int joinable)
 
     make_pipe(ends);
     mpshm_reap(q.arena); /* have a name, before any child */
-    q.arena->overflow = NULL; /* as in a bounded file: what is longer than a slot needs a run */
+    q.arena->overflowing = false; /* as in a bounded file: what is longer than a slot needs a run */
     q.batch = batch_of(q.arena, &counts, ends[0], 0);
     q.reader = ends[0];
     q.writer = ends[1];
@@ -50,7 +50,7 @@ queue_with_overflow(uint32_t places, uint64_t bytes)
 {
     struct queue q = queue_of(roomy(), places, bytes, 0);
 
-    q.arena->overflow = (struct overflow *) ((char *) q.arena->ring + ring_bytes(q.arena->slots, 0));
+    q.arena->overflowing = true;
     return q;
 }
 
@@ -165,7 +165,7 @@ message_that_goes_on_in_the_overflow_needs_no_run(void)
     enum { MOST = RING_FRAME_BYTES - 4 };
     struct queue q = queue_with_overflow(0, 0);
 
-    CHECK(q.arena->overflow != NULL);
+    CHECK(q.arena->overflowing && q.arena->zero.overflow != NULL);
     for (uint32_t size = 0; size <= MOST + 9; size++) {
         CHECK_EQ(1, put(&q, size, size, NULL));
         CHECK_EQ(size > MOST, runs_in_use(q.arena));
@@ -433,23 +433,30 @@ full_ring_keeps_no_run(void)
     end_queue(&q);
 }
 
+static uint64_t
+first_position(const struct queue *q)
+{
+    return HEAD_POSITION(ring_advance(q->arena, &q->arena->zero));
+}
+
 /* Slots claimed and not passed, and bytes said at them: what took the place of counters. */
 static uint64_t
-open_positions(struct queue *q)
+open_positions(const struct queue *q)
 {
-    return (uint64_t) position_ahead(ring_end(q->arena), ring_first(q->arena));
+    return (uint64_t) position_ahead(ring_end(&q->arena->zero), first_position(q));
 }
 
 static uint64_t
-bytes_used(struct queue *q)
+bytes_used(const struct queue *q)
 {
+    const struct ring *ring = &q->arena->zero;
     uint64_t sum = 0;
 
-    for (uint64_t at = ring_first(q->arena); at != ring_end(q->arena); at = position_after(at, 1)) {
-        if (!is_passed(q->arena, load_slot(q->arena, at), at)) {
-            uint64_t bytes = atomic_load(&slot_of(q->arena, at)->bytes);
+    for (uint64_t at = first_position(q); at != ring_end(ring); at = position_after(at, 1)) {
+        if (!is_passed(ring, load_slot(ring, at), at)) {
+            uint64_t bytes = atomic_load(&ring->head->slots[at % ring->slots].bytes);
 
-            CHECK_EQ(lap_of(q->arena, at), bytes >> 33);
+            CHECK_EQ(lap_of(ring, at), bytes >> 33);
             sum += bytes & BYTES_MOST;
         }
     }
@@ -505,7 +512,7 @@ nothing_is_claimed_when_nobody_reads(void)
     q.reader = dup(q.writer);
     CHECK_EQ(-EPIPE, put(&q, 200, 0, NULL));
     CHECK_EQ(0, open_positions(&q));
-    CHECK_EQ(0, atomic_load(&q.arena->ring->tail));
+    CHECK_EQ(0, atomic_load(&q.arena->zero.head->tail));
     CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
     CHECK_EQ(-EPIPE, mpshm_queue_wait_room(END(q.arena, q.writer), NULL, 0));
     end_queue(&q);
@@ -642,15 +649,15 @@ bytes_limit_counts_slots_and_chunks(void)
         CHECK_EQ(1, put(&q, 4096, 0, NULL));
         CHECK_EQ(limit, bytes_used(&q));
         CHECK_EQ(1, mpshm_queue_full(q.arena));
-        uint64_t tail = atomic_load(&q.arena->ring->tail);
+        uint64_t tail = atomic_load(&q.arena->zero.head->tail);
 
         CHECK_EQ(MPSHM_E_FULL, put(&q, 0, 0, NULL));
-        CHECK_EQ(tail, atomic_load(&q.arena->ring->tail)); /* burns no position */
+        CHECK_EQ(tail, atomic_load(&q.arena->zero.head->tail)); /* burns no position */
         CHECK_EQ(1, runs_in_use(q.arena));
         drain(&q, 2);
         CHECK_EQ(0, bytes_used(&q));
     }
-    CHECK_EQ(0, HEAD_SKIPS(atomic_load(&q.arena->ring->head)));
+    CHECK_EQ(0, HEAD_SKIPS(atomic_load(&q.arena->zero.head->head)));
     end_queue(&q);
 }
 
@@ -723,7 +730,7 @@ message_that_gives_its_turn_up_lets_others_in(void)
         CHECK_EQ(1, put(&q, 1, 3, small));
         _exit(0);
     }
-    while (atomic_load(&q.arena->ring->waiters.room_mark) == 0) {
+    while (atomic_load(&q.arena->chain->waiters.room_mark) == 0) {
         usleep(1000);
     }
     wait_asleep(pid);
@@ -731,7 +738,7 @@ message_that_gives_its_turn_up_lets_others_in(void)
     wait_child(pid);
     check_next(&q, 4096, 1);
     check_next(&q, 1, 3);
-    CHECK_EQ(1, HEAD_SKIPS(atomic_load(&q.arena->ring->head)));
+    CHECK_EQ(1, HEAD_SKIPS(atomic_load(&q.arena->zero.head->head)));
     end_queue(&q);
 }
 
@@ -864,7 +871,7 @@ forged_slot_costs_only_its_own_message(void)
 static void
 change_field(struct queue *q, int at, uint32_t add)
 {
-    _Atomic uint64_t *word = &slot_of(q->arena, ring_first(q->arena))->data[at / 8];
+    _Atomic uint64_t *word = &slot_data(&q->arena->zero, first_position(q))[at / 8];
     uint64_t value = atomic_load(word);
     uint32_t field;
 
@@ -917,12 +924,12 @@ repeated_slot_is_stale(void)
     char slot[MPSHM_SLOT_BYTES];
 
     CHECK_EQ(1, put(&q, 300, 7, NULL));
-    memcpy(slot, (char *) slot_of(q.arena, 0)->data, sizeof slot);
+    memcpy(slot, (char *) slot_data(&q.arena->zero, 0), sizeof slot);
     check_next(&q, 300, 7);
     put_raw(q.arena, slot);
     CHECK_EQ(MPSHM_E_STALE, mpshm_queue_receive_one(q.batch, 0));
     CHECK_EQ(1, put(&q, 300, 7, NULL));
-    memcpy(slot, (char *) slot_of(q.arena, 2)->data, sizeof slot);
+    memcpy(slot, (char *) slot_data(&q.arena->zero, 2), sizeof slot);
     put_raw(q.arena, slot);
     put_raw(q.arena, slot);
     check_next(&q, 300, 7); /* it is the one that the run was sealed for */
@@ -1070,7 +1077,7 @@ skipped_positions_of_a_joinable_queue_need_not_be_done(void)
         CHECK_EQ(0, mpshm_wait_done(q.arena, 0));
         CHECK_EQ(-ERANGE, mpshm_task_done(q.arena));
     }
-    CHECK_EQ(1000, HEAD_SKIPS(atomic_load(&q.arena->ring->head)));
+    CHECK_EQ(1000, HEAD_SKIPS(atomic_load(&q.arena->zero.head->head)));
     end_queue(&q);
 }
 
@@ -1079,7 +1086,8 @@ static void
 skips_are_counted_beyond_their_bits(void)
 {
     struct queue q = queue_of(roomy(), 0, 0, 1);
-    struct ring *ring = q.arena->ring;
+    struct ring_head *ring = q.arena->zero.head;
+    _Atomic uint64_t *done = &q.arena->chain->done;
     const uint64_t turn = UINT64_C(1) << (64 - POSITION_BITS);
 
     CHECK_EQ(1, put(&q, 1, 0, NULL));
@@ -1089,13 +1097,13 @@ skips_are_counted_beyond_their_bits(void)
 
         /* As if so many had been skipped, but for one, and those done that were not. */
         for (uint64_t i = 0; i < RING_SLOTS; i++) {
-            atomic_store(&ring->slots[i].word, word_of(q.arena, position, 0, SLOT_FREE));
+            atomic_store(&ring->slots[i].word, word_of(&q.arena->zero, position, 0, SLOT_FREE));
         }
-        uint64_t turns = atomic_load(&ring->done) >> POSITION_BITS;
+        uint64_t turns = atomic_load(done) >> POSITION_BITS;
 
         atomic_store(&ring->head, HEAD_WORD(skips % turn, position));
         atomic_store(&ring->tail, position);
-        atomic_store(&ring->done, turns << POSITION_BITS | ((position - skips) & POSITION_MASK));
+        atomic_store(done, turns << POSITION_BITS | ((position - skips) & POSITION_MASK));
         CHECK_EQ(0, tasks_unfinished(q.arena));
         for (int i = 0; i < 3; i++) { /* over the half turn */
             uint64_t at;
@@ -1107,7 +1115,7 @@ skips_are_counted_beyond_their_bits(void)
             arena_unlock(q.arena);
             CHECK_EQ(0, tasks_unfinished(q.arena));
         }
-        CHECK_EQ(turns + 1, atomic_load(&ring->done) >> POSITION_BITS);
+        CHECK_EQ(turns + 1, atomic_load(done) >> POSITION_BITS);
         CHECK_EQ(1, put(&q, 1, 0, NULL));
         CHECK_EQ(1, tasks_unfinished(q.arena));
         drain(&q, 1);

@@ -27,7 +27,7 @@ static void
 open_queue(uint32_t places, uint64_t bytes, int joinable)
 {
     arena = queue_arena_of(roomy(), places, bytes, joinable);
-    arena->overflow = NULL; /* what is longer than a slot needs a run */
+    arena->overflowing = false; /* what is longer than a slot needs a run */
     make_pipe(ends);
     batch = batch_of(arena, &counts, ends[0], 0);
     CHECK_EQ(0, pipe(to_child));

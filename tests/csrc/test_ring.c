@@ -20,7 +20,7 @@
 #define AT_ONCE MPSHM_SLOTS_AT_ONCE
 
 static mpshm_arena *arena;
-static struct ring *ring;
+static struct ring_head *ring;
 static mpshm_batch *batch;
 static mpshm_counts counts;
 static int ends[2], to_parent[2];
@@ -32,7 +32,7 @@ open_queue(uint32_t places)
     make_pipe(ends);
     CHECK_EQ(0, pipe(to_parent));
     batch = batch_of(arena, &counts, ends[0], 0);
-    ring = arena->ring;
+    ring = arena->zero.head;
     mpshm_reap(arena); /* have a name, before any child */
     CHECK(arena->me != 0);
 }
@@ -196,21 +196,20 @@ begin_put(void)
 static void
 finish_put(uint64_t at, uint32_t sender, uint64_t seq)
 {
-    struct ring_slot *slot = slot_of(arena, at);
     struct note note = note_of(sender, seq);
     uint64_t words[RING_DATA_BYTES / 8];
 
     memcpy(words, &note, sizeof words);
     for (size_t i = 0; i < RING_DATA_BYTES / 8; i++) {
-        atomic_store(&slot->data[i], words[i]);
+        atomic_store(&slot_data(&arena->zero, at)[i], words[i]);
     }
-    atomic_store(&slot->word, word_of(arena, at, 0, SLOT_READY));
+    atomic_store(slot_word(&arena->zero, at), word_of(&arena->zero, at, 0, SLOT_READY));
 }
 
 static void
 set_slot(uint64_t at, enum slot_state state)
 {
-    atomic_store(&slot_of(arena, at)->word, word_of(arena, at, state == SLOT_READY ? 0 : arena->me, state));
+    atomic_store(slot_word(&arena->zero, at), word_of(&arena->zero, at, state == SLOT_READY ? 0 : arena->me, state));
 }
 
 /* Let a child claim so many positions and be killed; `behind`: before it moved the tail on. */
@@ -470,7 +469,7 @@ message_behind_a_reaped_head_is_not_taken_for_lost(void)
     }
     mpshm_reap(arena);
     fill(data, sizeof data, 3);
-    arena->overflow = NULL; /* so that it needs a run */
+    arena->overflowing = false; /* so that it needs a run */
     CHECK_EQ(1, mpshm_queue_put_one(END(arena, ends[1]), data, sizeof data, NULL));
     CHECK_EQ(1, runs_in_use(arena));
     mpshm_reap(arena);
@@ -632,7 +631,7 @@ a_message_keeps_its_byte_when_one_dies_that_reads_bytes(void)
     char byte;
 
     open_ring();
-    _Atomic uint32_t *drainer = &batch->end->arena->ring->waiters.drainer;
+    _Atomic uint32_t *drainer = &batch->end->arena->chain->waiters.drainer;
 
     mpshm_queue_watch(batch->end);
     CHECK_EQ(1, write(ends[1], "", 1));
@@ -657,14 +656,14 @@ one_at_a_time_reads_bytes(void)
     mpshm_queue_watch(batch->end);
     arena_lock(arena);
     arena_unlock(arena);
-    atomic_store(&arena->ring->waiters.drainer, arena->me);
+    atomic_store(&arena->chain->waiters.drainer, arena->me);
     for (uint32_t i = 0; i < FULL; i++) {
         check_put(1, i, 1);
     }
     CHECK_EQ(65, bytes_in_pipe());
     check_received(FULL);
     CHECK_EQ(65, bytes_in_pipe());
-    atomic_store(&arena->ring->waiters.drainer, 0);
+    atomic_store(&arena->chain->waiters.drainer, 0);
     CHECK_EQ(-EAGAIN, mpshm_queue_receive(batch, 9, 0));
     CHECK_EQ(0, bytes_in_pipe());
     end_ring();
@@ -1081,7 +1080,8 @@ walker_sees_damage(void)
     CHECK_EQ(1, ring_validate(arena, true))
     check_put(1, 0, 3);
     CHECK_EQ(1, take_notes(&note, 1));
-    DAMAGE(ring->slots[0].word, SLOT_WORD(1, 0, 6));                 /* G8: no such state */
+    DAMAGE(ring->slots[0].word, SLOT_WORD(1, 0, 7));                 /* G8: no such state */
+    DAMAGE(ring->slots[0].word, SLOT_WORD(1, LINK(1, 0), SLOT_NEXT)); /* C1: it does not grow */
     DAMAGE(ring->slots[1].word, SLOT_WORD(0, arena->me, SLOT_READY)); /* G8: READY has no owner */
     DAMAGE(ring->slots[1].word, SLOT_WORD(0, 0, SLOT_WRITING));      /* G8: WRITING has one */
     DAMAGE(ring->slots[1].word, SLOT_WORD(0, 961, SLOT_TAKING));     /* G8: a name has an incarnation */

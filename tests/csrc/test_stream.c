@@ -25,9 +25,8 @@ static int ends[2], to_parent[2], to_child[2];
 static char data[MOST];
 
 static void
-open_queue_of(uint32_t places, uint64_t bytes, int joinable)
+open_ends(void)
 {
-    arena = queue_arena_of(tiny, places, bytes, joinable);
     make_pipe(ends);
     CHECK_EQ(0, pipe(to_parent));
     CHECK_EQ(0, pipe(to_child));
@@ -35,6 +34,13 @@ open_queue_of(uint32_t places, uint64_t bytes, int joinable)
     out = (mpshm_end) {arena, &counts, ends[1], false};
     batch = mpshm_batch_new(&in, 0);
     mpshm_reap(arena); /* have a name, before any child */
+}
+
+static void
+open_queue_of(uint32_t places, uint64_t bytes, int joinable)
+{
+    arena = queue_arena_of(tiny, places, bytes, joinable);
+    open_ends();
 }
 
 static void
@@ -181,7 +187,7 @@ nothing(void)
 static void
 end_queue(void)
 {
-    (void) ring_mend(arena);
+    (void) chain_mend(arena);
     stream_reap(arena);
     CHECK_EQ(0, records_in_use());
     CHECK_EQ(0, mpshm_queue_size(arena));
@@ -831,6 +837,43 @@ a_message_that_waits_for_its_turn_keeps_no_record(void)
     end_queue();
 }
 
+static void
+a_message_goes_through_a_record_from_any_ring(void)
+{
+    mpshm_geometry geometry = tiny;
+    mpshm_queue queue = {.grows = true};
+    mpshm_stream *stream;
+    uint32_t in_front = 0;
+
+    geometry.stride = UINT64_C(1) << 30;
+    CHECK_EQ(0, mpshm_arena_create(&geometry, MPSHM_FILE_AUTO, "mpshm", 0, &queue, &arena));
+    open_ends();
+    stream = mpshm_stream_new(arena);
+    for (uint32_t ring = 0; ring < 3; ring++) {
+        while (mpshm_queue_put_one(&out, "x", 1, NULL) == 1) {
+            in_front++;
+        }
+        CHECK_EQ(-EAGAIN, begin(stream, LARGE, 1));
+        CHECK_EQ(0, records_in_use());
+        CHECK_EQ(0, mpshm_queue_grow(&out));
+    }
+    CHECK_EQ(0, begin(stream, LARGE, 1));
+    CHECK_EQ(3, SPOT_RING(stream->spot));
+    CHECK_EQ(0, mpshm_stream_stop(stream, 0)); /* taken back */
+    int pid = sender(LARGE, 2), stuck = stuck_sender(LARGE, 3);
+
+    put_small("last");
+    for (uint32_t i = 0; i < in_front; i++) {
+        check_small("x");
+    }
+    check_next(LARGE, 2);
+    kill_child(stuck);
+    check_small("last");
+    wait_child(pid);
+    mpshm_stream_free(stream);
+    end_queue();
+}
+
 /* Lies */
 
 static void
@@ -1102,6 +1145,7 @@ static const struct test tests[] = {
     TEST(a_child_has_nothing_of_its_parent_s),
     TEST(a_place_is_used_up),
     TEST(a_message_that_waits_for_its_turn_keeps_no_record),
+    TEST(a_message_goes_through_a_record_from_any_ring),
     TEST(a_sender_that_lies_about_its_length_loses_that_message_alone),
     TEST(a_forged_frame_is_refused),
     TEST(a_forged_record_is_refused),

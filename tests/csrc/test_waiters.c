@@ -85,7 +85,7 @@ set_futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
 #define MS_NS INT64_C(1000000)
 
 static mpshm_arena *arena;
-static struct ring *ring;
+static struct ring_head *ring;
 static struct waiters *words;
 static mpshm_counts counts;
 static mpshm_batch *batch;
@@ -97,8 +97,8 @@ open_ring(void)
     arena = queue_arena_of(tiny, 0, 0, 0);
     make_pipe(ends);
     batch = batch_of(arena, &counts, ends[0], 0);
-    ring = arena->ring;
-    words = &ring->waiters;
+    ring = arena->zero.head;
+    words = &arena->chain->waiters;
     mpshm_reap(arena); /* be a peer: the first, before any child */
     skew = wakes = 0;
     before_waking = before_sleeping = NULL;
@@ -847,8 +847,8 @@ open_ring_with(uint32_t places, bool joinable, uint64_t bytes)
     close_clean(arena);
     arena = queue_arena_of(tiny, places, bytes, joinable);
     batch = batch_of(arena, &counts, ends[0], 0);
-    ring = arena->ring;
-    words = &ring->waiters;
+    ring = arena->zero.head;
+    words = &arena->chain->waiters;
     mpshm_reap(arena);
 }
 
@@ -877,7 +877,7 @@ sender_that_forgot_to_wake(void)
     the_watch_ends();
     arena_lock(arena);
     CHECK_EQ(1, ring_claim(arena, SLOT_WRITING, 1, &position));
-    ring_fill(arena, position, frame);
+    CHECK_EQ(0, ring_fill(arena, position, frame));
     ring_put(arena, ends[1], &position, 1);
     arena_unlock(arena);
     atomic_store(&words->wakeups, 0); /* as one killed before it wakes those that slept when it cleared the flag */
@@ -1013,16 +1013,16 @@ watch_mends_what_the_dead_left(void)
     }
     wait_child(pid);
     put(1);
-    CHECK_EQ(true, ring_is_full(arena));
+    CHECK_EQ(true, chain_is_full(arena));
     take(1);
     put(1);
-    CHECK_EQ(true, ring_is_full(arena));
+    CHECK_EQ(true, chain_is_full(arena));
     uint32_t count = atomic_load(&words->room_wakeups);
 
     before_sleeping = the_watch_ends;
     CHECK_EQ(0, waiters_room(arena, ends[1], POLLERR, MPSHM_NO_PLACE, -1));
     CHECK(atomic_load(&words->room_wakeups) > count);
-    CHECK_EQ(false, ring_is_full(arena));
+    CHECK_EQ(false, chain_is_full(arena));
     take_all();
     end_ring();
 }

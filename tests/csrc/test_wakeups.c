@@ -21,7 +21,6 @@
 #define SECOND_NS INT64_C(1000000000)
 
 static mpshm_arena *arena;
-static struct ring *ring;
 static struct waiters *words;
 static mpshm_counts counts;
 static mpshm_batch *batch;
@@ -34,8 +33,7 @@ open_ring_of(mpshm_geometry geometry)
     make_pipe(ends);
     CHECK_EQ(0, pipe(to_parent));
     batch = batch_of(arena, &counts, ends[0], 0);
-    ring = arena->ring;
-    words = &ring->waiters;
+    words = &arena->chain->waiters;
     mpshm_reap(arena); /* be a peer: the first, before any child */
 }
 
@@ -126,7 +124,7 @@ sleeping_receiver(void)
 {
     int pid = blocked_receiver(7);
 
-    wait_sleeper(ring, pid);
+    wait_sleeper(arena->chain, pid);
     return pid;
 }
 
@@ -156,7 +154,7 @@ one_message_wakes_one_sleeper(void)
 
     open_ring();
     for (uint32_t i = 0; i < SLEEPERS; i++) {
-        pids[i] = sleeper(ring, to_parent);
+        pids[i] = sleeper(arena->chain, to_parent);
     }
     put(1);
     CHECK_EQ(1, woken_within(LONG_MS, 1));
@@ -181,7 +179,7 @@ three_messages_wake_two_while_one_spins(void)
 
     open_ring();
     for (int i = 0; i < 3; i++) {
-        pids[i] = sleeper(ring, to_parent);
+        pids[i] = sleeper(arena->chain, to_parent);
     }
     atomic_store(&words->spin_until_ns, now_ns() + AHEAD_NS);
     CHECK_EQ(3, mpshm_queue_put_some(END(arena, ends[1]), "abc", sizes, 3, NULL));
@@ -257,7 +255,7 @@ poller_does_not_keep_a_receivers_wake_up(void)
             }
             _exit(0);
         }
-        wait_sleeper(ring, poller);
+        wait_sleeper(arena->chain, poller);
         int receiver = sleeping_receiver();
 
         put(1);
@@ -280,7 +278,7 @@ end_of_file_is_seen_by_all_who_sleep(void)
     open_ring();
     for (int i = 0; i < RECEIVERS; i++) {
         pids[i] = blocked_receiver(MPSHM_E_END);
-        wait_sleeper(ring, pids[i]);
+        wait_sleeper(arena->chain, pids[i]);
     }
     close(ends[1]); /* as by a kill: nobody is told */
     for (int i = 0; i < RECEIVERS; i++) {
@@ -308,7 +306,7 @@ death_of_the_last_sender_is_seen_when_its_parent_notes_it(void)
     for (int i = 0; i < RECEIVERS; i++) {
         pids[i] = blocked_receiver(i == 0 ? 7 : MPSHM_E_END);
         if (i > 0) {
-            wait_sleeper(ring, pids[i]);
+            wait_sleeper(arena->chain, pids[i]);
         } else {
             wait_child(pids[i]);
         }
@@ -391,7 +389,7 @@ sleeper_is_interrupted_by_a_signal(void)
         go(to_parent);
         _exit(0);
     }
-    wait_sleeper(ring, pid);
+    wait_sleeper(arena->chain, pid);
     CHECK_EQ(0, kill(pid, SIGUSR1));
     CHECK_EQ(1, woken_within(LONG_MS, 1));
     wait_child(pid);
@@ -406,7 +404,7 @@ killed_sleepers_cost_one_futile_wake_up(void)
 {
     open_ring();
     for (int i = 0; i < 3; i++) {
-        kill_child(sleeper(ring, to_parent));
+        kill_child(sleeper(arena->chain, to_parent));
     }
     put(1);
     uint32_t count = atomic_load(&words->wakeups);
@@ -651,7 +649,7 @@ static void
 open_hammer(void)
 {
     open_ring_of(roomy());
-    CHECK(arena->overflow != NULL);
+    CHECK(arena->overflowing);
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(shared != MAP_FAILED);

@@ -7,6 +7,7 @@
     exits     | crowds     holds a process back at its very end | runs processes beside a block
     stepping | namespaces  stops a child between two changes | puts one in another pid namespace
     queues | listeners     helpers for tests of queues | connects a Listener and a Client
+    growing | counts       messages for queues that grow | numbers that processes have in common
     arrays                 arrays of every kind, compared with stock
     seccomp                makes memfd_create fail in a child, as container runtimes do
 

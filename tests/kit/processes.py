@@ -74,7 +74,7 @@ def is_asleep(pid: int) -> bool:
 
 
 def thread_states(pid: int) -> dict[str, str]:
-    """The state letter of each thread of a process, by its number; none of a process that has ended."""
+    """The state letter of each thread of a process, by its number; none once it has ended."""
     states = {}
     ended = (FileNotFoundError, ProcessLookupError)  # what /proc says of what has ended meanwhile
     with contextlib.suppress(*ended):

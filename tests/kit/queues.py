@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from mpshm._memory.core import lib
-
 from .road import SHARED
 from .waiting import WAIT_S
+from .words import RING_0_AT, SLOT_BYTES, SLOTS_AT, name_of
 
 KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
 LARGE = 1 << 17  # 1 MiB of float64
@@ -77,34 +76,40 @@ def check_order(q: Any, back: Any, producers: int, count: int) -> None:
 
 
 def fill_ring_and_feeder(q: Any) -> int:
-    """Put numbers until the ring is full and the feeder has some; return how many were put."""
-    count = RING_SLOTS + 88
+    """Put numbers until the ring is full and the feeder has some; return how many were put.
+
+    Of a queue with a bound of LONG_BOUND: without a bound it would grow.
+    """
+    count = RING_SLOTS_MOST + 88
     for n in range(count):
         q.put(n)
     return count
 
 
 # csrc/layout.h
-RING_AT, RING_SLOTS, SLOTS_AT, SLOT_STRIDE = 173184, 512, 256, 192
+RING_SLOTS = 512
+"""Of a queue's first ring.  One that grows keeps one of them for the link to its next ring."""
+RING_SLOTS_MOST = 4096
+LONG_BOUND = RING_SLOTS_MOST + 1000
+"""Of a queue whose ring holds fewer messages than it may: the others are left to a feeder."""
 FREE, WRITING, READY = 0, 1, 2
-RECORDS_AT, RECORD_BYTES = 64, 32
 
 
 class RawRing:
-    """A queue's ring as any process may find it, past all that the core checks."""
+    """A queue's first ring as any process may find it, past all that the core checks."""
 
     def __init__(self, q: Any) -> None:
         self._arena = q._reader.arena
-        size = RING_AT + SLOTS_AT + RING_SLOTS * SLOT_STRIDE
+        size = RING_0_AT + SLOTS_AT + RING_SLOTS * SLOT_BYTES
         self._memory = mmap.mmap(self._arena.fileno(), size)
-        self._words = memoryview(self._memory)[RING_AT:].cast("Q")
+        self._words = memoryview(self._memory)[RING_0_AT:].cast("Q")
 
     def close(self) -> None:
         self._words.release()
         self._memory.close()
 
     def _slot(self, position: int) -> int:
-        return (SLOTS_AT + position % RING_SLOTS * SLOT_STRIDE) // 8
+        return (SLOTS_AT + position % RING_SLOTS * SLOT_BYTES) // 8
 
     def _set(self, position: int, state: int, owner: int = 0) -> None:
         self._words[self._slot(position)] = position // RING_SLOTS << 33 | owner << 3 | state
@@ -121,19 +126,10 @@ class RawRing:
     def claim(self) -> None:
         """Mark the next slot as being written by this process, which has sent before."""
         tail = self._words[0]
-        self._set(tail, WRITING, self._own_name())
+        name = name_of(self._arena, os.getpid())
+        assert name is not None
+        self._set(tail, WRITING, name)
         self._words[0] = tail + 1
-
-    def _own_name(self) -> int:
-        """The name by which the family's roster knows this process."""
-        fd = lib.mpshm_arena_roster_fd(self._arena._c)
-        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as records:
-            for number in range((len(records) - RECORDS_AT) // RECORD_BYTES):
-                at = RECORDS_AT + number * RECORD_BYTES
-                word = int.from_bytes(records[at : at + 8], "little")
-                if word >> 32 == os.getpid():
-                    return (word & 0xFFFF) << 14 | number
-        raise AssertionError("this process has no name")
 
     def take(self) -> None:
         """Take a slot without touching the run that it names."""

@@ -5,8 +5,11 @@
     deaths         who notices a death, and whose sweep finds what the dead held
     segment_lock   claiming and releasing chunks
     positions      a bounded queue
+    growing        an unbounded queue: a chain of rings (rings, ring_get, ring_reap: parts of it)
     unfinished     task_done() and join()
+    unfinished_rings   the same over a chain of rings
     byte_turns     maxbytes
+    stream         messages for which a queue has no memory
     holders        runs that several processes hold
     pipe_runs      runs in flight on a pipe
 

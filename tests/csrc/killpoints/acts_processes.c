@@ -400,6 +400,9 @@ do_all(void)
         die_and_reap();
         fork_and_view();
     }
+    if (stage.kind->limits.grows) {
+        grow_and_shrink();
+    }
     come_and_go();
     claim_much();
     trim_often();

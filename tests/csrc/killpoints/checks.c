@@ -1,16 +1,18 @@
 /* The checks: everything comes back, and the queue or connection goes on as ever.
 
-   By mpshm.h and the ledger alone: they hold for any core. */
+   By mpshm.h and the ledger, but for rings.c: they hold for any core. */
 #define _GNU_SOURCE
 #include "checks.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include "ledger.h"
 #include "lives.h"
+#include "rings.h"
 #include "stage.h"
 
 /* More than twice the slots of a ring, so that each is passed twice. */
@@ -74,6 +76,7 @@ check_empty(void)
         EXPECT_EQ(0, mpshm_queue_poll(&stage.in, 0));
     }
     mpshm_reap(stage.arena);
+    rings_check(stage.arena);
     check_free(report->strays);
 }
 
@@ -170,6 +173,24 @@ check_laps(void)
         EXPECT_EQ(most, fill_up(SHORT, most));
         hear_each(most);
     }
+}
+
+/* It goes back to its first ring, and gets longer again. */
+static void
+check_growth(void)
+{
+    for (int i = 0; i < 2; i++) { /* the first empties what the second gives back */
+        (void) mpshm_trim(stage.arena);
+    }
+    rings_check_given_back(stage.arena);
+    int all = fill_up(SHORT, INT_MAX);
+
+    EXPECT(all >= RING_ROOM);
+    EXPECT_EQ(-EAGAIN, say(SHORT));
+    EXPECT_EQ(0, mpshm_queue_grow(&stage.out));
+    all += fill_up(SHORT, RING_ROOM);
+    EXPECT_EQ(all, mpshm_queue_size(stage.arena));
+    hear_each(all);
 }
 
 /* Each kind of message goes through. */
@@ -277,12 +298,16 @@ check_everything(uint32_t hands)
 {
     mpshm_reap(stage.arena);
     EXPECT_EQ(1, mpshm_arena_is_valid(stage.arena));
+    rings_check(stage.arena);
     check_contents(hands);
     check_tasks();
     check_empty();
     check_goes_on();
     if (stage.kind->is_queue) {
         check_laps();
+    }
+    if (stage.kind->limits.grows) {
+        check_growth();
     }
     check_next_death();
     check_empty();

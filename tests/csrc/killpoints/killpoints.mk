@@ -20,7 +20,7 @@ $(KILLPOINTS)/core_%.o: $(CORE)/%.c $(HEADERS) Makefile killpoints/killpoints.mk
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) -fsanitize=thread $(if $(findstring clang,$(shell $(CC) --version)),,-Wno-tsan) -c $< -o $@
 
-$(KILLPOINTS)/%.o: killpoints/%.c $(wildcard killpoints/*.h) $(CORE)/mpshm.h Makefile killpoints/killpoints.mk
+$(KILLPOINTS)/%.o: killpoints/%.c $(wildcard killpoints/*.h) $(HEADERS) Makefile killpoints/killpoints.mk
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) -O2 -c $< -o $@
 

@@ -5,7 +5,7 @@
 
 #include "stage.h"
 
-#define RINGS (KIND(UNBOUNDED) | KIND(SIMPLE))
+#define WITHOUT_BOUND (KIND(UNBOUNDED) | KIND(SIMPLE) | KIND(GROWING))
 
 const struct scenario scenarios[] = {
     {"put short", ALL_KINDS, put_short, .before = three},
@@ -20,7 +20,7 @@ const struct scenario scenarios[] = {
     {"put four at once", QUEUES, put_four, .before = three},
     {"take a place, put", QUEUES, place_and_put, .before = three},
     {"take a place, give it back", QUEUES, place_and_give, .before = three},
-    {"put where it is full", WITH_PLACES | RINGS, put_where_full, .before = fill},
+    {"put where it is full", WITH_PLACES | WITHOUT_BOUND, put_where_full, .before = fill},
     {"wait for a turn", KIND(BYTES), wait_for_turn, .before = fill},
     {"wait for room in memory", CONNECTIONS, wait_for_memory, .ready = put_viewed},
 
@@ -85,6 +85,25 @@ const struct scenario scenarios[] = {
     {"fork with lost descriptors", ALL_KINDS, fork_with_views,
      .ready = lose_descriptors_and_hold, .flags = ACT_FORKS},
 
+    {"rings: grow where it is full", WITH_RINGS, grow_and_put, .before = fill},
+    {"rings: grow where two are full", WITH_RINGS, grow_and_put, .before = fill_two},
+    {"rings: put behind the link", WITH_RINGS, put_short, .before = fill_and_grow},
+    {"rings: put views behind the link", WITH_RINGS, put_viewed, .before = fill_and_grow},
+    {"rings: put before and behind the link", WITH_RINGS, put_over_link, .before = leave_two_places},
+    {"rings: get over the link", WITH_RINGS, get_all, .before = leave_one_before_link, .hands = 1},
+    {"rings: get four over the link", WITH_RINGS, get_four, .before = leave_one_before_link, .hands = 4},
+    {"rings: join and get over the link", WITH_RINGS, get_all, .before = leave_one_before_link, .hands = 1,
+     .flags = IS_NEW},
+    {"rings: take over", WITH_RINGS, take_over, .before = leave_one_before_link, .hands = 1, .flags = IS_STRANGER},
+    {"rings: task_done over the link", WITH_RINGS, done_twice, .before = take_over_link},
+    {"rings: wait_done over the link", WITH_RINGS, wait_done, .before = leave_one_before_link},
+    {"rings: poll over the link", WITH_RINGS, poll_for_some, .before = leave_one_before_link},
+    {"rings: put and shrink", WITH_RINGS, put_and_shrink, .before = be_about_to_shrink},
+    {"rings: trim and shrink", WITH_RINGS, trim, .before = leave_few_behind_link},
+    {"rings: trim", WITH_RINGS, trim, .before = shrink},
+    {"rings: leave", WITH_RINGS, leave, .before = shrink},
+    {"rings: reap", WITH_RINGS, reap, .before = leave_one_before_link},
+
     {"reap the living", ALL_KINDS, reap, .before = three},
     {"reap the dead", ALL_KINDS, reap, .before = one_dead},
     {"reap many dead", ALL_KINDS, reap, .before = many_dead},
@@ -102,7 +121,7 @@ const struct scenario scenarios[] = {
      .hands = 1, .sleep = sleep_for_room, .nudge = nudge_room, .flags = KILL_ONLY},
     {"get where one sleeps for a turn", KIND(BYTES), get_one, .before = fill, .hands = 1,
      .sleep = sleep_for_turn, .nudge = nudge_room, .flags = KILL_ONLY},
-    {"get where one sleeps for the ring", RINGS, get_half_a_ring, .before = fill,
+    {"get where one sleeps for the ring", WITHOUT_BOUND, get_half_a_ring, .before = fill,
      .hands = 100, .sleep = sleep_for_room, .nudge = nudge_ring, .flags = KILL_ONLY},
     {"task_done where one joins", WITH_TASKS, done, .before = take_one,
      .sleep = sleep_for_tasks, .nudge = nudge_tasks, .flags = KILL_ONLY},
@@ -113,15 +132,16 @@ const struct scenario scenarios[] = {
 
 /* A connection has one reader at a time, who may be stopped in the middle of a frame. */
 const struct other others[] = {
-    {"does all of it", ALL_KINDS, ALL_KINDS, do_all},
-    {"takes everything", ALL_KINDS, QUEUES, take_everything},
-    {"puts some", ALL_KINDS, ALL_KINDS, put_some},
-    {"goes laps", ALL_KINDS, QUEUES, go_laps},
-    {"reaps", ALL_KINDS, ALL_KINDS, reap_twice},
-    {"comes and goes", ALL_KINDS, ALL_KINDS, come_and_go},
+    {"does all of it", ALL_KINDS | GROWINGS, ALL_KINDS | GROWINGS, do_all},
+    {"grows and shrinks", WITH_RINGS, WITH_RINGS, grow_and_shrink},
+    {"takes everything", ALL_KINDS | GROWINGS, QUEUES | GROWINGS, take_everything},
+    {"puts some", ALL_KINDS | GROWINGS, ALL_KINDS | GROWINGS, put_some},
+    {"goes laps", ALL_KINDS | GROWINGS, QUEUES | GROWINGS, go_laps},
+    {"reaps", ALL_KINDS | GROWINGS, ALL_KINDS | GROWINGS, reap_twice},
+    {"comes and goes", ALL_KINDS | GROWINGS, ALL_KINDS | GROWINGS, come_and_go},
     {"claims much", ALL_KINDS | LARGES, ALL_KINDS | LARGES, claim_much},
-    {"trims", ALL_KINDS | LARGES, ALL_KINDS | LARGES, trim_often},
+    {"trims", ALL_KINDS | LARGES | GROWINGS, ALL_KINDS | LARGES | GROWINGS, trim_often},
     {"forks with views", ALL_KINDS, QUEUES, fork_and_view},
-    {"sees one die", ALL_KINDS, QUEUES, die_and_reap},
+    {"sees one die", ALL_KINDS | GROWINGS, QUEUES | GROWINGS, die_and_reap},
     {NULL, .act = NULL},
 };

@@ -39,8 +39,15 @@ void fork_again(void), fork_with_loan(void), fork_alone(void), fork_child_works(
 void clone_child_works(void), lose_descriptors(void), lose_descriptors_and_hold(void);
 void put_without_descriptors(void);
 
+/* acts_rings.c */
+void open_and_grow(int kind);
+void grow_and_put(void), put_over_link(void), put_and_shrink(void), done_twice(void);
+void fill_and_grow(void), fill_two(void), leave_two_places(void), leave_one_before_link(void);
+void leave_few_behind_link(void), take_over_link(void), be_about_to_shrink(void), shrink(void);
+
 /* acts_processes.c: others. */
 void take_everything(void), put_some(void), go_laps(void), reap_twice(void), come_and_go(void);
 void claim_much(void), trim_often(void), fork_and_view(void), die_and_reap(void), do_all(void);
+void grow_and_shrink(void); /* acts_rings.c */
 
 #endif

@@ -12,7 +12,7 @@
 
 const char *const kind_names[KINDS + 1] = {
     "unbounded", "bounded", "joinable", "bounded, joinable", "bounded by bytes", "simple", "tmpfs",
-    "large",     "pipe",    "socket",   "strangers",         "large pipe", NULL};
+    "large",     "growing", "growing, tmpfs", "grown", "pipe", "socket", "strangers", "large pipe", NULL};
 
 static const struct kind kinds[KINDS] = {
     [UNBOUNDED] = {.is_queue = true, .filler = SHORT},
@@ -24,6 +24,10 @@ static const struct kind kinds[KINDS] = {
     [SIMPLE] = {.is_queue = true, .is_watched = true, .filler = SHORT},
     [LARGE] = {.is_queue = true, .is_large = true, .filler = SHORT},
     [TMPFS] = {.is_queue = true, .file = MPSHM_FILE_SHM, .filler = SHORT},
+    [GROWING] = {.is_queue = true, .limits = {.joinable = 1, .grows = 1}, .filler = SHORT},
+    [GROWING_TMPFS] = {.is_queue = true, .limits = {.joinable = 1, .grows = 1}, .file = MPSHM_FILE_SHM,
+                       .filler = SHORT},
+    [GROWN] = {.is_queue = true, .is_watched = true, .limits = {.joinable = 1, .grows = 1}, .filler = SHORT},
     [PIPE] = {.filler = VIEWED},
     [SOCKET] = {.is_socket = true, .filler = VIEWED},
     [STRANGERS] = {.is_socket = true, .for_strangers = true, .filler = VIEWED},

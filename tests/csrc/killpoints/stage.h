@@ -7,17 +7,20 @@
 
 #include "mpshm.h"
 
-enum kind_number { UNBOUNDED, BOUNDED, JOINABLE, BOTH, BYTES, SIMPLE, TMPFS, LARGE, PIPE, SOCKET,
-                   STRANGERS, LARGE_PIPE, KINDS };
+enum kind_number { UNBOUNDED, BOUNDED, JOINABLE, BOTH, BYTES, SIMPLE, TMPFS, LARGE, GROWING, GROWING_TMPFS,
+                   GROWN, PIPE, SOCKET, STRANGERS, LARGE_PIPE, KINDS };
 extern const char *const kind_names[KINDS + 1];
 #define KIND(number) (1u << (number))
 #define CONNECTIONS (KIND(PIPE) | KIND(SOCKET) | KIND(STRANGERS))
 /* Of these there are the scenarios only in which their size matters. */
 #define LARGES (KIND(LARGE) | KIND(LARGE_PIPE))
-#define QUEUES (KIND(KINDS) - 1 - CONNECTIONS - LARGES)
+/* And of these only the ones that are about rings. */
+#define GROWINGS (KIND(GROWING) | KIND(GROWING_TMPFS))
+#define QUEUES (KIND(KINDS) - 1 - CONNECTIONS - LARGES - GROWINGS)
 #define ALL_KINDS (QUEUES | CONNECTIONS)
 #define WITH_PLACES (KIND(BOUNDED) | KIND(BOTH) | KIND(BYTES))
-#define WITH_TASKS (KIND(JOINABLE) | KIND(BOTH))
+#define WITH_RINGS (GROWINGS | KIND(GROWN))
+#define WITH_TASKS (KIND(JOINABLE) | KIND(BOTH) | WITH_RINGS)
 
 struct kind {
     bool is_queue, is_socket;
