@@ -315,7 +315,9 @@ struct stream_record {
 _Static_assert(sizeof(struct stream_record) == 128, "layout");
 struct streams {
     _Atomic uint32_t freed; /* hint: event count and futex of those that wait for a record.  The same */
-    uint32_t unused[31];
+    _Atomic uint32_t touched; /* hint: a bit for each record whose piece may have memory.  Wrongly set: it is given
+                                 back once more.  Wrongly clear: it stays until the record is used again */
+    uint32_t unused[30];
     struct stream_record records[STREAMS];
 };
 _Static_assert(sizeof(struct streams) == 128 + STREAMS * 128, "layout");

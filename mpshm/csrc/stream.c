@@ -101,18 +101,24 @@ stream_reap(mpshm_arena *arena)
     }
 }
 
+/* Have that record, if it is free. */
+static bool
+claim_record(mpshm_arena *arena, uint32_t number, uint32_t *generation)
+{
+    _Atomic uint64_t *at = &arena->streams->records[number].owner;
+    uint64_t owner = atomic_load(at);
+
+    *generation = (OWNER_GENERATION(owner) + 1) & STREAM_GENERATION_MASK;
+    return OWNER_NAME(owner) == 0
+           && atomic_compare_exchange_strong(at, &owner, STREAM_OWNER(*generation, arena->me));
+}
+
 static bool
 claim_one(mpshm_arena *arena, mpshm_stream *stream)
 {
     for (uint32_t i = 0; i < arena->stream_count; i++) {
-        uint64_t owner = atomic_load(&arena->streams->records[i].owner);
-        uint32_t generation = (OWNER_GENERATION(owner) + 1) & STREAM_GENERATION_MASK;
-
-        if (OWNER_NAME(owner) == 0
-            && atomic_compare_exchange_strong(&arena->streams->records[i].owner, &owner,
-                                              STREAM_OWNER(generation, arena->me))) {
+        if (claim_record(arena, i, &stream->record_generation)) {
             stream->number = i;
-            stream->record_generation = generation;
             return true;
         }
     }
@@ -149,6 +155,23 @@ stream_write(const struct stream *stream, uint32_t pieces, const char *data, uin
     }
 }
 
+/* Have a free record whose piece may have memory, to give that back; it is then freed by stream_free, or stays cold if its
+   owner is killed. */
+bool
+stream_take_cold(mpshm_arena *arena, uint32_t number, struct stream *stream)
+{
+    uint32_t bit = UINT32_C(1) << number, generation;
+
+    INVARIANT(A4, arena_is_locked(arena));
+    if ((atomic_load(&arena->streams->touched) & bit) == 0 || arena->me == 0
+        || !claim_record(arena, number, &generation)) {
+        return false;
+    }
+    (void) atomic_fetch_and(&arena->streams->touched, ~bit);
+    *stream = stream_at(arena, number, generation);
+    return true;
+}
+
 bool
 stream_any_free(const mpshm_arena *arena)
 {
@@ -168,6 +191,7 @@ stream_put_first(mpshm_stream *to, uint64_t spot, const char *data, uint64_t siz
     uint32_t bytes = size < PIECE_BYTES ? (uint32_t) size : PIECE_BYTES;
 
     atomic_store(&stream.record->spot, STREAM_SPOT(stream.generation, spot));
+    (void) atomic_fetch_or(&to->arena->streams->touched, UINT32_C(1) << to->number);
     stream_write(&stream, 0, data, bytes, bytes < size);
     to->spot = spot;
     to->sent = bytes;

@@ -46,6 +46,7 @@ void stream_said_read(const struct stream *stream, uint32_t pieces);
 bool stream_owner_is_dead(mpshm_arena *arena, const struct stream *stream);
 /* The taker's, when the slot has passed. */
 void stream_end(mpshm_arena *arena, const struct stream *stream);
+bool stream_take_cold(mpshm_arena *arena, uint32_t number, struct stream *stream); /* (L) */
 void stream_reap(mpshm_arena *arena); /* free what is nobody's */
 void stream_call(mpshm_arena *arena); /* wake all that sleep at a record or for one */
 int stream_validate(mpshm_arena *arena, bool rests); /* 1, or -line */

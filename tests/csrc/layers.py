@@ -20,7 +20,8 @@ LAYERS = """
     ring_check segment_check strays tasks
     positions
     chain
-    mirror stream trim turns
+    stream
+    mirror trim turns
     arena inspect ring
     leases pressure
     waking

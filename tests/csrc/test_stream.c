@@ -453,6 +453,26 @@ a_message_outlives_its_sender(void)
     end_queue();
 }
 
+static void
+memory_of_pieces_goes_back(void)
+{
+    open_queue();
+    uint64_t before = gauges(arena).bytes_resident;
+
+    CHECK_EQ(1, put(PIECE, 1));
+    CHECK_EQ(1, put(PIECE, 2));
+    check_next(PIECE, 1);
+    CHECK(gauges(arena).bytes_resident >= before + 2 * PIECE);
+    CHECK_EQ(PIECE, mpshm_trim(arena)); /* the other one is in use */
+    check_next(PIECE, 2);
+    CHECK_EQ(PIECE, mpshm_trim(arena));
+    CHECK(gauges(arena).bytes_resident < before + PIECE);
+    CHECK_EQ(0, mpshm_trim(arena));
+    CHECK_EQ(1, put(PIECE, 3));
+    check_next(PIECE, 3);
+    end_queue();
+}
+
 /* The sender ends early */
 
 static void
@@ -1130,6 +1150,7 @@ static const struct test tests[] = {
     TEST(one_that_waits_for_a_record_is_woken),
     TEST(records_of_the_dead_come_back),
     TEST(a_message_outlives_its_sender),
+    TEST(memory_of_pieces_goes_back),
     TEST(nobody_takes_it),
     TEST(a_sender_that_gives_up_says_so_to_the_taker),
     TEST(a_taker_that_sleeps_is_woken_when_the_sender_gives_up),
