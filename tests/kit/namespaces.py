@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 _NEW_PID, _NEW_MOUNTS = 0x20000000, 0x00020000  # CLONE_NEWPID, CLONE_NEWNS
-_PRIVATE, _RECURSIVE = 1 << 18, 1 << 14  # MS_PRIVATE, MS_REC
+_PRIVATE, _RECURSIVE, _READ_ONLY = 1 << 18, 1 << 14, 1  # MS_PRIVATE, MS_REC, MS_RDONLY
 
 
 def _libc(name: str, *args: object) -> None:
@@ -39,6 +39,20 @@ def hide_proc() -> None:
     _libc("unshare", _NEW_MOUNTS)
     _libc("mount", b"none", b"/", None, _PRIVATE | _RECURSIVE, None)
     _libc("mount", b"none", b"/proc", b"tmpfs", 0, None)
+
+
+def mount_shm(size_bytes: int) -> None:
+    """In a child: from now on /dev/shm is empty and that small, for it and its descendants."""
+    _libc("unshare", _NEW_MOUNTS)
+    _libc("mount", b"none", b"/", None, _PRIVATE | _RECURSIVE, None)
+    _libc("mount", b"none", b"/dev/shm", b"tmpfs", 0, f"size={size_bytes}".encode())
+
+
+def hide_shm() -> None:
+    """In a child: from now on nothing can be made in /dev/shm, by it and its descendants."""
+    _libc("unshare", _NEW_MOUNTS)
+    _libc("mount", b"none", b"/", None, _PRIVATE | _RECURSIVE, None)
+    _libc("mount", b"none", b"/dev/shm", b"tmpfs", _READ_ONLY, None)
 
 
 @functools.cache
