@@ -22,6 +22,7 @@
 
 #include <errno.h>
 
+#include "refuse.h"
 #include "ring.h"
 
 /* A queue goes back to ring 0 when no more than this is in it. */
@@ -135,7 +136,7 @@ take_free(mpshm_arena *arena, uint32_t behind, bool only_zero)
 static bool
 has_memory(mpshm_arena *arena, const struct ring *ring)
 {
-    if (ring == NULL) {
+    if (ring == NULL || memory_is_refused()) {
         return false;
     }
     return ring->number == 0 || !arena->bounded

@@ -39,6 +39,8 @@ def open_crew(
 ) -> Iterator[Crew]:
     """A crew; at the end all have ended, the messages are judged and the queue is closed."""
     crew = Crew(context, queue, folder, settings, result)
+    if settings.transport == "mpshm":
+        crew.held_max = 0  # what put returned for is in shared memory
     complete = True
     try:
         yield crew
@@ -222,7 +224,8 @@ def bounded(settings: Settings, folder: str, result: Result, say: Say) -> None:
             outside.append(size)
 
     with open_crew(context, queue, settings, folder, result) as crew:
-        crew.held_max = BOUND
+        if crew.held_max is None:
+            crew.held_max = BOUND
         warm_bytes = warm_up(crew)
         Storm(crew, say, stops_per_s=1.0, observe=observe).rage()
         if outside:
@@ -334,11 +337,11 @@ def _put_late_messages(crew: Crew) -> None:
 def _producers_die(crew: Crew) -> None:
     """Producers die that have put all they had, and whose messages nobody has got yet."""
     largest = FEW_LARGEST_BYTES.get(crew.settings.transport, 1000)
-    crew.held_max = 0
+    otherwise, crew.held_max = crew.held_max, 0
     producers = [
         crew.hire(PRODUCER, count=FEW_MESSAGES, lingers=True, largest=largest) for _ in range(2)
     ]
-    crew.held_max = None
+    crew.held_max = otherwise
     watch = Watch(crew.settings.hang_s)
     while left := sum(crew.board.get(m.who, DONE) < FEW_MESSAGES for m in producers):
         crew.notice()
