@@ -95,7 +95,7 @@ class Feeder:
         place: Place | None
         if isinstance(item, Handed):
             obj, message = item.pickled.obj, item.pickled.message
-            place: Place | None = item.place
+            place = item.place
         else:  # of a program that puts in the buffer by itself, as stock's put does
             obj, message, place = item, None, self._sem.next_held()
         try:
