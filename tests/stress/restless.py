@@ -28,7 +28,7 @@ from kit.words import Held, Seen, look, name_of
 from . import workers
 from .crew import CONSUMER, PRODUCER, Crew, Member, Watch
 from .ledger import GOT
-from .queues import BOUND, MASSACRE, check_rest, close
+from .queues import BOUND, LONG_WINDOWS, MASSACRE, check_rest, close
 from .report import MIB, Hung, Result, Say, Settings
 from .transports import open_context
 
@@ -37,6 +37,7 @@ EACH = 6
 PIPES = 2
 MAX_BYTES = 8 * MIB
 LARGEST_BYTES = 1 * MIB
+LONG_LARGEST_BYTES = 64 << 10
 PIPE_LARGEST_BYTES = 256 << 10
 NICE = 10
 """Of the workers: on few CPUs this process must be able to kill and to look in time."""
@@ -139,6 +140,8 @@ class Channel:
             "simple": kind == "SimpleQueue",
             "joinable": kind == "JoinableQueue",
         }
+        if kind in ("Queue", "JoinableQueue"):  # they have several rings at times
+            self.crew.common.update(windows=LONG_WINDOWS, largest=LONG_LARGEST_BYTES)
         if settings.transport == "mpshm" or self.is_pipe or kind in ("SimpleQueue", "maxbytes"):
             self.crew.held_max = 0
         elif kind == "bounded":
