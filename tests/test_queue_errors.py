@@ -307,12 +307,12 @@ def too_large(errors: Any) -> None:
     finish(q)
 
 
-@pytest.mark.shared_memory("a pipe passes on what no memory file holds")
-def test_message_that_no_memory_can_hold_is_reported_and_later_ones_arrive() -> None:
+@pytest.mark.shared_memory("MPSHM=require refuses the plain road")
+def test_message_that_would_go_plain_is_reported_if_that_is_refused_and_later_ones_arrive() -> None:
     context = mpshm.get_context("fork")
     errors = context.SimpleQueue()
     process = context.Process(target=too_large, args=(errors,))
     process.start()
-    assert (1, ["OSError"]) == errors.get(timeout=30)
+    assert (1, ["PlainRoadError"]) == errors.get(timeout=30)
     process.join()
     finish(errors)

@@ -213,7 +213,6 @@ def put_many(q: Any, objects: list[Any]) -> None:
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.parametrize("name", MESSAGES)
 def test_objects_through_a_queue(name: str, kind: str, put: Any) -> None:
-    """Refused once or twice: a queue has no plain road yet, and waits for memory."""
     sent = MESSAGES[name]
     want = [described(1), expected(sent), described("last")]
     q = QUEUES[kind]()
@@ -233,9 +232,11 @@ def test_objects_through_a_queue(name: str, kind: str, put: Any) -> None:
             assert 0 == q.qsize()
             assert not q.full()
 
-    each_refusal((1, 2), do)
+    refused = each_refusal((1, FOR_EVER), do)
     assert [] == failed
     assert q.empty()
+    reasons = set(q.stats().plain_reasons) - {"small"}
+    assert (refused > 0) == (reasons == {"out of shared memory"})
     assert 0 == q.stats().runs_in_use
     finish(q)
 

@@ -86,6 +86,12 @@ struct mpshm_arena {
     bool grows, overflowing;
     uint32_t bound;         /* how many open positions all rings together may have, 0: any number */
     uint64_t passed_seen;   /* how many positions had passed when that was last looked at */
+    struct streams *streams; /* NULL: no queue's */
+    char *pieces;
+    uint32_t stream_count;  /* how many records have a piece */
+    mpshm_incoming *parked; /* messages that this process takes and no thread is at (stream_get.c) */
+    _Atomic bool is_parked; /* there are some; no lock guards it */
+    uint64_t turns;         /* how many it has begun to take */
     struct roster *roster;
     _Atomic uint32_t watch; /* the period in which those of this process that do not receive wake by
                                themselves (watch.c); no lock guards it, nor the next */
@@ -363,6 +369,13 @@ uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max, bool knows);
 int frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max);
 #define DESCRIPTOR_BYTES 20
+/* What a frame in a queue says of a message that goes through a stream record. */
+struct stream_name {
+    uint32_t number, generation; /* of the record */
+    uint64_t size;               /* of the message */
+};
+void frame_put_stream(char *frame, const struct stream_name *stream);
+bool frame_stream(const unsigned char *frame, struct stream_name *stream);
 
 /* leases.c, all under arena_lock. */
 int lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char **data);

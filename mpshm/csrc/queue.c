@@ -17,6 +17,7 @@
 
 #include "queue.h"
 #include "ring.h"
+#include "stream.h"
 
 /* How long a receiver that its pipe has woken waits for a message that is still being written. */
 #define DUE_NS INT64_C(20000000)
@@ -54,6 +55,9 @@ mpshm_end_stop_receiving(const mpshm_end *end)
     process_lock();
     INVARIANT(A2, !end->receives || end->arena->receivers > 0);
     end->arena->receivers -= end->receives != 0;
+    if (end->arena->receivers == 0) {
+        stream_drop_parked(end->arena);
+    }
     end->arena->writer = -1; /* perhaps another's; then one is opened when it is needed */
     process_unlock();
 }

@@ -270,6 +270,8 @@ int ring_fill(mpshm_arena *arena, uint64_t spot, char *frame);         /* (L) */
 void ring_put(mpshm_arena *arena, int fd, const uint64_t *spots, uint32_t count); /* (L) */
 uint32_t ring_take(mpshm_arena *arena, char *to, uint64_t *spots, uint32_t most); /* (L) */
 void ring_pass(mpshm_arena *arena, uint64_t spot); /* (L) */
+bool ring_take_back(mpshm_arena *arena, uint64_t spot); /* READY -> SKIPPED; false: it has been taken */
+name ring_taker(const mpshm_arena *arena, uint64_t spot); /* who takes it; 0: nobody now */
 uint32_t ring_count(mpshm_arena *arena, bool also_coming);
 bool ring_is_ready(mpshm_arena *arena);
 

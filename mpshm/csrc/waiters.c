@@ -30,6 +30,7 @@
 #include <sched.h>
 
 #include "ring.h"
+#include "stream.h"
 
 /* How long the backup sleeps, and when it counts as dead or stopped. */
 #define BACKUP_MS 1
@@ -41,6 +42,13 @@
 #define ROOM_LOOK_MS 200
 
 /* Receivers. */
+
+/* Whether there is something to go on with: a message in the ring, or one that this process takes and no thread is at. */
+static bool
+has_message(mpshm_arena *arena)
+{
+    return ring_is_ready(arena) || stream_is_parked(arena);
+}
 
 void
 waiter_init(mpshm_waiter *waiter, uint32_t spin_us)
@@ -155,7 +163,7 @@ is_at_end(mpshm_arena *arena, int fd)
 static bool
 message_has_come(mpshm_arena *arena, const void *wakeups)
 {
-    return ring_is_ready(arena) || atomic_load(&arena->chain->waiters.wakeups) != *(const uint32_t *) wakeups;
+    return has_message(arena) || atomic_load(&arena->chain->waiters.wakeups) != *(const uint32_t *) wakeups;
 }
 
 static bool
@@ -163,7 +171,7 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
 {
     struct waiters *waiters = &arena->chain->waiters;
 
-    if (ring_is_ready(arena)) {
+    if (has_message(arena)) {
         return true;
     }
     if (ms == 0) {
@@ -172,13 +180,13 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
     uint32_t count = atomic_fetch_or(&waiters->wakeups, MAY_SLEEP) | MAY_SLEEP;
 
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_put's last */
-    if (!ring_is_ready(arena)) {
+    if (!has_message(arena)) {
         if (is_at_end(arena, fd)) { /* the last sender that closes its end wakes those that have said so */
             return true;
         }
         futex_wait(&waiters->wakeups, count, trim_before_sleep(arena, message_has_come, &count, ms));
     }
-    return ring_is_ready(arena);
+    return has_message(arena);
 }
 
 /* Sleep until there is a message or the end of file: true; or until the time (-1: any) is over, or
