@@ -94,7 +94,7 @@ class Feeder:
         """Put one object, or keep it for the next flush.  False: the thread must end."""
         if isinstance(item, Handed):
             obj, message = item.pickled.obj, item.pickled.message
-            place = item.place
+            place: Place | None = item.place
         else:  # of a program that puts in the buffer by itself, as stock's put does
             obj, message, place = item, None, self._sem.next_held()
         try:
