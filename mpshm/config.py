@@ -66,6 +66,8 @@ class Geometry(NamedTuple):
     stride: int
     segment_bytes: int
     chunk_bytes: int
+    ring_limit: int = 64
+    """Rings of a queue that grows: a further one when those before it are full."""
 
 
 GEOMETRY = Geometry(496, 1 << 40, 64 << 20, max(4096, mmap.PAGESIZE))

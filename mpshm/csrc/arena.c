@@ -36,6 +36,16 @@ slots_for(uint32_t places)
     return slots;
 }
 
+/* A queue whose bound one ring has slots for needs no others, and one that is bounded by bytes has but one. */
+static uint32_t
+rings_for(const mpshm_geometry *geometry, const mpshm_queue *queue)
+{
+    bool grows = queue->grows && queue->bytes == 0 && (queue->places == 0 || queue->places > RING_SLOTS_MOST);
+    uint32_t limit = geometry->ring_limit > 0 && geometry->ring_limit < RINGS ? geometry->ring_limit : RINGS;
+
+    return grows ? limit : 1;
+}
+
 /* Bytes before segment 0. */
 static uint64_t
 head_bytes_for(const struct arena_header *header)
@@ -72,6 +82,7 @@ shrink(struct arena_header *header)
         header->stride = header->stride / 2 / SMALL_ALIGN * SMALL_ALIGN;
     } else if (header->rings > 1) {
         header->rings = 1;
+        header->slots = slots_for(header->places);
     } else if (header->overflowing) {
         header->overflowing = 0;
     } else if (header->streams > STREAMS_BOUNDED) {
@@ -108,8 +119,8 @@ plan_header(const mpshm_geometry *geometry, const mpshm_queue *queue, bool bound
     header->id = memfile_fresh_id();
     if (queue != NULL) {
         header->slot_bytes = MPSHM_SLOT_BYTES;
-        header->slots = slots_for(queue->places);
-        header->rings = queue->grows && queue->places == 0 && queue->bytes == 0 ? RINGS : 1;
+        header->rings = rings_for(geometry, queue);
+        header->slots = header->rings > 1 ? RING_SLOTS : slots_for(queue->places);
         header->overflowing = !bounded;
         header->streams = bounded ? STREAMS_BOUNDED : STREAMS;
         header->places = queue->places;
@@ -210,7 +221,7 @@ read_header(int fd, struct arena_header *header)
                            || header->slots > RING_SLOTS_MOST || (header->slots & (header->slots - 1)) != 0
                            || header->streams > STREAMS
                            || header->rings == 0 || header->rings > RINGS
-                           || (header->rings > 1 && (header->places != 0 || header->bytes_limit != 0))
+                           || (header->rings > 1 && (header->slots != RING_SLOTS || header->bytes_limit != 0))
                      : header->slots != 0 || header->rings != 0)
         || header->head_bytes != head_bytes_for(header)
         || file_bytes(header) != (uint64_t) status.st_size) {
@@ -456,5 +467,6 @@ mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out)
     out->segment_bytes = arena->segment_bytes;
     out->segment_limit = arena->segment_limit;
     out->chunk_shift = arena->chunk_shift;
+    out->ring_limit = arena->rings;
     return 0;
 }

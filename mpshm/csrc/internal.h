@@ -84,7 +84,8 @@ struct mpshm_arena {
     _Atomic(struct ring *) *others; /* and the others, once each is mapped; NULL: it does not grow */
     uint32_t rings;
     bool grows, overflowing;
-    int64_t no_growth_ns;   /* no ring could be had just now: before this time there is none */
+    uint32_t bound;         /* how many open positions all rings together may have, 0: any number */
+    uint64_t passed_seen;   /* how many positions had passed when that was last looked at */
     struct streams *streams; /* NULL: no queue's */
     char *pieces;
     uint32_t stream_count;  /* how many records have a piece */
@@ -95,7 +96,8 @@ struct mpshm_arena {
     _Atomic uint32_t watch; /* the period in which those of this process that do not receive wake by
                                themselves (watch.c); no lock guards it, nor the next */
     _Atomic uint64_t room_seen; /* how far the ring had been emptied when one slept for room last */
-    uint32_t receivers;     /* open ends to receive by, in this process */
+    uint32_t ends;          /* of a queue, open in this process, */
+    uint32_t receivers;     /* and of these, to receive by */
     int writer;             /* a pipe's end to send by that is open here, or -1 */
     uint32_t places;        /* how many messages it may hold, 0: any number */
     bool joinable;

@@ -63,6 +63,7 @@ typedef struct {
     uint64_t segment_bytes; /* data bytes of a usual segment */
     uint32_t segment_limit; /* how many segments the arena may hold */
     uint32_t chunk_shift;   /* log2 of a chunk's bytes in a usual segment */
+    uint32_t ring_limit;    /* how many rings a queue that grows may have, 0: as many as can be */
 } mpshm_geometry;
 
 /* Names a sealed run. */
@@ -134,7 +135,8 @@ typedef struct {
     uint32_t places;        /* messages */
     uint32_t joinable;      /* whether task_done() and join() count them */
     uint64_t bytes;         /* of slots and chunks */
-    uint32_t grows;         /* whether it gets longer by mpshm_queue_grow; not if it is bounded */
+    uint32_t grows;         /* whether it gets longer by mpshm_queue_grow; not if it is bounded by bytes, or so few
+                               places that one ring has them */
 } mpshm_queue;
 
 /* Make an arena and its memory file; the caller closes it.  Where /proc names memory files, it shows
@@ -311,7 +313,7 @@ typedef struct {
 
 /* A message's place in the queue, taken before it is put: a position, or that it counts as pending. */
 #define MPSHM_NO_PLACE -1
-#define MPSHM_PENDING 1099511627776 /* 2^40: no position is so large */
+#define MPSHM_PENDING 8796093022208 /* 2^43: no spot is so large */
 typedef struct {
     mpshm_arena *arena;
     int64_t at;
@@ -367,8 +369,8 @@ int mpshm_stream_go(mpshm_stream *stream, const mpshm_end *end, const char *data
 /* End it before all has been written: 0; -EBUSY: some process takes the message, and it is still under way.
    gives_up: end it then as well: that process gets MPSHM_E_GIVEN_UP for it. */
 int mpshm_stream_stop(mpshm_stream *stream, int gives_up);
-/* After a put has found the ring full: have room for more messages: 0; or -ENOSPC: no memory for a longer ring, or
-   the queue does not grow. */
+/* After a put has found the ring full, but not the queue: have room for more messages: 0; or -ENOSPC: no memory for a
+   longer ring, or the queue does not grow. */
 int mpshm_queue_grow(const mpshm_end *end);
 /* How many have been taken, or given up, since the queue was made: modulo 2^36. */
 uint64_t mpshm_queue_taken(mpshm_arena *arena);

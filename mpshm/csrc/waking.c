@@ -90,7 +90,7 @@ waiters_call_senders(mpshm_arena *arena)
 static int
 room_for(const mpshm_arena *arena)
 {
-    int64_t places = (int64_t) arena->zero.bound - chain_backlog(arena);
+    int64_t places = (int64_t) arena->bound - chain_backlog(arena);
 
     return arena->bytes_limit != 0 ? INT_MAX : places > 1 ? (int) places : 1;
 }
