@@ -92,10 +92,9 @@ class Feeder:
 
     def _feed(self, item: Any) -> bool:
         """Put one object, or keep it for the next flush.  False: the thread must end."""
-        place: Place | None
         if isinstance(item, Handed):
             obj, message = item.pickled.obj, item.pickled.message
-            place = item.place
+            place: Place | None = item.place
         else:  # of a program that puts in the buffer by itself, as stock's put does
             obj, message, place = item, None, self._sem.next_held()
         try:
