@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import os
 import queue
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,26 @@ from kit.waiting import WAIT_S, wait_until
 grows = pytest.mark.shared_memory("stock's queues leave what is not read yet to a thread")
 
 # Queues that hold much
+
+
+def close_all_but_the_pipe(q: Any, back: Any) -> None:
+    """As a daemon does that keeps the descriptors it was told of."""
+    kept = {0, 1, 2, *(end.fileno() for end in (q._reader, q._writer, back._reader, back._writer))}
+    for fd in {int(fd) for fd in os.listdir("/proc/self/fd")} - kept:
+        with contextlib.suppress(OSError):  # that of the listing
+            os.close(fd)
+    get_bodies(q, back, 3000)
+
+
+@grows
+def test_process_that_has_closed_the_memory_file_follows_a_queue_that_grows() -> None:
+    context = mpshm.get_context("fork")
+    with finishing(context.Queue()) as q, finishing(context.Queue()) as back:
+        target = close_all_but_the_pipe
+        with running(context.Process(target=target, args=(q, back))) as reader:
+            put_bodies(q, 0, 3000, KB)
+            assert {0: list(range(3000))} == back.get(timeout=WAIT_S)
+            end_well(reader)
 
 
 @grows

@@ -56,14 +56,22 @@ head_bytes_for(const struct arena_header *header)
     if (header->slots > 0) {
         bytes = pieces_offset(header->slots, header->overflowing != 0) + (uint64_t) header->streams * PIECE_BYTES;
     }
+    bytes += rings_offset(header->rings, header->overflowing != 0);
     return (bytes + align - 1) / align * align;
+}
+
+/* The part of it that each process has mapped whole.  Further rings lie behind it, and not behind the segments: a
+   process that has lost the file's number finds them through this mapping. */
+static uint64_t
+mapped_bytes_for(const struct arena_header *header)
+{
+    return header->head_bytes - rings_offset(header->rings, header->overflowing != 0);
 }
 
 static uint64_t
 file_bytes(const struct arena_header *header)
 {
-    return header->head_bytes + header->segment_limit * header->stride
-           + rings_offset(header->rings, header->overflowing != 0);
+    return header->head_bytes + header->segment_limit * header->stride;
 }
 
 /* How many rings a queue has in a file whose size is limited: with more, nothing is left for segments. */
@@ -181,7 +189,7 @@ mpshm_arena_create(const mpshm_geometry *geometry, int kind, const char *name, i
         error = -errno;
     }
     if (error == 0 && bounded) {
-        error = memfile_reserve(fd, 0, header.head_bytes);
+        error = memfile_reserve(fd, 0, mapped_bytes_for(&header));
     }
     if (error == 0) {
         error = memfile_seal(fd, bounded);
@@ -240,12 +248,6 @@ mpshm_arena_identity(int fd, uint64_t *id)
     return error;
 }
 
-static uint64_t
-mapped_bytes(const mpshm_arena *arena)
-{
-    return arena->head_bytes;
-}
-
 /* Find the roster, and make the arena one of this process's.  Under the lock. */
 static int
 join_roster(mpshm_arena *arena, uint64_t id, bool fresh)
@@ -284,7 +286,7 @@ attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpsh
     arena->device = status.st_dev;
     arena->inode = status.st_ino;
     arena->refs = 1;
-    void *mapped = mmap(NULL, header->head_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *mapped = mmap(NULL, mapped_bytes_for(header), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
     if (mapped == MAP_FAILED) {
         int error = -errno;
@@ -300,6 +302,7 @@ attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpsh
     arena->slot_bytes = header->slot_bytes;
     arena->id = header->id;
     arena->head_bytes = header->head_bytes;
+    arena->mapped_bytes = mapped_bytes_for(header);
     arena->stride = header->stride;
     arena->segment_bytes = header->segment_bytes;
     arena->segment_limit = header->segment_limit;
@@ -321,7 +324,7 @@ attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpsh
     }
     if (error != 0) {
         rings_detach(arena);
-        munmap(mapped, mapped_bytes(arena));
+        munmap(mapped, arena->mapped_bytes);
         free(arena);
         return error;
     }
@@ -384,7 +387,7 @@ arena_unref(mpshm_arena *arena)
     stream_forget_parked(arena);
     rings_detach(arena);
     roster_unref(arena->roster); /* one of its own lies in what is unmapped next */
-    munmap(arena->header, mapped_bytes(arena));
+    munmap(arena->header, arena->mapped_bytes);
     free(arena->sent);
     free(arena);
 }

@@ -72,6 +72,7 @@ struct mpshm_arena {
     uint32_t visits;        /* those of them that threads inside a call have: a fork's child has none */
     uint64_t id;
     uint32_t slot_bytes;
+    uint64_t mapped_bytes;  /* of what lies before a queue's further rings, */
     uint64_t head_bytes;    /* checked copies of the header's: a stray write must not move us */
     uint64_t stride;
     uint64_t segment_bytes;

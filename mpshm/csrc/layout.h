@@ -4,8 +4,8 @@
    A roster's file:  | roster header | records ... |
    An arena's file:  | arena header | its own roster, if strangers share it | marks | chain | stream records |
                      | ring 0 | (to alignment) pieces |
+                     | (to alignment) ring 1 | ring 2 | ...               of a queue that grows
                      | segment 0 | segment 1 | ...                        `stride` apart, sparse
-                     | ring 1 | ring 2 | ...                              of a queue that grows
    Ring 0:           | ring | slots, each with its data | overflow |
    Another ring:     | ring | words of its slots | (to alignment) data | overflow |
    A segment:        | head | free map | heads | freed | run table | (to alignment) data chunks |
@@ -363,7 +363,7 @@ ring_apart_bytes(uint32_t slots, int overflowing)
            + (uint64_t) slots * (RING_DATA_BYTES + (overflowing ? OVERFLOW_BYTES : 0));
 }
 
-/* Where ring `ring` lies, from the end of the segments on; of `rings`, where they end. */
+/* Where ring `ring` lies, from the end of what is mapped with the header on; of `rings`, where they end. */
 static inline uint64_t
 rings_offset(uint32_t ring, int overflowing)
 {

@@ -1,6 +1,6 @@
 /* Rings in this process: where each lies, and a walk along the chain of them.
 
-   Ring 0 lies in the head of the arena's file, with the chain.  The others lie behind the segments, each at its place
+   Ring 0 lies in the head of the arena's file, with the chain.  The others lie behind it, each at its place
    for good, and are mapped when they are first met.  Their slots' words lie together, apart from the data, for words
    stay when memory is given back: a late writer must find in them that the ring has gone on.  A process without room
    for the data's mapping reads and writes them in the file.
@@ -25,7 +25,7 @@
 uint64_t
 ring_offset(const mpshm_arena *arena, uint32_t number)
 {
-    return arena->head_bytes + arena->segment_limit * arena->stride + rings_offset(number, arena->overflowing);
+    return arena->mapped_bytes + rings_offset(number, arena->overflowing);
 }
 
 int

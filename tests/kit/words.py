@@ -140,7 +140,7 @@ def look(arena: Any) -> Seen:
     fd = arena.fileno()
     header = os.pread(fd, 4096, 0)
     _, _, limit, head_bytes, stride = _HEADER.unpack_from(header)
-    chain = _chain(fd, header, head_bytes + limit * stride) if arena.is_queue else None
+    chain = _chain(fd, header, head_bytes) if arena.is_queue else None
     none = np.empty(0, np.uint64)
     at, words = [none], [none]
     for number, entry in enumerate(np.frombuffer(header, np.uint64, limit, DIRECTORY_AT).tolist()):
@@ -155,7 +155,12 @@ def _words(fd: int, at: int, count: int) -> Words:
     return np.frombuffer(os.pread(fd, count * 8, at), np.uint64)
 
 
-def _chain(fd: int, header: bytes, behind_segments: int) -> Chain:
+def _words_bytes(slot_count: int) -> int:
+    """Of a further ring: its head and the words of its slots, to where its data begin."""
+    return -(-(SLOTS_AT + slot_count * 8) // _ALIGN) * _ALIGN
+
+
+def _chain(fd: int, header: bytes, head_bytes: int) -> Chain:
     """Rings' words before `first`: a ring in use was in the chain from then on, if it ever was."""
     (slot_count,) = struct.unpack_from("<I", header, _SLOTS_FIELD_AT)
     overflowing, ring_count = struct.unpack_from("<II", header, _OVERFLOWING_FIELD_AT)
@@ -163,14 +168,14 @@ def _chain(fd: int, header: bytes, behind_segments: int) -> Chain:
     (first,) = _words(fd, _CHAIN_AT, 1).tolist()
     slots = _words(fd, RING_0_AT + SLOTS_AT, slot_count * SLOT_BYTES // 8)[:: SLOT_BYTES // 8]
     rings = {0: _Ring(int(_words(fd, RING_0_AT + _HEAD_AT, 1)[0]), slots)}
-    at = behind_segments
-    for number in range(1, ring_count):
-        slot_count = _RING_SLOTS << min(number, _RING_DOUBLINGS)
+    slot_counts = [_RING_SLOTS << min(number, _RING_DOUBLINGS) for number in range(1, ring_count)]
+    slot_bytes = _DATA_BYTES + (_OVERFLOW_BYTES if overflowing else 0)
+    at = head_bytes - sum(_words_bytes(count) + count * slot_bytes for count in slot_counts)
+    for number, slot_count in enumerate(slot_counts, 1):
         if ring_words[number] or number == first & ((1 << _RING_BITS) - 1):
             (head,) = _words(fd, at + _HEAD_AT, 1).tolist()
             rings[number] = _Ring(head, _words(fd, at + SLOTS_AT, slot_count))
-        at += -(-(SLOTS_AT + slot_count * 8) // _ALIGN) * _ALIGN
-        at += slot_count * (_DATA_BYTES + (_OVERFLOW_BYTES if overflowing else 0))
+        at += _words_bytes(slot_count) + slot_count * slot_bytes
     return Chain(ring_words, first, rings)
 
 
