@@ -36,14 +36,15 @@ slots_for(uint32_t places)
     return slots;
 }
 
-/* A queue whose bound one ring has slots for needs no others, and one that is bounded by bytes has but one. */
+/* A queue whose bound one ring has slots for needs no others, and one that is bounded by bytes has but one.  What a
+   bound has places for that rings have not waits with the senders' feeders. */
 static uint32_t
 rings_for(const mpshm_geometry *geometry, const mpshm_queue *queue)
 {
-    bool grows = queue->grows && queue->bytes == 0 && (queue->places == 0 || queue->places > RING_SLOTS_MOST);
     uint32_t limit = geometry->ring_limit > 0 && geometry->ring_limit < RINGS ? geometry->ring_limit : RINGS;
+    bool is_long = queue->places == 0 || (queue->places > RING_SLOTS_MOST && queue->places <= rings_places(limit));
 
-    return grows ? limit : 1;
+    return queue->grows && queue->bytes == 0 && is_long ? limit : 1;
 }
 
 /* Bytes before segment 0. */
@@ -85,12 +86,12 @@ shrink(struct arena_header *header)
     if (header->segment_limit > 16) {
         header->segment_limit /= 2;
     } else if (header->rings > RINGS_FEW) {
-        header->rings = RINGS_FEW;
+        header->rings = header->places == 0 ? RINGS_FEW : 1;
+        header->slots = slots_for(header->places);
     } else if (header->stride >= UINT64_C(2) << 20) {
         header->stride = header->stride / 2 / SMALL_ALIGN * SMALL_ALIGN;
     } else if (header->rings > 1) {
         header->rings = 1;
-        header->slots = slots_for(header->places);
     } else if (header->overflowing) {
         header->overflowing = 0;
     } else if (header->streams > STREAMS_BOUNDED) {
@@ -229,7 +230,8 @@ read_header(int fd, struct arena_header *header)
                            || header->slots > RING_SLOTS_MOST || (header->slots & (header->slots - 1)) != 0
                            || header->streams > STREAMS
                            || header->rings == 0 || header->rings > RINGS
-                           || (header->rings > 1 && (header->slots != RING_SLOTS || header->bytes_limit != 0))
+                           || (header->rings > 1 && (header->slots != RING_SLOTS || header->bytes_limit != 0
+                                                     || header->places > rings_places(header->rings)))
                      : header->slots != 0 || header->rings != 0)
         || header->head_bytes != head_bytes_for(header)
         || file_bytes(header) != (uint64_t) status.st_size) {

@@ -165,6 +165,18 @@ _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSE
 #define RINGS (1 << RING_BITS) /* 1.9 million messages */
 #define RING_DOUBLINGS 6
 #define RING_SLOTS_OF(ring) (RING_SLOTS << ((ring) < RING_DOUBLINGS ? (ring) : RING_DOUBLINGS))
+/* For how many messages there is room in so many rings whenever no more than these are there: the first may be half
+   empty, and another have been ended early. */
+static inline uint32_t
+rings_places(uint32_t rings)
+{
+    uint32_t places = 0;
+
+    for (uint32_t ring = 0; ring + 2 < rings; ring++) {
+        places += RING_SLOTS_OF(ring) - 1;
+    }
+    return places;
+}
 /* A position and its ring: what a run in flight names. */
 #define SPOT(ring, position) ((uint64_t) (ring) << POSITION_BITS | ((position) & POSITION_MASK))
 #define SPOT_RING(spot) ((uint32_t) ((spot) >> POSITION_BITS & (RINGS - 1)))

@@ -7,8 +7,8 @@
      HELD, WRITING (dead) --mended--> SKIPPED          TAKING (dead) --mended--> FREE of the next lap
 
    No counter says how full the queue is.  A queue of `bound` places lets position p be claimed while fewer
-   than so many positions before it are open: while p < head + bound, which needs no look; or, when an
-   open slot stops the head, while a count of the words from the head on says so.  The count is right
+   than so many positions before it are open: while p < head + bound, which needs no look; or while a count of the
+   words from the head on says so, for what lies behind an open slot may have passed.  The count is right
    though others work: all of these are claimed, and an open position can only pass.  So a stopped sender
    takes one place, and stops the ring only when it is a lap behind.
 
@@ -156,16 +156,6 @@ ring_mend_from(mpshm_arena *arena, struct ring *ring, uint64_t at)
     return any;
 }
 
-/* Whether an open slot that is no message stops the head. */
-static bool
-is_stopped(const struct ring *ring, uint64_t head)
-{
-    uint64_t word = load_slot(ring, head);
-
-    return word_ahead(ring, word, head) == 0 && SLOT_STATE(word) != SLOT_READY
-           && SLOT_STATE(word) != SLOT_FREE;
-}
-
 /* Whether there is a place for position `at`.  G1 */
 static bool
 has_place(const mpshm_arena *arena, const struct ring *ring, uint64_t head, uint64_t at)
@@ -175,7 +165,7 @@ has_place(const mpshm_arena *arena, const struct ring *ring, uint64_t head, uint
     if (ahead < (int64_t) ring->bound) {
         return true; /* or `at` is old, as the slot will show */
     }
-    if (arena->grows || ahead >= (int64_t) ring->slots || !is_stopped(ring, head)) {
+    if (arena->grows || ahead >= (int64_t) ring->slots) {
         return false;
     }
     uint32_t open = 0;
@@ -249,9 +239,6 @@ ring_is_within_bound(mpshm_arena *arena, const struct ring *ring, uint64_t at)
 
         if (start.ring == NULL || position_ahead(all, passed.positions) < (int64_t) arena->bound) {
             return true; /* or `at` is old, as the slot will show */
-        }
-        if (!is_stopped(start.ring, start.at)) {
-            return false;
         }
         if (count_open(arena, &start, ring, at, arena->bound) < arena->bound) {
             return true;

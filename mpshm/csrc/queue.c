@@ -151,15 +151,16 @@ mpshm_queue_grow(const mpshm_end *end)
 static bool
 has_positions(const mpshm_arena *arena)
 {
-    return arena->bytes_limit != 0 || (arena->places != 0 && arena->places <= rings_capacity(arena));
+    return arena->bytes_limit != 0
+           || (arena->places != 0 && (arena->grows || arena->places <= arena->zero.slots));
 }
 
-/* How many messages may be pending.  With those that the ring has slots for, a bounded queue's are as many
+/* How many messages may be pending.  With those that its one ring has slots for, a bounded queue's are as many
    as it has places. */
 static int64_t
 pending_most(const mpshm_arena *arena)
 {
-    return arena->places == 0 ? INT64_MAX : (int64_t) arena->places - (int64_t) rings_capacity(arena);
+    return arena->places == 0 ? INT64_MAX : (int64_t) arena->places - (int64_t) arena->zero.slots;
 }
 
 /* See to it that arena->me is this process's: its parent may be one of the dead. */
@@ -197,9 +198,10 @@ int
 queue_why_full(mpshm_arena *arena)
 {
     bool full = arena->places != 0
-                && (has_positions(arena) || tasks_pending(arena) >= pending_most(arena));
+                && (has_positions(arena) ? !arena->grows || chain_is_full(arena)
+                                         : tasks_pending(arena) >= pending_most(arena));
 
-    return full && (!arena->grows || chain_is_full(arena)) ? MPSHM_E_FULL : -EAGAIN;
+    return full ? MPSHM_E_FULL : -EAGAIN;
 }
 
 int

@@ -151,8 +151,6 @@ ring_at(const mpshm_arena *arena, uint32_t number)
 {
     return number == 0 ? (struct ring *) &arena->zero : ring_map(arena, number);
 }
-/* How many messages all rings together can hold. */
-uint32_t rings_capacity(const mpshm_arena *arena);
 uint64_t ring_offset(const mpshm_arena *arena, uint32_t number); /* in the file, not of ring 0 */
 
 /* Whether the ring that `link` names is in that life of its still. */

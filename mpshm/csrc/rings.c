@@ -58,17 +58,6 @@ rings_attach(mpshm_arena *arena, const struct arena_header *header)
     return arena->grows && arena->others == NULL ? -ENOMEM : 0;
 }
 
-uint32_t
-rings_capacity(const mpshm_arena *arena)
-{
-    uint32_t all = arena->zero.slots - arena->grows;
-
-    for (uint32_t number = 1; number < arena->rings; number++) {
-        all += RING_SLOTS_OF(number) - 1;
-    }
-    return all;
-}
-
 static void
 unmap(const mpshm_arena *arena, struct ring *ring)
 {
