@@ -459,7 +459,7 @@ waiters_wakes_each(const mpshm_arena *arena)
 }
 void waiters_rouse(mpshm_arena *arena, int count);
 void waiters_call(mpshm_arena *arena, int most);
-void waiters_let_in(mpshm_arena *arena);
+void waiters_let_in(mpshm_arena *arena, int passed); /* so many slots, or INT_MAX: nobody has counted them */
 void waiters_call_senders(mpshm_arena *arena);
 int waiters_room(mpshm_arena *arena, int fd, short gone, int64_t place, int timeout_ms);
 void waiters_look_round(mpshm_arena *arena);

@@ -297,7 +297,7 @@ mpshm_place_give(mpshm_place *place)
         tasks_pend(arena, -1);
     } else if (place_is_position(place) && ring_is_held(arena, (uint64_t) place->at)) {
         ring_give_up(arena, (uint64_t) place->at);
-        waiters_let_in(arena);
+        waiters_let_in(arena, 1);
     }
     place->at = MPSHM_NO_PLACE;
     arena_unlock(arena);

@@ -390,7 +390,7 @@ take(mpshm_batch *batch, uint32_t most)
         all = few < FEW && (few == 0 || !names_runs((unsigned char *) frames + (few - 1) * RING_FRAME_BYTES));
         open_slots(batch, (unsigned char *) frames, positions, few);
         if (few > 0) {
-            waiters_let_in(arena);
+            waiters_let_in(arena, (int) few);
         }
         all_few += few;
         if (all) {

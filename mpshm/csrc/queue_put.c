@@ -118,7 +118,7 @@ static bool
 is_turn(mpshm_arena *arena, uint64_t position, uint64_t bytes)
 {
     if (turn_say(arena, position, bytes)) {
-        waiters_let_in(arena); /* those behind that did not know how many */
+        waiters_let_in(arena, 1); /* those behind that did not know how many */
     }
     return turn_has_come(arena, position, bytes);
 }
@@ -151,7 +151,7 @@ take_turn(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
     }
     if (!is_turn(arena, *position, letter->bytes)) {
         ring_give_up(arena, *position);
-        waiters_let_in(arena);
+        waiters_let_in(arena, 1);
         return MPSHM_E_FULL;
     }
     return 0;
@@ -253,7 +253,7 @@ leave_positions(mpshm_arena *arena, const struct letter *letters, const uint64_t
             ring_give_up(arena, positions[i]);
         }
     }
-    waiters_let_in(arena);
+    waiters_let_in(arena, (int) count);
 }
 
 /* The messages have been put: those that were pending have positions now. */

@@ -143,7 +143,7 @@ pass(mpshm_incoming *incoming, bool skips)
         ring_pass(arena, incoming->spot);
     }
     stream_end(arena, &incoming->stream);
-    waiters_let_in(arena);
+    waiters_let_in(arena, 1);
     arena_unlock(arena);
 }
 
@@ -266,7 +266,7 @@ stream_drop_parked(mpshm_arena *arena)
     for (mpshm_incoming *incoming; (incoming = stream_unpark(arena)) != NULL;) {
         ring_pass(arena, incoming->spot);
         stream_end(arena, &incoming->stream);
-        waiters_let_in(arena);
+        waiters_let_in(arena, 1);
         stream_close(incoming);
     }
 }

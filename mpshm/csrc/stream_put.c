@@ -122,7 +122,7 @@ take_back(mpshm_stream *stream)
         return false;
     }
     drop(stream);
-    waiters_let_in(arena);
+    waiters_let_in(arena, 1);
     return true;
 }
 

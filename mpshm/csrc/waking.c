@@ -86,22 +86,23 @@ waiters_call_senders(mpshm_arena *arena)
     }
 }
 
-/* For how many senders there is room: all are woken where the position says whose turn it is. */
+/* For how many senders there is room: all are woken where the position says whose turn it is.  The backlog does not say
+   what has passed behind a slot that stops the head, so there are places for at least as many as have passed now. */
 static int
-room_for(const mpshm_arena *arena)
+room_for(const mpshm_arena *arena, int passed)
 {
     int64_t places = (int64_t) arena->bound - chain_backlog(arena);
 
-    return arena->bytes_limit != 0 ? INT_MAX : places > 1 ? (int) places : 1;
+    return arena->bytes_limit != 0 ? INT_MAX : places > passed ? (int) places : passed;
 }
 
 /* Senders of a bounded queue: as many are woken as there are places.  The mark stays until fewer were asleep:
    see waiters_call. */
 static void
-let_in_each(mpshm_arena *arena)
+let_in_each(mpshm_arena *arena, int passed)
 {
     struct waiters *waiters = &arena->chain->waiters;
-    int most = room_for(arena);
+    int most = room_for(arena, passed);
     uint32_t mark = ROOM_MARK_EACH;
 
     if (call_senders(waiters, most) < most
@@ -115,7 +116,7 @@ let_in_each(mpshm_arena *arena)
    ring is empty, another whenever what is left has halved again, and when almost nothing is left as many
    as there are slots: then the mark stays if more may sleep. */
 void
-waiters_let_in(mpshm_arena *arena)
+waiters_let_in(mpshm_arena *arena, int passed)
 {
     struct waiters *waiters = &arena->chain->waiters;
     uint32_t mark = atomic_load(&waiters->room_mark);
@@ -124,7 +125,7 @@ waiters_let_in(mpshm_arena *arena)
         return;
     }
     if (mark == ROOM_MARK_EACH) {
-        let_in_each(arena);
+        let_in_each(arena, passed);
         return;
     }
     int64_t backlog = chain_backlog(arena);
@@ -149,7 +150,7 @@ let_in_unasked(mpshm_arena *arena)
     if (has_room) {
         bool many = waiters_wakes_each(arena) || chain_backlog(arena) <= ALMOST_EMPTY;
 
-        (void) call_senders(&arena->chain->waiters, many ? room_for(arena) : 1);
+        (void) call_senders(&arena->chain->waiters, many ? room_for(arena, 1) : 1);
     }
 }
 

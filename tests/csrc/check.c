@@ -518,7 +518,7 @@ take_and_let_in(mpshm_arena *arena, char *to, uint32_t most)
     uint32_t n = take_frames(arena, to, most);
 
     if (n > 0) {
-        waiters_let_in(arena);
+        waiters_let_in(arena, (int) n);
     }
     return n;
 }

@@ -140,7 +140,7 @@ take(uint32_t count)
         n = take_frames(arena, frames, count < AT_ONCE ? count : AT_ONCE);
         arena_unlock(arena);
         CHECK(n > 0);
-        waiters_let_in(arena);
+        waiters_let_in(arena, (int) n);
     }
 }
 

@@ -27,14 +27,26 @@ static mpshm_batch *batch;
 static int ends[2], to_parent[2];
 
 static void
-open_ring_of(mpshm_geometry geometry)
+open_ring_as(mpshm_geometry geometry, uint32_t places)
 {
-    arena = queue_arena_of(geometry, 0, 0, 0);
+    arena = queue_arena_of(geometry, places, 0, 0);
     make_pipe(ends);
     CHECK_EQ(0, pipe(to_parent));
     batch = batch_of(arena, &counts, ends[0], 0);
     words = &arena->chain->waiters;
     mpshm_reap(arena); /* be a peer: the first, before any child */
+}
+
+static void
+open_ring_of(mpshm_geometry geometry)
+{
+    open_ring_as(geometry, 0);
+}
+
+static void
+open_ring_with(uint32_t places)
+{
+    open_ring_as(tiny, places);
 }
 
 static void
@@ -611,6 +623,37 @@ sender_finds_room_at_its_watch(void)
     end_ring();
 }
 
+/* The head does not move, for one place is only held. */
+static void
+places_behind_a_stopped_head_wake_one_sender_each(void)
+{
+    enum { SENDERS = 4, PLACES = 8 };
+    int pids[SENDERS];
+
+    open_ring_with(PLACES);
+    mpshm_place *place = mpshm_place_new(arena);
+
+    CHECK_EQ(0, mpshm_place_take(place));
+    put(PLACES - 1);
+    take(2);
+    put(2);
+    no_receiver_watches_soon();
+    for (int i = 0; i < SENDERS; i++) {
+        pids[i] = waiting_sender(arena, ends[1], to_parent);
+    }
+    CHECK_EQ(SENDERS - 1, mpshm_queue_receive(batch, SENDERS - 1, 0));
+    CHECK_EQ(SENDERS - 1, woken_within(LONG_MS, SENDERS - 1));
+    CHECK_EQ(0, woken_within(50, 1));
+    mpshm_place_give(place);
+    CHECK_EQ(1, woken_within(LONG_MS, 1));
+    for (int i = 0; i < SENDERS; i++) {
+        wait_child(pids[i]);
+    }
+    mpshm_place_free(place);
+    take(PLACES - SENDERS);
+    end_ring();
+}
+
 static void
 sender_that_waits_for_room_sees_that_nobody_receives(void)
 {
@@ -971,6 +1014,7 @@ static const struct test tests[] = {
     TEST(senders_are_woken_one_by_one_then_all),
     TEST(killed_sender_does_not_keep_the_others_out),
     TEST(sender_finds_room_at_its_watch),
+    TEST(places_behind_a_stopped_head_wake_one_sender_each),
     TEST(sender_that_waits_for_room_sees_that_nobody_receives),
     TEST(one_sender_and_four_receivers_lose_and_double_nothing),
     TEST(four_senders_and_four_receivers_lose_and_double_nothing),
