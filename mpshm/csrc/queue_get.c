@@ -342,9 +342,14 @@ open_slots(mpshm_batch *batch, const unsigned char *frames, const uint64_t *posi
 static void
 leave_incoming(mpshm_batch *batch)
 {
+    mpshm_arena *arena = batch->end->arena;
+
     stream_park(batch->incoming);
     batch->incoming = NULL;
-    waiters_call(batch->end->arena, INT_MAX); /* another thread may be asleep */
+    if (batch->end->fd < 0 && arena->receivers == 0) {
+        stream_drop_parked(arena); /* this end was closed meanwhile, and nobody else comes for it */
+    }
+    waiters_call(arena, INT_MAX); /* another thread may be asleep */
 }
 
 /* Go on with the message that is under way, outside of all locks: 1: it has come, or its error; 0: it will not come;

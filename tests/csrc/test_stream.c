@@ -6,6 +6,8 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -756,6 +758,48 @@ a_taker_that_closes_its_end_loses_what_it_has_in_hand(void)
     end_queue();
 }
 
+static void *
+wait_for_the_rest(void *unused)
+{
+    (void) unused;
+    CHECK_EQ(-EINTR, mpshm_queue_receive_one(batch, 500)); /* its sender does nothing */
+    return NULL;
+}
+
+/* No message is parked yet when the end is closed. */
+static void
+a_thread_that_waits_for_a_piece_when_its_end_is_closed_loses_the_message(void)
+{
+    mpshm_stream *stream;
+
+    open_queue();
+    stream = mpshm_stream_new(arena);
+    CHECK_EQ(0, begin(stream, LARGE, 1));
+    int pid = fork_hooked();
+
+    if (pid == 0) {
+        pthread_t thread;
+
+        mpshm_end_open(&in);
+        CHECK_EQ(0, pthread_create(&thread, NULL, wait_for_the_rest, NULL));
+        while (ring_taker(arena, stream->spot) == 0) {
+            sched_yield();
+        }
+        in.fd = -1;
+        mpshm_end_stop_receiving(&in);
+        CHECK_EQ(0, pthread_join(thread, NULL));
+        CHECK(!stream_is_parked(arena));
+        go(to_parent);
+        pause();
+    }
+    await(to_parent);
+    CHECK_EQ(1, finish(stream, LARGE));
+    CHECK_EQ(0, records_in_use());
+    kill_child(pid);
+    mpshm_stream_free(stream);
+    end_queue();
+}
+
 /* The taker stops, and goes on */
 
 static void
@@ -1162,6 +1206,7 @@ static const struct test tests[] = {
     TEST(a_killed_taker_s_message_is_lost_and_no_other),
     TEST(a_sender_that_sleeps_sees_that_the_taker_is_dead),
     TEST(a_taker_that_closes_its_end_loses_what_it_has_in_hand),
+    TEST(a_thread_that_waits_for_a_piece_when_its_end_is_closed_loses_the_message),
     TEST(another_receiver_goes_on_with_what_one_has_begun),
     TEST(a_child_has_nothing_of_its_parent_s),
     TEST(a_place_is_used_up),
