@@ -1204,6 +1204,30 @@ task_done_once_too_often_is_refused_while_positions_are_open(void)
 }
 
 /* The head stands still, and the ring goes on behind it for a lap. */
+/* What is taken while a place is held has passed, also once there is a message in that place. */
+static void
+a_message_that_came_late_takes_one_place(void)
+{
+    struct queue q = queue_of(tiny, 4, 0, 0);
+    mpshm_place *first = take_place(&q), *second = take_place(&q);
+
+    for (unsigned i = 0; i < 2; i++) {
+        CHECK_EQ(1, put(&q, 1, i, NULL));
+        check_next(&q, 1, i);
+    }
+    CHECK_EQ(1, put(&q, 1, 2, first));
+    CHECK_EQ(1, put(&q, 1, 3, second));
+    CHECK_EQ(0, mpshm_queue_full(q.arena));
+    CHECK_EQ(1, put(&q, 1, 4, NULL));
+    CHECK_EQ(1, put(&q, 1, 5, NULL));
+    CHECK_EQ(1, mpshm_queue_full(q.arena));
+    CHECK_EQ(MPSHM_E_FULL, put(&q, 1, 6, NULL));
+    for (unsigned i = 2; i < 6; i++) {
+        check_next(&q, 1, i);
+    }
+    end_queue(&q);
+}
+
 static void
 tasks_are_counted_exactly_while_a_stopped_producer_holds_the_head(void)
 {
@@ -1528,6 +1552,7 @@ static const struct test tests[] = {
     TEST(skips_are_counted_beyond_their_bits),
     TEST(dead_producers_messages_need_not_be_done),
     TEST(task_done_once_too_often_is_refused_while_positions_are_open),
+    TEST(a_message_that_came_late_takes_one_place),
     TEST(tasks_are_counted_exactly_while_a_stopped_producer_holds_the_head),
     TEST(last_task_done_wakes_all_who_join),
     TEST(place_that_is_given_back_wakes_who_joins),
