@@ -41,6 +41,10 @@ PUT_PAUSE_COUNT_MAX = 100
 WAIT_SLICE_MS = 50
 """How long a put sleeps when there is no memory at all, before it looks again."""
 
+PLAIN_LATE_MS = 1000
+"""How long a put whose time is over waits for each piece of a message on the plain road that some
+process has begun to take.  A process that is stopped there gets an error in its place later."""
+
 SLEEP_MAX_MS = 1 << 30
 """Longest wait that is asked of the core, for a message, for room or for the last task.  It takes
 an int, and comes back earlier, at its watch (csrc/watch.c)."""
@@ -62,6 +66,8 @@ class Geometry(NamedTuple):
     stride: int
     segment_bytes: int
     chunk_bytes: int
+    ring_limit: int = 64
+    """Rings of a queue that grows: a further one when those before it are full."""
 
 
 GEOMETRY = Geometry(496, 1 << 40, 64 << 20, max(4096, mmap.PAGESIZE))

@@ -16,7 +16,7 @@ import pytest
 import mpshm
 from kit.leaks import open_descriptors, without_rosters
 from kit.programs import run_python
-from kit.queues import LONG_BOUND, fill_ring_and_feeder
+from kit.queues import LONG_BOUND, fill_ring_and_feeder, queue_of
 from mpshm.connection import Client, Listener
 
 LONG = bytes(300_000)
@@ -87,7 +87,7 @@ def grown(context: Any) -> None:
 
 
 def with_feeder(context: Any) -> None:
-    many = context.Queue(LONG_BOUND)
+    many = queue_of(context.Queue, LONG_BOUND)
     count = fill_ring_and_feeder(many)
     assert list(range(count)) == [many.get() for _ in range(count)]
     many.close()

@@ -27,6 +27,7 @@ from kit.queues import (
     RING_SLOTS,
     fill_ring_and_feeder,
     finish,
+    queue_of,
     take_many,
 )
 from kit.road import SHARED, sending
@@ -154,7 +155,7 @@ MIXED: dict[str, list[Any]] = {
 @pytest.mark.parametrize("maxsize", [0, 3])
 @pytest.mark.parametrize("name", MIXED)
 def test_put_many_of_any_mixture_keeps_order_and_types(name: str, maxsize: int) -> None:
-    q, sent, counts = mpshm.Queue(maxsize), MIXED[name], []
+    q, sent, counts = queue_of(mpshm.Queue, maxsize), MIXED[name], []
     kinds = (list, tuple, iter)
     crew = threading.Thread(target=lambda: counts.extend(q.put_many(kind(sent)) for kind in kinds))
     crew.start()
@@ -215,7 +216,7 @@ def test_scalars_of_threads_keep_their_order_when_the_ring_is_full(
     module: ModuleType, maxsize: int
 ) -> None:
     """The reader stops twice for so long that the queue grows, or that the feeder takes over."""
-    q = module.Queue(maxsize)
+    q = queue_of(module.Queue, maxsize)
     crew = [
         threading.Thread(target=lambda who=who: [q.put(NUMBERS * who + n) for n in range(NUMBERS)])
         for who in range(3)
@@ -242,7 +243,7 @@ def test_scalars_of_threads_keep_their_order_when_the_ring_is_full(
 )
 def test_order_holds_over_mixed_paths(maxsize: int, puts: int) -> None:
     """Scalars, strings, lists and lists of them, before, while and after a ring is full."""
-    q = mpshm.Queue(maxsize)
+    q = queue_of(mpshm.Queue, maxsize)
     count = 0
 
     def put(limit: int) -> Iterator[int]:
@@ -280,7 +281,7 @@ def test_order_holds_over_mixed_paths(maxsize: int, puts: int) -> None:
 
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 def test_put_takes_the_fast_path_again_once_the_feeder_is_done() -> None:
-    q = mpshm.Queue(LONG_BOUND)
+    q = queue_of(mpshm.Queue, LONG_BOUND)
     direct = q._feeder_state.direct
     assert direct is q._writer.direct is not None
     count = fill_ring_and_feeder(q)
@@ -702,7 +703,7 @@ def test_child_takes_the_fast_path_though_its_parent_has_unreturned_messages(kin
 @pytest.mark.shared_memory("the fast way is a slot of the ring")
 def test_children_of_a_parent_with_a_feeder_put_at_once() -> None:
     context = mpshm.get_context("fork")
-    q, back = context.Queue(LONG_BOUND), context.SimpleQueue()
+    q, back = queue_of(context.Queue, LONG_BOUND), context.SimpleQueue()
     count = fill_ring_and_feeder(q)
     assert q._feeder_state.is_busy
     child = context.Process(target=after_a_fork, args=(q, back))

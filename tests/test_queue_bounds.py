@@ -16,6 +16,7 @@ import pytest
 import mpshm
 from kit.queues import BY_BYTES, LARGE, RING_SLOTS, RING_SLOTS_MOST, check_order, finish
 from kit.waiting import WAIT_S, wait_until
+from mpshm import config
 from mpshm._memory import ring
 
 
@@ -85,8 +86,12 @@ def test_full_and_empty_are_raised_at_the_limit(module: Any) -> None:
     finish(q)
 
 
-def test_bounded_queue_larger_than_its_ring_is_exact() -> None:
-    """put_many with places for some of its messages, and no room in the pipe for these."""
+@pytest.mark.parametrize("ring_limit", [config.GEOMETRY.ring_limit, 1])
+def test_bounded_queue_larger_than_its_ring_is_exact(
+    ring_limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """put_many with places for some of its messages, and no room in the ring for these."""
+    monkeypatch.setattr(config, "GEOMETRY", config.GEOMETRY._replace(ring_limit=ring_limit))
     q = mpshm.Queue(maxsize=RING_SLOTS_MOST + 8)
     q.put_many(range(RING_SLOTS_MOST - 2))
     count = RING_SLOTS_MOST + 30
@@ -242,4 +247,40 @@ def test_place_that_is_kept_for_long_is_one_place(context: Any) -> None:
             assert q._sem.acquire(False)
     q._sem.release()
     assert 0 == q.qsize()
+    finish(q)
+
+
+LONG = 20_000
+
+
+@pytest.mark.shared_memory("without it, the queue is stock's")
+def test_bound_longer_than_a_ring_is_exact_put_by_put() -> None:
+    """While a message moved from the feeder to the ring it counted twice: Full one too early."""
+    q = mpshm.Queue(LONG)
+    for n in range(LONG):
+        q.put(n, block=False)
+    for taken in (1, 700, 5_000):
+        assert q.full()
+        with pytest.raises(queue.Full):
+            q.put("one too many", block=False)
+        for _ in range(taken):
+            q.get()
+        for n in range(taken):
+            q.put(n, block=False)
+    assert q._thread is None
+    assert LONG == q.qsize()
+    finish(q)
+
+
+@pytest.mark.shared_memory("without it, the queue is stock's")
+def test_producer_of_a_long_bounded_queue_is_let_in_place_by_place() -> None:
+    q = mpshm.Queue(LONG)
+    q.put_many(range(LONG))
+    more = threading.Thread(target=lambda: [q.put(n) for n in range(LONG, LONG + 300)])
+    more.start()
+    for n in range(LONG + 300):
+        assert q.qsize() <= LONG
+        assert n == q.get(timeout=WAIT_S)
+    more.join()
+    assert q.empty()
     finish(q)

@@ -22,6 +22,7 @@ from kit.queues import (
     RING_SLOTS_MOST,
     finish,
     put_numbers,
+    queue_of,
 )
 from kit.road import SHARED
 from kit.signals import signal_handler
@@ -126,7 +127,7 @@ def put_one_more(q: Any) -> None:
 
 def test_fork_while_the_feeder_is_busy_repeats_nothing(module: Any) -> None:
     context = module.get_context("fork")
-    q = context.Queue(LONG_BOUND)
+    q = queue_of(context.Queue, LONG_BOUND)
     count = LONG_BOUND - 10
     for n in range(count):
         q.put(n)
@@ -203,7 +204,7 @@ def test_idle_processes_hardly_wake_all_together() -> None:
         "put where the queue is full": (put_one, full(context.Queue(3), 3)),
         "put where the bytes are": (put_one, with_task(context.Queue(maxbytes=300))),
         "put where the ring is full": (put_one, full(context.SimpleQueue(), RING_SLOTS)),
-        "a feeder": (put_too_much, full(context.Queue(LONG_BOUND), RING_SLOTS_MOST)),
+        "a feeder": (put_too_much, full(queue_of(context.Queue, LONG_BOUND), RING_SLOTS_MOST)),
         "put beyond the mark": (put_arrays, context.SimpleQueue()),
         "join": (join, with_task(context.JoinableQueue())),
         "recv": (receive, pipes[0][0]),

@@ -22,6 +22,7 @@ from kit.queues import (
     fill_ring_and_feeder,
     finish,
     put_numbers,
+    queue_of,
 )
 from kit.road import SHARED
 from kit.waiting import WAIT_S, wait_until
@@ -124,7 +125,7 @@ def put_backlog(q: Any, cancel: bool) -> None:
 
 def test_exit_waits_for_an_unread_backlog(module: Any) -> None:
     context = module.get_context("fork")
-    q = context.Queue(LONG_BOUND)
+    q = queue_of(context.Queue, LONG_BOUND)
     process = context.Process(target=put_backlog, args=(q, False))
     process.start()
     wait_until(lambda: not q.empty())
@@ -138,7 +139,7 @@ def test_exit_waits_for_an_unread_backlog(module: Any) -> None:
 
 def test_cancel_join_thread_lets_the_process_end(module: Any) -> None:
     context = module.get_context("fork")
-    q = context.Queue(LONG_BOUND)
+    q = queue_of(context.Queue, LONG_BOUND)
     process = context.Process(target=put_backlog, args=(q, True))
     process.start()
     process.join(WAIT_S)
@@ -199,7 +200,7 @@ def test_task_done_too_often_is_refused(module: Any) -> None:
 
 
 def test_join_waits_for_what_the_feeder_has() -> None:
-    q = mpshm.JoinableQueue(LONG_BOUND)
+    q = queue_of(mpshm.JoinableQueue, LONG_BOUND)
     count = fill_ring_and_feeder(q)
     joined = threading.Event()
     joiner = threading.Thread(target=lambda: (q.join(), joined.set()))

@@ -18,6 +18,7 @@ from kit.queues import (
     LONG_BOUND,
     fill_ring_and_feeder,
     finish,
+    queue_of,
     raw_ring,
     take_all,
 )
@@ -48,7 +49,7 @@ FEEDING = [(0, False), (LONG_BOUND, False), (LONG_BOUND, True)]
 
 @pytest.mark.parametrize(("maxsize", "feeding"), FEEDING)
 def test_strict_raises_from_put(maxsize: int, feeding: bool) -> None:
-    q = mpshm.Queue(maxsize, strict=True)
+    q = queue_of(mpshm.Queue, maxsize, strict=True)
     reported: list[object] = []
     q._on_queue_feeder_error = lambda error, obj: reported.append(obj)
     count = fill_ring_and_feeder(q) if feeding else 0
@@ -66,7 +67,7 @@ def test_strict_raises_from_put(maxsize: int, feeding: bool) -> None:
 
 @pytest.mark.parametrize(("maxsize", "feeding"), FEEDING)
 def test_feeder_error_has_the_original_object(module: Any, maxsize: int, feeding: bool) -> None:
-    q = module.Queue(maxsize)
+    q = queue_of(module.Queue, maxsize)
     reported: list[object] = []
     q._on_queue_feeder_error = lambda error, obj: reported.append(obj)
     count = fill_ring_and_feeder(q) if feeding else 0
@@ -107,7 +108,7 @@ def test_put_many_without_readers_reports_the_original_objects() -> None:
 
 def test_unpicklable_object_returns_its_place() -> None:
     for feeding in (False, True):
-        q = mpshm.Queue(maxsize=LONG_BOUND)
+        q = queue_of(mpshm.Queue, LONG_BOUND)
         q._on_queue_feeder_error = lambda error, obj: None
         count = fill_ring_and_feeder(q) if feeding else 0
         for _ in range(5):
@@ -306,12 +307,12 @@ def too_large(errors: Any) -> None:
     finish(q)
 
 
-@pytest.mark.shared_memory("a pipe passes on what no memory file holds")
-def test_message_that_no_memory_can_hold_is_reported_and_later_ones_arrive() -> None:
+@pytest.mark.shared_memory("MPSHM=require refuses the plain road")
+def test_message_that_would_go_plain_is_reported_if_that_is_refused_and_later_ones_arrive() -> None:
     context = mpshm.get_context("fork")
     errors = context.SimpleQueue()
     process = context.Process(target=too_large, args=(errors,))
     process.start()
-    assert (1, ["OSError"]) == errors.get(timeout=30)
+    assert (1, ["PlainRoadError"]) == errors.get(timeout=30)
     process.join()
     finish(errors)

@@ -25,6 +25,7 @@ from kit.queues import (
     check_order,
     finish,
     put_numbers,
+    queue_of,
     take_many,
 )
 from kit.road import SHARED
@@ -34,7 +35,7 @@ from kit.waiting import WAIT_S, wait_until
 @pytest.mark.shared_memory("our feeder is there for a full ring")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_each_producers_order_holds_across_the_feeder_and_back(context: Any, threads: int) -> None:
-    q, back = context.Queue(2 * 10_100), context.Queue()
+    q, back = queue_of(context.Queue, 2 * 10_100), context.Queue()
     consumer = context.Process(target=check_order, args=(q, back, threads, 10_100))
     numbers = range(10_000)
     crew = [threading.Thread(target=put_numbers, args=(q, i, numbers)) for i in range(threads)]
@@ -54,7 +55,7 @@ def test_each_producers_order_holds_across_the_feeder_and_back(context: Any, thr
 
 @pytest.mark.parametrize("maxsize", [0, LONG_BOUND], ids=["it grows", "the feeder takes over"])
 def test_put_many_keeps_its_order_when_the_ring_is_full(context: Any, maxsize: int) -> None:
-    q, back = context.Queue(maxsize), context.Queue()
+    q, back = queue_of(context.Queue, maxsize), context.Queue()
     consumer = context.Process(target=check_order, args=(q, back, 1, 8_000))
     for start in range(0, 8_000, 100):
         if start == 5_000:
@@ -149,7 +150,7 @@ def test_one_producers_order_holds_while_the_consumer_pauses(
     bounds: dict[str, int], count: int, put: Any
 ) -> None:
     """A large message put by put_many overtook small ones that it had left to the feeder."""
-    q, back = mpshm.Queue(**bounds), mpshm.Queue()
+    q, back = queue_of(mpshm.Queue, **{"maxsize": 0, **bounds}), mpshm.Queue()
     messages = numbered(count)
     consumer = mpshm.get_context("fork").Process(
         target=consume_with_pauses, args=(q, back, len(messages))
@@ -252,7 +253,7 @@ def test_get_many_waits_for_the_first(context: Any, kind: str) -> None:
 def test_put_many_that_overflows_the_ring_counts_each_message_once(
     kind: str, maxsize: int, slots: int
 ) -> None:
-    q = getattr(mpshm, kind)(maxsize)
+    q = queue_of(getattr(mpshm, kind), maxsize)
     q.put_many(range(slots))
     q.put_many([slots])
     for n in range(slots + 1):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import mpshm
-from kit.queues import KINDS, LONG_BOUND, finish
+from kit.queues import KINDS, LONG_BOUND, finish, queue_of
 from kit.road import SHARED
 
 COUNT = 1 << 16  # 512 KiB of float64
@@ -311,7 +311,7 @@ def test_interrupt_while_the_feeder_starts_makes_no_second_one(
             hits.append(n)
             raise KeyboardInterrupt
 
-    q = getattr(mpshm, kind)(LONG_BOUND)
+    q = queue_of(getattr(mpshm, kind), LONG_BOUND)
     count = LONG_BOUND - 10  # more than the ring holds
     monkeypatch.setattr(threading.Thread, "start", started_and_interrupted)
     for n in range(count):

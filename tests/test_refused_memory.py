@@ -19,6 +19,7 @@ import mpshm
 from kit.arrays import ByArray, ByParts, Once, by_stock, described
 from kit.listeners import accept
 from kit.queues import finish
+from kit.waiting import wait_until
 from mpshm._memory import core
 from mpshm.connection import Client, Listener
 
@@ -212,7 +213,6 @@ def put_many(q: Any, objects: list[Any]) -> None:
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.parametrize("name", MESSAGES)
 def test_objects_through_a_queue(name: str, kind: str, put: Any) -> None:
-    """Refused once or twice: a queue has no plain road yet, and waits for memory."""
     sent = MESSAGES[name]
     want = [described(1), expected(sent), described("last")]
     q = QUEUES[kind]()
@@ -232,10 +232,44 @@ def test_objects_through_a_queue(name: str, kind: str, put: Any) -> None:
             assert 0 == q.qsize()
             assert not q.full()
 
-    each_refusal((1, 2), do)
+    refused = each_refusal((1, FOR_EVER), do)
     assert [] == failed
     assert q.empty()
+    reasons = set(q.stats().plain_reasons) - {"small"}
+    assert (refused > 0) == (reasons == {"out of shared memory"})
     assert 0 == q.stats().runs_in_use
+    finish(q)
+
+
+PUT_NUMBERS: dict[str, Callable[[Any, range], object]] = {
+    "put": put_each,
+    "put_nowait": lambda q, numbers: [q.put(n, block=False) for n in numbers],
+    "put_many": lambda q, numbers: q.put_many(numbers),
+}
+
+
+@pytest.mark.parametrize("put", PUT_NUMBERS)
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
+def test_without_memory_for_a_longer_ring_the_feeder_takes_over_and_no_put_waits(
+    kind: str, put: str
+) -> None:
+    """Once there is memory again, the queue grows by what the feeder has."""
+    q = getattr(mpshm, kind)()
+    with refusing(1, FOR_EVER):
+        PUT_NUMBERS[put](q, range(2000))
+        assert q._feeder_state.is_busy
+        q.put_many([FROZEN, "behind it"])
+    assert 2002 == q.qsize()
+    wait_until(lambda: not q._feeder_state.is_busy)
+    PUT_NUMBERS[put](q, range(2000, 2100))
+    got = [q.get() for _ in range(2102)]
+    assert np.array_equal(FROZEN, got.pop(2000))
+    assert [*range(2000), "behind it", *range(2000, 2100)] == got
+    if kind == "JoinableQueue":
+        for _ in range(2102):
+            q.task_done()
+        q.join()
+    assert 0 == q.qsize()
     finish(q)
 
 

@@ -252,11 +252,9 @@ SHORT_BYTES = (
 
 def roads() -> Iterator[Any]:
     for kind in KINDS:
-        # A queue cannot send plain what its memory refuses (yet); a network never shares memory.
-        network = kind.endswith(("AF_INET", "TCP"))
-        short = kind in ("Pipe", "one-way Pipe", "Listener, AF_UNIX", "manager")
+        network = kind.endswith(("AF_INET", "TCP"))  # it never shares memory
         for road in ("shared", "off", "short"):
-            if (road != "short" or short) and not (road == "shared" and network):
+            if road == "off" or not network:
                 yield pytest.param((kind, road), id=f"{kind}, {road}")
 
 

@@ -159,7 +159,7 @@ class Connection(stock.Connection):
                 run = self._arena.claim(size)
                 return Buffer(run.view(size), run)
             except OutOfSharedMemory:
-                _raise_if_required(Reason.OUT_OF_SHARED_MEMORY)
+                raise_if_required(Reason.OUT_OF_SHARED_MEMORY)
         return Buffer(memoryview(bytearray(size)))
 
     def send_buf(self, buf: Buffer, size: int | None = None) -> None:
@@ -240,7 +240,7 @@ class Connection(stock.Connection):
             reason = message.reason
             if self._arena is None:
                 reason = self._no_arena_reason or Reason.NOT_LOCAL
-            _raise_if_required(reason)
+            raise_if_required(reason)
             with self._send_lock:
                 super()._send_bytes(memoryview(message.stream).cast("B"))  # type: ignore[misc]
             counters.count_plain(reason, size)
@@ -377,7 +377,7 @@ _write, _length_word, _loads = os.write, plain_frame.plain_header, pickle.loads
 PLAIN_MAX_BYTES = plain_frame.PLAIN_MAX_BYTES
 
 
-def _raise_if_required(reason: Reason) -> None:
+def raise_if_required(reason: Reason) -> None:
     if config.mode() is config.Mode.REQUIRE:
         text = f"MPSHM=require, but a message would go plain: {reason.value}"
         raise PlainRoadError(f"{text}; MPSHM=auto allows that")

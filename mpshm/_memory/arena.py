@@ -137,7 +137,15 @@ class Arena:
         g = geometry or config.GEOMETRY
         out = ffi.new("mpshm_arena **")
         code = lib.mpshm_arena_create(
-            [(g.stride, g.segment_bytes, g.segment_limit, g.chunk_bytes.bit_length() - 1)],
+            [
+                (
+                    g.stride,
+                    g.segment_bytes,
+                    g.segment_limit,
+                    g.chunk_bytes.bit_length() - 1,
+                    g.ring_limit,
+                )
+            ],
             kind,
             name.encode(),
             strangers,

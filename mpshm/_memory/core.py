@@ -56,6 +56,10 @@ class NoRoomNow(Exception):
     """A put would have to wait.  The caller still owns the message."""
 
 
+class NoRecordNow(NoRoomNow):
+    """A put without memory would have to wait: all stream records are in use."""
+
+
 class QueueFull(Exception):
     """A bounded queue has no free place."""
 
@@ -105,6 +109,17 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
         lib.MPSHM_E_INDEX: "descriptor frame's index does not hold as many descriptors as it names",
         lib.MPSHM_E_DIRECTORY: (
             "{it} names a segment whose entry in the arena's directory is damaged or forged"
+        ),
+        lib.MPSHM_E_STREAM: (
+            "a message on the plain road is lost: shared memory of this channel is damaged or "
+            "forged, where its slot says how it comes"
+        ),
+        lib.MPSHM_E_STREAM_SIZE: (
+            "a message on the plain road has another length than its sender has said"
+        ),
+        lib.MPSHM_E_GIVEN_UP: (
+            "a message on the plain road is lost: its sender gave up in the middle of it, as one "
+            "that is interrupted does"
         ),
         lib.MPSHM_E_DAMAGED: (
             "shared memory of this channel is damaged or forged: another process has overwritten "

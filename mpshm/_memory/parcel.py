@@ -43,16 +43,11 @@ class Parcel:
         return parcel
 
     @classmethod
-    def of_stream(cls, arena: Arena, fd: int, data: Any, piece_bytes: int = 0) -> Parcel:
-        """A parcel whose stream is the contiguous bytes-like `data`.  Raises as `put_stream` does.
-
-        piece_bytes: copy so many bytes at a time, for data longer than any segment; 0: all at once.
-        """
+    def of_stream(cls, arena: Arena, fd: int, data: Any) -> Parcel:
+        """A parcel whose stream is the contiguous bytes-like `data`.  Raises OutOfSharedMemory."""
         parcel = cls.begin(arena, fd)
-        whole = memoryview(data)
         try:
-            for at in range(0, whole.nbytes, piece_bytes or whole.nbytes):
-                parcel.put_stream(whole[at : at + piece_bytes] if piece_bytes else data)
+            parcel.put_stream(data)
             parcel.settle(b"")
         except BaseException:
             parcel.clear()

@@ -16,7 +16,7 @@ from .. import config
 from ..counters import EndCounters
 from .arena import Arena
 from .core import CORE_MISSING, failure, ffi, lib, room_failure
-from .lease import message_of, take_runs
+from .lease import message_of, take_runs, view_of
 from .parcel import Parcel
 from .places import NO_PLACE, Place
 
@@ -29,10 +29,10 @@ if not CORE_MISSING:
     )
     _NOTHING_NOW, _WITH_RUNS = -errno.EAGAIN, lib.MPSHM_DESCRIPTORS
     TOO_LONG, TINY_BYTES = -errno.EMSGSIZE, int(lib.MPSHM_TINY_BYTES)
-    AT_ONCE = int(lib.MPSHM_SLOTS_AT_ONCE)
+    AT_ONCE, NOT_AT_ALL = int(lib.MPSHM_SLOTS_AT_ONCE), int(lib.MPSHM_NOT_AT_ALL)
     _stop_receiving, _release = lib.mpshm_end_stop_receiving, lib.mpshm_end_release
 else:  # no queue is made without the core, so nothing uses these
-    AT_ONCE = TOO_LONG = TINY_BYTES = 0
+    AT_ONCE = TOO_LONG = TINY_BYTES = NOT_AT_ALL = 0
     put_one = receive_one = None
     _stop_receiving = _release = None
 
@@ -244,8 +244,15 @@ class Batch:
         return messages
 
     def take_message(self, i: int) -> tuple[Any, list[memoryview]]:
-        """The i-th message of the last receive; it has runs.  Each run gets a holder of its own."""
+        """The i-th message of the last receive, which has runs or lies apart.
+
+        Each run gets a holder of its own.
+        """
         c, message = self.c, self.c.messages[i]
+        if c.apart:
+            block = ffi.gc(lib.mpshm_block_new(), lib.mpshm_block_free)
+            lib.mpshm_batch_take_apart(c, block)
+            return view_of(block), []
         if c.data != self.data:
             self._use_data(c.data)  # the core has enlarged its buffer
         numbers = range(message.first_run, message.first_run + message.runs)
@@ -257,7 +264,8 @@ class Batch:
 def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
     """A function that receives the next message, or returns None when none came in time.
 
-    Its argument: milliseconds to wait, or -1 for as long as one sleep lasts.  It may return None
+    Its argument: milliseconds to wait, or -1 for as long as one sleep lasts; a message that comes
+    in pieces, and has begun to, is waited for longer, but not with NOT_AT_ALL.  It may return None
     earlier.  Any number of threads may call it at once.
     It raises EOFError, OSError, or ProtocolError for a message that cannot be received.
     idle: batches that no thread uses.  list.pop and append are atomic.

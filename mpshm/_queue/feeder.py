@@ -92,7 +92,6 @@ class Feeder:
 
     def _feed(self, item: Any) -> bool:
         """Put one object, or keep it for the next flush.  False: the thread must end."""
-        place: Place | None
         if isinstance(item, Handed):
             obj, message = item.pickled.obj, item.pickled.message
             place: Place | None = item.place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import pickle
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._channel import forking, totals
 from .._memory import places, ring
-from .._memory.ring import TINY_BYTES
+from .._memory.ring import NOT_AT_ALL, TINY_BYTES
 from ..config import LOOK_AGAIN_MS, SLEEP_MAX_MS
 from . import aio, queue_end
 from .queue_end import QueueEnd
@@ -108,12 +109,13 @@ class QueueGetter:
                 finally:
                     del message  # a traceback keeps this frame; it must not keep the runs
 
-    def _get_in_time(self, block: bool, timeout: float | None) -> Any:
+    def _get_in_time(self, block: bool, timeout: float | None, first_ms: int = 0) -> Any:
+        """get(), in general.  first_ms: how long its first look waits, as for QueueEnd.receive."""
         self._check_open()
         source = self._source
         timeout_s = timeout if block else 0
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        wait_ms = 0
+        wait_ms = first_ms
         while True:
             if self._leftovers and (message := self._next_leftover()) is not None:
                 break
@@ -253,12 +255,19 @@ class QueueGetter:
 
     async def aget(self) -> Any:
         """get() for asyncio: other tasks run while it waits, and it needs no thread."""
+        pause_s = aio.FIRST_PAUSE_S
         while True:
             try:
-                return self.get(False)
+                return self._get_in_time(False, None, NOT_AT_ALL)
             except Empty:
+                pass
+            if self.empty():
                 # With a timeout: no descriptor shows the leftovers of another task's get_many.
                 await aio.readable(self._reader.fileno(), LOOK_AGAIN_MS / 1000)
+                pause_s = aio.FIRST_PAUSE_S
+            else:  # a message has begun to come in pieces, which no descriptor shows either
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, aio.LAST_PAUSE_S)
 
 
 # Looked up once, because every message needs them.

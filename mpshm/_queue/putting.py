@@ -3,7 +3,8 @@
 A put tries three functions in turn; each has a variant for several small messages:
 
     try_put         try_put_some           puts into the ring at once, or raises
-    put_within      put_some_within        waits for a place, for room in the ring, for memory
+    put_within      put_some_within        waits for a place and for room in the ring, and goes by
+                                           the plain road without memory (plain_road.py)
     give_to_feeder  give_some_to_feeder    leaves the object to a thread that waits, and returns
 
 A queue that is bounded by bytes has no feeder, because it counts pickled messages only.  Nor has a
@@ -15,31 +16,35 @@ from __future__ import annotations
 import errno
 import functools
 import pickle
-import time
 from collections.abc import Callable
 from multiprocessing.util import info, is_exiting
 from queue import Full
 from typing import TYPE_CHECKING, Any
 
-from .. import config
 from .._channel import payload
 from .._channel.payload import Message
 from .._memory import places, ring
-from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory, QueueFull, room_failure
+from .._memory.core import (
+    NO_WAIT,
+    Crowded,
+    NoRecordNow,
+    NoRoomNow,
+    OutOfSharedMemory,
+    QueueFull,
+    room_failure,
+)
 from .._memory.parcel import Parcel
 from .._memory.places import Place
 from .._memory.ring import AT_ONCE, TOO_LONG
+from .._memory.stream import Stream, wait_record
 from ..config import INLINE_MAX_BYTES
-from . import aio
+from . import aio, plain_road
 from .bounds import deadline_of, line_up, take_place_within, wait_place
+from .put_wait import PutWait
 
 if TYPE_CHECKING:
     from .feeder import FeederState
     from .queue_end import QueueEnd
-
-_COPY_PIECE_BYTES = 1 << 20
-_HOPELESS_MAX = 3
-"""How often in a row a put looks for memory in an arena where no run is in use, before it fails."""
 
 
 class Pickled:
@@ -107,7 +112,7 @@ def try_put(end: QueueEnd, message: bytes | Message, place: Place | None = None)
             raise room_failure(code)
         return
     if message.parcel is None:  # shared memory was full when it was pickled
-        message.parcel = _to_runs(end.arena, NO_WAIT, message.stream, _COPY_PIECE_BYTES)
+        message.parcel = _to_runs(end.arena, NO_WAIT, message.stream)
     _send(message.parcel, end.ring_end, message.stream, place)
 
 
@@ -122,6 +127,24 @@ def try_put_some(
     return _put_some(end.ring_end, messages[:AT_ONCE], some)
 
 
+def try_both_roads(
+    end: QueueEnd, message: bytes | Message, place: Place | None = None
+) -> Stream | None:
+    """Put a message without waiting, by the plain road if there is no memory.
+
+    Returns None if it is put; else the caller goes on by plain_road.finish.
+    Raises NoRoomNow and QueueFull as try_put does, and Crowded.
+    """
+    try:
+        try_put(end, message, place)
+        return None
+    except Crowded:
+        raise
+    except OutOfSharedMemory:
+        pass  # not here: what comes next must not be shown as raised by this
+    return plain_road.begin(end, message, place)
+
+
 # Waiting
 
 
@@ -132,19 +155,22 @@ def put_within(
     deadline: float | None = None,
     has_feeder: bool = False,
 ) -> None:
-    """Put a message, waiting for a place, for room in the ring and for memory.
+    """Put a message, waiting for a place and for room in the ring; by the plain road if need be.
 
     place: the message's place, if it has one.
     deadline: the time.monotonic() at which to raise queue.Full; None: wait for ever.
     has_feeder: the caller has a feeder to fall back on.  Then wait for room only while consumers
-    take messages, and never for memory: raise NoRoomNow or OutOfSharedMemory.
+    take messages, and do not take the plain road: raise NoRoomNow or OutOfSharedMemory.
     """
     wait = None
     while True:
         try:
-            return try_put(end, message, place)
+            if has_feeder:
+                return try_put(end, message, place)
+            stream = try_both_roads(end, message, place)
+            return None if stream is None else plain_road.finish(end, stream, deadline)
         except (NoRoomNow, QueueFull, OutOfSharedMemory) as full:
-            wait = wait or _PutWait(end, deadline, has_feeder)
+            wait = wait or PutWait(end, deadline, has_feeder)
             if not wait.waits_after(full, place):
                 raise
         if place is None and end.arena.bytes_limit and deadline != 0:
@@ -176,68 +202,17 @@ def put_some_within(
                 wait.restart()
         except (NoRoomNow, QueueFull, OutOfSharedMemory) as full:
             messages[:0] = some
-            wait = wait or _PutWait(end, None, has_feeder)
-            if not wait.waits_after(full, None):
-                raise
-            if end.arena.bytes_limit:
+            plain = isinstance(full, OutOfSharedMemory) and not isinstance(full, Crowded)
+            if has_feeder or not plain:
+                wait = wait or PutWait(end, None, has_feeder)
+                if not wait.waits_after(full, None):
+                    raise
+            if end.arena.bytes_limit or plain:
                 message = messages.pop(0)
                 put_within(end, message, message_places.pop(0) if message_places else None)
         except Exception:
             messages[:0] = some
             raise
-
-
-class _PutWait:
-    """How long one put waits in all.  It counts its waits and ends them by an exception."""
-
-    def __init__(self, end: QueueEnd, deadline: float | None, has_feeder: bool) -> None:
-        self._end, self._deadline, self._has_feeder = end, deadline, has_feeder
-        self._has_reaped = False  # for places that dead processes held
-        self.restart()
-
-    def restart(self) -> None:
-        """Start counting again, because a message was put."""
-        self._pauses = self._hopeless = 0
-
-    def waits_after(self, reason: Exception, place: Place | None) -> bool:
-        """Wait a little for what `reason` says is missing.  Raises queue.Full or OSError.
-
-        place: the message's place, if it has one.
-        False: it is the feeder that should wait, so raise `reason`.  That is not done here, where a
-        cycle of it and this frame would keep what the put held.
-        """
-        end, arena = self._end, self._end.ring_end.arena
-        is_room = isinstance(reason, NoRoomNow)
-        left_s = None if self._deadline is None else self._deadline - time.monotonic()
-        is_over = left_s is not None and left_s <= 0
-        if self._has_feeder and not isinstance(reason, QueueFull):
-            self._pauses += 1
-            may_pause = not is_over and self._pauses <= config.PUT_PAUSE_COUNT_MAX
-            return is_room and ((may_pause and end.is_drained(end.has_room)) or end.ring_end.grow())
-        if is_room and end.ring_end.grow():
-            return True
-        if isinstance(reason, OutOfSharedMemory):
-            self._hopeless = self._hopeless + 1 if arena.gauges().runs_in_use == 0 else 0
-            if self._hopeless == _HOPELESS_MAX:
-                text = f"a queue cannot hold this message: {reason}; put it in smaller parts"
-                raise OSError(errno.ENOSPC, text) from None
-        else:
-            self._hopeless = 0
-        if isinstance(reason, QueueFull) and not self._has_reaped:
-            self._has_reaped = True
-            places.queue_full(arena)  # takes back what dead processes held
-            return True
-        if is_over:
-            raise Full from None
-        has_memory = not isinstance(reason, OutOfSharedMemory)
-        wait_ms = places.slice_ms(
-            left_s, config.SLEEP_MAX_MS if has_memory else config.WAIT_SLICE_MS
-        )
-        if isinstance(reason, QueueFull):
-            wait_place(end, wait_ms, place)
-        else:
-            end.wait_room(reason, wait_ms)
-        return True
 
 
 # By the feeder
@@ -420,10 +395,13 @@ class QueuePutter:
         try:
             while True:
                 try:
-                    return try_put(end, message, place)
-                except OutOfSharedMemory:
+                    stream = try_both_roads(end, message, place)
+                    return None if stream is None else await plain_road.finish_async(end, stream)
+                except Crowded:
                     places.reap(self._arena)
                     await aio.until(lambda: True)
+                except NoRecordNow:
+                    await aio.until(functools.partial(wait_record, self._arena, 0))
                 except (NoRoomNow, QueueFull):
                     place = place or line_up(end)
                     await aio.until(functools.partial(wait_place, end, 0, place))

@@ -116,7 +116,8 @@ class QueueEnd(pipe_end.Connection):
     @property
     def has_sent(self) -> bool:
         """Whether this process has put a message through this end."""
-        return self._counters.small_messages + self._counters.shm_messages > 0
+        counters = self._counters
+        return counters.small_messages + counters.shm_messages > 0 or bool(counters.plain_reasons)
 
     def send(self, obj: object) -> None:
         """Send a picklable object, waiting while the ring is full."""

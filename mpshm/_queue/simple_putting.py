@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._channel import payload
 from .._memory import places, ring
-from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
+from .._memory.core import NO_WAIT, Crowded, NoRecordNow, NoRoomNow
 from .._memory.ring import AT_ONCE
+from .._memory.stream import wait_record
 from ..config import INLINE_MAX_BYTES
-from . import aio
-from .putting import abandon_runs, is_over_mark, put_some_within, put_within, try_put
+from . import aio, plain_road
+from .putting import abandon_runs, is_over_mark, put_some_within, put_within, try_both_roads
 from .putting_many import are_small, flush_on_error, pickle_in_batches, snapshot
 
 if TYPE_CHECKING:
@@ -105,10 +106,13 @@ class SimpleQueuePutter:
                 await aio.until(lambda: arena.wait_room_for(end._handle, 1, 0))
             while True:
                 try:
-                    return try_put(end, message)
-                except OutOfSharedMemory:
+                    stream = try_both_roads(end, message)
+                    return None if stream is None else await plain_road.finish_async(end, stream)
+                except Crowded:
                     places.reap(arena)
                     await aio.until(lambda: True)
+                except NoRecordNow:
+                    await aio.until(lambda: wait_record(arena, 0))
                 except NoRoomNow:
                     await aio.until(lambda: end.has_room(0))
         except BaseException:

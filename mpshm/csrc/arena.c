@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "ring.h"
+#include "stream.h"
 
 static int attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpshm_arena **out);
 
@@ -35,6 +36,16 @@ slots_for(uint32_t places)
     return slots;
 }
 
+/* A queue whose bound one ring has slots for needs no others, and one that is bounded by bytes has but one. */
+static uint32_t
+rings_for(const mpshm_geometry *geometry, const mpshm_queue *queue)
+{
+    bool grows = queue->grows && queue->bytes == 0 && (queue->places == 0 || queue->places > RING_SLOTS_MOST);
+    uint32_t limit = geometry->ring_limit > 0 && geometry->ring_limit < RINGS ? geometry->ring_limit : RINGS;
+
+    return grows ? limit : 1;
+}
+
 /* Bytes before segment 0. */
 static uint64_t
 head_bytes_for(const struct arena_header *header)
@@ -43,7 +54,7 @@ head_bytes_for(const struct arena_header *header)
     uint64_t bytes = RING_OFFSET;
 
     if (header->slots > 0) {
-        bytes += ring_bytes(header->slots, header->overflowing != 0);
+        bytes = pieces_offset(header->slots, header->overflowing != 0) + (uint64_t) header->streams * PIECE_BYTES;
     }
     return (bytes + align - 1) / align * align;
 }
@@ -59,7 +70,7 @@ file_bytes(const struct arena_header *header)
 #define RINGS_FEW 4
 
 /* Make the plan smaller: first fewer segments, then fewer rings, then smaller segments, then one ring, then slots
-   without overflow.  False: it is at its smallest. */
+   without overflow, then fewer pieces.  False: it is at its smallest. */
 static bool
 shrink(struct arena_header *header)
 {
@@ -71,8 +82,11 @@ shrink(struct arena_header *header)
         header->stride = header->stride / 2 / SMALL_ALIGN * SMALL_ALIGN;
     } else if (header->rings > 1) {
         header->rings = 1;
+        header->slots = slots_for(header->places);
     } else if (header->overflowing) {
         header->overflowing = 0;
+    } else if (header->streams > STREAMS_BOUNDED) {
+        header->streams = STREAMS_BOUNDED;
     } else {
         return false;
     }
@@ -105,9 +119,10 @@ plan_header(const mpshm_geometry *geometry, const mpshm_queue *queue, bool bound
     header->id = memfile_fresh_id();
     if (queue != NULL) {
         header->slot_bytes = MPSHM_SLOT_BYTES;
-        header->slots = slots_for(queue->places);
-        header->rings = queue->grows && queue->places == 0 && queue->bytes == 0 ? RINGS : 1;
+        header->rings = rings_for(geometry, queue);
+        header->slots = header->rings > 1 ? RING_SLOTS : slots_for(queue->places);
         header->overflowing = !bounded;
+        header->streams = bounded ? STREAMS_BOUNDED : STREAMS;
         header->places = queue->places;
         header->bytes_limit = queue->bytes;
         header->joinable = queue->joinable != 0;
@@ -204,8 +219,9 @@ read_header(int fd, struct arena_header *header)
         || header->chunk_shift < 4 || header->chunk_shift > 30
         || (is_queue ? header->slot_bytes != MPSHM_SLOT_BYTES || header->slots < RING_SLOTS
                            || header->slots > RING_SLOTS_MOST || (header->slots & (header->slots - 1)) != 0
+                           || header->streams > STREAMS
                            || header->rings == 0 || header->rings > RINGS
-                           || (header->rings > 1 && (header->places != 0 || header->bytes_limit != 0))
+                           || (header->rings > 1 && (header->slots != RING_SLOTS || header->bytes_limit != 0))
                      : header->slots != 0 || header->rings != 0)
         || header->head_bytes != head_bytes_for(header)
         || file_bytes(header) != (uint64_t) status.st_size) {
@@ -291,6 +307,10 @@ attach(int fd, const struct arena_header *header, bool fresh, bool bounded, mpsh
     arena->bounded = bounded;
     int error = header->slots > 0 ? rings_attach(arena, header) : 0;
 
+    if (header->slots > 0) {
+        stream_attach(arena, header);
+    }
+
     if (fresh && header->slots > 0) {
         atomic_store(&arena->chain->word[0], RING_WORD(0, 0, RING_USED));
     }
@@ -361,6 +381,7 @@ arena_unref(mpshm_arena *arena)
         close(arena->fd);
     }
     strays_forget(arena);
+    stream_forget_parked(arena);
     rings_detach(arena);
     roster_unref(arena->roster); /* one of its own lies in what is unmapped next */
     munmap(arena->header, mapped_bytes(arena));
@@ -446,5 +467,6 @@ mpshm_arena_geometry(mpshm_arena *arena, mpshm_geometry *out)
     out->segment_bytes = arena->segment_bytes;
     out->segment_limit = arena->segment_limit;
     out->chunk_shift = arena->chunk_shift;
+    out->ring_limit = arena->rings;
     return 0;
 }

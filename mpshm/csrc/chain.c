@@ -22,70 +22,33 @@
 
 #include <errno.h>
 
+#include "refuse.h"
 #include "ring.h"
 
 /* A queue goes back to ring 0 when no more than this is in it. */
 #define FEW_OPEN (RING_SLOTS / 4)
 
-/* End a life of a ring, if it is not over: the word that said so is still the same, or only its maker's USED has come
-   in between.  C3 */
-static void
-end_life(mpshm_arena *arena, uint32_t number, uint32_t life)
+bool
+chain_has_room(mpshm_arena *arena)
 {
-    _Atomic uint64_t *at = &arena->chain->word[number];
-    uint64_t word = atomic_load(at);
+    struct tail tail;
 
-    while (RING_LIFE(word) == life && RING_STATE(word) != RING_FREE
-           && !atomic_compare_exchange_strong(at, &word, RING_WORD(life + 1, 0, RING_FREE))) {
+    if (!arena->grows) {
+        return ring_has_room(arena, &arena->zero, ring_end(&arena->zero));
     }
+    return ring_tail(arena, &tail) && ring_has_room(arena, tail.ring, tail.at);
 }
 
-/* Where receivers begin: the head moves on over all that has passed, and over rings.  G2, C1 */
-struct start
-chain_go_on(mpshm_arena *arena)
-{
-    struct chain *chain = arena->chain;
-    struct start start = {0};
-
-    for (uint32_t tries = 0; tries < 2 * RINGS; tries++) {
-        uint64_t first = atomic_load(&chain->first);
-
-        start.link = FIRST_LINK(first);
-        start.ring = ring_at(arena, LINK_RING(start.link));
-        if (start.ring == NULL) {
-            break;
-        }
-        uint64_t head = ring_advance(arena, start.ring);
-
-        start.at = HEAD_POSITION(head);
-        if (!arena->grows) {
-            break;
-        }
-        uint64_t word = load_slot(start.ring, start.at);
-
-        if (!is_next(start.ring, word, start.at)) {
-            break;
-        }
-        /* If `first` is still the same, the ring is in that life, and its head cannot go further. */
-        if (atomic_compare_exchange_strong(&chain->first, &first,
-                                           FIRST_WORD(SLOT_OWNER(word), FIRST_SKIPS(first) + HEAD_SKIPS(head)))) {
-            end_life(arena, LINK_RING(start.link), LINK_LIFE(start.link));
-            tasks_skipped(arena); /* what was skipped in the next ring counts from now on */
-        }
-    }
-    return start;
-}
-
-/* Whether no message can be put in the last ring. */
+/* Whether no position can be claimed, or could not though a further ring were linked. */
 bool
 chain_is_full(mpshm_arena *arena)
 {
     struct tail tail;
 
-    if (!arena->grows) {
-        return !ring_has_room(arena, &arena->zero, ring_end(&arena->zero));
+    if (!arena->grows || arena->bound == 0) {
+        return !chain_has_room(arena);
     }
-    return !ring_tail(arena, &tail) || !ring_has_room(arena, tail.ring, tail.at);
+    return ring_tail(arena, &tail) && !ring_is_within_bound(arena, tail.ring, tail.at);
 }
 
 bool
@@ -135,7 +98,7 @@ take_free(mpshm_arena *arena, uint32_t behind, bool only_zero)
 static bool
 has_memory(mpshm_arena *arena, const struct ring *ring)
 {
-    if (ring == NULL) {
+    if (ring == NULL || memory_is_refused()) {
         return false;
     }
     return ring->number == 0 || !arena->bounded
@@ -180,13 +143,13 @@ link_ring(mpshm_arena *arena, struct tail *tail, bool only_zero)
     uint64_t made = RING_WORD(life, arena->me, RING_MAKING), last = tail->link;
 
     if (!has_memory(arena, ring)) {
-        end_life(arena, (uint32_t) number, life);
+        ring_end_life(arena, (uint32_t) number, life);
         return -ENOSPC;
     }
     begin_life(arena, ring, tail->ring, tail->at);
     if (!atomic_compare_exchange_strong(slot_word(tail->ring, tail->at), &tail->word,
                                         word_of(tail->ring, tail->at, LINK(number, life), SLOT_NEXT))) {
-        end_life(arena, (uint32_t) number, life);
+        ring_end_life(arena, (uint32_t) number, life);
         return -EAGAIN;
     }
     /* Receivers may have ended it already. */
@@ -267,7 +230,7 @@ chain_put_back(mpshm_arena *arena, uint32_t number, uint64_t made, bool is_cold)
     if (!is_cold) {
         atomic_fetch_or(&arena->chain->touched, UINT64_C(1) << number);
     }
-    end_life(arena, number, RING_LIFE(made));
+    ring_end_life(arena, number, RING_LIFE(made));
 }
 
 /* Reaping. */

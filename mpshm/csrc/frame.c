@@ -14,7 +14,13 @@
        descriptors  20 each          mmap_id 32, chunk_id 32, size in bytes 64, tag 32
        stream       the rest         when no run holds it
 
-   In a queue a descriptor frame has at most MPSHM_SLOT_BYTES, and is filled up to that (queue_put.c).
+   In a queue a descriptor frame has at most MPSHM_SLOT_BYTES, and is filled up to that (queue_put.c).  There, one
+   whose message found no memory names a stream record in place of runs (stream.c):
+
+       length word, flags            as above; flags 4
+       number       16               of the record
+       generation   32               of the record
+       size         64               of the message in bytes
 
    Invariants: F1 to F5 (invariants.h).
 
@@ -48,6 +54,7 @@
 #define HEAD_BYTES 8
 #define INDEX 1
 #define STREAM_IN_INDEX 2
+#define THROUGH_RECORD 4
 
 /* A process that has asked a question spins longer, by this part of the usual time: as long as the other
    side needs to unpickle a question of 16 KiB and to pickle its answer (measured, objects: a round trip
@@ -105,6 +112,39 @@ frame_put(char *frame, const mpshm_parcel *parcel, const char *stream, uint64_t 
 
     memcpy(frame, &length, 4);
     return size;
+}
+
+#define STREAM_FRAME_BYTES 20
+
+/* Write the frame of a message that goes through a stream record. */
+void
+frame_put_stream(char *frame, const struct stream_name *stream)
+{
+    uint32_t length = htonl(SIGN | (STREAM_FRAME_BYTES - LENGTH_BYTES));
+    uint16_t head[2] = {THROUGH_RECORD, (uint16_t) stream->number};
+
+    memcpy(frame, &length, 4);
+    memcpy(frame + LENGTH_BYTES, head, 4);
+    memcpy(frame + LENGTH_BYTES + 4, &stream->generation, 4);
+    memcpy(frame + LENGTH_BYTES + 8, &stream->size, 8);
+}
+
+/* Whether a queue's frame names a stream record: which. */
+bool
+frame_stream(const unsigned char *frame, struct stream_name *stream)
+{
+    uint32_t length;
+    uint16_t head[2];
+
+    memcpy(&length, frame, 4);
+    memcpy(head, frame + LENGTH_BYTES, 4);
+    if (ntohl(length) != (SIGN | (STREAM_FRAME_BYTES - LENGTH_BYTES)) || head[0] != THROUGH_RECORD) {
+        return false;
+    }
+    stream->number = head[1];
+    memcpy(&stream->generation, frame + LENGTH_BYTES + 4, 4);
+    memcpy(&stream->size, frame + LENGTH_BYTES + 8, 8);
+    return true;
 }
 
 /* How many bytes to have before the frame is whole, by its length word: for -1, with the 8 bytes of

@@ -9,6 +9,8 @@
    Memory order: none of its own */
 #include "internal.h"
 
+#include "stream.h"
+
 #include <string.h>
 #include <sys/stat.h>
 
@@ -51,6 +53,9 @@ mpshm_arena_is_valid(mpshm_arena *arena)
 {
     int ring = arena->chain == NULL ? 1 : ring_validate(arena, false);
 
+    if (ring > 0 && arena->chain != NULL) {
+        ring = stream_validate(arena, false);
+    }
     return ring < 0 ? ring : for_each_segment(arena, true, visit_valid, NULL);
 }
 

@@ -84,12 +84,20 @@ struct mpshm_arena {
     _Atomic(struct ring *) *others; /* and the others, once each is mapped; NULL: it does not grow */
     uint32_t rings;
     bool grows, overflowing;
-    int64_t no_growth_ns;   /* no ring could be had just now: before this time there is none */
+    uint32_t bound;         /* how many open positions all rings together may have, 0: any number */
+    uint64_t passed_seen;   /* how many positions had passed when that was last looked at */
+    struct streams *streams; /* NULL: no queue's */
+    char *pieces;
+    uint32_t stream_count;  /* how many records have a piece */
+    mpshm_incoming *parked; /* messages that this process takes and no thread is at (stream_get.c) */
+    _Atomic bool is_parked; /* there are some; no lock guards it */
+    uint64_t turns;         /* how many it has begun to take */
     struct roster *roster;
     _Atomic uint32_t watch; /* the period in which those of this process that do not receive wake by
                                themselves (watch.c); no lock guards it, nor the next */
     _Atomic uint64_t room_seen; /* how far the ring had been emptied when one slept for room last */
-    uint32_t receivers;     /* open ends to receive by, in this process */
+    uint32_t ends;          /* of a queue, open in this process, */
+    uint32_t receivers;     /* and of these, to receive by */
     int writer;             /* a pipe's end to send by that is open here, or -1 */
     uint32_t places;        /* how many messages it may hold, 0: any number */
     bool joinable;
@@ -361,6 +369,13 @@ uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max, bool knows);
 int frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max);
 #define DESCRIPTOR_BYTES 20
+/* What a frame in a queue says of a message that goes through a stream record. */
+struct stream_name {
+    uint32_t number, generation; /* of the record */
+    uint64_t size;               /* of the message */
+};
+void frame_put_stream(char *frame, const struct stream_name *stream);
+bool frame_stream(const unsigned char *frame, struct stream_name *stream);
 
 /* leases.c, all under arena_lock. */
 int lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char **data);

@@ -103,6 +103,16 @@
    Q5  Bytes: a message is READY, in a queue that is bounded by them, only once what all open positions
        before it take leaves room for it, or nothing does; and it has said what it takes.
 
+   Stream records
+   T1  A record is in use while its owner's word names a process: from its claim until T3.  Only that process writes
+       its spot, its piece and `written`; only the one that is TAKING the slot at its spot writes `read`.
+   T2  A piece is written only when the one before it has been read, or as the first, before the slot is READY; and
+       copied only when `written` is one ahead of what has been copied.
+   T3  A record is freed, and its generation counted on by the next claim, when its slot has passed or it never had one,
+       and its owner will not write any more: it is dead, or has said that the last piece was written or that it gave up.
+       Otherwise only the owner frees it.
+   T4  A taker that finds the owner dead reads `written` once more before it skips the slot.
+
    Rosters
    E1  A process has a name before its first change to shared words; a fork's child has another
        (`generation`).

@@ -2,7 +2,8 @@
    nothing else describes it.  Any change here bumps MPSHM_ABI.
 
    A roster's file:  | roster header | records ... |
-   An arena's file:  | arena header | its own roster, if strangers share it | marks | chain | ring 0 |
+   An arena's file:  | arena header | its own roster, if strangers share it | marks | chain | stream records |
+                     | ring 0 | (to alignment) pieces |
                      | segment 0 | segment 1 | ...                        `stride` apart, sparse
                      | ring 1 | ring 2 | ...                              of a queue that grows
    Ring 0:           | ring | slots, each with its data | overflow |
@@ -113,7 +114,7 @@ struct arena_header {
     uint32_t joinable;
     uint32_t overflowing;   /* slots have a place in the overflow */
     uint32_t rings;         /* how many rings a queue may have: 1 if it does not grow */
-    uint32_t unused;
+    uint32_t streams;       /* how many stream records have memory for a piece */
     _Atomic uint32_t wanted; /* hint: leases that waiting senders await; the futex they sleep on.  Too
                                 large: they sleep until their slice of time is over */
     _Atomic uint32_t swept; /* hint: the roster's `deaths` when the last sweep began.  Wrong: one more, or
@@ -291,7 +292,52 @@ enum ring_state { RING_FREE = 0, RING_MAKING = 1, RING_USED = 2 };
 #define BYTES_WORD(lap, bytes) \
     (((uint64_t) (lap) & LAP_MASK) << 33 | ((bytes) < BYTES_MOST ? (bytes) : BYTES_MOST))
 
-#define RING_OFFSET (CHAIN_OFFSET + sizeof(struct chain))
+/* Stream records: a message for which there is no memory goes through one, piece by piece, from its sender to the process
+   that takes its slot (stream.c).  A record is only ever a record, and its generation counts on, so that one who comes
+   late with its name finds that it is another's.
+   Its words lie before ring 0, in a page that is resident anyway.  The pieces lie apart, a hole until they are used. */
+#define STREAMS 8
+#define STREAMS_BOUNDED 2 /* where the file system may run full: their memory is reserved */
+#define PIECE_BYTES (UINT32_C(128) << 10)
+/* What the sender writes and what the taker writes lies in different lines. */
+struct stream_record {
+    _Atomic uint64_t owner;   /* truth: STREAM_OWNER, the sender; nobody: it is free */
+    _Atomic uint64_t spot;    /* mine, the owner's: STREAM_SPOT, its message's position; of another generation: it has
+                                 none yet */
+    _Atomic uint64_t written; /* mine, the owner's: STREAM_WRITTEN */
+    _Atomic uint32_t bytes;   /* mine, the owner's: of the piece that was written last */
+    _Atomic uint32_t taker_bell; /* hint: event count and futex of the taker.  Wrong: it sleeps until its watch */
+    uint64_t unused[4];
+    _Atomic uint64_t read;    /* mine, of the process that takes the slot: STREAM_READ */
+    _Atomic uint32_t sender_bell; /* hint: event count and futex of the owner.  The same */
+    uint32_t unused_2[13];
+};
+_Static_assert(sizeof(struct stream_record) == 128, "layout");
+struct streams {
+    _Atomic uint32_t freed; /* hint: event count and futex of those that wait for a record.  The same */
+    _Atomic uint32_t touched; /* hint: a bit for each record whose piece may have memory.  Wrongly set: it is given
+                                 back once more.  Wrongly clear: it stays until the record is used again */
+    uint32_t unused[30];
+    struct stream_record records[STREAMS];
+};
+_Static_assert(sizeof(struct streams) == 128 + STREAMS * 128, "layout");
+enum stream_state { STREAM_GOES_ON = 0, STREAM_LAST = 1, STREAM_GIVEN_UP = 2 };
+#define STREAM_GENERATION_MASK UINT32_C(0xfffff)
+/* generation 20 | name 30;  generation 20 | spot 42;  pieces 32 | state 2 | generation 20;  the same */
+#define STREAM_OWNER(generation, who) ((uint64_t) (generation) << 30 | (uint64_t) (who))
+#define STREAM_SPOT(generation, spot) ((uint64_t) (generation) << 44 | (uint64_t) (spot))
+#define STREAM_WRITTEN(generation, state, pieces) \
+    ((uint64_t) (pieces) << 32 | (uint64_t) (state) << 20 | (uint64_t) (generation))
+#define STREAM_READ(generation, pieces) STREAM_WRITTEN(generation, STREAM_GOES_ON, pieces)
+#define STREAM_GENERATION(word) ((uint32_t) (word) & STREAM_GENERATION_MASK) /* of the last two */
+#define STREAM_STATE(word) ((enum stream_state) ((word) >> 20 & 3))
+#define STREAM_PIECES(word) ((uint32_t) ((word) >> 32))
+#define OWNER_GENERATION(word) ((uint32_t) ((word) >> 30) & STREAM_GENERATION_MASK)
+#define OWNER_NAME(word) ((name) ((word) & NAME_MASK))
+#define SPOT_GENERATION(word) ((uint32_t) ((word) >> 44))
+#define SPOT_OF(word) ((word) & SPOT_MASK)
+#define STREAMS_OFFSET (CHAIN_OFFSET + sizeof(struct chain))
+#define RING_OFFSET (STREAMS_OFFSET + sizeof(struct streams))
 
 /* What ring 0 takes, the ring and all. */
 static inline uint64_t
@@ -327,6 +373,13 @@ rings_offset(uint32_t ring, int overflowing)
         at += ring_apart_bytes(RING_SLOTS_OF(r), overflowing);
     }
     return at;
+}
+
+/* Where the pieces lie. */
+static inline uint64_t
+pieces_offset(uint32_t slots, int overflowing)
+{
+    return (RING_OFFSET + ring_bytes(slots, overflowing) + SMALL_ALIGN - 1) / SMALL_ALIGN * SMALL_ALIGN;
 }
 
 /* Directory word: the name of its owner, who prefers it, 30 | chunk shift 6 | chunk count 20.  Its lower

@@ -45,6 +45,9 @@ enum {
     MPSHM_E_DIRECTORY = -10024, /* an entry of the directory describes no segment that fits */
     MPSHM_E_UNSEALED = -10025,  /* its maker could still cut the file short */
     MPSHM_E_TWO_FILES = -10026, /* and this family has another one already */
+    MPSHM_E_STREAM = -10027,      /* a stream record is not what the slot that names it, or its sender, says */
+    MPSHM_E_STREAM_SIZE = -10028, /* and its message has another length */
+    MPSHM_E_GIVEN_UP = -10029,    /* the sender gave up in the middle */
 };
 
 /* How an arena's memory file is made. */
@@ -60,6 +63,7 @@ typedef struct {
     uint64_t segment_bytes; /* data bytes of a usual segment */
     uint32_t segment_limit; /* how many segments the arena may hold */
     uint32_t chunk_shift;   /* log2 of a chunk's bytes in a usual segment */
+    uint32_t ring_limit;    /* how many rings a queue that grows may have, 0: as many as can be */
 } mpshm_geometry;
 
 /* Names a sealed run. */
@@ -131,7 +135,8 @@ typedef struct {
     uint32_t places;        /* messages */
     uint32_t joinable;      /* whether task_done() and join() count them */
     uint64_t bytes;         /* of slots and chunks */
-    uint32_t grows;         /* whether it gets longer by mpshm_queue_grow; not if it is bounded */
+    uint32_t grows;         /* whether it gets longer by mpshm_queue_grow; not if it is bounded by bytes, or so few
+                               places that one ring has them */
 } mpshm_queue;
 
 /* Make an arena and its memory file; the caller closes it.  Where /proc names memory files, it shows
@@ -244,6 +249,8 @@ typedef struct {
     int32_t error;          /* why this message cannot be had */
     mpshm_descriptor bad;   /* and the one that failed */
 } mpshm_message;
+/* A message that comes piece by piece. */
+typedef struct mpshm_incoming mpshm_incoming;
 
 /* What one end of a queue's pipe has sent and received: in slots alone, and by descriptor. */
 typedef struct {
@@ -283,11 +290,30 @@ typedef struct {
     mpshm_message messages[128];
     uint32_t sizes[128];    /* of small messages, whole; of others UINT32_MAX */
     mpshm_waiter waiter;
+    mpshm_incoming *incoming; /* the message that a call is at; NULL between calls */
+    char *apart;            /* the only message, which has no runs and is not small: memory of the heap; or NULL */
 } mpshm_batch;
+
+/* Memory of the heap and its holder: freeing it frees both. */
+typedef struct {
+    char *data;
+    uint64_t size;
+} mpshm_block;
+
+/* A message that finds no memory, on its way: it goes piece by piece through a record in shared memory, from its sender
+   to the process that takes its slot. */
+typedef struct {
+    mpshm_arena *arena;
+    uint64_t spot;
+    uint64_t sent;          /* bytes that have been written into the record */
+    uint32_t number, record_generation, pieces;
+    uint32_t generation;    /* of the process: a fork's child has none of its parent's */
+    uint32_t is_open;       /* it has a record */
+} mpshm_stream;
 
 /* A message's place in the queue, taken before it is put: a position, or that it counts as pending. */
 #define MPSHM_NO_PLACE -1
-#define MPSHM_PENDING 1099511627776 /* 2^40: no position is so large */
+#define MPSHM_PENDING 8796093022208 /* 2^43: no spot is so large */
 typedef struct {
     mpshm_arena *arena;
     int64_t at;
@@ -328,8 +354,23 @@ void mpshm_place_give(mpshm_place *place);
 int mpshm_queue_wait_room(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
 /* The same though no receiver is left: another put may give up its place. */
 int mpshm_queue_wait_place(const mpshm_end *end, const mpshm_place *place, int timeout_ms);
-/* After a put has found the ring full: have room for more messages: 0; or -ENOSPC: no memory for a longer ring, or
-   the queue does not grow. */
+/* One that is not under way yet, and keeps its arena; freeing it stops it. */
+mpshm_stream *mpshm_stream_new(mpshm_arena *arena);
+void mpshm_stream_free(mpshm_stream *stream);
+/* Put a message that finds no memory: its frame and its first piece, without waiting.  1: that was all of it; 0: go on
+   with mpshm_stream_go; -EBUSY: all records are in use; or as the calls above. */
+int mpshm_stream_begin(mpshm_stream *stream, const mpshm_end *end, const char *data, uint64_t size, mpshm_place *place);
+/* Wait until a record may be free: 0; or -EAGAIN when the time (-1: as long as one sleep lasts) is over, or earlier. */
+int mpshm_stream_wait(mpshm_arena *arena, int timeout_ms);
+/* Write the other pieces, each when the one before it has been read: 1 when all have been written, or when the message
+   is lost with a process that was killed, or that closed its end, while it took it; -EAGAIN or -EINTR when the time
+   is over, or earlier: call again; or an error.  `data` and `size` are those of mpshm_stream_begin. */
+int mpshm_stream_go(mpshm_stream *stream, const mpshm_end *end, const char *data, uint64_t size, int timeout_ms);
+/* End it before all has been written: 0; -EBUSY: some process takes the message, and it is still under way.
+   gives_up: end it then as well: that process gets MPSHM_E_GIVEN_UP for it. */
+int mpshm_stream_stop(mpshm_stream *stream, int gives_up);
+/* After a put has found the ring full, but not the queue: have room for more messages: 0; or -ENOSPC: no memory for a
+   longer ring, or the queue does not grow. */
 int mpshm_queue_grow(const mpshm_end *end);
 /* How many have been taken, or given up, since the queue was made: modulo 2^36. */
 uint64_t mpshm_queue_taken(mpshm_arena *arena);
@@ -344,13 +385,19 @@ int mpshm_wait_done(mpshm_arena *arena, int timeout_ms);
 
 mpshm_batch *mpshm_batch_new(const mpshm_end *end, uint32_t spin_us);
 void mpshm_batch_free(mpshm_batch *batch);
+#define MPSHM_NOT_AT_ALL -2
 /* Receive up to `most` messages, waiting for the first: with timeout_ms 0 not at all, with -1 as long as
-   one sleep lasts.  Gives how many, their runs leased, or -EAGAIN or -EINTR. */
+   one sleep lasts.  One that comes in pieces, and has begun, is waited for while the pieces come, but for
+   MPSHM_NOT_AT_ALL.  Gives how many, their runs leased, or -EAGAIN or -EINTR. */
 int mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms);
 /* Receive one.  The size of a small message, which lies whole at the beginning of data, and zeros up to
-   MPSHM_TINY_BYTES behind it; or MPSHM_DESCRIPTORS for one with runs; or its error. */
+   MPSHM_TINY_BYTES behind it; or MPSHM_DESCRIPTORS for one with runs, or that lies apart; or its error. */
 int mpshm_queue_receive_one(mpshm_batch *batch, int timeout_ms);
 void mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to);
+/* Move the only message, which lies apart, to a holder of its own. */
+void mpshm_batch_take_apart(mpshm_batch *batch, mpshm_block *to);
+mpshm_block *mpshm_block_new(void);
+void mpshm_block_free(mpshm_block *block);
 /* Release the runs that were not taken, and forget the messages. */
 void mpshm_batch_discard(mpshm_batch *batch);
 

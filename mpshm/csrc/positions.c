@@ -12,6 +12,9 @@
    though others work: all of these are claimed, and an open position can only pass.  So a stopped sender
    takes one place, and stops the ring only when it is a lap behind.
 
+   Where the bound is longer than a ring, positions in all rings are counted the same way: how many have been claimed
+   before this one, less how many have passed since the queue was made.
+
    A queue that grows keeps one slot of each ring for the link to the next.  `last` is only a hint, and the ring it
    names may have been released, and be in use anew: so a claim reads a tail, then the ring's life, and then the slot.
    If the life is that of the hint, so was the tail, and its slot is FREE only if the ring was not ended before it.
@@ -66,6 +69,55 @@ ring_advance(mpshm_arena *arena, struct ring *ring)
         }
     }
     return was;
+}
+
+/* End a life of a ring, if it is not over: the word that said so is still the same, or only its maker's USED has come
+   in between.  C3 */
+void
+ring_end_life(mpshm_arena *arena, uint32_t number, uint32_t life)
+{
+    _Atomic uint64_t *at = &arena->chain->word[number];
+    uint64_t word = atomic_load(at);
+
+    while (RING_LIFE(word) == life && RING_STATE(word) != RING_FREE
+           && !atomic_compare_exchange_strong(at, &word, RING_WORD(life + 1, 0, RING_FREE))) {
+    }
+}
+
+/* Where receivers begin: the head moves on over all that has passed, and over rings.  G2, C1 */
+struct start
+chain_go_on(mpshm_arena *arena)
+{
+    struct chain *chain = arena->chain;
+    struct start start = {0};
+
+    for (uint32_t tries = 0; tries < 2 * RINGS; tries++) {
+        uint64_t first = atomic_load(&chain->first);
+
+        start.link = FIRST_LINK(first);
+        start.ring = ring_at(arena, LINK_RING(start.link));
+        if (start.ring == NULL) {
+            break;
+        }
+        uint64_t head = ring_advance(arena, start.ring);
+
+        start.at = HEAD_POSITION(head);
+        if (!arena->grows) {
+            break;
+        }
+        uint64_t word = load_slot(start.ring, start.at);
+
+        if (!is_next(start.ring, word, start.at)) {
+            break;
+        }
+        /* If `first` is still the same, the ring is in that life, and its head cannot go further. */
+        if (atomic_compare_exchange_strong(&chain->first, &first,
+                                           FIRST_WORD(SLOT_OWNER(word), FIRST_SKIPS(first) + HEAD_SKIPS(head)))) {
+            ring_end_life(arena, LINK_RING(start.link), LINK_LIFE(start.link));
+            tasks_skipped(arena); /* what was skipped in the next ring counts from now on */
+        }
+    }
+    return start;
 }
 
 /* Have a slot of a dead process passed.  False: it says nothing of the dead. */
@@ -160,6 +212,72 @@ ring_has_room(mpshm_arena *arena, struct ring *ring, uint64_t at)
     return has_place(arena, ring, HEAD_POSITION(ring_advance(arena, ring)), at);
 }
 
+/* How many positions are open from where receivers begin to position `at` of that ring, if they are not more than
+   `most`. */
+static uint32_t
+count_open(const mpshm_arena *arena, const struct start *start, const struct ring *ring, uint64_t at, uint32_t most)
+{
+    struct stop stop = {start->ring, start->link};
+    uint64_t from = start->at, end;
+    uint32_t open = 0;
+
+    for (uint32_t i = 0; i < RINGS && stop.ring != NULL; i++) {
+        const struct ring *here = stop.ring;
+        int on = here == ring ? 0 : chain_on(arena, &stop, &end);
+
+        for (uint64_t p = from, to = here == ring ? at : end; open < most && position_ahead(to, p) > 0;
+             p = position_after(p, 1)) {
+            open += !is_passed(here, load_slot(here, p), p);
+        }
+        if (on != 1) {
+            break;
+        }
+        from = HEAD_POSITION(atomic_load(&stop.ring->head->head));
+    }
+    return open;
+}
+
+/* The same as has_place, for a bound that is longer than a ring.  Whoever dead is in the way is mended.  G1 */
+bool
+ring_is_within_bound(mpshm_arena *arena, const struct ring *ring, uint64_t at)
+{
+    uint64_t all = position_after(atomic_load(&ring->head->before), at);
+
+    for (uint32_t tries = 0; tries < TRIES; tries++) {
+        struct start start = chain_go_on(arena);
+        struct passed passed = chain_passed(arena);
+
+        if (start.ring == NULL || position_ahead(all, passed.positions) < (int64_t) arena->bound) {
+            return true; /* or `at` is old, as the slot will show */
+        }
+        if (!is_stopped(start.ring, start.at)) {
+            return false;
+        }
+        if (count_open(arena, &start, ring, at, arena->bound) < arena->bound) {
+            return true;
+        }
+        if (!mend(arena, start.ring, start.at)) {
+            return false;
+        }
+    }
+    return false;
+}
+
+/* The same, and first without a look at words that receivers write.  Under arena_lock. */
+static bool
+finds_bound(mpshm_arena *arena, const struct ring *ring, uint64_t at)
+{
+    uint64_t all = position_after(atomic_load(&ring->head->before), at);
+
+    if (position_after(all, -arena->passed_seen) < arena->bound) {
+        return true;
+    }
+    bool found = ring_is_within_bound(arena, ring, at);
+
+    arena->passed_seen = chain_passed(arena).positions;
+    return found;
+}
+
 static void
 move_tail(struct ring *ring, uint64_t from)
 {
@@ -248,7 +366,8 @@ ring_claim(mpshm_arena *arena, enum slot_state state, uint32_t count, uint64_t *
     INVARIANT(A4, arena_is_locked(arena));
     INVARIANT(G8, arena->me != 0 && (state == SLOT_WRITING || state == SLOT_HELD));
     for (uint32_t tries = 0; n < count && tries < TRIES; tries++) {
-        if (!find_tail(arena, &tail) || !finds_place(arena, tail.ring, tail.at, &tries)) {
+        if (!find_tail(arena, &tail) || !finds_place(arena, tail.ring, tail.at, &tries)
+            || (arena->grows && arena->bound != 0 && !finds_bound(arena, tail.ring, tail.at))) {
             break;
         }
         if (is_claimable(tail.ring, tail.word, tail.at)) {

@@ -17,6 +17,7 @@
 
 #include "queue.h"
 #include "ring.h"
+#include "stream.h"
 
 /* How long a receiver that its pipe has woken waits for a message that is still being written. */
 #define DUE_NS INT64_C(20000000)
@@ -41,6 +42,7 @@ mpshm_end_open(const mpshm_end *end)
 
     process_lock();
     INVARIANT(A2, arena->refs > 0);
+    arena->ends++;
     arena->receivers += end->receives != 0;
     arena->writer = end->receives ? arena->writer : end->fd;
     arena->refs++; /* at interpreter exit an end may be closed after its arena's handle */
@@ -53,6 +55,9 @@ mpshm_end_stop_receiving(const mpshm_end *end)
     process_lock();
     INVARIANT(A2, !end->receives || end->arena->receivers > 0);
     end->arena->receivers -= end->receives != 0;
+    if (end->arena->receivers == 0) {
+        stream_drop_parked(end->arena);
+    }
     end->arena->writer = -1; /* perhaps another's; then one is opened when it is needed */
     process_unlock();
 }
@@ -64,6 +69,14 @@ mpshm_end_release(const mpshm_end *end)
         waiters_call(end->arena, INT_MAX);
     }
     waiters_call_senders(end->arena); /* no receiver may be left now, or this was the end that they wait at */
+    process_lock();
+    INVARIANT(A2, end->arena->ends > 0);
+    bool was_last = --end->arena->ends == 0;
+
+    process_unlock();
+    if (was_last && trim_has_memory(end->arena)) {
+        trim_at_close(end->arena); /* others may keep the file for long, and this process its handle */
+    }
     arena_let_go(end->arena);
 }
 
@@ -138,7 +151,7 @@ mpshm_queue_grow(const mpshm_end *end)
 static bool
 has_positions(const mpshm_arena *arena)
 {
-    return arena->bytes_limit != 0 || (arena->places != 0 && arena->places <= arena->zero.slots);
+    return arena->bytes_limit != 0 || (arena->places != 0 && arena->places <= rings_capacity(arena));
 }
 
 /* How many messages may be pending.  With those that the ring has slots for, a bounded queue's are as many
@@ -146,7 +159,7 @@ has_positions(const mpshm_arena *arena)
 static int64_t
 pending_most(const mpshm_arena *arena)
 {
-    return arena->places == 0 ? INT64_MAX : (int64_t) arena->places - (int64_t) arena->zero.slots;
+    return arena->places == 0 ? INT64_MAX : (int64_t) arena->places - (int64_t) rings_capacity(arena);
 }
 
 /* See to it that arena->me is this process's: its parent may be one of the dead. */
@@ -186,7 +199,7 @@ queue_why_full(mpshm_arena *arena)
     bool full = arena->places != 0
                 && (has_positions(arena) || tasks_pending(arena) >= pending_most(arena));
 
-    return full ? MPSHM_E_FULL : -EAGAIN;
+    return full && (!arena->grows || chain_is_full(arena)) ? MPSHM_E_FULL : -EAGAIN;
 }
 
 int
@@ -214,6 +227,15 @@ take_pending(mpshm_arena *arena)
         return MPSHM_E_FULL;
     }
     return MPSHM_PENDING;
+}
+
+/* Under arena_lock.  The queue may have places where its rings have none. */
+static bool
+hold_position(mpshm_arena *arena, uint64_t *spot)
+{
+    return ring_claim(arena, SLOT_HELD, 1, spot) == 1
+           || (arena->grows && !chain_is_full(arena) && chain_grow(arena) == 0
+               && ring_claim(arena, SLOT_HELD, 1, spot) == 1);
 }
 
 mpshm_place *
@@ -252,7 +274,7 @@ mpshm_place_take(mpshm_place *place)
         at = -EINVAL;
     } else if (!has_positions(arena)) {
         at = take_pending(arena);
-    } else if (ring_claim(arena, SLOT_HELD, 1, &position) == 1) {
+    } else if (hold_position(arena, &position)) {
         at = (int64_t) position;
     }
     if (at >= 0) {

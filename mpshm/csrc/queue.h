@@ -20,6 +20,8 @@ count(uint64_t *messages, uint64_t *all_bytes, uint64_t bytes)
 /* Whether a message can be taken.  Waits for one that the pipe shows, for a moment. */
 bool queue_due_is_ready(mpshm_arena *arena);
 int queue_why_full(mpshm_arena *arena);
+int queue_look_at_end(const mpshm_end *end);
+int queue_put_stream(const mpshm_end *end, mpshm_stream *stream, const char *data, uint64_t size, mpshm_place *place);
 
 /* Whether that place is a position of this process. */
 static inline bool

@@ -18,6 +18,7 @@
 
 #include "queue.h"
 #include "ring.h"
+#include "stream.h"
 
 /* The bit of a frame's length word that says that descriptors follow, not a message. */
 #define SIGN UINT32_C(0x80000000)
@@ -75,6 +76,8 @@ mpshm_batch_discard(mpshm_batch *batch)
     for (uint32_t i = 0; i < batch->runs_used; i++) {
         mpshm_release(batch->runs[i].data);
     }
+    free(batch->apart);
+    batch->apart = NULL;
     batch->count = batch->runs_used = 0;
     batch->data_used = 0;
 }
@@ -94,6 +97,27 @@ mpshm_batch_take(mpshm_batch *batch, uint32_t i, mpshm_held *to)
     INVARIANT(Q4, i < batch->runs_used && batch->runs[i].data != NULL);
     *to = batch->runs[i];
     batch->runs[i].data = NULL; /* releasing NULL does nothing */
+}
+
+mpshm_block *
+mpshm_block_new(void)
+{
+    return calloc(1, sizeof(mpshm_block));
+}
+
+void
+mpshm_block_free(mpshm_block *block)
+{
+    free(block->data);
+    free(block);
+}
+
+void
+mpshm_batch_take_apart(mpshm_batch *batch, mpshm_block *to)
+{
+    INVARIANT(Q4, batch->count == 1 && batch->apart != NULL);
+    *to = (mpshm_block) {batch->apart, batch->messages[0].size};
+    batch->apart = NULL;
 }
 
 /* Make room for `count` runs more.  Q4 */
@@ -164,6 +188,46 @@ open_runs(mpshm_batch *batch, uint64_t position, const unsigned char *slot,
     return error;
 }
 
+/* A message that cannot be had. */
+static void
+add_failure(mpshm_batch *batch, int error)
+{
+    mpshm_message *message = &batch->messages[batch->count++];
+
+    memset(message, 0, sizeof *message);
+    message->error = error;
+    batch->sizes[batch->count - 1] = UINT32_MAX;
+}
+
+/* A message that has come through a stream: 1, or the error. */
+static int
+add_stream(mpshm_batch *batch, mpshm_incoming *incoming)
+{
+    uint64_t size = incoming->have;
+    bool is_small = size <= SMALL_RUN_BYTES;
+    int error = is_small ? data_room(batch, size) : 0;
+
+    if (error != 0) {
+        return error;
+    }
+    mpshm_message *message = &batch->messages[batch->count++];
+
+    memset(message, 0, sizeof *message);
+    INVARIANT(Q4, batch->count == 1);
+    batch->sizes[0] = is_small ? (uint32_t) size : UINT32_MAX;
+    message->size = size;
+    if (is_small) {
+        add_data(batch, message, incoming->data, size);
+    } else {
+        batch->apart = incoming->data;
+        incoming->data = NULL;
+    }
+    arena_lock(batch->end->arena);
+    count_received(batch->end->counts, size, true);
+    arena_unlock(batch->end->arena);
+    return 1;
+}
+
 /* Make one frame a message: its bytes copied, or its runs leased.  An error is the message's, not the
    batch's. */
 static int
@@ -215,8 +279,28 @@ names_runs(const unsigned char *frame)
     return (frame[0] & 0x80) != 0;
 }
 
-/* Make messages of the slots just taken.  Only the last may name runs: its slot is TAKING until these are
-   leased.  Under arena_lock, held since before the slots were taken.  Q1 */
+/* The slot names a stream: begin to take that message.  True: it is under way; false: it is one with an error. */
+static bool
+begin_stream(mpshm_batch *batch, uint64_t position, const unsigned char *frame)
+{
+    mpshm_arena *arena = batch->end->arena;
+    struct stream_name name;
+
+    if (!names_runs(frame) || !frame_stream(frame, &name)) {
+        return false;
+    }
+    int error = stream_open(arena, position, &name, &batch->incoming);
+
+    if (error != 0) {
+        add_failure(batch, error);
+        ring_pass(arena, position);
+        stream_call(arena); /* its sender is to see that it has passed */
+    }
+    return true;
+}
+
+/* Make messages of the slots just taken.  Only the last may name runs, or a stream: its slot is TAKING until these are
+   leased, or it has come.  Under arena_lock, held since before the slots were taken.  Q1 */
 static void
 open_slots(mpshm_batch *batch, const unsigned char *frames, const uint64_t *positions, uint32_t count)
 {
@@ -226,9 +310,13 @@ open_slots(mpshm_batch *batch, const unsigned char *frames, const uint64_t *posi
     INVARIANT(Q4, batch->count + count <= MPSHM_SLOTS_AT_ONCE);
     for (uint32_t n = 0; n < count; n++) {
         const unsigned char *frame = frames + (size_t) n * RING_FRAME_BYTES;
-        mpshm_message *message = &batch->messages[batch->count++];
 
         INVARIANT(Q1, n + 1 == count || !names_runs(frame));
+        if (begin_stream(batch, positions[n], frame)) {
+            return;
+        }
+        mpshm_message *message = &batch->messages[batch->count++];
+
         message->error = open_slot(batch, positions[n], frame, message);
         if (names_runs(frame)) {
             ring_pass(arena, positions[n]); /* what is not leased, of a message with an error, is nobody's */
@@ -250,6 +338,40 @@ open_slots(mpshm_batch *batch, const unsigned char *frames, const uint64_t *posi
     }
 }
 
+/* Leave the message that is under way to the next receiver of this process.  Under arena_lock. */
+static void
+leave_incoming(mpshm_batch *batch)
+{
+    stream_park(batch->incoming);
+    batch->incoming = NULL;
+    waiters_call(batch->end->arena, INT_MAX); /* another thread may be asleep */
+}
+
+/* Go on with the message that is under way, outside of all locks: 1: it has come, or its error; 0: it will not come;
+   -EINTR: later. */
+static int
+go_on(mpshm_batch *batch, int timeout_ms)
+{
+    mpshm_incoming *incoming = batch->incoming;
+    int result = stream_receive(incoming, timeout_ms, &batch->waiter);
+
+    if (result == -EAGAIN || result == -EINTR) {
+        arena_lock(batch->end->arena);
+        leave_incoming(batch);
+        arena_unlock(batch->end->arena);
+        return -EINTR; /* whoever called looks for signals, and comes again if it has time */
+    }
+    batch->incoming = NULL;
+    if (result == 1) {
+        result = add_stream(batch, incoming);
+    }
+    if (result < 0) {
+        add_failure(batch, result);
+    }
+    stream_close(incoming);
+    return result != 0;
+}
+
 /* Take up to `most` messages that are in the ring now: how many. */
 static uint32_t
 take(mpshm_batch *batch, uint32_t most)
@@ -257,24 +379,32 @@ take(mpshm_batch *batch, uint32_t most)
     mpshm_arena *arena = batch->end->arena;
     char frames[FEW * RING_FRAME_BYTES];
     uint64_t positions[FEW];
-    uint32_t n = 0, few;
+    uint32_t few, all_few = 0;
     bool all;
 
     arena_lock(arena);
-    do {
-        few = ring_take(arena, frames, positions, most - n < FEW ? most - n : FEW);
+    batch->incoming = stream_unpark(arena);
+    while (batch->incoming == NULL && batch->count < most) {
+        few = most - batch->count;
+        few = ring_take(arena, frames, positions, few < FEW ? few : FEW);
         all = few < FEW && (few == 0 || !names_runs((unsigned char *) frames + (few - 1) * RING_FRAME_BYTES));
         open_slots(batch, (unsigned char *) frames, positions, few);
         if (few > 0) {
             waiters_let_in(arena);
         }
-        n += few;
-    } while (!all && n < most);
-    if (n > 0) {
+        all_few += few;
+        if (all) {
+            break;
+        }
+    }
+    if (all_few > 0) {
         mirror_after_take(arena, batch->end->fd);
     }
+    if (batch->incoming != NULL && batch->count > 0) { /* after those */
+        leave_incoming(batch);
+    }
     arena_unlock(arena);
-    return n;
+    return batch->count;
 }
 
 /* Call when the ring has nothing to take: 0 if a message may come, MPSHM_E_END, or MPSHM_E_CLOSED; or
@@ -297,24 +427,43 @@ look_at_pipe(mpshm_batch *batch)
     return result;
 }
 
-/* Take up to `most` messages without waiting: how many, -EAGAIN, or the error. */
+/* Take up to `most` messages that are there: how many.  One that has begun to come is waited for: -EINTR if that takes
+   too long. */
 static int
-receive_now(mpshm_batch *batch, uint32_t most)
+take_or_go_on(mpshm_batch *batch, uint32_t most, int timeout_ms)
 {
-    uint32_t n = take(batch, most);
+    for (;;) {
+        uint32_t n = take(batch, most);
+
+        if (batch->incoming == NULL) {
+            return (int) n;
+        }
+        int result = go_on(batch, timeout_ms);
+
+        if (result != 0) {
+            return result;
+        }
+    }
+}
+
+/* Take up to `most` messages without waiting for one that has not begun to come: how many, -EAGAIN, or the error. */
+static int
+receive_now(mpshm_batch *batch, uint32_t most, int timeout_ms)
+{
+    int n = take_or_go_on(batch, most, timeout_ms);
 
     if (n == 0 && queue_due_is_ready(batch->end->arena)) {
-        n = take(batch, most);
+        n = take_or_go_on(batch, most, timeout_ms);
     }
-    int result = n > 0 ? 0 : look_at_pipe(batch);
+    int result = n != 0 ? n : look_at_pipe(batch);
 
     if (result == MPSHM_E_END) {
-        n = take(batch, most); /* a message may have been put just before the end */
+        n = take_or_go_on(batch, most, timeout_ms); /* a message may have been put just before the end */
         if (n == 0) {
             waiters_call(batch->end->arena, INT_MAX);
         }
     }
-    return n > 0 ? (int) n : result != 0 ? result : -EAGAIN;
+    return n != 0 ? n : result != 0 ? result : -EAGAIN;
 }
 
 int
@@ -328,16 +477,18 @@ mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     mpshm_waiter *waiter = &batch->waiter;
 
     /* A process gets nothing more once it has closed the end. */
-    int result = batch->end->fd < 0 ? MPSHM_E_CLOSED : receive_now(batch, most);
+    int result = batch->end->fd < 0 ? MPSHM_E_CLOSED : receive_now(batch, most, timeout_ms);
 
-    if (result == -EAGAIN && timeout_ms != 0) {
+    bool waits = timeout_ms != 0 && timeout_ms != MPSHM_NOT_AT_ALL;
+
+    if (result == -EAGAIN && waits) {
         result = waiter_look(waiter, arena);
         if (result == -EAGAIN && waiter_sleep(waiter, arena, batch->end->fd, timeout_ms)) {
             result = 1;
         }
-        result = result == 1 ? receive_now(batch, most) : result;
+        result = result == 1 ? receive_now(batch, most, timeout_ms < 0 ? -1 : 0) : result;
     }
-    bool comes_again = timeout_ms < 0 && (result == -EAGAIN || result == -EINTR);
+    bool comes_again = waits && timeout_ms < 0 && (result == -EAGAIN || result == -EINTR);
 
     if (!comes_again) {
         waiter_goes(waiter, arena, result > 0 ? (uint32_t) result : 0);

@@ -19,6 +19,7 @@
 
 #include "queue.h"
 #include "ring.h"
+#include "stream.h"
 
 /* In a longer ring, so many puts until one looks whether so few messages are left that the shortest is enough. */
 #define PUTS_BEFORE_SHRINK 64
@@ -29,6 +30,7 @@ struct letter {
     uint64_t size;
     mpshm_parcel *parcel; /* or NULL */
     mpshm_run run;        /* capacity 0: none */
+    mpshm_stream *stream; /* it goes through that one's record; or NULL */
     uint64_t bytes;       /* for the queue's limit */
     mpshm_place *place;   /* or NULL */
     uint64_t position;    /* once it has been put */
@@ -76,8 +78,8 @@ inline_bytes(const mpshm_arena *arena)
 }
 
 /* Whether anything can be put by that end now: 0 or the error.  Under arena_lock. */
-static int
-look_at_end(const mpshm_end *end)
+int
+queue_look_at_end(const mpshm_end *end)
 {
     if (end->fd < 0) {
         return MPSHM_E_CLOSED;
@@ -210,7 +212,12 @@ fill(mpshm_arena *arena, struct letter *letter, uint64_t position)
     int error = 0;
 
     letter->position = position;
-    if (letter->parcel != NULL) {
+    if (letter->stream != NULL) {
+        struct stream_name name = stream_put_first(letter->stream, position, letter->data, letter->size);
+
+        memset(frame, 0, MPSHM_SLOT_BYTES);
+        frame_put_stream(frame, &name);
+    } else if (letter->parcel != NULL) {
         memset(frame, 0, MPSHM_SLOT_BYTES);
         frame_put(frame, letter->parcel, letter->data, letter->size);
         error = parcel_seal(letter->parcel, position, &bytes);
@@ -319,12 +326,13 @@ put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t 
 
     INVARIANT(F4, count <= FEW);
     arena_lock(arena);
-    int error = look_at_end(end);
+    int error = queue_look_at_end(end);
 
     while (error == 0 && n < count) {
         letters[n].data = data;
         letters[n].size = sizes[n];
         letters[n].parcel = NULL;
+        letters[n].stream = NULL;
         letters[n].place = places == NULL ? NULL : places[n];
         error = prepare(arena, &letters[n]);
         if (error == 0) {
@@ -349,6 +357,15 @@ put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t 
     }
     arena_unlock(arena);
     return error == 0 ? done : error;
+}
+
+/* Put a message that goes through a record of the stream's: 1, or the error.  Under arena_lock. */
+int
+queue_put_stream(const mpshm_end *end, mpshm_stream *stream, const char *data, uint64_t size, mpshm_place *place)
+{
+    struct letter letter = {.data = data, .size = size, .stream = stream, .place = place, .bytes = MPSHM_SLOT_BYTES};
+
+    return put_letters(end, &letter, 1);
 }
 
 /* In a queue that is bounded by bytes, each waits for its turn alone. */
@@ -415,7 +432,7 @@ mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *s
     arena_lock(arena);
     struct letter letter = {.data = stream, .size = size, .parcel = parcel, .place = place,
                             .bytes = MPSHM_SLOT_BYTES + parcel_bytes(parcel)};
-    int error = look_at_end(end);
+    int error = queue_look_at_end(end);
 
     if (error == 0) {
         error = put_letters(end, &letter, 1);

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "ring.h"
+#include "stream.h"
 
 /* A growing arena looks for the dead no oftener than this. */
 #define GROWTH_PAUSE_NS INT64_C(100000000)
@@ -123,6 +124,7 @@ begin_sweep(struct sweep *sweep, mpshm_arena *arena)
     sweep->arena = arena;
     if (arena->chain != NULL) {
         chain_reap(arena);
+        stream_reap(arena);
     } else {
         sweep->freed += strays_look(arena);
     }

@@ -6,7 +6,7 @@
 
 #ifdef MPSHM_DEBUG
 /* Whether this request for memory is to fail, as it would on a machine that has none left.  Asked
-   once by each: a memory file, a run, an increase of one. */
+   once by each: a memory file, a run, an increase of one, a further ring. */
 bool memory_is_refused(void);
 #else
 static inline bool

@@ -151,6 +151,8 @@ ring_at(const mpshm_arena *arena, uint32_t number)
 {
     return number == 0 ? (struct ring *) &arena->zero : ring_map(arena, number);
 }
+/* How many messages all rings together can hold. */
+uint32_t rings_capacity(const mpshm_arena *arena);
 uint64_t ring_offset(const mpshm_arena *arena, uint32_t number); /* in the file, not of ring 0 */
 
 /* Whether the ring that `link` names is in that life of its still. */
@@ -198,15 +200,6 @@ uint64_t ring_advance(mpshm_arena *arena, struct ring *ring); /* moves its head 
 bool ring_has_passed(const mpshm_arena *arena, uint64_t spot);
 bool ring_mend_from(mpshm_arena *arena, struct ring *ring, uint64_t at);
 
-/* tasks.c */
-void tasks_pend(mpshm_arena *arena, int64_t messages); /* (L) */
-int64_t tasks_pending(mpshm_arena *arena);
-int64_t tasks_unfinished(mpshm_arena *arena);
-void tasks_settle(mpshm_arena *arena); /* call after a change of done, skips or pending, */
-void tasks_skipped(mpshm_arena *arena); /* of skips this one */
-void tasks_look_again(mpshm_arena *arena); /* the same at any time: one may have been killed that did not */
-
-/* chain.c */
 /* Move on the head where receivers begin, over rings too: what has not passed begins there.  `ring` NULL: it cannot
    be mapped. */
 struct start {
@@ -233,7 +226,20 @@ chain_first(mpshm_arena *arena)
     }
     return start;
 }
-bool chain_is_full(mpshm_arena *arena);   /* no position can be claimed */
+void ring_end_life(mpshm_arena *arena, uint32_t number, uint32_t life);
+bool ring_is_within_bound(mpshm_arena *arena, const struct ring *ring, uint64_t at);
+
+/* tasks.c */
+void tasks_pend(mpshm_arena *arena, int64_t messages); /* (L) */
+int64_t tasks_pending(mpshm_arena *arena);
+int64_t tasks_unfinished(mpshm_arena *arena);
+void tasks_settle(mpshm_arena *arena); /* call after a change of done, skips or pending, */
+void tasks_skipped(mpshm_arena *arena); /* of skips this one */
+void tasks_look_again(mpshm_arena *arena); /* the same at any time: one may have been killed that did not */
+
+/* chain.c */
+bool chain_has_room(mpshm_arena *arena);  /* the last ring has */
+bool chain_is_full(mpshm_arena *arena);   /* no position can be claimed, though a further ring were linked */
 bool chain_mend(mpshm_arena *arena);      /* what the dead left open; costs a look at each owner */
 void chain_reap(mpshm_arena *arena);      /* the same, and rings: for a sweep */
 int chain_grow(mpshm_arena *arena);       /* (L): 0: there is room; or -ENOSPC */
@@ -264,6 +270,8 @@ int ring_fill(mpshm_arena *arena, uint64_t spot, char *frame);         /* (L) */
 void ring_put(mpshm_arena *arena, int fd, const uint64_t *spots, uint32_t count); /* (L) */
 uint32_t ring_take(mpshm_arena *arena, char *to, uint64_t *spots, uint32_t most); /* (L) */
 void ring_pass(mpshm_arena *arena, uint64_t spot); /* (L) */
+bool ring_take_back(mpshm_arena *arena, uint64_t spot); /* READY -> SKIPPED; false: it has been taken */
+name ring_taker(const mpshm_arena *arena, uint64_t spot); /* who takes it; 0: nobody now */
 uint32_t ring_count(mpshm_arena *arena, bool also_coming);
 bool ring_is_ready(mpshm_arena *arena);
 

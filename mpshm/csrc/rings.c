@@ -46,6 +46,7 @@ rings_attach(mpshm_arena *arena, const struct arena_header *header)
     zero->overflow = arena->overflowing ? (struct overflow *) ((char *) zero->head + ring_bytes(zero->slots, 0)) : NULL;
     INVARIANT(G1, zero->slots >= RING_SLOTS && (zero->slots & (zero->slots - 1)) == 0);
     zero->bound = places != 0 && places < zero->slots ? places : zero->slots - arena->grows;
+    arena->bound = arena->grows ? places : zero->bound;
     zero->head_seen = HEAD_POSITION(atomic_load(&zero->head->head));
     arena->places = places;
     arena->bytes_limit = header->bytes_limit;
@@ -55,6 +56,17 @@ rings_attach(mpshm_arena *arena, const struct arena_header *header)
         arena->others = calloc(arena->rings, sizeof *arena->others);
     }
     return arena->grows && arena->others == NULL ? -ENOMEM : 0;
+}
+
+uint32_t
+rings_capacity(const mpshm_arena *arena)
+{
+    uint32_t all = arena->zero.slots - arena->grows;
+
+    for (uint32_t number = 1; number < arena->rings; number++) {
+        all += RING_SLOTS_OF(number) - 1;
+    }
+    return all;
 }
 
 static void

@@ -11,7 +11,7 @@
 
    A ring that is not in use is its trimmer's meanwhile, as it would be its maker's (chain.c).
 
-   Knows the segment's maps, and where a ring's data lie.  Does not know runs, nor why it is called.
+   Knows the segment's maps, and where a ring's data and the pieces of stream records lie.  Does not know runs, nor why it is called.
 
    Invariants: A4, S3, C3 (invariants.h).
 
@@ -24,6 +24,7 @@
 #include <time.h>
 
 #include "ring.h"
+#include "stream.h"
 
 /* Bytes that stay warm however seldom they are used, at the beginnings of all segments together.  A sender waits
    when so much is in flight, so a stream of messages needs no more. */
@@ -310,6 +311,34 @@ trim_rings(mpshm_arena *arena, struct trim *trim)
     }
 }
 
+/* The pieces of stream records that are not in use.  Where the file system may run full they keep their memory, for
+   the messages that come when there is no other. */
+static void
+trim_pieces(mpshm_arena *arena, struct trim *trim)
+{
+#ifdef MADV_REMOVE
+    if (trim->keep != KEEP_NONE || arena->bounded) {
+        return;
+    }
+    for (uint32_t number = 0; number < arena->stream_count; number++) {
+        struct stream stream;
+
+        arena_lock(arena);
+        bool is_ours = stream_take_cold(arena, number, &stream);
+
+        arena_unlock(arena);
+        if (is_ours) {
+            punch(arena, (uint64_t) (stream.piece - (char *) arena->header), PIECE_BYTES);
+            trim->given += PIECE_BYTES;
+            stream_free(arena, &stream);
+        }
+    }
+#else
+    (void) arena;
+    (void) trim;
+#endif
+}
+
 /* Segment by segment, from where the last trim has ended: one segment at least, and of that one slice, so that all
    comes to its end even if each trimmer is called away at once. */
 static void
@@ -321,6 +350,7 @@ give_back(mpshm_arena *arena, struct trim *trim)
         return;
     }
     trim_rings(arena, trim);
+    trim_pieces(arena, trim);
     if (count == 0) {
         return;
     }
@@ -353,7 +383,8 @@ bool
 trim_has_memory(const mpshm_arena *arena)
 {
     return atomic_load_explicit(&arena->header->segment[0], memory_order_relaxed) != 0
-           || (arena->grows && atomic_load_explicit(&arena->chain->touched, memory_order_relaxed) != 0);
+           || (arena->grows && atomic_load_explicit(&arena->chain->touched, memory_order_relaxed) != 0)
+           || (arena->streams != NULL && atomic_load_explicit(&arena->streams->touched, memory_order_relaxed) != 0);
 }
 
 /* Without memory the clock is not asked; without the file, it is for others. */

@@ -30,6 +30,7 @@
 #include <sched.h>
 
 #include "ring.h"
+#include "stream.h"
 
 /* How long the backup sleeps, and when it counts as dead or stopped. */
 #define BACKUP_MS 1
@@ -41,6 +42,13 @@
 #define ROOM_LOOK_MS 200
 
 /* Receivers. */
+
+/* Whether there is something to go on with: a message in the ring, or one that this process takes and no thread is at. */
+static bool
+has_message(mpshm_arena *arena)
+{
+    return ring_is_ready(arena) || stream_is_parked(arena);
+}
 
 void
 waiter_init(mpshm_waiter *waiter, uint32_t spin_us)
@@ -155,7 +163,7 @@ is_at_end(mpshm_arena *arena, int fd)
 static bool
 message_has_come(mpshm_arena *arena, const void *wakeups)
 {
-    return ring_is_ready(arena) || atomic_load(&arena->chain->waiters.wakeups) != *(const uint32_t *) wakeups;
+    return has_message(arena) || atomic_load(&arena->chain->waiters.wakeups) != *(const uint32_t *) wakeups;
 }
 
 static bool
@@ -163,7 +171,7 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
 {
     struct waiters *waiters = &arena->chain->waiters;
 
-    if (ring_is_ready(arena)) {
+    if (has_message(arena)) {
         return true;
     }
     if (ms == 0) {
@@ -172,13 +180,13 @@ sleep_for_message(mpshm_arena *arena, int fd, int ms)
     uint32_t count = atomic_fetch_or(&waiters->wakeups, MAY_SLEEP) | MAY_SLEEP;
 
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_put's last */
-    if (!ring_is_ready(arena)) {
+    if (!has_message(arena)) {
         if (is_at_end(arena, fd)) { /* the last sender that closes its end wakes those that have said so */
             return true;
         }
         futex_wait(&waiters->wakeups, count, trim_before_sleep(arena, message_has_come, &count, ms));
     }
-    return ring_is_ready(arena);
+    return has_message(arena);
 }
 
 /* Sleep until there is a message or the end of file: true; or until the time (-1: any) is over, or
@@ -218,12 +226,20 @@ waiters_poll(mpshm_arena *arena, int fd, int timeout_ms)
 
 /* Senders. */
 
-/* Whether a sender may try: there is room, or it is the turn of its position. */
+/* What a sender waits for. */
+struct room {
+    int64_t place; /* that it is the turn of this position; -1: that there is room, in the last ring or in the queue: */
+    short gone;    /* POLLERR or 0, as for waiters_room */
+};
+
+/* Whether it may try. */
 static bool
-may_try(mpshm_arena *arena, int64_t place)
+may_try(mpshm_arena *arena, struct room room)
 {
+    int64_t place = room.place;
+
     if (place < 0) {
-        return !chain_is_full(arena);
+        return room.gone != 0 ? chain_has_room(arena) : !chain_is_full(arena);
     }
     arena_lock(arena);
     bool may = turn_is_here(arena, (uint64_t) place);
@@ -239,9 +255,9 @@ is_deserted(int fd, short gone)
 }
 
 static bool
-room_has_come(mpshm_arena *arena, const void *place)
+room_has_come(mpshm_arena *arena, const void *room)
 {
-    return may_try(arena, *(const int64_t *) place);
+    return may_try(arena, *(const struct room *) room);
 }
 
 /* Half a full ring, or of what is there, if there are several. */
@@ -255,7 +271,7 @@ half_of(const mpshm_arena *arena)
 
 /* Sleep until a wake-up or a signal, or until the time (-1: any) or this process's watch is over. */
 static void
-sleep_for_room(mpshm_arena *arena, int fd, short gone, int64_t place, uint32_t count, int timeout_ms)
+sleep_for_room(mpshm_arena *arena, int fd, struct room room, uint32_t count, int timeout_ms)
 {
     struct waiters *waiters = &arena->chain->waiters;
     bool each = waiters_wakes_each(arena);
@@ -268,10 +284,10 @@ sleep_for_room(mpshm_arena *arena, int fd, short gone, int64_t place, uint32_t c
 
     atomic_store(&waiters->room_mark, each ? ROOM_MARK_EACH : half_of(arena));
     atomic_thread_fence(memory_order_seq_cst); /* G4: pairs with ring_take's compare-and-swap */
-    if (!may_try(arena, place) && !is_deserted(fd, gone)) {
+    if (!may_try(arena, room) && !is_deserted(fd, room.gone)) {
         int ms = watch_shorter(timeout_ms, most_ms);
 
-        futex_wait(&waiters->room_wakeups, count, trim_before_sleep(arena, room_has_come, &place, ms));
+        futex_wait(&waiters->room_wakeups, count, trim_before_sleep(arena, room_has_come, &room, ms));
     }
     if (watch_common_is_over(arena)) {
         waiters_look_round(arena);
@@ -279,30 +295,31 @@ sleep_for_room(mpshm_arena *arena, int fd, short gone, int64_t place, uint32_t c
 }
 
 /* Sleep until there may be room, or until it is the turn of `place` (-1: none): 0; or -EAGAIN: it is not so,
-   and the time (-1: any) is over, or earlier; or -EPIPE when no receiver is left.  gone: POLLERR says that;
-   or 0, wait all the same. */
+   and the time (-1: any) is over, or earlier; or -EPIPE when no receiver is left.  gone: POLLERR says that, and the
+   last ring must have the room; or 0, wait all the same, for a place in the queue. */
 int
 waiters_room(mpshm_arena *arena, int fd, short gone, int64_t place, int timeout_ms)
 {
     struct waiters *waiters = &arena->chain->waiters;
     uint32_t count = atomic_load(&waiters->room_wakeups);
     uint64_t taken = chain_taken(arena);
+    struct room room = {place, gone};
 
     if (is_deserted(fd, gone)) {
         waiters_call_senders(arena); /* they are to see it, and nobody else wakes them */
         return -EPIPE;
     }
-    if (timeout_ms != 0 && !may_try(arena, place)) {
-        sleep_for_room(arena, fd, gone, place, count, timeout_ms);
+    if (timeout_ms != 0 && !may_try(arena, room)) {
+        sleep_for_room(arena, fd, room, count, timeout_ms);
         /* Receivers are at work: worth another try, though other senders may have been quicker. */
         if (place < 0
             && (atomic_load(&waiters->room_wakeups) != count || chain_taken(arena) != taken)) {
             return 0;
         }
     }
-    if (!may_try(arena, place) && chain_mend(arena)) { /* the dead were in the way, of others as well */
+    if (!may_try(arena, room) && chain_mend(arena)) { /* the dead were in the way, of others as well */
         waiters_let_in(arena);
     }
-    return may_try(arena, place) ? 0 : -EAGAIN;
+    return may_try(arena, room) ? 0 : -EAGAIN;
 }
 

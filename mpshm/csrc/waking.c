@@ -19,6 +19,7 @@
 #include <limits.h>
 
 #include "ring.h"
+#include "stream.h"
 
 /* More messages than this are too many to wait for the backup. */
 #define BACKUP_BACKLOG_MAX 64
@@ -89,7 +90,7 @@ waiters_call_senders(mpshm_arena *arena)
 static int
 room_for(const mpshm_arena *arena)
 {
-    int64_t places = (int64_t) arena->zero.bound - chain_backlog(arena);
+    int64_t places = (int64_t) arena->bound - chain_backlog(arena);
 
     return arena->bytes_limit != 0 ? INT_MAX : places > 1 ? (int) places : 1;
 }
@@ -185,6 +186,7 @@ waiters_see_death(mpshm_arena *arena)
     if (arena->chain != NULL) {
         look_round(arena);
         waiters_call(arena, 1);
+        stream_call(arena);
         if (atomic_load(&arena->chain->waiters.room_mark) != 0) {
             (void) call_senders(&arena->chain->waiters, INT_MAX);
         }

@@ -20,15 +20,18 @@ LAYERS = """
     ring_check segment_check strays tasks
     positions
     chain
+    stream
     mirror trim turns
     arena inspect ring
     leases pressure
     waking
     waiters
+    stream_get
     fork frame queue reap
     queue_get runs
     parcel
     queue_put
+    stream_put
 """
 # Calls up that cannot go down.
 ALLOWED = {

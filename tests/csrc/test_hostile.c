@@ -84,7 +84,7 @@ static int file_fd, peer_line[2]; /* the peer's own descriptors of the file and 
 
 /* What the peer writes to. */
 
-enum kind { ANY, RUN, MORE, SLOT, HEAD, DIRECTORY, LOCK, RECORD, MARKED, TEXT, HOLE };
+enum kind { ANY, RUN, MORE, SLOT, HEAD, DIRECTORY, LOCK, RECORD, MARKED, STREAM, TEXT, HOLE };
 
 struct target {
     enum kind kind;
@@ -159,6 +159,26 @@ in_ring(uint64_t *state, uint32_t what)
     }
 }
 
+/* The words of the first two stream records, which the processes here use; and what lies in their pieces. */
+static struct target
+in_stream(uint64_t *state)
+{
+    uint64_t record = STREAMS_OFFSET + offsetof(struct streams, records)
+                      + below(state, 2) * sizeof(struct stream_record);
+
+    switch (below(state, 6)) {
+    case 0:
+        return word(ANY, 4, (uint64_t) ((char *) hostile->pieces - (char *) hostile->header)
+                                + below(state, 2) * PIECE_BYTES + 4 * below(state, PIECE_BYTES / 4));
+    case 1:
+        return word(ANY, 4, STREAMS_OFFSET);
+    case 2:
+        return word(ANY, 4, record + 4 * below(state, 32));
+    default:
+        return word(STREAM, 8, record + 8 * (below(state, 4) ? below(state, 3) : 8));
+    }
+}
+
 static struct target
 in_roster(uint64_t *state, bool own)
 {
@@ -187,7 +207,7 @@ aim(uint64_t *state, uint32_t focus)
         }
         if (place < 18) {
             if (hostile->chain != NULL) {
-                return in_ring(state, at - 8);
+                return below(state, 4) == 0 ? in_stream(state) : in_ring(state, at - 8);
             }
             return in_segment(state, 3 + below(state, 3));
         }
@@ -267,6 +287,11 @@ likely(uint64_t *state, enum kind kind, uint64_t was)
     case RECORD:
         return RECORD_WORD(below(state, 2) ? (uint32_t) getpid() : (uint32_t) draw(state), below(state, 5),
                            near(state, RECORD_INCARNATION(was)) & 0xffff);
+    case STREAM:
+        return below(state, 3) == 0   ? STREAM_OWNER(near(state, OWNER_GENERATION(was)), any_name(state))
+               : below(state, 2) == 0 ? STREAM_WRITTEN(near(state, STREAM_GENERATION(was)), below(state, 4),
+                                                       near(state, STREAM_PIECES(was)))
+                                      : STREAM_SPOT(near(state, SPOT_GENERATION(was)), near(state, position));
     case MARKED:
         return MARK(near(state, MARK_INCARNATION(was)) & 0xffff, draw(state) & 0xffff00000fff);
     default:
@@ -475,6 +500,7 @@ honest_ends(void)
 static mpshm_held kept[KEPT]; /* views that it has */
 static mpshm_run *loans[KEPT];
 static mpshm_place *places[KEPT];
+static mpshm_stream *streaming;
 static mpshm_reader *reader;
 static mpshm_batch *batch;
 static uint64_t refused, done;
@@ -483,7 +509,7 @@ static uint64_t refused, done;
 static void
 ended(int64_t code)
 {
-    CHECK(code > -4096 || (code <= MPSHM_E_SEGMENT && code >= MPSHM_E_TWO_FILES));
+    CHECK(code > -4096 || (code <= MPSHM_E_SEGMENT && code >= MPSHM_E_GIVEN_UP));
     CHECK(code != -EFAULT);
     *(code < 0 ? &refused : &done) += 1;
 }
@@ -665,6 +691,23 @@ forge_frame(uint64_t *state, char frame[MPSHM_SLOT_BYTES], uint64_t position)
     return 4 + bytes;
 }
 
+/* A frame that names a stream record, of which the numbers may be right. */
+static void
+forge_stream_frame(uint64_t *state, char *frame)
+{
+    uint32_t number = below(state, 3);
+    struct stream_name which = {
+        .number = number < 2 ? number : below(state, 1 << 16),
+        .generation = below(state, 4) && number < 2
+                          ? OWNER_GENERATION(atomic_load(&hostile->streams->records[number].owner))
+                          : (uint32_t) draw(state),
+        .size = below(state, 3) ? below(state, 3 * PIECE_BYTES) : draw(state),
+    };
+
+    memset(frame, 0, MPSHM_SLOT_BYTES);
+    frame_put_stream(frame, &which);
+}
+
 static void
 forge_in_pipe(uint64_t *state)
 {
@@ -680,7 +723,11 @@ forge_in_slot(uint64_t *state)
     const struct ring *ring = &hostile->zero;
     uint64_t position = tail_of(ring), words[MPSHM_SLOT_BYTES / 8];
 
-    (void) forge_frame(state, (char *) words, position);
+    if (below(state, 4) == 0) {
+        forge_stream_frame(state, (char *) words);
+    } else {
+        (void) forge_frame(state, (char *) words, position);
+    }
     for (uint32_t i = 0; i < MPSHM_SLOT_BYTES / 8; i++) {
         atomic_store(&slot_data(ring, position)[i], words[i]);
     }
@@ -721,7 +768,8 @@ receive_from_queue(uint64_t *state)
         const mpshm_message *message = &batch->messages[i];
 
         ended(message->error);
-        CHECK(message->at + message->size <= batch->data_used && batch->data_used <= batch->data_room);
+        CHECK(batch->apart != NULL
+              || (message->at + message->size <= batch->data_used && batch->data_used <= batch->data_room));
         for (uint32_t k = 0; k < message->runs && below(state, 8) != 0; k++) {
             mpshm_held held;
 
@@ -916,13 +964,46 @@ put_some(uint64_t *state)
     ended(mpshm_queue_put_some(&sender, text, sizes, n, NULL));
 }
 
+/* Begin to put a message through a stream record, or go on with it, or stop. */
+static void
+use_stream(uint64_t *state)
+{
+    static char data[3 * PIECE_BYTES];
+    static uint64_t size;
+
+    if (streaming == NULL) {
+        streaming = mpshm_stream_new(hostile);
+        size = 1 + below(state, sizeof data);
+    }
+    if (streaming->is_open) {
+        ended(below(state, 4) ? mpshm_stream_go(streaming, &sender, data, size, (int) below(state, 2))
+                              : mpshm_stream_stop(streaming, (int) below(state, 2)));
+    } else {
+        int begun = mpshm_stream_begin(streaming, &sender, data, size, NULL);
+
+        ended(begun);
+        if (begun == -EBUSY) {
+            ended(mpshm_stream_wait(hostile, (int) below(state, 2)));
+        }
+    }
+    if (!streaming->is_open && below(state, 2)) {
+        mpshm_stream_free(streaming);
+        streaming = NULL;
+    }
+}
+
 static void
 step_in_queue(uint64_t *state)
 {
-    switch (below(state, 16)) {
+    switch (below(state, 19)) {
     case 14:
     case 15:
         forge_in_slot(state);
+        return;
+    case 16:
+    case 17:
+    case 18:
+        use_stream(state);
         return;
     case 0:
         send(state);
@@ -1094,6 +1175,7 @@ hostile_ends(bool is_queue)
         }
         mpshm_place_free(places[i]);
     }
+    mpshm_stream_free(streaming);
     if (is_queue) {
         mpshm_batch_free(batch);
         mpshm_end_stop_receiving(&receiver);

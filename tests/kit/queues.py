@@ -6,10 +6,12 @@ import contextlib
 import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+from mpshm import config
 
 from .road import SHARED
 from .waiting import WAIT_S
@@ -91,7 +93,18 @@ RING_SLOTS = 512
 """Of a queue's first ring.  One that grows keeps one of them for the link to its next ring."""
 RING_SLOTS_MOST = 4096
 LONG_BOUND = RING_SLOTS_MOST + 1000
-"""Of a queue whose ring holds fewer messages than it may: the others are left to a feeder."""
+"""Of a queue that `queue_of` makes with one ring, which holds fewer messages than the queue may:
+the others are left to a feeder."""
+
+
+def queue_of(make: Callable[..., Any], maxsize: int, **options: Any) -> Any:
+    """Make a queue; from a bound of LONG_BOUND on as where there is no memory for more rings."""
+    with pytest.MonkeyPatch.context() as patch:
+        if maxsize >= LONG_BOUND:
+            patch.setattr(config, "GEOMETRY", config.GEOMETRY._replace(ring_limit=1))
+        return make(maxsize=maxsize, **options)
+
+
 FREE, WRITING, READY = 0, 1, 2
 
 

@@ -25,7 +25,8 @@ _HEADER = struct.Struct("<QIIQQ")  # magic, abi, segment_limit, head_bytes, stri
 DIRECTORY_AT, _SLOTS_FIELD_AT = 104, 64
 _OVERFLOWING_FIELD_AT = 84  # and behind it how many rings there are
 _CHAIN_AT, _RING_WORDS_AT = 172032, 192
-RING_0_AT = _CHAIN_AT + _RING_WORDS_AT + 64 * 8
+_STREAMS_BYTES = 128 + 8 * 128
+RING_0_AT = _CHAIN_AT + _RING_WORDS_AT + 64 * 8 + _STREAMS_BYTES
 SLOTS_AT, SLOT_BYTES = 192, 192
 """Of ring 0, where data lie between the words of slots; those of others lie close together."""
 _HEAD_AT = 64

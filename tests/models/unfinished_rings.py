@@ -5,15 +5,15 @@
     skipped      read first; the head of its ring; first again: if it is the same, `first` has the
                  skips of all rings before, the head those in its ring; else begin again
     positions    read first, and walk to the end of the chain. Of each ring read the tail, the slots
-                 from there to NEXT or to one that is not claimed, and the ring's life: another:
-                 begin again. In the last ring: its `before` + the position where it ends
+                 from there to NEXT or to one that is not claimed, and the ring's life: if it is
+                 another, begin again. In the last ring: its `before` + the position where it ends
 
     task_done    done, skipped and the positions before the head as above; then messages behind it,
                  in one ring after another: find the ring's end as above; count its slots up to
-                 there; then what has passed in the next ring: its before + its head's position and
-                 less its skips, less this ring's before + its end. As soon as there are more than
+                 there; then what has passed in the next ring: that one's before + its head's
+                 position - skips, less this one's before + end. As soon as there are more than
                  done: CAS done
-    settle       also after `first` was moved on
+    settle       as there; also whoever has moved `first` on
     join         skips a dead producer, moves the head on, and `first` over the ends of rings
 
 Rings grow as in growing.py. a, b and g put and grow; a may be a feeder, whose message is pending
@@ -285,7 +285,7 @@ class UnfinishedRings(Growing):
         return s, ("settle", then) if then == ("first",) else then
 
     def after_get(self, me: str) -> Place:
-        return ("sum", Sum("swap", ("first",))) if self.checks else ("task",)
+        return ("sum", Sum("swap", ("first",))) if self.checks else TASK
 
     def get_task(self, s: State, me: str) -> Step:
         return self.set_tasks(s, done=s.tasks.done + 1), ("settle", ("first",))

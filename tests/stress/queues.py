@@ -29,6 +29,10 @@ FEW_MESSAGES = 10
 FEW_LARGEST_BYTES = {"mpshm": 1 * MIB}
 """So few leave their producers' hands with nobody to take them: by descriptor, large as they are;
 with stock the pipe must hold them."""
+LONG_WINDOWS = 16, 300, 1500
+LONG_NAP_S = 0.2
+SHORT_BYTES = 3000
+"""Of a message in a long queue: in its slot, in the overflow, or copied."""
 FLUSH_S = 0.5
 """A feeder thread that has room has written by then."""
 
@@ -39,6 +43,8 @@ def open_crew(
 ) -> Iterator[Crew]:
     """A crew; at the end all have ended, the messages are judged and the queue is closed."""
     crew = Crew(context, queue, folder, settings, result)
+    if settings.transport == "mpshm":
+        crew.held_max = 0  # what put returned for is in shared memory
     complete = True
     try:
         yield crew
@@ -222,7 +228,8 @@ def bounded(settings: Settings, folder: str, result: Result, say: Say) -> None:
             outside.append(size)
 
     with open_crew(context, queue, settings, folder, result) as crew:
-        crew.held_max = BOUND
+        if crew.held_max is None:
+            crew.held_max = BOUND
         warm_bytes = warm_up(crew)
         Storm(crew, say, stops_per_s=1.0, observe=observe).rage()
         if outside:
@@ -268,16 +275,34 @@ def joinable_all(settings: Settings, folder: str, result: Result, say: Say) -> N
     _joinable(settings, folder, result, say, (PRODUCER, CONSUMER))
 
 
+def rings(settings: Settings, folder: str, result: Result, say: Say) -> None:
+    """A JoinableQueue that is as long as several rings, and short again; all are killed."""
+    long = {"windows": LONG_WINDOWS, "nap_s": LONG_NAP_S, "largest": SHORT_BYTES}
+    _joinable(settings, folder, result, say, (PRODUCER, CONSUMER), **long)
+
+
 def _joinable(
-    settings: Settings, folder: str, result: Result, say: Say, roles: tuple[str, ...]
+    settings: Settings,
+    folder: str,
+    result: Result,
+    say: Say,
+    roles: tuple[str, ...],
+    **common: Any,
 ) -> None:
     context = open_context(settings.transport, settings.start_method)
     queue = context.JoinableQueue()
     with open_crew(context, queue, settings, folder, result) as crew:
-        crew.common["joinable"] = True
+        crew.common.update(common, joinable=True)
         warm_bytes = warm_up(crew)
         crew.help(workers.join)
-        Storm(crew, say, roles=roles, stops_per_s=1.0).rage()
+        longest = 0
+
+        def observe() -> None:
+            nonlocal longest
+            longest = max(longest, crew.count(DONE) - crew.count(GOT))
+
+        Storm(crew, say, roles=roles, stops_per_s=1.0, observe=observe).rage()
+        result.notes.append(f"at most about {longest} messages in the queue")
         _finish(crew)
         dead = result.counts["consumers_killed"]
         if dead:
@@ -334,11 +359,11 @@ def _put_late_messages(crew: Crew) -> None:
 def _producers_die(crew: Crew) -> None:
     """Producers die that have put all they had, and whose messages nobody has got yet."""
     largest = FEW_LARGEST_BYTES.get(crew.settings.transport, 1000)
-    crew.held_max = 0
+    otherwise, crew.held_max = crew.held_max, 0
     producers = [
         crew.hire(PRODUCER, count=FEW_MESSAGES, lingers=True, largest=largest) for _ in range(2)
     ]
-    crew.held_max = None
+    crew.held_max = otherwise
     watch = Watch(crew.settings.hang_s)
     while left := sum(crew.board.get(m.who, DONE) < FEW_MESSAGES for m in producers):
         crew.notice()

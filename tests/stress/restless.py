@@ -28,7 +28,7 @@ from kit.words import Held, Seen, look, name_of
 from . import workers
 from .crew import CONSUMER, PRODUCER, Crew, Member, Watch
 from .ledger import GOT
-from .queues import BOUND, MASSACRE, check_rest, close
+from .queues import BOUND, LONG_WINDOWS, MASSACRE, check_rest, close
 from .report import MIB, Hung, Result, Say, Settings
 from .transports import open_context
 
@@ -37,6 +37,7 @@ EACH = 6
 PIPES = 2
 MAX_BYTES = 8 * MIB
 LARGEST_BYTES = 1 * MIB
+LONG_LARGEST_BYTES = 64 << 10
 PIPE_LARGEST_BYTES = 256 << 10
 NICE = 10
 """Of the workers: on few CPUs this process must be able to kill and to look in time."""
@@ -101,7 +102,7 @@ class Times:
     in_pipe: list[float] = field(default_factory=list)
     """The same for runs whose frames were in a pipe, to be received like all others."""
     nobodys: list[float] = field(default_factory=list)
-    """How long a run in flight was seen behind its queue's head."""
+    """How long a run in flight was seen behind its ring's head, or a ring outside the chain."""
     stalls: float = 0.0
 
 
@@ -139,10 +140,12 @@ class Channel:
             "simple": kind == "SimpleQueue",
             "joinable": kind == "JoinableQueue",
         }
-        # None: a feeder may hold any number.
-        self.crew.held_max = 0 if self.is_pipe or kind in ("SimpleQueue", "maxbytes") else None
-        if kind == "bounded":
-            self.crew.held_max = BOUND
+        if kind in ("Queue", "JoinableQueue"):  # they have several rings at times
+            self.crew.common.update(windows=LONG_WINDOWS, largest=LONG_LARGEST_BYTES)
+        if settings.transport == "mpshm" or self.is_pipe or kind in ("SimpleQueue", "maxbytes"):
+            self.crew.held_max = 0
+        elif kind == "bounded":
+            self.crew.held_max = BOUND  # else any number, for a feeder may hold them
         self.dead: list[Dead] = []
         self._orphans: dict[tuple[int, int], float] = {}
         self._looked_s = 0.0
@@ -172,18 +175,19 @@ class Channel:
         self._orphans = {key: self._orphans.get(key, now) for key in orphans}
         for at in self._orphans.values():
             if now - at - stall > limit_s + SELDOM_S:
-                self._result.violated(f"{self.kind}: a run is nobody's for {now - at:.2f} s")
+                late = f"{now - at:.2f} s"
+                self._result.violated(f"{self.kind}: a run or ring is nobody's for {late}")
 
     def _follow(self, dead: Dead, seen: Seen, now: float, times: Times, limit_s: float) -> None:
         held = seen.held_by(dead.name)
         if any(held):
             dead.seen_s = now
         # What is in a pipe waits for its receiver, who is alive.
-        left = any(held[:2])
+        left = any(held[:-1])
         if not any(held) or (not left and now - dead.dead_s > limit_s):
             self.dead.remove(dead)
             self._bury(dead)
-            if any(dead.held[:2]):
+            if any(dead.held[:-1]):
                 (times.back if dead.unwaited is None else times.back_unwaited).append(dead.late_s)
                 times.runs += dead.held.runs
                 times.slots += dead.held.slots
@@ -194,8 +198,8 @@ class Channel:
             how = "that nobody waited for" if dead.unwaited else "that was waited for"
             self._bury(dead)
             self._result.violated(
-                f"{self.kind}: {held.runs} runs and {held.slots} slots name a process {how}, "
-                f"{dead.late_s:.2f} s after its death"
+                f"{self.kind}: {held.runs} runs, {held.slots} slots and {held.rings} rings name a "
+                f"process {how}, {dead.late_s:.2f} s after its death"
             )
 
     def _bury(self, dead: Dead) -> None:
@@ -374,7 +378,7 @@ def _report(times: Times, settings: Settings, result: Result) -> None:
     )
     result.notes.append(said("dead that were waited for", times.back))
     result.notes.append(said("dead that nobody waited for", times.back_unwaited))
-    result.notes.append(said("runs seen in flight behind a queue's head", times.nobodys))
+    result.notes.append(said("runs and rings seen that were nobody's", times.nobodys))
     result.notes.append(said("dead with runs in a pipe", times.in_pipe))
     if (
         settings.kills_per_s

@@ -15,6 +15,7 @@ SCENARIOS: dict[str, Scenario] = {
     "bounded": queues.bounded,
     "joinable": queues.joinable,
     "joinable_all": queues.joinable_all,
+    "rings": queues.rings,
     "stops": queues.stops,
     "late_consumer": queues.late_consumer,
     "pool": pools.pool,

@@ -5,7 +5,7 @@ A message may be missing for two reasons.
 **Its producer was killed with it in hand.** A producer's hands hold the end of its stream: what it
 had begun to put, and what a feeder thread had not yet written. So only a killed producer's last
 messages can be excused so, those behind the last one that anybody received, and of the puts that
-had returned only `held_max` (0 for a SimpleQueue, the bound of a bounded queue).
+had returned only `held_max` (0 for mpshm and for a SimpleQueue, the bound of a bounded queue).
 
 **A killed consumer had it in hand**: one each. A count would hide a loss behind hundreds of kills,
 so each such message must find a killed consumer of its own that can have taken it. It left the

@@ -23,6 +23,7 @@ HEARD_WAIT_S = 1.0
 """A producer too far ahead goes on all the same after this long: what it waits for may be lost."""
 FILL_S = 5.0
 """Slots of the dead are back by then."""
+NAP_EVERY = 500
 SWEEP_S = 1.0
 """The last consumer goes when the queue has been empty for so long."""
 
@@ -40,10 +41,14 @@ class Order:
     """Producers: end after so many messages; 0: when the board says so."""
     lingers: bool = False
     """Producers: having put them all, stay until the board says so."""
+    windows: tuple[int, ...] = (1, 4, 16, 64)
+    """Producers: so many messages it may be ahead of what was got, one of these."""
     exactly: int = 0
     """Producers: all bodies of this size, in bytes."""
     last: bool = False
     """Consumers: go when the queue is empty."""
+    nap_s: float = 0.0
+    """Consumers: sleep for up to so long after each NAP_EVERY messages."""
     patient: bool = False
     """Consumers: get() without a timeout, always."""
     joinable: bool = False
@@ -74,7 +79,7 @@ def produce(queue: Any, order: Order) -> None:
     who = order.who
     rng = random.Random(f"{order.seed}-{who}")
     sizes = message.Sizes(order.largest, rng)
-    window = rng.choice((1, 4, 16, 64))
+    window = rng.choice(order.windows)
     blocking = order.simple or rng.random() < 0.5
     seq = 0
     while seq < order.count if order.count else not board.stopping:
@@ -150,6 +155,8 @@ def consume(queue: Any, order: Order) -> None:
         _hold(held, obj, order.run, rng)
         if order.joinable:
             queue.task_done()
+        if order.nap_s and got % NAP_EVERY == 0:
+            time.sleep(rng.uniform(0, order.nap_s))
         if label.kind == message.STOP:
             break
         del obj
