@@ -133,7 +133,7 @@
    W2  A spin's credit and the rarity of its tries stay inside their limits.
    W3  A waiter wakes by itself: at the end of its watch, the 32nd period from now at the latest.
    W4  One that wakes by its watch at a queue mends what the dead left, and wakes those for whom there is a message,
-       room or the last task's end, whatever the words of those that wait say. */
+       room, a record or the last task's end, whatever the words of those that wait say. */
 #ifndef MPSHM_INVARIANTS_H
 #define MPSHM_INVARIANTS_H
 

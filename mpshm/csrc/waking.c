@@ -160,6 +160,7 @@ static void
 look_round(mpshm_arena *arena)
 {
     chain_reap(arena);
+    stream_reap(arena);
     if (ring_is_ready(arena)) {
         (void) atomic_fetch_or(&arena->chain->waiters.wakeups, MAY_SLEEP);
         waiters_call(arena, 1);

@@ -758,6 +758,27 @@ a_taker_that_closes_its_end_loses_what_it_has_in_hand(void)
     end_queue();
 }
 
+/* The taker has read all but the last piece, and nobody needs a record but one that sleeps until another's is free. */
+static void
+whoever_looks_round_frees_what_a_dead_taker_should_have(void)
+{
+    mpshm_stream *stream;
+
+    open_queue();
+    stream = mpshm_stream_new(arena);
+    CHECK_EQ(0, begin(stream, 2 * PIECE, 1));
+    kill_child(taker_in_the_middle(nothing));
+    CHECK_EQ(1, mpshm_stream_go(stream, &out, data, 2 * PIECE, 0));
+    CHECK_EQ(1, records_in_use());
+    uint32_t bell = atomic_load(&arena->streams->freed);
+
+    waiters_look_round(arena);
+    CHECK_EQ(0, records_in_use());
+    CHECK(atomic_load(&arena->streams->freed) != bell);
+    mpshm_stream_free(stream);
+    end_queue();
+}
+
 static void *
 wait_for_the_rest(void *unused)
 {
@@ -1206,6 +1227,7 @@ static const struct test tests[] = {
     TEST(a_killed_taker_s_message_is_lost_and_no_other),
     TEST(a_sender_that_sleeps_sees_that_the_taker_is_dead),
     TEST(a_taker_that_closes_its_end_loses_what_it_has_in_hand),
+    TEST(whoever_looks_round_frees_what_a_dead_taker_should_have),
     TEST(a_thread_that_waits_for_a_piece_when_its_end_is_closed_loses_the_message),
     TEST(another_receiver_goes_on_with_what_one_has_begun),
     TEST(a_child_has_nothing_of_its_parent_s),
