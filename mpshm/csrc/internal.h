@@ -57,6 +57,8 @@ struct ring {
     uint32_t number, slots;
     uint32_t bound;         /* how many open positions it may have */
     uint64_t head_seen;     /* where the head was when it was last looked at; the process's lock guards it */
+    _Atomic uint64_t gap;   /* GAP_WORD: behind an open slot at that position so many have passed.  Positions never come
+                               again, so it stays true */
 };
 
 struct sent {

@@ -424,6 +424,7 @@ look_at_pipe(mpshm_batch *batch)
     if (batch->end->fd >= 0) { /* read under the lock, so no other file has got its number since */
         chain_mend(arena); /* what the dead were writing, or taking */
         result = mirror_agree(arena, batch->end->fd) ? 0 : MPSHM_E_END;
+        result = ring_is_out_of_reach(arena) ? -ENOMEM : result; /* messages there may be */
     }
     if (arena->me == 0 && ring_is_ready(arena)) {
         result = MPSHM_E_CROWDED;

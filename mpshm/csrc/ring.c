@@ -213,6 +213,34 @@ ring_put(mpshm_arena *arena, int fd, const uint64_t *spots, uint32_t count)
     atomic_thread_fence(memory_order_seq_cst);
 }
 
+/* How many have passed behind an open slot 28 | its position 36.  One that is stopped there for long would have each look
+   walk over all that has passed since. */
+#define GAP_WORD(position, passed) ((uint64_t) (passed) << POSITION_BITS | (position))
+#define GAP_POSITION(word) ((word) & POSITION_MASK)
+#define GAP_PASSED(word) ((word) >> POSITION_BITS)
+/* Fewer are not worth a word. */
+#define GAP_LEAST 16
+
+/* The next position behind an open slot that may not have passed. */
+static uint64_t
+behind(const struct ring *ring, uint64_t at)
+{
+    uint64_t gap = atomic_load_explicit(&ring->gap, memory_order_relaxed);
+
+    return position_after(at, 1 + (GAP_POSITION(gap) == at && GAP_PASSED(gap) < ring->slots ? GAP_PASSED(gap) : 0));
+}
+
+/* All between the open slot at `from` and position `at` has passed. */
+static void
+note_gap(struct ring *ring, uint64_t from, uint64_t at)
+{
+    uint64_t passed = position_after(at, -from - 1);
+
+    if (passed >= GAP_LEAST && passed < ring->slots) {
+        atomic_store_explicit(&ring->gap, GAP_WORD(from, passed), memory_order_relaxed);
+    }
+}
+
 /* A walk along the chain for the next message. */
 struct look {
     struct start first; /* all before this one has passed */
@@ -226,15 +254,15 @@ struct look {
 /* Find the first READY position from look->first on, and before what `to` has found, unless that is NULL: 1; or 0; or
    -1: the queue has gone on to another ring meanwhile.  C2 */
 static int
-find_ready(const mpshm_arena *arena, struct look *look, const struct look *to)
+find_ready(mpshm_arena *arena, struct look *look, const struct look *to)
 {
     struct ring *ring = look->first.ring;
     name link = look->first.link;
-    uint64_t at = look->first.at, end = position_after(at, ring->slots);
-    bool open = false;
+    uint64_t at = look->first.at, end = position_after(at, ring->slots), last_open = 0;
+    bool open = false, in_gap = false;
 
     look->passed_over = false;
-    for (uint32_t rings = 0; at != end;) {
+    for (uint32_t rings = 0; position_ahead(end, at) > 0;) {
         if (to != NULL && at == to->position && ring == to->ring) {
             return 0;
         }
@@ -246,6 +274,10 @@ find_ready(const mpshm_arena *arena, struct look *look, const struct look *to)
             at = position_after(at, 1);
             look->first.at = open ? look->first.at : at;
             continue;
+        }
+        if (in_gap) {
+            note_gap(ring, last_open, at);
+            in_gap = false;
         }
         if (ahead < 0 || state == SLOT_FREE) {
             break;
@@ -267,11 +299,13 @@ find_ready(const mpshm_arena *arena, struct look *look, const struct look *to)
             if (ring == NULL) {
                 return 0;
             }
-            at = HEAD_POSITION(atomic_load(&ring->head->head));
+            at = HEAD_POSITION(ring_advance(arena, ring)); /* nobody else moves heads in the middle of the chain */
             end = position_after(at, ring->slots);
             continue;
         }
-        at = position_after(at, 1);
+        last_open = at;
+        in_gap = true;
+        at = behind(ring, at);
         look->passed_over |= state != SLOT_TAKING; /* that one has been taken: it keeps no order back */
     }
     return to == NULL ? 0 : -1;
@@ -279,7 +313,7 @@ find_ready(const mpshm_arena *arena, struct look *look, const struct look *to)
 
 /* Find the next message that may be taken.  look->first is a position before which all has passed.  G3 */
 static bool
-find_next(const mpshm_arena *arena, struct look *look)
+find_next(mpshm_arena *arena, struct look *look)
 {
     if (look->first.ring == NULL || find_ready(arena, look, NULL) != 1) {
         return false;
@@ -325,6 +359,20 @@ ring_is_ready(mpshm_arena *arena)
     struct look look;
 
     return find_from_head(arena, &look);
+}
+
+bool
+ring_is_out_of_reach(mpshm_arena *arena)
+{
+    struct start start = chain_first(arena);
+    struct stop stop = {start.ring, start.link};
+    uint64_t end;
+    int on = 1;
+
+    for (uint32_t i = 0; arena->grows && i < RINGS && stop.ring != NULL && on == 1; i++) {
+        on = chain_on(arena, &stop, &end);
+    }
+    return stop.ring == NULL;
 }
 
 /* Take what was found, a copy of which is in `frame`: whether nobody was quicker.  C2 */
@@ -450,14 +498,16 @@ ring_count(mpshm_arena *arena, bool also_coming)
         int on = stop.ring == NULL ? 0 : 1;
 
         count = 0;
-        for (uint32_t i = 0; i < RINGS && on == 1; i++) {
+        for (uint64_t met = 0; on == 1 && (met >> LINK_RING(stop.link) & 1) == 0;) { /* or it is forged */
             struct ring *ring = stop.ring;
+
+            met |= UINT64_C(1) << LINK_RING(stop.link);
 
             on = chain_on(arena, &stop, &end);
             count += count_in(ring, at, end, also_coming);
             at = on == 1 ? HEAD_POSITION(atomic_load(&stop.ring->head->head)) : 0;
         }
-        if (on == 0) {
+        if (on >= 0) {
             break; /* else the queue has gone on to another ring meanwhile */
         }
     }

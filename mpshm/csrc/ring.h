@@ -272,5 +272,6 @@ bool ring_take_back(mpshm_arena *arena, uint64_t spot); /* READY -> SKIPPED; fal
 name ring_taker(const mpshm_arena *arena, uint64_t spot); /* who takes it; 0: nobody now */
 uint32_t ring_count(mpshm_arena *arena, bool also_coming);
 bool ring_is_ready(mpshm_arena *arena);
+bool ring_is_out_of_reach(mpshm_arena *arena); /* there is a ring that cannot be mapped */
 
 #endif
