@@ -20,6 +20,7 @@ SOURCES = (
     "arena.c",
     "inspect.c",
     "loans.c",
+    "claims.c",
     "runs.c",
     "pressure.c",
     "strays.c",

@@ -286,10 +286,13 @@ void loan_begin(mpshm_run *run);
 bool loan_is_open(const mpshm_run *run);
 void loan_end(mpshm_run *run);
 
+/* claims.c, under arena_lock. */
+int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
+bool claim_lock_patiently(struct segment *seg);
+
 /* runs.c: the sender's verbs, all under arena_lock.  position: of the slot that is to name the run, or
    NO_POSITION for a connection's frame. */
 #define NO_POSITION UINT64_MAX
-int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
 int run_abandon(mpshm_run *run);
 /* LOANED -> FLIGHT.  Adds the bytes of the chunks that `size` bytes need to `bytes`.  Ended by one of the two
    after it. */

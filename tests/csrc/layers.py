@@ -23,7 +23,8 @@ LAYERS = """
     waking
     waiters
     fork frame queue reap
-    queue_get runs
+    claims queue_get
+    runs
     parcel
     queue_put
 """
