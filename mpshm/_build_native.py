@@ -14,6 +14,7 @@ SOURCES = (
     "roster.c",
     "member.c",
     "mapping.c",
+    "window.c",
     "segment.c",
     "handle.c",
     "segment_check.c",

@@ -5,7 +5,7 @@
 
    Invariants: R1, L4 (invariants.h).
 
-   A claim:   its own segments --> one that was left, or is made --> all others --> one that is made though there are many
+   A claim:   its own segments --> one that was left, or is made --> all others --> one made though there are many
 
    Memory order: see layout.h and segment.c. */
 #define _GNU_SOURCE
@@ -46,7 +46,7 @@ claim_locked(struct segment *seg, uint64_t size, mpshm_run *run)
     atomic_store_explicit(&seg->runs[at].word, RUN_WORD(run->tag, seg->arena->me, RUN_LOANED),
                           memory_order_release);
     run->arena = seg->arena;
-    run->data = seg->now->data + ((uint64_t) at << seg->shift);
+    run->data = seg->now == NULL ? NULL : seg->now->data + ((uint64_t) at << seg->shift);
     run->capacity = (uint64_t) chunks << seg->shift;
     run->mmap_id = seg->id;
     run->chunk_id = at;
@@ -54,11 +54,12 @@ claim_locked(struct segment *seg, uint64_t size, mpshm_run *run)
     return true;
 }
 
-/* 0; -ENOSPC: there is no room; -EAGAIN: another process has the lock. */
+/* 0; -ENOSPC: there is no room; -EAGAIN: another process has the lock.  A segment whose data cannot be mapped here
+   serves all the same, for what is copied into its run. */
 static int
-try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
+try_claim(struct segment *seg, uint64_t size, enum claim claim, mpshm_run *run)
 {
-    if (size > (uint64_t) seg->count << seg->shift || segment_map_data(seg) != 0) {
+    if (size > (uint64_t) seg->count << seg->shift || (segment_map_data(seg) != 0 && claim == CLAIM_IN_PLACE)) {
         return -ENOSPC;
     }
     if (!segment_try_lock(seg)) {
@@ -74,34 +75,35 @@ try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
     return claimed ? 0 : -ENOSPC;
 }
 
+/* Whether a segment of such chunks is for that claim. */
 static bool
-is_small(const mpshm_arena *arena, uint32_t shift)
+suits(const mpshm_arena *arena, uint32_t shift, enum claim claim)
 {
-    return shift < arena->chunk_shift;
+    return (shift < arena->chunk_shift) == (claim == CLAIM_SMALL);
 }
 
 static uint32_t *
-hot_of(mpshm_arena *arena, bool small)
+hot_of(mpshm_arena *arena, enum claim claim)
 {
-    return small ? &arena->hot_small : &arena->hot;
+    return claim == CLAIM_SMALL ? &arena->hot_small : &arena->hot;
 }
 
 /* Claim where this process claimed last, or in a segment of its own: 0, -ENOSPC, or -EAGAIN: in one that another
    has locked there may be room. */
 static int
-try_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
+try_own(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
 {
-    uint32_t *hot = hot_of(arena, small);
+    uint32_t *hot = hot_of(arena, claim);
     int result = -ENOSPC;
 
     for (uint32_t i = 0; i <= arena->segment_limit; i++) {
         uint32_t id = i == 0 ? *hot : i - 1;
         struct segment *seg = arena->segments[id];
 
-        if (seg == NULL || !(seg->mine || (i == 0 && seg->was_claimed)) || is_small(arena, seg->shift) != small) {
+        if (seg == NULL || !(seg->mine || (i == 0 && seg->was_claimed)) || !suits(arena, seg->shift, claim)) {
             continue;
         }
-        int error = try_claim(seg, size, run);
+        int error = try_claim(seg, size, claim, run);
 
         if (error == 0) {
             *hot = id;
@@ -145,25 +147,25 @@ waits_on(struct patience *patience)
 /* The same, some rounds long: a trimmer has a segment for a slice at a time, and without patience each meeting
    would make a segment more. */
 static bool
-claim_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
+claim_own(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
 {
     struct patience patience = {.not_before_ns = &arena->own_locked_until_ns};
     int error;
 
     do {
-        error = try_own(arena, size, small, run);
+        error = try_own(arena, size, claim, run);
     } while (error == -EAGAIN && waits_on(&patience));
     return error == 0;
 }
 
 /* Whether this process has a segment of its own for such runs. */
 static bool
-has_own(const mpshm_arena *arena, bool small)
+has_own(const mpshm_arena *arena, enum claim claim)
 {
     for (uint32_t id = 0; id < arena->segment_limit; id++) {
         const struct segment *seg = arena->segments[id];
 
-        if (seg != NULL && seg->mine && is_small(arena, seg->shift) == small) {
+        if (seg != NULL && seg->mine && suits(arena, seg->shift, claim)) {
             return true;
         }
     }
@@ -172,18 +174,19 @@ has_own(const mpshm_arena *arena, bool small)
 
 /* Claim in one that this process has to make or to take over. */
 static int
-claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, mpshm_run *run)
+claim_new(mpshm_arena *arena, uint64_t size, enum claim claim, bool last, mpshm_run *run)
 {
     for (;;) {
         struct segment *seg;
-        int error = segment_claim_new(arena, size, small, last, &seg);
+        int error = segment_claim_new(arena, size, claim, last, &seg);
 
         if (error != 0) {
             return error;
         }
         /* One taken over from a process that left may be full, of what that one held or for good: then the next. */
-        if (try_claim(seg, size, run) == 0 || (reap_before_growth(arena) && try_claim(seg, size, run) == 0)) {
-            *hot_of(arena, small) = seg->id;
+        if (try_claim(seg, size, claim, run) == 0
+            || (reap_before_growth(arena) && try_claim(seg, size, claim, run) == 0)) {
+            *hot_of(arena, claim) = seg->id;
             return 0;
         }
     }
@@ -193,7 +196,7 @@ claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, mpshm_run *r
    Each process begins with another one.  If all began with the first, they would meet at its lock, and map most
    of the others on their way. */
 static int
-claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
+claim_in_any(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
 {
     int result = -ENOSPC;
     uint32_t used = segment_count(arena);
@@ -203,13 +206,13 @@ claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
         uint64_t word = atomic_load(&arena->header->segment[id]);
         struct segment *seg;
 
-        if (word == 0 || is_small(arena, DIR_SHIFT(word)) != small || segment_map(arena, id, &seg) != 0) {
+        if (word == 0 || !suits(arena, DIR_SHIFT(word), claim) || segment_map(arena, id, &seg) != 0) {
             continue;
         }
-        int error = try_claim(seg, size, run);
+        int error = try_claim(seg, size, claim, run);
 
         if (error == 0) {
-            *hot_of(arena, small) = id;
+            *hot_of(arena, claim) = id;
             return 0;
         }
         result = error == -EAGAIN ? error : result;
@@ -219,13 +222,13 @@ claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 
 /* The same, some rounds long. */
 static bool
-claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
+claim_anywhere(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
 {
     struct patience patience = {.not_before_ns = &arena->locked_until_ns};
     int error;
 
     do {
-        error = claim_in_any(arena, size, small, run);
+        error = claim_in_any(arena, size, claim, run);
     } while (error == -EAGAIN && waits_on(&patience));
     return error == 0;
 }
@@ -233,25 +236,42 @@ claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
 /* Claim wherever there is room: in any segment, then in one made for it.  Others may be quicker to make the last
    ones, and there is room in those then. */
 static int
-claim_somewhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
+claim_somewhere(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
 {
     uint32_t known, tries = 0;
     int error;
 
     do {
         known = segment_count(arena);
-        if (claim_anywhere(arena, size, small, run)
-            || (reap_before_growth(arena) && claim_anywhere(arena, size, small, run))) {
+        if (claim_anywhere(arena, size, claim, run)
+            || (reap_before_growth(arena) && claim_anywhere(arena, size, claim, run))) {
             return 0;
         }
-        error = claim_new(arena, size, small, true, run);
+        error = claim_new(arena, size, claim, true, run);
     } while (error == -ENOSPC && segment_count(arena) > known && ++tries <= arena->segment_limit);
     return error;
 }
 
-/* A run of at least `size` bytes, under arena_lock.  small: for what nobody gets a view of. */
+/* Its own segments, one made for it, and then all there are. */
+static int
+claim_where_it_suits(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
+{
+    if (claim_own(arena, size, claim, run)) {
+        return 0;
+    }
+    /* Not before a process's first segment: each of a thousand senders would walk through those of all others. */
+    if (has_own(arena, claim)) {
+        (void) reap_before_growth(arena);
+    }
+    int error = claim_new(arena, size, claim, false, run);
+
+    return error == -ENOSPC || error == -ENOMEM ? claim_somewhere(arena, size, claim, run) : error;
+}
+
+/* A run of at least `size` bytes, under arena_lock: 0; -ENOSPC: the arena is full, of what others may give back;
+   -EFBIG: it can never hold so much; or -ENOMEM: this process has no address space for so much as a segment's head. */
 int
-run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
+run_claim(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
 {
     if (memory_is_refused() || arena->me == 0) {
         return -ENOSPC;
@@ -259,23 +279,14 @@ run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
     if (loan_room() != 0) {
         return -ENOMEM;
     }
-    small = small && arena->chunk_shift > SMALL_SHIFT;
+    if (claim == CLAIM_SMALL && arena->chunk_shift <= SMALL_SHIFT) {
+        claim = CLAIM_ANY;
+    }
     size = size == 0 ? 1 : size;
     reap_if_somebody_died(arena);
-    if (claim_own(arena, size, small, run)) {
-        arena->has_claimed |= !small;
-        return 0;
-    }
-    /* Not before a process's first segment: each of a thousand senders would walk through those of all others. */
-    if (has_own(arena, small)) {
-        (void) reap_before_growth(arena);
-    }
-    int error = claim_new(arena, size, small, false, run);
+    int error = claim_where_it_suits(arena, size, claim, run);
 
-    if (error == -ENOSPC) {
-        error = claim_somewhere(arena, size, small, run);
-    }
-    arena->has_claimed |= error == 0 && !small;
+    arena->has_claimed |= error == 0 && claim != CLAIM_SMALL;
     return error;
 }
 
@@ -296,7 +307,7 @@ int
 mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run)
 {
     arena_lock(arena);
-    int error = run_claim(arena, size, false, run);
+    int error = run_claim(arena, size, CLAIM_IN_PLACE, run);
 
     arena_unlock(arena);
     return error;

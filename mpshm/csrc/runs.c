@@ -108,7 +108,7 @@ increase(mpshm_run *run, uint64_t size, uint64_t min_size)
     uint64_t room = (uint64_t) (seg->count - end) << seg->shift;
     uint32_t want = chunks_for(seg, size < room ? size : room);
 
-    if (want == 0 || memory_is_refused() || !lies_in_now(seg, run)
+    if (want == 0 || memory_is_refused() || (run->data != NULL && !lies_in_now(seg, run))
         || !(min_size > 0 ? claim_lock_patiently(seg) : segment_try_lock(seg))) {
         return min_size == 0 ? 0 : -ENOSPC;
     }
@@ -137,16 +137,31 @@ int
 mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size)
 {
     struct segment *seg = run_segment(run);
+    uint64_t begin = (uint64_t) run->chunk_id << seg->shift;
 
     if (offset > run->capacity || size > run->capacity - offset) {
         return -EINVAL;
     }
+    if (run->data == NULL) {
+        return window_write(seg, begin + offset, source, size);
+    }
     if (size >= HUGE_BYTES) { /* its mapping, not seg->now: another thread may fork meanwhile, and no lock is held */
-        uint64_t begin = (uint64_t) run->chunk_id << seg->shift;
-
         segment_warm(seg, run->data - begin, begin + offset, size);
     }
     memcpy(run->data + offset, source, size);
+    return 0;
+}
+
+/* Copy out the first `size` bytes of what this process has copied in: 0, or -ENOMEM. */
+int
+run_copy_out(const mpshm_run *run, char *to, uint64_t size)
+{
+    struct segment *seg = run_segment(run);
+
+    if (run->data == NULL) {
+        return window_read(seg, (uint64_t) run->chunk_id << seg->shift, to, size);
+    }
+    memcpy(to, run->data, size);
     return 0;
 }
 
@@ -155,7 +170,9 @@ mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size
 static void
 spoil(const mpshm_run *run)
 {
-    memset(run->data, 0xa5, run->capacity);
+    if (run->data != NULL) {
+        memset(run->data, 0xa5, run->capacity);
+    }
 }
 #else
 #define spoil(run) ((void) (run))

@@ -48,6 +48,17 @@ segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift)
            && data_offset(stride, (uint32_t) count) + (count << shift) <= stride;
 }
 
+/* The bytes of a segment's head that are used, in whole pages. */
+static uint64_t
+head_bytes(uint32_t count)
+{
+    uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE);
+    uint64_t bytes = sizeof(struct segment_head) + 4 * map_words(count) * sizeof(uint64_t)
+                     + count * sizeof(struct run);
+
+    return (bytes + page - 1) / page * page;
+}
+
 /* Map the head of a segment of that geometry.  The caller makes it the arena's. */
 static int
 map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct segment **out)
@@ -65,7 +76,8 @@ map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct
     seg->shift = shift;
     seg->count = count;
     seg->data_at = data_offset(arena->stride, count);
-    void *head = mapping_of_file(arena, NULL, segment_file_offset(seg), seg->data_at, MAP_SHARED, arena->header, 0);
+    void *head = mapping_of_file(arena, NULL, segment_file_offset(seg), head_bytes(count), MAP_SHARED, arena->header,
+                                 0);
     if (head == MAP_FAILED) {
         int error = errno;
 
@@ -121,10 +133,9 @@ unmap(struct segment *seg)
         mapping_end(seg->former);
     }
     if (seg->now != NULL) {
-        munmap(seg->now->data, data_bytes(seg));
-        free(seg->now);
+        mapping_unmap(seg->now);
     }
-    munmap(seg->head, seg->data_at);
+    munmap(seg->head, head_bytes(seg->count));
     free(seg->warm);
     free(seg);
 }
@@ -264,7 +275,7 @@ has_memory(struct segment *seg, uint32_t from, uint32_t to)
     }
     return arena_has_file(seg->arena)
                ? memfile_reserve(seg->arena->fd, segment_file_offset(seg) + seg->data_at + offset, size) == 0
-               : segment_populate(seg, offset, size);
+               : seg->now != NULL && segment_populate(seg, offset, size);
 }
 
 /* Under the lock: chunks are about to be used.  False: there is no memory for them.  With them all that share a
@@ -304,11 +315,20 @@ segment_was_freed(struct segment *seg, uint32_t at)
 
 /* Making and adopting. */
 
+/* Map the data for that claim, if it can do no more without: 0 or -ENOMEM. */
+static int
+map_data_for(struct segment *seg, enum claim claim)
+{
+    int error = segment_map_data(seg);
+
+    return claim == CLAIM_IN_PLACE ? error : 0;
+}
+
 /* Make segment `id`, whose directory word is 0, for a run of `size` bytes.  All that can fail comes before the word
    is won, so that a word once set stays (L3), and a file system that is full gets no segment without memory for its
    run.  1: another process won it. */
 static int
-try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, uint64_t size)
+try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, uint64_t size, enum claim claim)
 {
     INVARIANT(S1, arena->segments[id] == NULL);
     struct segment *seg;
@@ -323,7 +343,7 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, uint64
                     : memfile_reserve(arena->fd, segment_file_offset(seg), seg->data_at + size);
     }
     if (error == 0) {
-        error = segment_map_data(seg);
+        error = map_data_for(seg, claim);
     }
     if (error == 0) {
         uint64_t none = 0;
@@ -358,7 +378,7 @@ has_left(mpshm_arena *arena, name owner, uint32_t *asks)
 
 /* Take over segment `id` from an owner that left or died.  1: its owner lives, or it is too small. */
 static int
-try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size, uint32_t *asks)
+try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size, enum claim claim, uint32_t *asks)
 {
     struct segment *seg = arena->segments[id];
 
@@ -369,7 +389,7 @@ try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size, uint32_
     int error = segment_map(arena, id, &seg);
 
     if (error == 0) {
-        error = segment_map_data(seg);
+        error = map_data_for(seg, claim);
     }
     if (error == 0) {
         error = !atomic_compare_exchange_strong(
@@ -421,12 +441,13 @@ is_coprime(uint32_t a, uint32_t b)
 }
 
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
-   small: one of small chunks, for runs that are copied out and never viewed.  last: nothing is to be had in
-   other segments.  -ENOSPC: the arena is at its limit; -EFBIG: no segment will ever be so large. */
+   last: nothing is to be had in other segments.  -ENOSPC: the arena is at its limit; -EFBIG: no segment will ever be
+   so large; -ENOMEM: it cannot be mapped. */
 int
-segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, struct segment **out)
+segment_claim_new(mpshm_arena *arena, uint64_t size, enum claim claim, bool last, struct segment **out)
 {
     struct arena_header *header = arena->header;
+    bool small = claim == CLAIM_SMALL;
     uint64_t usual = small ? SMALL_SEGMENT_BYTES : arena->segment_bytes;
     uint32_t shift = small ? SMALL_SHIFT : arena->chunk_shift;
 
@@ -467,9 +488,9 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
             continue; /* other segments have room */
         }
         if (word == 0) {
-            error = may_make ? try_make(arena, id, shift, count, size) : -ENOSPC;
+            error = may_make ? try_make(arena, id, shift, count, size, claim) : -ENOSPC;
         } else if ((DIR_SHIFT(word) < arena->chunk_shift) == small) {
-            error = try_adopt(arena, id, word, size, &asks);
+            error = try_adopt(arena, id, word, size, claim, &asks);
             error = error == MPSHM_E_SEGMENT || error == MPSHM_E_DIRECTORY ? 1 : error; /* forged since */
         }
         if (error == 0) {
@@ -477,7 +498,7 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
                 trim_soon(arena, KEEP_LARGEST);
             }
             *out = arena->segments[id];
-            INVARIANT(S2, (*out)->mine && (*out)->now != NULL);
+            INVARIANT(S2, (*out)->mine && ((*out)->now != NULL || claim != CLAIM_IN_PLACE));
             INVARIANT(S3, (uint64_t) (*out)->count << (*out)->shift >= size);
         }
         if (error <= 0) {

@@ -16,7 +16,7 @@ LAYERS = """
     member
     handle
     mapping ring_check tasks
-    loans positions segment
+    loans positions segment window
     mirror segment_check strays trim turns
     arena inspect ring
     leases pressure
