@@ -35,6 +35,7 @@ class CopyReason(str, enum.Enum):
 
     SENT_UNMAPPED = "sent without address space"
     RECEIVED_UNMAPPED = "received without address space"
+    RECEIVED_SCARCE = "received from scarce memory"
 
 
 class Counters:
@@ -47,7 +48,7 @@ class Counters:
         self.shm_messages = self.shm_bytes = self.small_messages = self.plain_bytes = 0
         self.received_shm_messages = self.received_shm_bytes = 0
         self.received_plain_messages = self.received_plain_bytes = 0
-        self.sent_unmapped = self.received_unmapped = 0
+        self.sent_unmapped = self.received_unmapped = self.received_scarce = 0
         self.plain_reasons: dict[Reason, int] = {}
 
     def add(self, other: Counters) -> None:
@@ -62,6 +63,7 @@ class Counters:
         self.received_plain_bytes += other.received_plain_bytes
         self.sent_unmapped += other.sent_unmapped
         self.received_unmapped += other.received_unmapped
+        self.received_scarce += other.received_scarce
         for reason, n in other.plain_reasons.items():
             self.plain_reasons[reason] = self.plain_reasons.get(reason, 0) + n
 
@@ -78,6 +80,7 @@ class Counters:
         copied = {
             CopyReason.SENT_UNMAPPED.value: self.sent_unmapped,
             CopyReason.RECEIVED_UNMAPPED.value: self.received_unmapped,
+            CopyReason.RECEIVED_SCARCE.value: self.received_scarce,
         }
         return Stats(
             shm_messages=self.shm_messages,

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
+import mpshm
 from kit.programs import run_python
+from kit.queues import finish, finishing
+from kit.waiting import WAIT_S
+from mpshm import config
+from mpshm._memory.arena import Arena
+from mpshm._memory.core import NoMemoryHere, OutOfSharedMemory
 
 pytestmark = pytest.mark.shared_memory("it is shared memory that is scarce")
 
@@ -191,3 +200,294 @@ say(parent=[int(array[0]) for array in kept] == list(range(30)))
 
 def test_arrays_that_were_copied_are_private_to_parent_and_child() -> None:
     assert [{"child": True, "exit": 0}, {"parent": True}] == run(FORKED)
+
+
+# Segments
+
+SCARCE = "received from scarce memory"
+MIB = 1 << 20
+COUNT = 40
+FORK = mpshm.get_context("fork")
+
+
+@pytest.fixture
+def few_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight segments: a receiver that keeps eight arrays has all that a message can lie in."""
+    monkeypatch.setattr(
+        config, "GEOMETRY", config.GEOMETRY._replace(segment_limit=8, segment_bytes=MIB)
+    )
+
+
+def result(number: int) -> np.ndarray:
+    return np.full(MIB // 8, number)
+
+
+def put_results(q: Any, numbers: range) -> None:
+    for number in numbers:
+        q.put(result(number))
+
+
+def are_results(kept: list[Any], numbers: range) -> bool:
+    """Whether these are the results, each writable and private."""
+    whole = all(
+        type(array) is np.ndarray and array.flags.writeable and bool((array == number).all())
+        for array, number in zip(kept, numbers, strict=True)
+    )
+    for number, array in enumerate(kept):
+        array[:] = -number
+    return whole and all(bool((array == -number).all()) for number, array in enumerate(kept))
+
+
+QUEUES: dict[str, Callable[[], Any]] = {
+    "Queue": FORK.Queue,
+    "bounded Queue": lambda: FORK.Queue(3),
+    "JoinableQueue": FORK.JoinableQueue,
+    "SimpleQueue": FORK.SimpleQueue,
+    "Queue with maxbytes": lambda: FORK.Queue(maxbytes=3 * MIB),
+}
+
+
+def get_all(q: Any, count: int) -> list[Any]:
+    return [q.get(timeout=WAIT_S) for _ in range(count)]
+
+
+def get_all_by_many(q: Any, count: int) -> list[Any]:
+    kept: list[Any] = []
+    while len(kept) < count:
+        kept += q.get_many(count - len(kept), timeout=WAIT_S)
+    return kept
+
+
+@pytest.mark.parametrize("get", [get_all, get_all_by_many])
+@pytest.mark.parametrize("kind", QUEUES)
+def test_consumer_that_keeps_all_gets_all(
+    kind: str, get: Callable[[Any, int], list[Any]], few_segments: None
+) -> None:
+    with finishing(QUEUES[kind]()) as queue:
+        process = FORK.Process(target=put_results, args=(queue, range(COUNT)))
+        process.start()
+        kept = get(queue, COUNT)
+        process.join()
+        assert 0 == process.exitcode
+        assert are_results(kept, range(COUNT))
+        stats = queue.stats()
+        copied = stats.copied_reasons[SCARCE]
+        assert COUNT == stats.received_shm_messages
+        assert COUNT - 8 <= copied < COUNT
+        del kept
+        put_results(queue, range(2))  # there is room again, and this process looks for it
+        assert are_results(get(queue, 2), range(2))
+        assert copied == queue.stats().copied_reasons[SCARCE]
+
+
+def test_producer_that_keeps_what_it_gets_puts_all(few_segments: None) -> None:
+    """One process at both ends: nobody else could give anything back."""
+    with finishing(FORK.Queue()) as queue:
+        kept = []
+        for number in range(COUNT):
+            queue.put(result(number))
+            kept.append(queue.get(timeout=WAIT_S))
+        assert are_results(kept, range(COUNT))
+
+
+def send_results(writer: Any, numbers: range) -> None:
+    for number in numbers:
+        writer.send(result(number))
+
+
+def test_receiver_that_keeps_all_receives_all(few_segments: None) -> None:
+    reader, writer = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=send_results, args=(writer, range(COUNT)))
+    process.start()
+    kept = [reader.recv() for _ in range(COUNT)]
+    process.join()
+    assert are_results(kept, range(COUNT))
+    stats = reader.stats()
+    assert (COUNT, 0) == (stats.received_shm_messages, stats.received_plain_messages)
+    assert COUNT - 8 <= stats.copied_reasons[SCARCE] < COUNT
+    del kept
+    reader.close()
+    writer.close()
+
+
+def test_buffers_that_are_kept_leave_room_for_others(few_segments: None) -> None:
+    reader, writer = FORK.Pipe(duplex=False)
+    kept = []
+    for number in range(COUNT):
+        writer.send_bytes(bytes([number]) * MIB)
+        kept.append(reader.recv_buf())
+    for number, buffer in enumerate(kept):
+        assert bytes([number]) * MIB == bytes(buffer.view)
+        buffer.release()
+    del kept, buffer
+    reader.close()
+    writer.close()
+
+
+def test_buffers_to_fill_become_private_memory(
+    few_segments: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who write in place may take long, so they get none of the reserve."""
+    monkeypatch.setenv("MPSHM", "auto")
+    reader, writer = FORK.Pipe(duplex=False)
+    buffers = [writer.get_buf(MIB) for _ in range(12)]
+    writer.send(result(3))  # finds room all the same
+    assert are_results([reader.recv()], range(3, 4))
+    assert {} == writer.stats().plain_reasons
+    assert 1 == reader.stats().copied_reasons[SCARCE]
+    for buffer in buffers:
+        buffer.release()
+    reader.close()
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", ["map", "imap", "apply_async", "executor"])
+def test_pool_whose_results_are_kept(kind: str, few_segments: None) -> None:
+    if kind == "executor":
+        with mpshm.ProcessPoolExecutor(2, FORK) as executor:
+            kept = list(executor.map(result, range(COUNT), timeout=4 * WAIT_S))
+    else:
+        with FORK.Pool(2) as pool:
+            if kind == "map":
+                kept = pool.map_async(result, range(COUNT), chunksize=1).get(4 * WAIT_S)
+            elif kind == "imap":
+                results = pool.imap(result, range(COUNT))
+                kept = [results.next(timeout=WAIT_S) for _ in range(COUNT)]
+            else:
+                waiting = [pool.apply_async(result, (number,)) for number in range(COUNT)]
+                kept = [one.get(WAIT_S) for one in waiting]
+            pool.close()
+            pool.join()
+    assert are_results(kept, range(COUNT))
+    assert mpshm.stats().copied_reasons[SCARCE] > 0
+
+
+def message_of(number: int) -> Any:
+    """One of many sizes: in a slot, copied, leased; longer than a segment; in many runs."""
+    size = random.Random(number).choice((10, 2000, 20_000, 50_000, 600_000, MIB, 3 * MIB, 9 * MIB))
+    kind = number % 4
+    if kind == 0:
+        return np.full(size // 8 + 1, number)
+    if kind == 1:
+        return chr(97 + number % 26) * size
+    if kind == 2:
+        return {str(i): np.full(size // 80 + 1, number) for i in range(10)}
+    return bytes([number % 256]) * size
+
+
+def described(obj: Any) -> Any:
+    if isinstance(obj, np.ndarray):
+        return "array", obj.dtype, obj.shape, int(obj[0]), int(obj[-1]), obj.flags.writeable
+    if isinstance(obj, dict):
+        return {key: described(value) for key, value in obj.items()}
+    return type(obj), len(obj), obj[:1], obj[-1:]
+
+
+def put_messages(q: Any, numbers: range) -> None:
+    for number in numbers:
+        q.put(message_of(number))
+
+
+@pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
+def test_messages_of_all_sizes_are_kept(kind: str, few_segments: None) -> None:
+    numbers = range(150)
+    with finishing(getattr(FORK, kind)()) as queue:
+        process = FORK.Process(target=put_messages, args=(queue, numbers))
+        process.start()
+        kept = [queue.get(timeout=WAIT_S) for _ in numbers]
+        process.join()
+        for number, obj in zip(numbers, kept, strict=True):
+            assert described(message_of(number)) == described(obj)
+        assert queue.stats().copied_reasons[SCARCE] > 20
+
+
+def keep_half(q: Any, told: Any) -> None:
+    kept = []
+    while (obj := q.get(timeout=WAIT_S)) is not None:
+        kept.append(obj)
+        told.put(int(obj[0]))
+    told.put(("kept", len(kept), all(bool((array == array[0]).all()) for array in kept)))
+    told.get_more.wait(WAIT_S)
+
+
+class Told:
+    """Where consumers tell what they got, and keep it until they may end."""
+
+    def __init__(self) -> None:
+        self.queue, self.get_more = FORK.Queue(), FORK.Event()
+        self.put = self.queue.put
+
+
+def test_several_consumers_may_keep_all(few_segments: None) -> None:
+    queue, told = FORK.Queue(), Told()
+    consumers = [FORK.Process(target=keep_half, args=(queue, told)) for _ in range(3)]
+    for process in consumers:
+        process.start()
+    for number in range(COUNT):
+        queue.put(result(number))
+    got = [told.queue.get(timeout=WAIT_S) for _ in range(COUNT)]
+    assert [*range(COUNT)] == sorted(got)
+    for _ in consumers:
+        queue.put(None)
+    ends = [told.queue.get(timeout=WAIT_S) for _ in consumers]
+    assert COUNT == sum(count for _, count, _ in ends)
+    assert all(whole for _, _, whole in ends)
+    assert queue.stats().bytes_leased <= 6 * MIB  # two segments are the senders'
+    told.get_more.set()
+    for process in consumers:
+        process.join()
+        assert 0 == process.exitcode
+    finish(queue, told.queue)
+
+
+def change_all(kept: list[Any], told: Any) -> None:
+    told.put([int(array[0]) for array in kept])
+    for array in kept:
+        array[:] = -1
+    told.put("changed")
+
+
+def test_child_of_a_consumer_that_keeps_all_has_arrays_of_its_own(few_segments: None) -> None:
+    with finishing(FORK.Queue()) as queue, finishing(FORK.Queue()) as told:
+        kept = []
+        for number in range(20):
+            queue.put(result(number))
+            kept.append(queue.get(timeout=WAIT_S))
+        process = FORK.Process(target=change_all, args=(kept, told))
+        process.start()
+        assert [*range(20)] == told.get(timeout=WAIT_S)
+        assert "changed" == told.get(timeout=WAIT_S)
+        process.join()
+        assert are_results(kept, range(20))
+        del kept
+
+
+def test_no_memory_here_is_told_from_none_left() -> None:
+    """Who waits for the first waits for ever."""
+    arena = Arena.create(config.Geometry(4, 1 << 20, 64 << 10, 4096))
+    runs = [arena.claim(64 << 10) for _ in range(4)]
+    with pytest.raises(OutOfSharedMemory) as none_left:
+        arena.claim(64 << 10)
+    assert not isinstance(none_left.value, NoMemoryHere)
+    with pytest.raises(NoMemoryHere):
+        arena.claim(2 << 20)  # no segment can be so large
+    for run in runs:
+        run.abandon()
+
+
+@pytest.mark.large
+def test_results_of_60_mib_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.4 GB through eight segments of 64 MiB: once the pool stood still when eight had come."""
+    monkeypatch.setattr(config, "GEOMETRY", config.GEOMETRY._replace(segment_limit=8))
+    with FORK.Pool(2) as pool:
+        kept = pool.map(large_result, range(COUNT), chunksize=1)
+        pool.close()
+        pool.join()
+    for number, array in enumerate(kept):
+        assert array.flags.writeable
+        assert bool((array == number).all())
+    del kept, array
+
+
+def large_result(number: int) -> np.ndarray:
+    return np.full(60 * MIB // 8, number)

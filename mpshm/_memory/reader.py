@@ -121,11 +121,17 @@ class Reader:
         """The message of the descriptor frame just read.  Each run gets a holder of its own."""
         c = self._c
         if c.copied:
-            self._counters.received_unmapped += 1
+            self._count_copied(c.copied)
         views = take_runs(lib.mpshm_take, c, range(c.count))
         stream = b"" if c.stream_runs else self._bytes[c.stream_at : c.stream_end]
         c.full = 0
         return message_of(views, c.stream_runs, stream)
+
+    def _count_copied(self, why: int) -> None:
+        if why == lib.MPSHM_COPIED_SCARCE:
+            self._counters.received_scarce += 1
+        else:
+            self._counters.received_unmapped += 1
 
 
 def new_reader(counters: Counters) -> Reader | PlainReader:

@@ -48,6 +48,7 @@ _CORE_COUNTERS = (
     "received_shm_bytes",
     "sent_unmapped",
     "received_unmapped",
+    "received_scarce",
 )
 
 

@@ -21,6 +21,9 @@
    for a holder that had to leave its CPU gets it back when those who want its lock leave theirs. */
 #define CLAIM_ROUNDS 32
 #define PAUSE_NS 20000
+/* So long a process that has found no room below the reserve goes there at once: among 372 segments it looks for half a
+   millisecond. */
+#define SCARCE_NS 10000000
 
 /* Take chunks of that segment, under its lock.  R1: the last store is the claim. */
 static bool
@@ -96,7 +99,7 @@ try_own(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
     uint32_t *hot = hot_of(arena, claim);
     int result = -ENOSPC;
 
-    for (uint32_t i = 0; i <= arena->segment_limit; i++) {
+    for (uint32_t i = 0; i <= reserve_first(arena); i++) {
         uint32_t id = i == 0 ? *hot : i - 1;
         struct segment *seg = arena->segments[id];
 
@@ -192,17 +195,23 @@ claim_new(mpshm_arena *arena, uint64_t size, enum claim claim, bool last, mpshm_
     }
 }
 
+/* The segments in which a claim looks: all, or those of the reserve. */
+struct range {
+    uint32_t from, to;
+};
+
 /* Claim in any segment there is: 0, -ENOSPC, or -EAGAIN: in some that others have locked there may be room.
    Each process begins with another one.  If all began with the first, they would meet at its lock, and map most
    of the others on their way. */
 static int
-claim_in_any(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
+claim_in_any(mpshm_arena *arena, uint64_t size, enum claim claim, struct range in, mpshm_run *run)
 {
     int result = -ENOSPC;
-    uint32_t used = segment_count(arena);
+    uint32_t count = segment_count(arena), end = count < in.to ? count : in.to;
+    uint32_t used = end > in.from ? end - in.from : 0;
 
-    for (uint32_t i = 0; i < arena->segment_limit; i++) {
-        uint32_t id = i < used ? (NAME_NUMBER(arena->me) + i) % used : i;
+    for (uint32_t i = 0; i < in.to - in.from; i++) {
+        uint32_t id = in.from + (i < used ? (NAME_NUMBER(arena->me) + i) % used : i);
         uint64_t word = atomic_load(&arena->header->segment[id]);
         struct segment *seg;
 
@@ -211,8 +220,10 @@ claim_in_any(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run
         }
         int error = try_claim(seg, size, claim, run);
 
-        if (error == 0) {
+        if (error == 0 && in.from == 0) {
             *hot_of(arena, claim) = id;
+        }
+        if (error == 0) {
             return 0;
         }
         result = error == -EAGAIN ? error : result;
@@ -222,34 +233,41 @@ claim_in_any(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run
 
 /* The same, some rounds long. */
 static bool
-claim_anywhere(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
+claim_anywhere(mpshm_arena *arena, uint64_t size, enum claim claim, struct range in, mpshm_run *run)
 {
     struct patience patience = {.not_before_ns = &arena->locked_until_ns};
     int error;
 
     do {
-        error = claim_in_any(arena, size, claim, run);
+        error = claim_in_any(arena, size, claim, in, run);
     } while (error == -EAGAIN && waits_on(&patience));
     return error == 0;
 }
 
-/* Claim wherever there is room: in any segment, then in one made for it.  Others may be quicker to make the last
-   ones, and there is room in those then. */
+/* Claim wherever there is room below the reserve: in any segment, then in one made for it.  Others may be quicker to
+   make the last ones, and there is room in those then. */
 static int
 claim_somewhere(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
 {
+    struct range in = {0, reserve_first(arena)};
     uint32_t known, tries = 0;
     int error;
 
     do {
         known = segment_count(arena);
-        if (claim_anywhere(arena, size, claim, run)
-            || (reap_before_growth(arena) && claim_anywhere(arena, size, claim, run))) {
+        if (claim_anywhere(arena, size, claim, in, run)
+            || (reap_before_growth(arena) && claim_anywhere(arena, size, claim, in, run))) {
             return 0;
         }
         error = claim_new(arena, size, claim, true, run);
     } while (error == -ENOSPC && segment_count(arena) > known && ++tries <= arena->segment_limit);
     return error;
+}
+
+static bool
+has_no_room(int error)
+{
+    return error == -ENOSPC || error == -ENOMEM;
 }
 
 /* Its own segments, one made for it, and then all there are. */
@@ -265,7 +283,51 @@ claim_where_it_suits(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_
     }
     int error = claim_new(arena, size, claim, false, run);
 
-    return error == -ENOSPC || error == -ENOMEM ? claim_somewhere(arena, size, claim, run) : error;
+    return has_no_room(error) ? claim_somewhere(arena, size, claim, run) : error;
+}
+
+/* Claim in the reserve, or make a segment more there. */
+static int
+claim_in_reserve(mpshm_arena *arena, uint64_t size, mpshm_run *run)
+{
+    struct range in = {reserve_first(arena), arena->segment_limit};
+    struct segment *seg;
+    int error = 0;
+
+    for (uint32_t tries = in.from; tries < in.to && error == 0; tries++) { /* others may take the one that is made */
+        if (claim_anywhere(arena, size, CLAIM_ANY, in, run)) {
+            return 0;
+        }
+        error = segment_make_reserve(arena, size, &seg);
+        if (error == 0 && try_claim(seg, size, CLAIM_ANY, run) == 0) {
+            return 0;
+        }
+    }
+    return error == 0 ? -ENOSPC : error;
+}
+
+/* Whether there was no room for so much a moment ago. */
+static bool
+is_scarce(const mpshm_arena *arena, uint64_t size)
+{
+    return arena->scarce_until_ns != 0 && size >= arena->scarce_bytes && now_ns() < arena->scarce_until_ns;
+}
+
+/* Where it suits, or else in the reserve; and there at once where it was so a moment ago. */
+static int
+claim_or_use_reserve(mpshm_arena *arena, uint64_t size, mpshm_run *run)
+{
+    if (is_scarce(arena, size) && claim_in_reserve(arena, size, run) == 0) {
+        return 0;
+    }
+    int error = claim_where_it_suits(arena, size, CLAIM_ANY, run);
+
+    if (has_no_room(error) && claim_in_reserve(arena, size, run) == 0) {
+        arena->scarce_until_ns = now_ns() + SCARCE_NS;
+        arena->scarce_bytes = size;
+        error = 0;
+    }
+    return error;
 }
 
 /* A run of at least `size` bytes, under arena_lock: 0; -ENOSPC: the arena is full, of what others may give back;
@@ -284,8 +346,11 @@ run_claim(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run)
     }
     size = size == 0 ? 1 : size;
     reap_if_somebody_died(arena);
-    int error = claim_where_it_suits(arena, size, claim, run);
+    int error = claim == CLAIM_ANY ? -ENOSPC : claim_where_it_suits(arena, size, claim, run);
 
+    if (has_no_room(error) && claim != CLAIM_IN_PLACE) { /* also a small one: large chunks cost memory, and no more */
+        error = claim_or_use_reserve(arena, size, run);
+    }
     arena->has_claimed |= error == 0 && claim != CLAIM_SMALL;
     return error;
 }

@@ -89,6 +89,8 @@ struct mpshm_arena {
     int64_t reaped_ns;      /* when growth last looked for the dead */
     _Atomic uint32_t trim_from; /* the segment with which the next trim begins; no lock guards it */
     int64_t locked_until_ns, own_locked_until_ns; /* no waiting for segments' locks before; for those of its own */
+    int64_t scarce_until_ns; /* so long none but the reserve is looked through for a run */
+    uint64_t scarce_bytes;  /* of so many bytes and more */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
@@ -183,6 +185,14 @@ page_chunks(const struct segment *seg)
 
     return chunks > 0 ? chunks : 1;
 }
+/* The first segment of the reserve, which is a quarter of the directory; an arena of few segments has none.  The
+   reserve is for senders: what lies there is copied out, and never leased for long, so receivers that keep all that
+   they get leave memory for the next message. */
+static inline uint32_t
+reserve_first(const mpshm_arena *arena)
+{
+    return arena->segment_limit - arena->segment_limit / 8 * 2;
+}
 /* No run begins at this chunk or behind it. */
 static inline uint32_t
 segment_high(const struct segment *seg)
@@ -198,6 +208,7 @@ int memfile_open(int kind, const char *name, bool *bounded);
 int memfile_seal(int fd, bool bounded);
 bool memfile_is_sealed(int fd);
 int memfile_reserve(int fd, uint64_t offset, uint64_t size);
+bool memfile_is_short(int fd); /* its file system is three quarters full */
 /* Whether `fd` is still that file. */
 bool memfile_is(int fd, uint64_t device, uint64_t inode);
 bool memfile_can_shrink(int fd);
@@ -237,6 +248,7 @@ bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no 
 uint32_t segment_count(const mpshm_arena *arena);                   /* and this */
 int segment_map(mpshm_arena *arena, uint32_t id, struct segment **out);
 int segment_claim_new(mpshm_arena *arena, uint64_t size, enum claim claim, bool last, struct segment **out);
+int segment_make_reserve(mpshm_arena *arena, uint64_t size, struct segment **out);
 void segment_unmap(struct segment *seg);
 void segment_vacate(struct segment *seg);
 int segment_validate(struct segment *seg);

@@ -6,7 +6,7 @@
    A run that cannot be seen where it lies is copied out into a block of private memory, which stands in the table in
    its place.  Blocks are filled without the lock: until then the run stays leased.
 
-   Invariants: V1, V2, L7 (invariants.h).
+   Invariants: V1, V2, V4, L7 (invariants.h).
 
    A block:   unread, its run leased --lease_read--> filled, its run free --> freed
    A run's holders:   FLIGHT --lease_run--> LEASED(one) --lease_add_holder--> SHARED --the last name goes--> FREE
@@ -337,6 +337,16 @@ add_block(struct segment *seg, const mpshm_descriptor *what, uint32_t why, mpshm
     return error;
 }
 
+/* Whether memory is so scarce that receivers copy it out: they would keep what the next message needs. */
+static bool
+is_scarce(const struct segment *seg)
+{
+    const mpshm_arena *arena = seg->arena;
+
+    return seg->id >= reserve_first(arena)
+           || (arena->bounded && arena_has_file(arena) && memfile_is_short(arena->fd));
+}
+
 int
 lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, mpshm_held *to)
 {
@@ -347,7 +357,10 @@ lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, m
     if (error != 0) {
         return error;
     }
-    error = add_view(seg, what, to);
+    error = is_scarce(seg) ? add_block(seg, what, MPSHM_COPIED_SCARCE, to) : -ENOMEM;
+    if (error != 0) { /* also where there is no private memory: a view rather than nothing */
+        error = add_view(seg, what, to);
+    }
     if (error != 0) {
         error = add_block(seg, what, MPSHM_COPIED_UNMAPPED, to);
     }
@@ -372,19 +385,34 @@ end_lease(struct segment *seg, const struct lease *lease)
     arena_unref(seg->arena);
 }
 
-/* The block is filled, if it was to be: its run goes. */
+/* The block is filled, if it was to be: its run goes.  Under the lock.  error: of the windows; where there is no address
+   space for one, there may be a mapping. */
 static int
 has_been_read(const mpshm_held *held, int error)
 {
     struct lease *found = find(held->data);
 
-    if (found != NULL && found->unread != NULL && error == 0) {
-        struct lease lease = *found;
+    if (found == NULL || found->unread == NULL) {
+        return 0;
+    }
+    struct lease lease = *found;
+    struct segment *seg = lease.unread;
 
+    if (error != 0 && segment_map_data(seg) == 0) {
+        memcpy(lease.data, seg->now->data + ((uint64_t) lease.chunk_id << seg->shift), lease.size);
+        error = 0;
+    }
+    if (error == 0) {
         found->unread = NULL;
-        end_lease(lease.unread, &lease);
+        end_lease(seg, &lease);
     }
     return error;
+}
+
+static int
+read_block(const struct lease *lease)
+{
+    return window_read(lease->unread, (uint64_t) lease->chunk_id << lease->unread->shift, lease->data, lease->size);
 }
 
 int
@@ -393,11 +421,7 @@ lease_read_now(const mpshm_held *held)
     struct lease *found = find(held->data);
 
     INVARIANT(A4, process_is_locked());
-    if (found == NULL || found->unread == NULL) {
-        return 0;
-    }
-    return has_been_read(held, window_read(found->unread, (uint64_t) found->chunk_id << found->unread->shift,
-                                           found->data, found->size));
+    return found == NULL || found->unread == NULL ? 0 : has_been_read(held, read_block(found));
 }
 
 int
@@ -413,7 +437,7 @@ lease_read(const mpshm_held *held)
     if (lease.unread == NULL) {
         return 0;
     }
-    int error = window_read(lease.unread, (uint64_t) lease.chunk_id << lease.unread->shift, lease.data, lease.size);
+    int error = read_block(&lease);
 
     process_lock();
     error = has_been_read(held, error);
@@ -450,12 +474,12 @@ lease_copy(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, 
     }
     uint64_t at = (uint64_t) what->chunk_id << seg->shift;
 
-    if (segment_map_data(seg) == 0) {
+    if (seg->now != NULL || (seg->id < reserve_first(arena) && segment_map_data(seg) == 0)) {
         memcpy(to, seg->now->data + at, what->size);
         spoil(seg, what->chunk_id, what->size);
     } else {
         error = window_read(seg, at, to, what->size);
-        error = error == 0 ? MPSHM_COPIED_UNMAPPED : error;
+        error = error == 0 && seg->id < reserve_first(arena) ? MPSHM_COPIED_UNMAPPED : error;
     }
     let_go(seg, what->chunk_id);
     return error;

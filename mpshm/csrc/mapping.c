@@ -95,9 +95,10 @@ map_data(struct segment *seg)
     return data;
 }
 
-/* Whether the address space has room for so many bytes of data more, and for the program besides. */
+/* Whether the address space has room for a segment's data, and for the program besides.  Those of the reserve are
+   large. */
 static bool
-may_map(uint64_t size)
+may_map(const struct segment *seg)
 {
     struct rlimit limit;
 
@@ -105,7 +106,8 @@ may_map(uint64_t size)
         return false;
     }
     return getrlimit(RLIMIT_AS, &limit) == -1 || limit.rlim_cur == RLIM_INFINITY
-           || mapped_bytes + size <= limit.rlim_cur / ADDRESS_PART;
+           || (seg->id < reserve_first(seg->arena)
+               && mapped_bytes + data_bytes(seg) <= limit.rlim_cur / ADDRESS_PART);
 }
 
 /* Map the data if the segment has no shared mapping of them: 0; or -ENOMEM, and there are windows (window.c).  S1 */
@@ -115,7 +117,7 @@ segment_map_data(struct segment *seg)
     if (seg->now != NULL) {
         return 0;
     }
-    if (!may_map(data_bytes(seg))) {
+    if (!may_map(seg)) {
         return -ENOMEM;
     }
     struct mapping *mapping = calloc(1, sizeof *mapping);

@@ -99,6 +99,7 @@ typedef struct {
     uint32_t copied;        /* 0: it is the run; else why it was copied */
 } mpshm_held;
 #define MPSHM_COPIED_UNMAPPED 1 /* there is no address space to map it */
+#define MPSHM_COPIED_SCARCE 2 /* its segment is of the reserve, or the memory file's file system runs full */
 
 /* Looking again before blocking, and whether that has been paying (spin.c). */
 typedef struct {
@@ -258,6 +259,7 @@ typedef struct {
     uint64_t received_plain_messages, received_plain_bytes;
     uint64_t received_shm_messages, received_shm_bytes;
     uint64_t sent_unmapped, received_unmapped; /* of those by descriptor: through windows */
+    uint64_t received_scarce; /* and copied out, for memory is scarce */
 } mpshm_counts;
 
 /* One end of a queue; what it names outlives it.  fd: its end of the queue's pipe, O_NONBLOCK. */

@@ -330,7 +330,8 @@ bring_message(mpshm_batch *batch, mpshm_message *message)
 
     if (why > 0) {
         process_lock(); /* as all that count */
-        counts->received_unmapped++;
+        counts->received_unmapped += why == MPSHM_COPIED_UNMAPPED;
+        counts->received_scarce += why == MPSHM_COPIED_SCARCE;
         process_unlock();
     } else if (why < 0) {
         message->error = why;

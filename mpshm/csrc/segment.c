@@ -33,6 +33,9 @@
 
 /* Words of `freed` that a claim looks at itself: two lines. */
 #define FREED_NEAR 16u
+/* Bytes of a segment of the reserve.  They cost nothing but address space, and little of that: receivers map none of
+   it.  A longer message finds no room there, once the receivers keep all the rest. */
+#define RESERVE_BYTES (UINT64_C(1) << 32)
 /* Living owners that a process asks about before it makes a segment rather than look further for one that was
    left.  To ask about one costs 10 us among a thousand.  Once one owner in six is dead, three processes in four
    find such a segment. */
@@ -440,6 +443,19 @@ is_coprime(uint32_t a, uint32_t b)
     return a == 1;
 }
 
+/* The shift of the chunks, from `shift` on, of a segment with so many bytes; 0: no segment can have them. */
+static uint32_t
+shift_for(const mpshm_arena *arena, uint32_t shift, uint64_t bytes)
+{
+    if (bytes > arena->stride) {
+        return 0;
+    }
+    while (chunks_of(shift, bytes) > CHUNK_LIMIT) {
+        shift++;
+    }
+    return segment_fits(arena->stride, bytes, shift) ? shift : 0;
+}
+
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
    last: nothing is to be had in other segments.  -ENOSPC: the arena is at its limit; -EFBIG: no segment will ever be
    so large; -ENOMEM: it cannot be mapped. */
@@ -456,19 +472,15 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, enum claim claim, bool last
     }
     uint64_t bytes = size > usual ? size : usual;
 
-    if (bytes > arena->stride) {
+    shift = shift_for(arena, shift, bytes);
+    if (shift == 0) {
         return -EFBIG; /* for ever */
-    }
-    while (chunks_of(shift, bytes) > CHUNK_LIMIT) {
-        shift++;
-    }
-    if (!segment_fits(arena->stride, bytes, shift)) {
-        return -EFBIG;
     }
     uint32_t count = (uint32_t) chunks_of(shift, bytes);
     bool may_make = last || size > usual || !is_crowded(arena);
     uint32_t asks = last || arena->bounded ? SEGMENT_LIMIT : OWNERS_ASKED;
-    uint32_t used = segment_count(arena), first = 0, step = 1;
+    uint32_t limit = reserve_first(arena), count_now = segment_count(arena), first = 0, step = 1;
+    uint32_t used = count_now < limit ? count_now : limit;
 
     if (used > asks) { /* look here and there: those left by processes that came and went lie side by side */
         uint32_t any = (uint32_t) now_ns();
@@ -479,7 +491,7 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, enum claim claim, bool last
             step++;
         }
     }
-    for (uint32_t i = 0; i < arena->segment_limit; i++) {
+    for (uint32_t i = 0; i < limit; i++) {
         uint32_t id = i < used ? (first + i * step) % used : i;
         uint64_t word = atomic_load(&header->segment[id]);
         int error = 1;
@@ -503,6 +515,52 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, enum claim claim, bool last
         }
         if (error <= 0) {
             return error;
+        }
+    }
+    return -ENOSPC;
+}
+
+/* Bytes of a segment of the reserve that is to hold `size`: RESERVE_BYTES, or as many as there is room for. */
+static uint64_t
+reserve_bytes(const mpshm_arena *arena, uint64_t size)
+{
+    uint64_t most = RESERVE_BYTES < arena->stride ? RESERVE_BYTES : arena->stride;
+    uint32_t shift = arena->chunk_shift;
+
+    while (chunks_of(shift, most) > CHUNK_LIMIT) {
+        shift++;
+    }
+    uint64_t head = data_offset(arena->stride, (uint32_t) chunks_of(shift, most));
+
+    if (head < arena->stride && most > arena->stride - head) {
+        most = (arena->stride - head) >> shift << shift;
+    }
+    return size > most ? size : most;
+}
+
+/* A segment more of the reserve, for a run of `size` bytes: large, so that most messages find room in it.  Errors as
+   above. */
+int
+segment_make_reserve(mpshm_arena *arena, uint64_t size, struct segment **out)
+{
+    uint64_t bytes = reserve_bytes(arena, size);
+    uint32_t shift = shift_for(arena, arena->chunk_shift, bytes);
+
+    if (shift == 0) {
+        bytes = size;
+        shift = shift_for(arena, arena->chunk_shift, bytes);
+    }
+    if (shift == 0) {
+        return -EFBIG;
+    }
+    for (uint32_t id = reserve_first(arena); id < arena->segment_limit; id++) {
+        if (atomic_load(&arena->header->segment[id]) == 0 && arena->segments[id] == NULL) {
+            int error = try_make(arena, id, shift, (uint32_t) chunks_of(shift, bytes), size, CLAIM_ANY);
+
+            if (error <= 0) {
+                *out = arena->segments[id];
+                return error;
+            }
         }
     }
     return -ENOSPC;
