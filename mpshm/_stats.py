@@ -34,6 +34,9 @@ class Stats:
     """Messages received whole through the pipe."""
     received_plain_bytes: int
     """Payload bytes received whole through the pipe."""
+    copied_reasons: dict[str, int]
+    """Number of messages sent or received by descriptor that were copied once more than others, by
+    reason: the values of `mpshm.counters.CopyReason`."""
     bytes_in_flight: int
     """Bytes of chunks that are sealed and not yet leased, by any process."""
     bytes_leased: int

@@ -30,6 +30,14 @@ class Reason(str, enum.Enum):
     OFF = "off"
 
 
+class CopyReason(str, enum.Enum):
+    """Why a message by descriptor was copied where others are written, or read, in place."""
+
+    SENT_UNMAPPED = "sent without address space"
+    RECEIVED_UNMAPPED = "received without address space"
+    RECEIVED_SCARCE = "received from scarce memory"
+
+
 class Counters:
     """Counts of one end, or sums.  Plain ints, for speed; the fields are those of `Stats`."""
 
@@ -40,6 +48,7 @@ class Counters:
         self.shm_messages = self.shm_bytes = self.small_messages = self.plain_bytes = 0
         self.received_shm_messages = self.received_shm_bytes = 0
         self.received_plain_messages = self.received_plain_bytes = 0
+        self.sent_unmapped = self.received_unmapped = self.received_scarce = 0
         self.plain_reasons: dict[Reason, int] = {}
 
     def add(self, other: Counters) -> None:
@@ -52,6 +61,9 @@ class Counters:
         self.received_shm_bytes += other.received_shm_bytes
         self.received_plain_messages += other.received_plain_messages
         self.received_plain_bytes += other.received_plain_bytes
+        self.sent_unmapped += other.sent_unmapped
+        self.received_unmapped += other.received_unmapped
+        self.received_scarce += other.received_scarce
         for reason, n in other.plain_reasons.items():
             self.plain_reasons[reason] = self.plain_reasons.get(reason, 0) + n
 
@@ -65,6 +77,11 @@ class Counters:
         reasons = {reason.value: n for reason, n in self.plain_reasons.items()}
         if self.small_messages:
             reasons[Reason.SMALL.value] = self.small_messages
+        copied = {
+            CopyReason.SENT_UNMAPPED.value: self.sent_unmapped,
+            CopyReason.RECEIVED_UNMAPPED.value: self.received_unmapped,
+            CopyReason.RECEIVED_SCARCE.value: self.received_scarce,
+        }
         return Stats(
             shm_messages=self.shm_messages,
             shm_bytes=self.shm_bytes,
@@ -75,6 +92,7 @@ class Counters:
             received_shm_bytes=self.received_shm_bytes,
             received_plain_messages=self.received_plain_messages,
             received_plain_bytes=self.received_plain_bytes,
+            copied_reasons={reason: n for reason, n in copied.items() if n},
             **{n: getattr(gauges, n) for n in gauges.__dataclass_fields__},
         )
 

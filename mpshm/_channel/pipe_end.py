@@ -105,7 +105,7 @@ class Connection(stock.Connection):
     def _begin_anew(self) -> None:
         # Reentrant: a signal handler may use the connection that it interrupted.
         self._send_lock, self._recv_lock = threading.RLock(), threading.RLock()
-        self._reader = new_reader()
+        self._reader = new_reader(self._counters)
 
     def __reduce__(self) -> Any:
         self._check_closed()
@@ -200,7 +200,7 @@ class Connection(stock.Connection):
     def _send_parcel(self, parcel: Parcel, size: int) -> None:
         self._asked = True
         with self._send_lock:
-            parcel.send(b"")
+            self._counters.sent_unmapped += parcel.send(b"")
         self._counters.shm_messages += 1
         self._counters.shm_bytes += size
 
@@ -230,7 +230,7 @@ class Connection(stock.Connection):
         if message.parcel is not None:
             try:
                 with self._send_lock:
-                    message.parcel.send(message.stream)
+                    counters.sent_unmapped += message.parcel.send(message.stream)
             except BaseException:
                 message.parcel.clear()  # now, not when the traceback dies
                 raise
@@ -285,7 +285,7 @@ class Connection(stock.Connection):
                 try:
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)
                 except ReaderFull:
-                    reader = self._reader = new_reader()
+                    reader = self._reader = new_reader(self._counters)
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)
             except NoArena:
                 message = reader.go_on(self._handle, self._find_arena(), maxsize, copy_max)

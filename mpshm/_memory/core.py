@@ -48,7 +48,15 @@ class OutOfSharedMemory(Exception):
     """The arena has no run of that size.  A connection then sends the message by the plain road."""
 
 
-class Crowded(OutOfSharedMemory):
+class NoMemoryHere(OutOfSharedMemory):
+    """This process gets no run of that size, however long it waits for others to give some back.
+
+    The message is larger than any segment can be, or the process is short of address space, of
+    descriptors, or of a name.  The plain road is all that is left.
+    """
+
+
+class Crowded(NoMemoryHere):
     """This process has no name in the arena's roster, so it can neither lend nor lease a run."""
 
 
@@ -151,9 +159,7 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
     }
 
 
-_NO_MEMORY_CODES = frozenset(
-    (-errno.ENOSPC, -errno.ENOMEM, -errno.EFBIG, -errno.EMFILE, -errno.ENFILE)
-)
+_NEVER_CODES = frozenset((-errno.ENOMEM, -errno.EFBIG, -errno.EMFILE, -errno.ENFILE))
 
 
 def failure(code: int, what: str = "", bad: Any = None, of: str = "an arena") -> Exception:
@@ -178,12 +184,14 @@ def failure(code: int, what: str = "", bad: Any = None, of: str = "an arena") ->
 def room_failure(code: int, what: str = "") -> Exception:
     """The exception for a negative result of a call that needed memory or room for a message.
 
-    NoRoomNow or OutOfSharedMemory if the same call may succeed later, else as `failure`.
+    NoRoomNow or OutOfSharedMemory if the same call may succeed later, NoMemoryHere if it may not,
+    and else as `failure`.
     """
     if code == -errno.EAGAIN:
         return NoRoomNow()
     if code == lib.MPSHM_E_CROWDED:
         return Crowded(str(failure(code)))
-    if code in _NO_MEMORY_CODES:
-        return OutOfSharedMemory(f"{what}: {os.strerror(-code)}" if what else os.strerror(-code))
+    if code == -errno.ENOSPC or code in _NEVER_CODES:
+        kind = NoMemoryHere if code in _NEVER_CODES else OutOfSharedMemory
+        return kind(f"{what}: {os.strerror(-code)}" if what else os.strerror(-code))
     return failure(code, "" if code in _exceptions() else what)  # memory is not what was wrong

@@ -57,7 +57,8 @@ class Parcel:
     def stream_bytes(self, size: int) -> bytes:
         """A copy of the stream's first `size` bytes, which are all that were put."""
         out = ffi.new("char[]", size)
-        lib.mpshm_parcel_read_stream(self._c, out, size)
+        if code := lib.mpshm_parcel_read_stream(self._c, out, size):
+            raise failure(code, "shared memory")
         return bytes(ffi.buffer(out))
 
     def clear(self) -> None:
@@ -104,15 +105,17 @@ class Parcel:
             else:
                 raise room_failure(code, f"no {size} bytes")
 
-    def send(self, stream: bytes) -> None:
+    def send(self, stream: bytes) -> bool:
         """Seal the runs and write the frame that names them: both, or neither and an OSError.
 
-        The parcel cannot be used afterwards.
+        The parcel cannot be used afterwards.  Returns whether it was written without a mapping, for
+        want of address space.
         """
-        while code := lib.mpshm_send(self._c, self._fd, stream, len(stream)):
+        while (code := lib.mpshm_send(self._c, self._fd, stream, len(stream))) < 0:
             if code != -errno.EINTR:
                 raise failure(code)
         self._spend()
+        return bool(code)
 
     def send_to_ring(self, end: Any, stream: bytes, place: Any) -> int:
         """Seal the runs and put their frame in a queue's ring, without waiting.

@@ -6,6 +6,7 @@ import errno
 from typing import Any
 
 from .. import config
+from ..counters import Counters
 from ..errors import TooLong
 from .arena import Arena
 from .core import CORE_MISSING, NoArena, ReaderFull, failure, ffi, lib
@@ -20,6 +21,7 @@ if not CORE_MISSING:
     # Each name is looked up once: a cffi library's attribute costs more than a global.
     _receive, _NULL = lib.mpshm_receive, ffi.NULL
     _DESCRIPTORS, _LONG, _COPIED = lib.MPSHM_DESCRIPTORS, lib.MPSHM_LONG, lib.MPSHM_COPIED
+    _BY_WINDOW = lib.MPSHM_COPIED_BY_WINDOW
 
 
 class Reader:
@@ -27,11 +29,15 @@ class Reader:
 
     When a signal interrupts, the part that was read stays here, and the next call continues.  Only
     one thread may use a reader at a time.
+
+    counters: of the end, where this counts messages that it copied for another reason than their
+    size.
     """
 
-    __slots__ = ("_bytes", "_c")
+    __slots__ = ("_bytes", "_c", "_counters")
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters | None = None) -> None:
+        self._counters = Counters() if counters is None else counters
         self._c = ffi.gc(lib.mpshm_reader_new(config.spin_us()), lib.mpshm_reader_free)
         self._bytes = ffi.buffer(self._c.bytes)
 
@@ -82,6 +88,9 @@ class Reader:
                 c.full = 0
                 return body
             if n > _COPIED:
+                if n > _BY_WINDOW:
+                    n -= _BY_WINDOW - _COPIED
+                    self._counters.received_unmapped += 1
                 body = self._bytes[4 : n - _COPIED]
                 c.full = 0
                 return body, []
@@ -111,12 +120,20 @@ class Reader:
     def _take_message(self) -> tuple[Any, list[memoryview]]:
         """The message of the descriptor frame just read.  Each run gets a holder of its own."""
         c = self._c
+        if c.copied:
+            self._count_copied(c.copied)
         views = take_runs(lib.mpshm_take, c, range(c.count))
         stream = b"" if c.stream_runs else self._bytes[c.stream_at : c.stream_end]
         c.full = 0
         return message_of(views, c.stream_runs, stream)
 
+    def _count_copied(self, why: int) -> None:
+        if why == lib.MPSHM_COPIED_SCARCE:
+            self._counters.received_scarce += 1
+        else:
+            self._counters.received_unmapped += 1
 
-def new_reader() -> Reader | PlainReader:
-    """A reader of the kind that this process can use."""
-    return PlainReader() if CORE_MISSING else Reader()
+
+def new_reader(counters: Counters) -> Reader | PlainReader:
+    """A reader of the kind that this process can use.  counters: as for Reader."""
+    return PlainReader() if CORE_MISSING else Reader(counters)

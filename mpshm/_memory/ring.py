@@ -46,6 +46,9 @@ _CORE_COUNTERS = (
     "received_plain_bytes",
     "received_shm_messages",
     "received_shm_bytes",
+    "sent_unmapped",
+    "received_unmapped",
+    "received_scarce",
 )
 
 

@@ -79,6 +79,9 @@ before_fork(void)
     for (struct lease *lease = leases_next(NULL); lease != NULL; lease = leases_next(lease)) {
         struct mapping *mapping = lease->mapping;
 
+        if (mapping == NULL) {
+            continue; /* a block: the system copies it; the run that may be behind it is for this process to read */
+        }
         arena_is_ours(mapping->seg->arena);
         if (!mapping->is_private) {
             mapping->is_torn = segment_go_private(mapping->seg) != 0;
@@ -161,7 +164,7 @@ after_fork_in_child(void)
     process_is_a_child();
     begin_anew();
     for (struct lease *lease = leases_next(NULL); lease != NULL; lease = leases_next(lease)) {
-        lease->copied = lease->copied || lease->copied_for_child;
+        lease->copied = lease->copied || lease->copied_for_child || lease->mapping == NULL;
         lease->copied_for_child = false;
     }
     rosters_after_fork_in_child();

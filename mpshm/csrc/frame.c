@@ -80,20 +80,10 @@ put_descriptor(char *at, const struct part *part)
     return at + DESCRIPTOR_BYTES;
 }
 
-/* Write the frame, and the index if there is one.  Gives the frame's bytes.  It must fit.  F4 */
-uint32_t
-frame_put(char *frame, const mpshm_parcel *parcel, const char *stream, uint64_t stream_size)
+/* All descriptors, and the stream that no run holds: the end of what was written. */
+static char *
+put_table(char *at, const mpshm_parcel *parcel, const char *stream, uint64_t stream_size)
 {
-    INVARIANT(P1, parcel->stream_runs <= parcel->count && parcel->stream_runs <= UINT16_MAX);
-    INVARIANT(F4, parcel->has_index || frame_fits(parcel->arena, parcel->count, stream_size));
-    const struct part *index = parcel->has_index ? &parcel->index : NULL;
-    uint16_t flags = index == NULL ? 0 : stream_size > 0 ? INDEX | STREAM_IN_INDEX : INDEX;
-    uint16_t head[2] = {flags, (uint16_t) parcel->stream_runs};
-    uint32_t buffer_runs = parcel->count - parcel->stream_runs;
-    char *at = index == NULL ? frame + LENGTH_BYTES + HEAD_BYTES : index->run.data;
-
-    memcpy(frame + LENGTH_BYTES, head, 4);
-    memcpy(frame + LENGTH_BYTES + 4, &buffer_runs, 4);
     for (uint32_t i = 0; i < parcel->count; i++) {
         at = put_descriptor(at, &parcel->parts[i]);
     }
@@ -101,13 +91,55 @@ frame_put(char *frame, const mpshm_parcel *parcel, const char *stream, uint64_t 
         memcpy(at, stream, stream_size);
         at += stream_size;
     }
-    if (index != NULL) {
-        INVARIANT(F4, (uint64_t) (at - index->run.data) == index->size);
-        at = put_descriptor(frame + LENGTH_BYTES + HEAD_BYTES, index);
+    return at;
+}
+
+/* The same into the index: false, if that can be neither mapped nor seen. */
+static bool
+put_index(const mpshm_parcel *parcel, const char *stream, uint64_t stream_size)
+{
+    const mpshm_run *run = &parcel->index.run;
+    struct window window = {.data = run->data};
+    struct segment *seg = parcel->arena->segments[run->mmap_id];
+
+    if (run->data == NULL
+        && !window_open(seg, (uint64_t) run->chunk_id << seg->shift, parcel->index.size, &window)) {
+        return false;
+    }
+    char *end = put_table(window.data, parcel, stream, stream_size);
+
+    INVARIANT(F4, (uint64_t) (end - window.data) == parcel->index.size);
+    (void) end;
+    if (run->data == NULL) {
+        window_close(&window);
+    }
+    return true;
+}
+
+/* Write the frame, and the index if there is one.  Gives the frame's bytes; 0, if there is no address space for the
+   index.  It must fit.  F4 */
+uint32_t
+frame_put(char *frame, const mpshm_parcel *parcel, const char *stream, uint64_t stream_size)
+{
+    INVARIANT(P1, parcel->stream_runs <= parcel->count && parcel->stream_runs <= UINT16_MAX);
+    INVARIANT(F4, parcel->has_index || frame_fits(parcel->arena, parcel->count, stream_size));
+    uint16_t flags = !parcel->has_index ? 0 : stream_size > 0 ? INDEX | STREAM_IN_INDEX : INDEX;
+    uint16_t head[2] = {flags, (uint16_t) parcel->stream_runs};
+    uint32_t buffer_runs = parcel->count - parcel->stream_runs;
+    char *at = frame + LENGTH_BYTES + HEAD_BYTES;
+
+    memcpy(frame + LENGTH_BYTES, head, 4);
+    memcpy(frame + LENGTH_BYTES + 4, &buffer_runs, 4);
+    if (!parcel->has_index) {
+        at = put_table(at, parcel, stream, stream_size);
+    } else if (put_index(parcel, stream, stream_size)) {
+        at = put_descriptor(at, &parcel->index);
+    } else {
+        return 0;
     }
     uint32_t size = (uint32_t) (at - frame);
 
-    INVARIANT(F4, size <= MPSHM_FRAME_BYTES && (index == NULL || frame_fits(parcel->arena, 1, 0)));
+    INVARIANT(F4, size <= MPSHM_FRAME_BYTES && (!parcel->has_index || frame_fits(parcel->arena, 1, 0)));
     uint32_t length = htonl(SIGN | (size - LENGTH_BYTES));
 
     memcpy(frame, &length, 4);
@@ -328,9 +360,8 @@ frame_lease_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, 
 {
     INVARIANT(E1, arena_is_locked(arena));
     mpshm_descriptor d = get_descriptor(at);
-    int error = lease_run(arena, &d, position, &run->data);
+    int error = lease_run(arena, &d, position, run);
 
-    run->size = d.size;
     INVARIANT(F3, (error == 0) == (run->data != NULL));
     if (error != 0) {
         *bad = d;
@@ -338,7 +369,25 @@ frame_lease_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, 
     return error;
 }
 
-/* Copy a run's bytes and release it.  -EMSGSIZE: it has more than `most`, and is untouched. */
+/* The same of an index, whose bytes are there then. */
+int
+frame_lease_index(mpshm_arena *arena, uint64_t position, const unsigned char *at, mpshm_held *run,
+                  mpshm_descriptor *bad)
+{
+    int error = frame_lease_one(arena, position, at, run, bad);
+
+    if (error == 0 && run->copied != 0) {
+        error = lease_read_now(run);
+        if (error != 0) {
+            release_run(run->data);
+            run->data = NULL;
+        }
+    }
+    return error;
+}
+
+/* Copy a run's bytes and release it: 0, MPSHM_COPIED_UNMAPPED, or the error.  -EMSGSIZE: it has more than `most`, and
+   is untouched. */
 int
 frame_copy_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, char *to,
                uint64_t most, uint64_t *size, mpshm_descriptor *bad)
@@ -352,7 +401,7 @@ frame_copy_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, c
     int error = lease_copy(arena, &d, position, to);
 
     *size = d.size;
-    if (error != 0) {
+    if (error < 0) {
         *bad = d;
     }
     return error;
@@ -385,6 +434,24 @@ frame_lease_all(mpshm_arena *arena, uint64_t position, const unsigned char *tabl
         release_run(to[--have].data);
     }
     return first_error;
+}
+
+/* Bring the bytes of those of the runs that are copied.  The error, or why the first of them is; 0: none is.
+   Under no lock. */
+int
+frame_read_copied(const mpshm_held *runs, uint32_t count)
+{
+    int why = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        int error = runs[i].copied != 0 ? lease_read(&runs[i]) : 0;
+
+        if (error != 0) {
+            return error;
+        }
+        why = why != 0 ? why : (int) runs[i].copied;
+    }
+    return why;
 }
 
 /* Release the runs that were not taken over.  Under no lock. */
@@ -421,12 +488,12 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
 {
     const unsigned char *table = reader->bytes + head->descriptors;
     uint32_t count = head->stream_runs + head->buffer_runs;
-    mpshm_held index = {NULL, 0};
+    mpshm_held index = {.data = NULL};
     uint64_t stream_size = 0;
     int error = 0;
 
     if (head->indexed) {
-        error = frame_lease_one(arena, NO_POSITION, table, &index, &reader->bad);
+        error = frame_lease_index(arena, NO_POSITION, table, &index, &reader->bad);
         table = (unsigned char *) index.data;
         if (error == 0) {
             error = frame_index(head, index.size, MPSHM_READER_BYTES - LENGTH_BYTES, &stream_size);
@@ -476,6 +543,10 @@ copy_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *he
                                (char *) reader->bytes + LENGTH_BYTES,
                                copy_max < room ? copy_max : room, &size, &reader->bad);
 
+    if (error > 0) {
+        reader->copied = (uint32_t) error;
+        error = 0;
+    }
     if (error == 0) {
         reader->stream_runs = 0;
         reader->stream_at = LENGTH_BYTES;
@@ -496,6 +567,7 @@ frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max)
     if (error != 0 || arena == NULL) { /* without an arena only an empty frame comes so far */
         return error != 0 ? error : MPSHM_E_NO_ARENA;
     }
+    reader->copied = 0;
     arena_lock(arena);
     if (fd >= 0) {
         strays_pipe(arena, fd);
@@ -505,6 +577,14 @@ frame_open(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t copy_max)
         error = lease_frame(reader, arena, &head);
     }
     arena_unlock(arena);
+    int why = error == 0 ? frame_read_copied(reader->runs, reader->count) : 0;
+
+    if (why > 0) {
+        reader->copied = (uint32_t) why;
+    } else if (why < 0) {
+        error = why;
+        mpshm_discard(reader);
+    }
     uint64_t size = 0;
 
     for (uint32_t i = 0; i < reader->count; i++) {
@@ -584,7 +664,7 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
         int error = frame_open(reader, fd, arena, copy_max);
 
         if (error == 0 && reader->count == 0) {
-            n = MPSHM_COPIED + (int) reader->stream_end;
+            n = (int) reader->stream_end + (reader->copied == 0 ? MPSHM_COPIED : MPSHM_COPIED_BY_WINDOW);
         } else if (error != 0) {
             n = error;
         }

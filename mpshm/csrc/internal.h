@@ -115,6 +115,8 @@ struct mpshm_arena {
     int64_t reaped_ns;      /* when growth last looked for the dead */
     _Atomic uint32_t trim_from; /* the segment with which the next trim begins; no lock guards it */
     int64_t locked_until_ns, own_locked_until_ns; /* no waiting for segments' locks before; for those of its own */
+    int64_t scarce_until_ns; /* so long none but the reserve is looked through for a run */
+    uint64_t scarce_bytes;  /* of so many bytes and more */
     struct segment *segments[SEGMENT_LIMIT];
     uint32_t hot, hot_small; /* the segments a claim succeeded in last */
     struct sent *sent;      /* what this process sealed and has not yet seen leased */
@@ -209,6 +211,14 @@ page_chunks(const struct segment *seg)
 
     return chunks > 0 ? chunks : 1;
 }
+/* The first segment of the reserve, which is a quarter of the directory; an arena of few segments has none.  The
+   reserve is for senders: what lies there is copied out, and never leased for long, so receivers that keep all that
+   they get leave memory for the next message. */
+static inline uint32_t
+reserve_first(const mpshm_arena *arena)
+{
+    return arena->segment_limit - arena->segment_limit / 8 * 2;
+}
 /* No run begins at this chunk or behind it. */
 static inline uint32_t
 segment_high(const struct segment *seg)
@@ -224,6 +234,7 @@ int memfile_open(int kind, const char *name, bool *bounded);
 int memfile_seal(int fd, bool bounded);
 bool memfile_is_sealed(int fd);
 int memfile_reserve(int fd, uint64_t offset, uint64_t size);
+bool memfile_is_short(int fd); /* its file system is three quarters full */
 /* Whether `fd` is still that file. */
 bool memfile_is(int fd, uint64_t device, uint64_t inode);
 bool memfile_can_shrink(int fd);
@@ -251,11 +262,19 @@ bool arena_has_file(const mpshm_arena *arena); /* its descriptor is its memory f
 _Atomic uint64_t *arena_mark(mpshm_arena *arena);
 bool arena_name_is_dead(mpshm_arena *arena, name who); /* false for 0 and for this process */
 
+/* What a run is claimed for. */
+enum claim {
+    CLAIM_ANY = 0,          /* for a part of a message, which is copied in */
+    CLAIM_SMALL = 1,        /* the same, in small chunks: nobody gets a view of it */
+    CLAIM_IN_PLACE = 2,     /* for who writes to it by himself: it is mapped */
+};
+
 /* segment.c: callers hold the lock. */
 bool segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift); /* needs no lock */
 uint32_t segment_count(const mpshm_arena *arena);                   /* and this */
 int segment_map(mpshm_arena *arena, uint32_t id, struct segment **out);
-int segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, struct segment **out);
+int segment_claim_new(mpshm_arena *arena, uint64_t size, enum claim claim, bool last, struct segment **out);
+int segment_make_reserve(mpshm_arena *arena, uint64_t size, struct segment **out);
 void segment_unmap(struct segment *seg);
 void segment_vacate(struct segment *seg);
 int segment_validate(struct segment *seg);
@@ -268,6 +287,7 @@ data_bytes(const struct segment *seg)
     return (uint64_t) seg->count << seg->shift;
 }
 int segment_map_data(struct segment *seg);
+void mapping_unmap(struct mapping *mapping);
 void segment_warm(struct segment *seg, char *data, uint64_t offset, uint64_t size); /* needs no lock */
 bool segment_populate(struct segment *seg, uint64_t offset, uint64_t size);
 int segment_go_private(struct segment *seg);
@@ -277,6 +297,18 @@ void mapping_end(struct mapping *mapping);
 void mapping_drop_view(struct mapping *mapping);
 void mapping_add_loan(struct segment *seg, const char *data);
 void mapping_drop_loan(struct segment *seg, const char *data);
+/* window.c: needs no lock. */
+struct window {
+    char *data;             /* what was asked for */
+    char *base;             /* and where its pages begin */
+    uint64_t length;
+};
+/* False: there is no address space for so much. */
+bool window_open(struct segment *seg, uint64_t offset, uint64_t size, struct window *window);
+void window_close(struct window *window);
+/* Copy a piece of the segment's data: 0, or -ENOMEM. */
+int window_read(struct segment *seg, uint64_t offset, char *to, uint64_t size);
+int window_write(struct segment *seg, uint64_t offset, const char *from, uint64_t size);
 /* The segment's lock word: tried, never waited for. */
 bool segment_try_lock(struct segment *seg);
 bool segment_look_again(struct segment *seg); /* under it */
@@ -313,11 +345,15 @@ void loan_begin(mpshm_run *run);
 bool loan_is_open(const mpshm_run *run);
 void loan_end(mpshm_run *run);
 
+/* claims.c, under arena_lock. */
+int run_claim(mpshm_arena *arena, uint64_t size, enum claim claim, mpshm_run *run);
+bool claim_lock_patiently(struct segment *seg);
+
 /* runs.c: the sender's verbs, all under arena_lock.  position: the spot of the slot that is to name the run, or
    NO_POSITION for a connection's frame. */
 #define NO_POSITION UINT64_MAX
-int run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run);
 int run_abandon(mpshm_run *run);
+int run_copy_out(const mpshm_run *run, char *to, uint64_t size); /* needs no lock */
 /* LOANED -> FLIGHT.  Adds the bytes of the chunks that `size` bytes need to `bytes`.  Ended by one of the two
    after it. */
 int run_seal(mpshm_run *run, uint64_t size, uint64_t position, uint64_t *bytes);
@@ -352,6 +388,7 @@ struct mpshm_parcel {
 int parcel_seal(mpshm_parcel *parcel, uint64_t position, uint64_t *bytes);
 void parcel_unseal(mpshm_parcel *parcel, uint64_t position);
 void parcel_handed_over(mpshm_parcel *parcel, uint64_t position);
+bool parcel_is_unmapped(const mpshm_parcel *parcel);
 struct frame_head {
     bool indexed, stream_in_index;
     uint32_t stream_runs, buffer_runs;
@@ -360,6 +397,9 @@ struct frame_head {
 int frame_head(const unsigned char *frame, struct frame_head *head);
 int frame_lease_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, mpshm_held *run,
                     mpshm_descriptor *bad);
+int frame_lease_index(mpshm_arena *arena, uint64_t position, const unsigned char *at, mpshm_held *run,
+                      mpshm_descriptor *bad);
+int frame_read_copied(const mpshm_held *runs, uint32_t count);
 int frame_copy_one(mpshm_arena *arena, uint64_t position, const unsigned char *at, char *to,
                    uint64_t most, uint64_t *size, mpshm_descriptor *bad);
 int frame_lease_all(mpshm_arena *arena, uint64_t position, const unsigned char *table,
@@ -380,13 +420,19 @@ struct stream_name {
 void frame_put_stream(char *frame, const struct stream_name *stream);
 bool frame_stream(const unsigned char *frame, struct stream_name *stream);
 
-/* leases.c, all under arena_lock. */
-int lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char **data);
+/* leases.c, all under arena_lock but lease_read. */
+int lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, mpshm_held *to);
 int lease_copy(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char *to);
+/* Bring the bytes of a run, which is not mapped, into the block that lease_run has given for it: 0, or -ENOMEM.  The
+   second under arena_lock, for a short one. */
+int lease_read(const mpshm_held *held);
+int lease_read_now(const mpshm_held *held);
 void release_run(void *data);
 struct lease {
     char *data; /* NULL: empty place */
-    struct mapping *mapping;
+    struct mapping *mapping; /* NULL: a block, which is this process's alone */
+    struct segment *unread; /* of a block: where the run lies whose bytes are still to come; or NULL */
+    uint64_t size;
     uint32_t chunk_id, chunks;
     bool copied; /* a fork has given this process pages of its own: no run is behind it */
     bool copied_for_child; /* and so for the child that is being forked */

@@ -48,6 +48,8 @@
    V2  A run is freed when its last holder lets go.  A fork makes the child a holder of each lease before it,
        by the child's own name; or the child has a copy.
    V3  A view whose process has forked is private to it: no write is seen outside.
+   V4  What lies in the reserve is leased only while it is copied out; but for good by a process that has no private
+       memory for the copy.
 
    Frames
    F1  Reading never goes past a frame: other processes may share the end.

@@ -3,8 +3,12 @@
    Knows the process's table of leases, by address: a view's destructor has nothing else.  Does not know what
    a fork does to a mapping (fork.c).
 
-   Invariants: V1, V2, L7 (invariants.h).
+   A run that cannot be seen where it lies is copied out into a block of private memory, which stands in the table in
+   its place.  Blocks are filled without the lock: until then the run stays leased.
 
+   Invariants: V1, V2, V4, L7 (invariants.h).
+
+   A block:   unread, its run leased --lease_read--> filled, its run free --> freed
    A run's holders:   FLIGHT --lease_run--> LEASED(one) --lease_add_holder--> SHARED --the last name goes--> FREE
                                                '--release--> FREE
 
@@ -292,35 +296,152 @@ acquire(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, str
     }
     arena_notify(arena);
     arena->lease_bytes += chunks_of(seg->shift, what->size) << seg->shift;
-    error = segment_map_data(seg);
-    if (error != 0) {
-        let_go(seg, what->chunk_id); /* the message cannot be had, its chunks can */
-    }
     *out = seg;
+    return 0;
+}
+
+/* The leased run itself: 0; or -ENOMEM, and nothing has changed. */
+static int
+add_view(struct segment *seg, const mpshm_descriptor *what, mpshm_held *to)
+{
+    int error = segment_map_data(seg);
+
+    if (error == 0) {
+        to->data = seg->now->data + ((uint64_t) what->chunk_id << seg->shift);
+        error = insert((struct lease) {.data = to->data, .mapping = seg->now, .size = what->size,
+                                       .chunk_id = what->chunk_id,
+                                       .chunks = (uint32_t) chunks_of(seg->shift, what->size)});
+    }
+    if (error == 0) {
+        seg->now->views++;
+        to->copied = 0;
+    }
     return error;
 }
 
+/* A block for its bytes, which lease_read brings: 0, or -ENOMEM. */
+static int
+add_block(struct segment *seg, const mpshm_descriptor *what, uint32_t why, mpshm_held *to)
+{
+    int error = -ENOMEM;
+
+    to->data = malloc(what->size);
+    if (to->data != NULL) {
+        error = insert((struct lease) {.data = to->data, .unread = seg, .size = what->size, .chunk_id = what->chunk_id,
+                                       .chunks = (uint32_t) chunks_of(seg->shift, what->size)});
+    }
+    if (error != 0) {
+        free(to->data);
+    }
+    to->copied = why;
+    return error;
+}
+
+/* Whether memory is so scarce that receivers copy it out: they would keep what the next message needs. */
+static bool
+is_scarce(const struct segment *seg)
+{
+    const mpshm_arena *arena = seg->arena;
+
+    return seg->id >= reserve_first(arena)
+           || (arena->bounded && arena_has_file(arena) && memfile_is_short(arena->fd));
+}
+
 int
-lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char **data)
+lease_run(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, mpshm_held *to)
 {
     struct segment *seg;
     int error = acquire(arena, what, position, &seg);
 
-    *data = NULL;
-    if (error == 0) {
-        char *at = seg->now->data + ((uint64_t) what->chunk_id << seg->shift);
-
-        error = insert((struct lease) {.data = at, .mapping = seg->now, .chunk_id = what->chunk_id,
-                                       .chunks = (uint32_t) chunks_of(seg->shift, what->size)});
-        if (error == 0) {
-            *data = at;
-            seg->now->views++;
-            arena->refs++;
-            arena->leases++;
-        } else {
-            let_go(seg, what->chunk_id);
-        }
+    *to = (mpshm_held) {.size = what->size};
+    if (error != 0) {
+        return error;
     }
+    error = is_scarce(seg) ? add_block(seg, what, MPSHM_COPIED_SCARCE, to) : -ENOMEM;
+    if (error != 0) { /* also where there is no private memory: a view rather than nothing */
+        error = add_view(seg, what, to);
+    }
+    if (error != 0) {
+        error = add_block(seg, what, MPSHM_COPIED_UNMAPPED, to);
+    }
+    if (error == 0) {
+        arena->refs++;
+        arena->leases++;
+    } else {
+        to->data = NULL;
+        let_go(seg, what->chunk_id); /* the message cannot be had, its chunks can */
+    }
+    return error;
+}
+
+/* The run is not leased any more. */
+static void
+end_lease(struct segment *seg, const struct lease *lease)
+{
+    if (!lease->copied) {
+        let_go(seg, lease->chunk_id);
+    }
+    seg->arena->leases--;
+    arena_unref(seg->arena);
+}
+
+/* The block is filled, if it was to be: its run goes.  Under the lock.  error: of the windows; where there is no address
+   space for one, there may be a mapping. */
+static int
+has_been_read(const mpshm_held *held, int error)
+{
+    struct lease *found = find(held->data);
+
+    if (found == NULL || found->unread == NULL) {
+        return 0;
+    }
+    struct lease lease = *found;
+    struct segment *seg = lease.unread;
+
+    if (error != 0 && segment_map_data(seg) == 0) {
+        memcpy(lease.data, seg->now->data + ((uint64_t) lease.chunk_id << seg->shift), lease.size);
+        error = 0;
+    }
+    if (error == 0) {
+        found->unread = NULL;
+        end_lease(seg, &lease);
+    }
+    return error;
+}
+
+static int
+read_block(const struct lease *lease)
+{
+    return window_read(lease->unread, (uint64_t) lease->chunk_id << lease->unread->shift, lease->data, lease->size);
+}
+
+int
+lease_read_now(const mpshm_held *held)
+{
+    struct lease *found = find(held->data);
+
+    INVARIANT(A4, process_is_locked());
+    return found == NULL || found->unread == NULL ? 0 : has_been_read(held, read_block(found));
+}
+
+int
+lease_read(const mpshm_held *held)
+{
+    process_lock();
+    struct lease *found = find(held->data), lease = {.unread = NULL};
+
+    if (found != NULL) {
+        lease = *found;
+    }
+    process_unlock();
+    if (lease.unread == NULL) {
+        return 0;
+    }
+    int error = read_block(&lease);
+
+    process_lock();
+    error = has_been_read(held, error);
+    process_unlock();
     return error;
 }
 
@@ -341,18 +462,26 @@ spoil(struct segment *seg, uint32_t at, uint64_t size)
 #endif
 }
 
-/* Lease a run, copy its bytes and release it. */
+/* Lease a run, copy its bytes and release it: 0, MPSHM_COPIED_UNMAPPED, or the error. */
 int
 lease_copy(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, char *to)
 {
     struct segment *seg;
     int error = acquire(arena, what, position, &seg);
 
-    if (error == 0) {
-        memcpy(to, seg->now->data + ((uint64_t) what->chunk_id << seg->shift), what->size);
-        spoil(seg, what->chunk_id, what->size);
-        let_go(seg, what->chunk_id);
+    if (error != 0) {
+        return error;
     }
+    uint64_t at = (uint64_t) what->chunk_id << seg->shift;
+
+    if (seg->now != NULL || (seg->id < reserve_first(arena) && segment_map_data(seg) == 0)) {
+        memcpy(to, seg->now->data + at, what->size);
+        spoil(seg, what->chunk_id, what->size);
+    } else {
+        error = window_read(seg, at, to, what->size);
+        error = error == 0 && seg->id < reserve_first(arena) ? MPSHM_COPIED_UNMAPPED : error;
+    }
+    let_go(seg, what->chunk_id);
     return error;
 }
 
@@ -361,29 +490,55 @@ mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t si
             char **data)
 {
     mpshm_descriptor what = {mmap_id, chunk_id, tag, size};
+    mpshm_held held;
 
     arena_lock(arena);
-    int error = lease_run(arena, &what, NO_POSITION, data);
+    int error = lease_run(arena, &what, NO_POSITION, &held);
 
     arena_unlock(arena);
+    if (error == 0 && held.copied != 0) {
+        error = lease_read(&held);
+        if (error != 0) {
+            mpshm_release(held.data);
+            held.data = NULL;
+        }
+    }
+    *data = held.data;
     return error;
+}
+
+static void
+release_block(struct lease lease)
+{
+    if (lease.unread != NULL) {
+        end_lease(lease.unread, &lease);
+    }
+    free(lease.data);
+}
+
+static void
+release_view(struct lease lease)
+{
+    struct segment *seg = lease.mapping->seg;
+
+    if (!lease.copied) {
+        spoil(seg, lease.chunk_id, (uint64_t) lease.chunks << seg->shift);
+    }
+    mapping_drop_view(lease.mapping);
+    end_lease(seg, &lease);
 }
 
 static void
 release_found(struct lease *found)
 {
     struct lease lease = *found;
-    struct segment *seg = lease.mapping->seg;
-    mpshm_arena *arena = seg->arena;
 
     drop(found);
-    arena->leases--;
-    if (!lease.copied) {
-        spoil(seg, lease.chunk_id, (uint64_t) lease.chunks << seg->shift);
-        let_go(seg, lease.chunk_id);
+    if (lease.mapping == NULL) {
+        release_block(lease);
+    } else {
+        release_view(lease);
     }
-    mapping_drop_view(lease.mapping);
-    arena_unref(arena);
 }
 
 void
@@ -404,10 +559,12 @@ mpshm_release(void *data)
     mpshm_arena *large = NULL;
 
     if (found != NULL) {
-        struct segment *seg = found->mapping->seg;
+        struct segment *seg = found->mapping != NULL ? found->mapping->seg : found->unread;
 
-        arena_is_ours(seg->arena); /* the child of a fork may not have come yet */
-        if ((uint64_t) found->chunks << seg->shift >= TRIM_BYTES) {
+        if (seg != NULL) {
+            arena_is_ours(seg->arena); /* the child of a fork may not have come yet */
+        }
+        if (seg != NULL && (uint64_t) found->chunks << seg->shift >= TRIM_BYTES) {
             large = seg->arena;
             arena_visit(large);
         }

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #ifndef MADV_COLLAPSE
@@ -22,6 +23,13 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14; EINVAL before */
 #endif
+
+/* Under RLIMIT_AS the data mapped here take this part of it at most: the rest is the program's.  Each thread takes 8
+   MiB of it for its stack and 64 for its heap, and a queue's data as much as that. */
+#define ADDRESS_PART 4
+
+/* Bytes of address space that the data of all segments take here.  A fork's child has inherited the mappings. */
+static uint64_t mapped_bytes;
 
 /* Map bytes of the memory file: at `at`, in the place of what is there, or anywhere.  A process that has
    lost the file's descriptor finds them through a mapping that begins before them, at `known_at` of the
@@ -35,7 +43,7 @@ mapping_of_file(const mpshm_arena *arena, void *at, uint64_t offset, uint64_t si
                     (off_t) offset);
     }
 #ifdef MREMAP_FIXED
-    if (sharing == MAP_SHARED) {
+    if ((sharing & MAP_PRIVATE) == 0) {
         uint64_t skip = offset - known_at;
         char *whole = mremap(known, 0, skip + size, MREMAP_MAYMOVE);
 
@@ -87,12 +95,30 @@ map_data(struct segment *seg)
     return data;
 }
 
-/* Map the data if the segment has no shared mapping of them.  S1 */
+/* Whether the address space has room for a segment's data, and for the program besides.  Those of the reserve are
+   large. */
+static bool
+may_map(const struct segment *seg)
+{
+    struct rlimit limit;
+
+    if (mapping_is_refused()) {
+        return false;
+    }
+    return getrlimit(RLIMIT_AS, &limit) == -1 || limit.rlim_cur == RLIM_INFINITY
+           || (seg->id < reserve_first(seg->arena)
+               && mapped_bytes + data_bytes(seg) <= limit.rlim_cur / ADDRESS_PART);
+}
+
+/* Map the data if the segment has no shared mapping of them: 0; or -ENOMEM, and there are windows (window.c).  S1 */
 int
 segment_map_data(struct segment *seg)
 {
     if (seg->now != NULL) {
         return 0;
+    }
+    if (!may_map(seg)) {
+        return -ENOMEM;
     }
     struct mapping *mapping = calloc(1, sizeof *mapping);
 
@@ -112,21 +138,32 @@ segment_map_data(struct segment *seg)
         return -error;
     }
     seg->now = mapping;
+    mapped_bytes += data_bytes(seg);
     return 0;
+}
+
+/* Nobody uses it any more.  It is in no list. */
+void
+mapping_unmap(struct mapping *mapping)
+{
+    uint64_t size = data_bytes(mapping->seg);
+
+    munmap(mapping->data, size);
+    mapped_bytes -= size < mapped_bytes ? size : mapped_bytes;
+    free(mapping);
 }
 
 /* A fork has made the mapping private; it lives as long as a view or a loan in it. */
 void
 mapping_end(struct mapping *mapping)
 {
-    munmap(mapping->data, data_bytes(mapping->seg));
     for (struct mapping **link = &mapping->seg->former; *link != NULL; link = &(*link)->next) {
         if (*link == mapping) {
             *link = mapping->next;
             break;
         }
     }
-    free(mapping);
+    mapping_unmap(mapping);
 }
 
 static void

@@ -185,6 +185,20 @@ memfile_is_huge(int fd)
 #endif
 }
 
+bool
+memfile_is_short(int fd)
+{
+#ifdef __linux__
+    struct statfs status;
+
+    return fstatfs(fd, &status) == 0 && status.f_blocks > 0
+           && (uint64_t) status.f_bavail < (uint64_t) status.f_blocks / 4;
+#else
+    (void) fd;
+    return false;
+#endif
+}
+
 /* Whether `fd` is that file, and not another one that has got its number. */
 bool
 memfile_is(int fd, uint64_t device, uint64_t inode)

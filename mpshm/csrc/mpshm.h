@@ -16,6 +16,7 @@
 #define MPSHM_DESCRIPTORS 65536
 #define MPSHM_LONG 131072
 #define MPSHM_COPIED 196608
+#define MPSHM_COPIED_BY_WINDOW 262144
 
 /* What was wrong with a frame or a descriptor; _memory/core.py turns each into a sentence. */
 enum {
@@ -75,7 +76,7 @@ typedef struct {
 /* A run on loan to the process that claimed it. */
 typedef struct {
     mpshm_arena *arena;
-    char *data;
+    char *data;             /* NULL: there is no address space to map it, and all goes by mpshm_copy_in */
     uint64_t capacity;      /* bytes, whole chunks */
     uint32_t mmap_id;
     uint32_t chunk_id;
@@ -95,11 +96,14 @@ typedef struct {
     uint32_t segments;
 } mpshm_gauges;
 
-/* One leased run and its holder: freeing it releases the run. */
+/* One leased run and its holder: freeing it releases the run.  Or its bytes, copied to a block of private memory. */
 typedef struct {
     char *data;
     uint64_t size;
+    uint32_t copied;        /* 0: it is the run; else why it was copied */
 } mpshm_held;
+#define MPSHM_COPIED_UNMAPPED 1 /* there is no address space to map it */
+#define MPSHM_COPIED_SCARCE 2 /* its segment is of the reserve, or the memory file's file system runs full */
 
 /* Looking again before blocking, and whether that has been paying (spin.c). */
 typedef struct {
@@ -119,6 +123,8 @@ typedef struct {
     uint32_t stream_runs;
     uint32_t stream_at, stream_end; /* where in bytes the stream lies, if no run holds it */
     mpshm_descriptor bad;   /* the one that failed */
+    uint32_t copied;        /* of the last descriptor frame: why it has been copied that would have been leased, or
+                               copied through a window; 0: it has not been */
     mpshm_spin spin;
     uint32_t have;          /* bytes of a frame not complete yet */
     uint32_t inside;        /* the arena has been told that a frame may be in hand: by this generation of the
@@ -168,7 +174,7 @@ int mpshm_arena_gauges(mpshm_arena *arena, mpshm_gauges *out);
    Other processes may be at work meanwhile. */
 int mpshm_arena_is_valid(mpshm_arena *arena);
 
-/* The sender's verbs. */
+/* The sender's verbs.  mpshm_get_buf gives a run that is mapped. */
 int mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run);
 /* A run, empty yet, that keeps its arena; freeing it abandons what is still on loan. */
 mpshm_run *mpshm_run_new(mpshm_arena *arena);
@@ -197,8 +203,8 @@ void mpshm_parcel_clear(mpshm_parcel *parcel);
 int mpshm_put_buffer(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t mark);
 int mpshm_put_stream(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t more,
                      uint64_t mark);
-/* Copy out the stream's first `size` bytes, all of which have been put. */
-void mpshm_parcel_read_stream(const mpshm_parcel *parcel, char *to, uint64_t size);
+/* Copy out the stream's first `size` bytes, all of which have been put: 0, or -ENOMEM. */
+int mpshm_parcel_read_stream(const mpshm_parcel *parcel, char *to, uint64_t size);
 /* Borrow a loaned run as the stream, which it holds to `size` bytes; mpshm_return_run lets go of it
    when the parcel was not sent. */
 int mpshm_put_run(mpshm_parcel *parcel, mpshm_run *run, uint64_t size);
@@ -207,8 +213,10 @@ void mpshm_return_run(mpshm_parcel *parcel);
    in runs.  mpshm_send is then given as many bytes of stream. */
 int mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark);
 /* Seal all runs and write the frame that names them: both or neither.  EINTR and EAGAIN are
-   reported as such, and the parcel can be sent again. */
+   reported as such, and the parcel can be sent again.  0; or MPSHM_SENT_UNMAPPED: it went out as well, and was written
+   through windows, for want of address space. */
 int mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size);
+#define MPSHM_SENT_UNMAPPED 3
 #define MPSHM_NO_ROOM 1    /* `mark` bytes are in flight: wait and call again */
 #define MPSHM_SEND_PLAIN 2 /* no chunk is to be had; or it is among this sender's first, and no segment
                               is there for larger ones; or so large messages are in flight that a
@@ -226,7 +234,8 @@ void mpshm_reader_free(mpshm_reader *reader);
 /* Bytes of the whole frame now in `reader`, good until the receiver clears `full`; 0 at end of file.
    To those of a descriptor frame MPSHM_DESCRIPTORS is added: its runs are leased, all or none; or, if
    all it names is a stream of at most copy_max bytes, and `reader` has room for it, that has been
-   copied there and its run freed: MPSHM_COPIED is added to the bytes of a plain frame of it.  A
+   copied there and its run freed: MPSHM_COPIED is added to the bytes of a plain frame of it, or
+   MPSHM_COPIED_BY_WINDOW if the run could not be mapped.  A
    plain frame whose body is longer than body_max, or than `reader` holds, gives MPSHM_LONG: body_size
    is known, the body is the caller's to read.  arena may be NULL: a descriptor frame then gives
    MPSHM_E_NO_ARENA and is not taken: call again with its arena, or mpshm_skip. */
@@ -257,6 +266,8 @@ typedef struct {
     uint64_t small_messages, plain_bytes, shm_messages, shm_bytes;
     uint64_t received_plain_messages, received_plain_bytes;
     uint64_t received_shm_messages, received_shm_bytes;
+    uint64_t sent_unmapped, received_unmapped; /* of those by descriptor: through windows */
+    uint64_t received_scarce; /* and copied out, for memory is scarce */
 } mpshm_counts;
 
 /* One end of a queue; what it names outlives it.  fd: its end of the queue's pipe, O_NONBLOCK. */

@@ -92,15 +92,15 @@ make_room(mpshm_parcel *parcel)
     return 0;
 }
 
-/* Claim a run.  -EAGAIN: `mark` bytes are in flight.  small: no receiver gets a view of it. */
+/* Claim a run.  -EAGAIN: `mark` bytes are in flight. */
 static int
-claim(mpshm_parcel *parcel, uint64_t size, uint64_t mark, bool small, mpshm_run *run)
+claim_run(mpshm_parcel *parcel, uint64_t size, uint64_t mark, enum claim claim, mpshm_run *run)
 {
     if (!pressure_has_room(parcel->arena, size, mark)) {
         return -EAGAIN;
     }
     arena_lock(parcel->arena);
-    int error = run_claim(parcel->arena, size, small, run);
+    int error = run_claim(parcel->arena, size, claim, run);
 
     arena_unlock(parcel->arena);
     INVARIANT(P4, error != 0 || (run->arena == parcel->arena && run->capacity >= size));
@@ -137,11 +137,15 @@ mpshm_put_buffer(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t
     }
     struct part *part = &parcel->parts[parcel->count];
 
-    error = claim(parcel, size, mark, false, &part->run);
+    error = claim_run(parcel, size, mark, CLAIM_ANY, &part->run);
     if (error == 0) {
         part->size = size;
-        parcel->count++;
         error = mpshm_copy_in(&part->run, 0, data, size);
+        if (error == 0) {
+            parcel->count++;
+        } else {
+            (void) mpshm_abandon(&part->run);
+        }
     }
     return error;
 }
@@ -175,7 +179,7 @@ extend_stream(mpshm_parcel *parcel, uint64_t size, uint64_t more, uint64_t mark)
     int error = parcel->stream_runs == UINT16_MAX ? -ENOSPC : make_room(parcel);
 
     if (error == 0) {
-        error = claim(parcel, want, mark, false, &part.run);
+        error = claim_run(parcel, want, mark, CLAIM_ANY, &part.run);
     }
     if (error == 0) {
         add_to_stream(parcel, part);
@@ -194,22 +198,25 @@ mpshm_put_stream(mpshm_parcel *parcel, const char *data, uint64_t size, uint64_t
 
         INVARIANT(P4, size <= last->run.capacity - last->size);
         error = mpshm_copy_in(&last->run, last->size, data, size);
-        last->size += size;
+        last->size += error == 0 ? size : 0;
     }
     return error;
 }
 
-void
+int
 mpshm_parcel_read_stream(const mpshm_parcel *parcel, char *to, uint64_t size)
 {
-    for (uint32_t i = 0; i < parcel->stream_runs && size > 0; i++) {
+    int error = 0;
+
+    for (uint32_t i = 0; i < parcel->stream_runs && size > 0 && error == 0; i++) {
         const struct part *part = &parcel->parts[i];
         uint64_t n = part->size < size ? part->size : size;
 
-        memcpy(to, part->run.data, n);
+        error = run_copy_out(&part->run, to, n);
         to += n;
         size -= n;
     }
+    return error;
 }
 
 int
@@ -241,8 +248,8 @@ mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark)
     if (!frame_fits(parcel->arena, parcel->count, size) && !parcel->has_index) {
         parcel->index.size = (uint64_t) parcel->count * DESCRIPTOR_BYTES + size;
         /* No receiver gets a view of an index, so small chunks will do. */
-        error = claim(parcel, parcel->index.size, mark, parcel->index.size <= SMALL_RUN_BYTES,
-                      &parcel->index.run);
+        error = claim_run(parcel, parcel->index.size, mark,
+                          parcel->index.size <= SMALL_RUN_BYTES ? CLAIM_SMALL : CLAIM_ANY, &parcel->index.run);
         parcel->has_index = error == 0;
     }
     return error;
@@ -317,6 +324,18 @@ parcel_seal(mpshm_parcel *parcel, uint64_t position, uint64_t *bytes)
     return error;
 }
 
+/* Whether any of its runs has no mapping here, so that it goes through windows. */
+bool
+parcel_is_unmapped(const mpshm_parcel *parcel)
+{
+    bool unmapped = false;
+
+    for (uint32_t i = 0; i < parcel->count; i++) {
+        unmapped = unmapped || parcel->parts[i].run.data == NULL;
+    }
+    return unmapped;
+}
+
 static void
 part_is_out(struct part *part, uint64_t position)
 {
@@ -362,11 +381,15 @@ mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
     }
     uint32_t length = frame_put(frame, parcel, stream, size);
 
+    if (length == 0) {
+        return -ENOMEM;
+    }
     INVARIANT(F4, length <= MPSHM_FRAME_BYTES);
     arena_lock(arena);
     strays_pipe(arena, fd);
     uint64_t bytes = 0;
     int error = parcel_seal(parcel, NO_POSITION, &bytes);
+    bool unmapped = parcel_is_unmapped(parcel);
 
     arena_unlock(arena);
     if (error != 0) {
@@ -383,6 +406,7 @@ mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
     arena_unlock(arena);
     if (error == 0) {
         arena_let_go(arena);
+        error = unmapped ? MPSHM_SENT_UNMAPPED : 0;
     }
     return error;
 }
@@ -393,7 +417,7 @@ mpshm_send_copy(mpshm_arena *arena, int fd, const char *data, uint64_t size, uin
 {
     struct part part = {.size = size};
     mpshm_parcel parcel = {.arena = arena, .parts = &part, .count = 1, .room = 1, .stream_runs = 1};
-    int error = pressure_is_settled(arena) ? claim(&parcel, size, mark, false, &part.run) : -ENOBUFS;
+    int error = pressure_is_settled(arena) ? claim_run(&parcel, size, mark, CLAIM_IN_PLACE, &part.run) : -ENOBUFS;
 
     if (error == -EAGAIN) {
         return pressure_in_flight(arena) > mark + mark / 4 ? MPSHM_SEND_PLAIN : MPSHM_NO_ROOM;

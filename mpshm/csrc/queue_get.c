@@ -158,11 +158,11 @@ open_runs(mpshm_batch *batch, uint64_t position, const unsigned char *slot,
     uint32_t count = head->stream_runs + head->buffer_runs;
     uint64_t stream_size = head->end - head->stream;
     mpshm_arena *arena = batch->end->arena;
-    mpshm_held index = {NULL, 0};
+    mpshm_held index = {.data = NULL};
     int error = 0;
 
     if (head->indexed) {
-        error = frame_lease_one(arena, position, table, &index, &message->bad);
+        error = frame_lease_index(arena, position, table, &index, &message->bad);
         if (error == 0) {
             table = (unsigned char *) index.data;
             error = frame_index(head, index.size, SMALL_RUN_BYTES, &stream_size);
@@ -262,6 +262,10 @@ open_slot(mpshm_batch *batch, uint64_t position, const unsigned char *slot, mpsh
             error = frame_copy_one(arena, position, slot + head.descriptors,
                                    batch->data + batch->data_used, SMALL_RUN_BYTES, &message->size,
                                    &message->bad);
+        }
+        if (error == MPSHM_COPIED_UNMAPPED) {
+            batch->end->counts->received_unmapped++;
+            error = 0;
         }
         if (error != -EMSGSIZE) {
             INVARIANT(Q4, error != 0 || message->size <= batch->data_room - batch->data_used);
@@ -472,6 +476,39 @@ receive_now(mpshm_batch *batch, uint32_t most, int timeout_ms)
     return n != 0 ? n : result != 0 ? result : -EAGAIN;
 }
 
+/* Bring the bytes of a message whose runs are copied.  Its error, if there is no memory for them. */
+static void
+bring_message(mpshm_batch *batch, mpshm_message *message)
+{
+    mpshm_counts *counts = batch->end->counts;
+    int why = frame_read_copied(batch->runs + message->first_run, message->runs);
+
+    if (why > 0) {
+        process_lock(); /* as all that count */
+        counts->received_unmapped += why == MPSHM_COPIED_UNMAPPED;
+        counts->received_scarce += why == MPSHM_COPIED_SCARCE;
+        process_unlock();
+    } else if (why < 0) {
+        message->error = why;
+        message->runs = 0;
+        message->size = 0;
+    }
+}
+
+/* The same of all messages.  Under no lock: they may be long.  Q3 */
+static void
+bring_copied(mpshm_batch *batch)
+{
+    bool any = false;
+
+    for (uint32_t i = 0; i < batch->runs_used; i++) {
+        any = any || batch->runs[i].copied != 0;
+    }
+    for (uint32_t i = 0; i < batch->count && any; i++) {
+        bring_message(batch, &batch->messages[i]);
+    }
+}
+
 int
 mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
 {
@@ -499,6 +536,7 @@ mpshm_queue_receive(mpshm_batch *batch, uint32_t most, int timeout_ms)
     if (!comes_again) {
         waiter_goes(waiter, arena, result > 0 ? (uint32_t) result : 0);
     }
+    bring_copied(batch);
     uint64_t size = 0;
 
     for (uint32_t i = 0; i < batch->runs_used; i++) {

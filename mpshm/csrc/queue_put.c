@@ -103,12 +103,15 @@ prepare(mpshm_arena *arena, struct letter *letter)
     if (letter->size <= inline_bytes(arena)) {
         return 0;
     }
-    int error = run_claim(arena, letter->size, true, &letter->run);
+    int error = run_claim(arena, letter->size, CLAIM_SMALL, &letter->run);
 
     if (error == 0) {
         INVARIANT(P4, letter->size <= letter->run.capacity);
-        memcpy(letter->run.data, letter->data, letter->size);
         letter->bytes += chunk_bytes(&letter->run, letter->size);
+        error = mpshm_copy_in(&letter->run, 0, letter->data, letter->size);
+        if (error != 0) {
+            (void) run_abandon(&letter->run);
+        }
     }
     return error;
 }
@@ -219,8 +222,8 @@ fill(mpshm_arena *arena, struct letter *letter, uint64_t position)
         frame_put_stream(frame, &name);
     } else if (letter->parcel != NULL) {
         memset(frame, 0, MPSHM_SLOT_BYTES);
-        frame_put(frame, letter->parcel, letter->data, letter->size);
-        error = parcel_seal(letter->parcel, position, &bytes);
+        error = frame_put(frame, letter->parcel, letter->data, letter->size) == 0 ? -ENOMEM : 0;
+        error = error ? error : parcel_seal(letter->parcel, position, &bytes);
     } else if (letter->run.capacity == 0) {
         write_inline(frame, letter->data, letter->size);
     } else {
@@ -305,9 +308,11 @@ put_letters(const mpshm_end *end, struct letter *letters, uint32_t count)
     return n > 0 ? (int) n : error;
 }
 
+/* unmapped: it was written through windows. */
 static void
-count_sent(mpshm_counts *to, uint64_t size, bool in_slot)
+count_sent(mpshm_counts *to, uint64_t size, bool in_slot, bool unmapped)
 {
+    to->sent_unmapped += unmapped;
     if (in_slot) {
         count(&to->small_messages, &to->plain_bytes, size);
     } else {
@@ -347,7 +352,7 @@ put_few(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t 
         bool in_slot = letters[i].run.capacity == 0;
 
         if ((int) i < done) {
-            count_sent(end->counts, letters[i].size, in_slot);
+            count_sent(end->counts, letters[i].size, in_slot, !in_slot && letters[i].run.data == NULL);
             if (!in_slot) {
                 run_is_out(&letters[i].run, letters[i].size, letters[i].position);
             }
@@ -441,7 +446,7 @@ mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const char *s
         for (uint32_t i = 0; i < parcel->count; i++) {
             size += parcel->parts[i].size;
         }
-        count_sent(end->counts, size, false);
+        count_sent(end->counts, size, false, parcel_is_unmapped(parcel));
         parcel_handed_over(parcel, letter.position);
     }
     arena_unlock(arena);

@@ -1,4 +1,5 @@
-/* Refuses memory when a test asks for that, so that the test sees what is sent then.  Debug build only.
+/* Refuses memory, or mappings of it, when a test asks for that, so that the test sees what is sent then.  Debug build
+   only.
 
    Knows a count of requests.  Does not know what was to be had, nor what becomes of the refusal.
 
@@ -14,6 +15,7 @@
 #include "debug.h"
 
 static _Atomic uint64_t requests, first, last;
+static _Atomic int no_mappings;
 
 void
 mpshm_debug_refuse(uint64_t from, uint64_t count)
@@ -36,6 +38,18 @@ memory_is_refused(void)
     uint64_t number = atomic_fetch_add(&requests, 1) + 1;
 
     return number >= atomic_load(&first) && number <= atomic_load(&last);
+}
+
+void
+mpshm_debug_refuse_mappings(int refuse)
+{
+    atomic_store(&no_mappings, refuse);
+}
+
+bool
+mapping_is_refused(void)
+{
+    return atomic_load(&no_mappings) != 0;
 }
 
 #endif

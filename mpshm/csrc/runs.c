@@ -1,6 +1,6 @@
-/* Runs: claiming chunks, growing, filling, sealing and freeing them.
+/* Runs: growing, filling, sealing and freeing them.
 
-   Knows run words and what is free.  What a frame says it does not know.
+   Knows run words and what is free.  Where a run is claimed it does not know (claims.c), nor what a frame says.
 
    Invariants: R1, R2, R3, L2 (invariants.h).
 
@@ -15,15 +15,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-/* How often all segments are tried while others have their locks, and by how much the pause between two rounds
-   grows, 10 ms in all.  Processes claiming in one segment were refused, of a million claims, on two CPUs:
-       4 rounds, no pause:  4 processes 31,000, 300 processes 14,000     64 rounds: 3,000 and 1,500
-       32 rounds, growing by 10 us: none of 1.4 million
-   for a holder that had to leave its CPU gets it back when those who want its lock leave theirs. */
-#define CLAIM_ROUNDS 32
-#define PAUSE_NS 20000
 
 static uint32_t
 chunks_for(const struct segment *seg, uint64_t size)
@@ -47,273 +38,6 @@ static _Atomic uint64_t *
 run_word(const mpshm_run *run)
 {
     return &run_segment(run)->runs[run->chunk_id].word;
-}
-
-/* Take chunks of that segment, under its lock.  R1: the last store is the claim. */
-static bool
-claim_locked(struct segment *seg, uint64_t size, mpshm_run *run)
-{
-    uint32_t chunks = chunks_for(seg, size), at;
-
-    if (!freemap_find(seg->map, seg->count, chunks, &at)
-        && !(segment_look_again(seg) && freemap_find(seg->map, seg->count, chunks, &at))) {
-        return false;
-    }
-    INVARIANT(L4, RUN_STATE(atomic_load(&seg->runs[at].word)) == RUN_FREE);
-    if (!segment_touch(seg, at, chunks)) {
-        return false;
-    }
-    freemap_clear(seg->map, at, chunks);
-    freemap_set(seg->heads, at, 1);
-    run->tag = ++seg->head->claims & TAG_MASK;
-    if (at >= segment_high(seg)) {
-        atomic_store_explicit(&seg->head->high, at + 1, memory_order_release);
-    }
-    atomic_store_explicit(&seg->runs[at].more, EXTENT(chunks, 0), memory_order_relaxed);
-    atomic_store_explicit(&seg->runs[at].word, RUN_WORD(run->tag, seg->arena->me, RUN_LOANED),
-                          memory_order_release);
-    run->arena = seg->arena;
-    run->data = seg->now->data + ((uint64_t) at << seg->shift);
-    run->capacity = (uint64_t) chunks << seg->shift;
-    run->mmap_id = seg->id;
-    run->chunk_id = at;
-    run->generation = mpshm_process.generation;
-    return true;
-}
-
-/* 0; -ENOSPC: there is no room; -EAGAIN: another process has the lock. */
-static int
-try_claim(struct segment *seg, uint64_t size, mpshm_run *run)
-{
-    if (size > (uint64_t) seg->count << seg->shift || segment_map_data(seg) != 0) {
-        return -ENOSPC;
-    }
-    if (!segment_try_lock(seg)) {
-        return -EAGAIN;
-    }
-    bool claimed = claim_locked(seg, size, run);
-
-    segment_unlock(seg);
-    if (claimed) {
-        loan_begin(run);
-        seg->was_claimed = true;
-    }
-    return claimed ? 0 : -ENOSPC;
-}
-
-static bool
-is_small(const mpshm_arena *arena, uint32_t shift)
-{
-    return shift < arena->chunk_shift;
-}
-
-static uint32_t *
-hot_of(mpshm_arena *arena, bool small)
-{
-    return small ? &arena->hot_small : &arena->hot;
-}
-
-/* Claim where this process claimed last, or in a segment of its own: 0, -ENOSPC, or -EAGAIN: in one that another
-   has locked there may be room. */
-static int
-try_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
-{
-    uint32_t *hot = hot_of(arena, small);
-    int result = -ENOSPC;
-
-    for (uint32_t i = 0; i <= arena->segment_limit; i++) {
-        uint32_t id = i == 0 ? *hot : i - 1;
-        struct segment *seg = arena->segments[id];
-
-        if (seg == NULL || !(seg->mine || (i == 0 && seg->was_claimed)) || is_small(arena, seg->shift) != small) {
-            continue;
-        }
-        int error = try_claim(seg, size, run);
-
-        if (error == 0) {
-            *hot = id;
-            return 0;
-        }
-        result = error == -EAGAIN ? error : result;
-    }
-    return result;
-}
-
-/* Rounds of trying for a lock that another process has. */
-struct patience {
-    int64_t *not_before_ns; /* no waiting before */
-    int64_t begun_ns;
-    uint32_t round;
-};
-
-/* Wait a little for the next round: false, there is none.  A lock's holder may be stopped for good, and the process's
-   other channels wait meanwhile.  So only a hundredth of the time goes to waiting in vain. */
-static bool
-waits_on(struct patience *patience)
-{
-    int64_t now = patience->round == 0 || patience->round == CLAIM_ROUNDS - 1 ? now_ns() : 0;
-
-    if (patience->round == 0) {
-        if (now < *patience->not_before_ns) {
-            return false;
-        }
-        patience->begun_ns = now;
-    }
-    if (++patience->round == CLAIM_ROUNDS) {
-        *patience->not_before_ns = now + 100 * (now - patience->begun_ns);
-        return false;
-    }
-    struct timespec pause = {.tv_nsec = patience->round * PAUSE_NS};
-
-    (void) nanosleep(&pause, NULL);
-    return true;
-}
-
-/* The same, some rounds long: a trimmer has a segment for a slice at a time, and without patience each meeting
-   would make a segment more. */
-static bool
-claim_own(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
-{
-    struct patience patience = {.not_before_ns = &arena->own_locked_until_ns};
-    int error;
-
-    do {
-        error = try_own(arena, size, small, run);
-    } while (error == -EAGAIN && waits_on(&patience));
-    return error == 0;
-}
-
-/* Whether this process has a segment of its own for such runs. */
-static bool
-has_own(const mpshm_arena *arena, bool small)
-{
-    for (uint32_t id = 0; id < arena->segment_limit; id++) {
-        const struct segment *seg = arena->segments[id];
-
-        if (seg != NULL && seg->mine && is_small(arena, seg->shift) == small) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Claim in one that this process has to make or to take over. */
-static int
-claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, mpshm_run *run)
-{
-    for (;;) {
-        struct segment *seg;
-        int error = segment_claim_new(arena, size, small, last, &seg);
-
-        if (error != 0) {
-            return error;
-        }
-        /* One taken over from a process that left may be full, of what that one held or for good: then the next. */
-        if (try_claim(seg, size, run) == 0 || (reap_before_growth(arena) && try_claim(seg, size, run) == 0)) {
-            *hot_of(arena, small) = seg->id;
-            return 0;
-        }
-    }
-}
-
-/* Claim in any segment there is: 0, -ENOSPC, or -EAGAIN: in some that others have locked there may be room.
-   Each process begins with another one.  If all began with the first, they would meet at its lock, and map most
-   of the others on their way. */
-static int
-claim_in_any(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
-{
-    int result = -ENOSPC;
-    uint32_t used = segment_count(arena);
-
-    for (uint32_t i = 0; i < arena->segment_limit; i++) {
-        uint32_t id = i < used ? (NAME_NUMBER(arena->me) + i) % used : i;
-        uint64_t word = atomic_load(&arena->header->segment[id]);
-        struct segment *seg;
-
-        if (word == 0 || is_small(arena, DIR_SHIFT(word)) != small || segment_map(arena, id, &seg) != 0) {
-            continue;
-        }
-        int error = try_claim(seg, size, run);
-
-        if (error == 0) {
-            *hot_of(arena, small) = id;
-            return 0;
-        }
-        result = error == -EAGAIN ? error : result;
-    }
-    return result;
-}
-
-/* The same, some rounds long. */
-static bool
-claim_anywhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
-{
-    struct patience patience = {.not_before_ns = &arena->locked_until_ns};
-    int error;
-
-    do {
-        error = claim_in_any(arena, size, small, run);
-    } while (error == -EAGAIN && waits_on(&patience));
-    return error == 0;
-}
-
-/* Claim wherever there is room: in any segment, then in one made for it.  Others may be quicker to make the last
-   ones, and there is room in those then. */
-static int
-claim_somewhere(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
-{
-    uint32_t known, tries = 0;
-    int error;
-
-    do {
-        known = segment_count(arena);
-        if (claim_anywhere(arena, size, small, run)
-            || (reap_before_growth(arena) && claim_anywhere(arena, size, small, run))) {
-            return 0;
-        }
-        error = claim_new(arena, size, small, true, run);
-    } while (error == -ENOSPC && segment_count(arena) > known && ++tries <= arena->segment_limit);
-    return error;
-}
-
-/* A run of at least `size` bytes, under arena_lock.  small: for what nobody gets a view of. */
-int
-run_claim(mpshm_arena *arena, uint64_t size, bool small, mpshm_run *run)
-{
-    if (memory_is_refused() || arena->me == 0) {
-        return -ENOSPC;
-    }
-    if (loan_room() != 0) {
-        return -ENOMEM;
-    }
-    small = small && arena->chunk_shift > SMALL_SHIFT;
-    size = size == 0 ? 1 : size;
-    reap_if_somebody_died(arena);
-    if (claim_own(arena, size, small, run)) {
-        arena->has_claimed |= !small;
-        return 0;
-    }
-    /* Not before a process's first segment: each of a thousand senders would walk through those of all others. */
-    if (has_own(arena, small)) {
-        (void) reap_before_growth(arena);
-    }
-    int error = claim_new(arena, size, small, false, run);
-
-    if (error == -ENOSPC) {
-        error = claim_somewhere(arena, size, small, run);
-    }
-    arena->has_claimed |= error == 0 && !small;
-    return error;
-}
-
-int
-mpshm_get_buf(mpshm_arena *arena, uint64_t size, mpshm_run *run)
-{
-    arena_lock(arena);
-    int error = run_claim(arena, size, false, run);
-
-    arena_unlock(arena);
-    return error;
 }
 
 mpshm_run *
@@ -370,19 +94,6 @@ lies_in_now(const struct segment *seg, const mpshm_run *run)
     return seg->now != NULL && run->data == seg->now->data + ((uint64_t) run->chunk_id << seg->shift);
 }
 
-/* Take the lock of a segment, some rounds long: false, if another keeps it. */
-static bool
-lock_patiently(struct segment *seg)
-{
-    struct patience patience = {.not_before_ns = &seg->arena->own_locked_until_ns};
-    bool locked;
-
-    do {
-        locked = segment_try_lock(seg);
-    } while (!locked && waits_on(&patience));
-    return locked;
-}
-
 static int64_t
 increase(mpshm_run *run, uint64_t size, uint64_t min_size)
 {
@@ -397,8 +108,8 @@ increase(mpshm_run *run, uint64_t size, uint64_t min_size)
     uint64_t room = (uint64_t) (seg->count - end) << seg->shift;
     uint32_t want = chunks_for(seg, size < room ? size : room);
 
-    if (want == 0 || memory_is_refused() || !lies_in_now(seg, run)
-        || !(min_size > 0 ? lock_patiently(seg) : segment_try_lock(seg))) {
+    if (want == 0 || memory_is_refused() || (run->data != NULL && !lies_in_now(seg, run))
+        || !(min_size > 0 ? claim_lock_patiently(seg) : segment_try_lock(seg))) {
         return min_size == 0 ? 0 : -ENOSPC;
     }
     got = freemap_stretch(seg->map, seg->count, end, want);
@@ -426,16 +137,31 @@ int
 mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size)
 {
     struct segment *seg = run_segment(run);
+    uint64_t begin = (uint64_t) run->chunk_id << seg->shift;
 
     if (offset > run->capacity || size > run->capacity - offset) {
         return -EINVAL;
     }
+    if (run->data == NULL) {
+        return window_write(seg, begin + offset, source, size);
+    }
     if (size >= HUGE_BYTES) { /* its mapping, not seg->now: another thread may fork meanwhile, and no lock is held */
-        uint64_t begin = (uint64_t) run->chunk_id << seg->shift;
-
         segment_warm(seg, run->data - begin, begin + offset, size);
     }
     memcpy(run->data + offset, source, size);
+    return 0;
+}
+
+/* Copy out the first `size` bytes of what this process has copied in: 0, or -ENOMEM. */
+int
+run_copy_out(const mpshm_run *run, char *to, uint64_t size)
+{
+    struct segment *seg = run_segment(run);
+
+    if (run->data == NULL) {
+        return window_read(seg, (uint64_t) run->chunk_id << seg->shift, to, size);
+    }
+    memcpy(to, run->data, size);
     return 0;
 }
 
@@ -444,7 +170,9 @@ mpshm_copy_in(mpshm_run *run, uint64_t offset, const char *source, uint64_t size
 static void
 spoil(const mpshm_run *run)
 {
-    memset(run->data, 0xa5, run->capacity);
+    if (run->data != NULL) {
+        memset(run->data, 0xa5, run->capacity);
+    }
 }
 #else
 #define spoil(run) ((void) (run))

@@ -33,6 +33,9 @@
 
 /* Words of `freed` that a claim looks at itself: two lines. */
 #define FREED_NEAR 16u
+/* Bytes of a segment of the reserve.  They cost nothing but address space, and little of that: receivers map none of
+   it.  A longer message finds no room there, once the receivers keep all the rest. */
+#define RESERVE_BYTES (UINT64_C(1) << 32)
 /* Living owners that a process asks about before it makes a segment rather than look further for one that was
    left.  To ask about one costs 10 us among a thousand.  Once one owner in six is dead, three processes in four
    find such a segment. */
@@ -46,6 +49,17 @@ segment_fits(uint64_t stride, uint64_t bytes, uint32_t shift)
 
     return count > 0 && count <= CHUNK_LIMIT
            && data_offset(stride, (uint32_t) count) + (count << shift) <= stride;
+}
+
+/* The bytes of a segment's head that are used, in whole pages. */
+static uint64_t
+head_bytes(uint32_t count)
+{
+    uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE);
+    uint64_t bytes = sizeof(struct segment_head) + 4 * map_words(count) * sizeof(uint64_t)
+                     + count * sizeof(struct run);
+
+    return (bytes + page - 1) / page * page;
 }
 
 /* Map the head of a segment of that geometry.  The caller makes it the arena's. */
@@ -65,7 +79,8 @@ map_head(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, struct
     seg->shift = shift;
     seg->count = count;
     seg->data_at = data_offset(arena->stride, count);
-    void *head = mapping_of_file(arena, NULL, segment_file_offset(seg), seg->data_at, MAP_SHARED, arena->header, 0);
+    void *head = mapping_of_file(arena, NULL, segment_file_offset(seg), head_bytes(count), MAP_SHARED, arena->header,
+                                 0);
     if (head == MAP_FAILED) {
         int error = errno;
 
@@ -121,10 +136,9 @@ unmap(struct segment *seg)
         mapping_end(seg->former);
     }
     if (seg->now != NULL) {
-        munmap(seg->now->data, data_bytes(seg));
-        free(seg->now);
+        mapping_unmap(seg->now);
     }
-    munmap(seg->head, seg->data_at);
+    munmap(seg->head, head_bytes(seg->count));
     free(seg->warm);
     free(seg);
 }
@@ -264,7 +278,7 @@ has_memory(struct segment *seg, uint32_t from, uint32_t to)
     }
     return arena_has_file(seg->arena)
                ? memfile_reserve(seg->arena->fd, segment_file_offset(seg) + seg->data_at + offset, size) == 0
-               : segment_populate(seg, offset, size);
+               : seg->now != NULL && segment_populate(seg, offset, size);
 }
 
 /* Under the lock: chunks are about to be used.  False: there is no memory for them.  With them all that share a
@@ -304,11 +318,20 @@ segment_was_freed(struct segment *seg, uint32_t at)
 
 /* Making and adopting. */
 
+/* Map the data for that claim, if it can do no more without: 0 or -ENOMEM. */
+static int
+map_data_for(struct segment *seg, enum claim claim)
+{
+    int error = segment_map_data(seg);
+
+    return claim == CLAIM_IN_PLACE ? error : 0;
+}
+
 /* Make segment `id`, whose directory word is 0, for a run of `size` bytes.  All that can fail comes before the word
    is won, so that a word once set stays (L3), and a file system that is full gets no segment without memory for its
    run.  1: another process won it. */
 static int
-try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, uint64_t size)
+try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, uint64_t size, enum claim claim)
 {
     INVARIANT(S1, arena->segments[id] == NULL);
     struct segment *seg;
@@ -323,7 +346,7 @@ try_make(mpshm_arena *arena, uint32_t id, uint32_t shift, uint32_t count, uint64
                     : memfile_reserve(arena->fd, segment_file_offset(seg), seg->data_at + size);
     }
     if (error == 0) {
-        error = segment_map_data(seg);
+        error = map_data_for(seg, claim);
     }
     if (error == 0) {
         uint64_t none = 0;
@@ -358,7 +381,7 @@ has_left(mpshm_arena *arena, name owner, uint32_t *asks)
 
 /* Take over segment `id` from an owner that left or died.  1: its owner lives, or it is too small. */
 static int
-try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size, uint32_t *asks)
+try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size, enum claim claim, uint32_t *asks)
 {
     struct segment *seg = arena->segments[id];
 
@@ -369,7 +392,7 @@ try_adopt(mpshm_arena *arena, uint32_t id, uint64_t word, uint64_t size, uint32_
     int error = segment_map(arena, id, &seg);
 
     if (error == 0) {
-        error = segment_map_data(seg);
+        error = map_data_for(seg, claim);
     }
     if (error == 0) {
         error = !atomic_compare_exchange_strong(
@@ -420,13 +443,27 @@ is_coprime(uint32_t a, uint32_t b)
     return a == 1;
 }
 
+/* The shift of the chunks, from `shift` on, of a segment with so many bytes; 0: no segment can have them. */
+static uint32_t
+shift_for(const mpshm_arena *arena, uint32_t shift, uint64_t bytes)
+{
+    if (bytes > arena->stride) {
+        return 0;
+    }
+    while (chunks_of(shift, bytes) > CHUNK_LIMIT) {
+        shift++;
+    }
+    return segment_fits(arena->stride, bytes, shift) ? shift : 0;
+}
+
 /* A segment of this process's own with room for `size` bytes: one whose owner left, or a new one.
-   small: one of small chunks, for runs that are copied out and never viewed.  last: nothing is to be had in
-   other segments.  -ENOSPC: the arena is at its limit; -EFBIG: no segment will ever be so large. */
+   last: nothing is to be had in other segments.  -ENOSPC: the arena is at its limit; -EFBIG: no segment will ever be
+   so large; -ENOMEM: it cannot be mapped. */
 int
-segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, struct segment **out)
+segment_claim_new(mpshm_arena *arena, uint64_t size, enum claim claim, bool last, struct segment **out)
 {
     struct arena_header *header = arena->header;
+    bool small = claim == CLAIM_SMALL;
     uint64_t usual = small ? SMALL_SEGMENT_BYTES : arena->segment_bytes;
     uint32_t shift = small ? SMALL_SHIFT : arena->chunk_shift;
 
@@ -435,19 +472,15 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
     }
     uint64_t bytes = size > usual ? size : usual;
 
-    if (bytes > arena->stride) {
+    shift = shift_for(arena, shift, bytes);
+    if (shift == 0) {
         return -EFBIG; /* for ever */
-    }
-    while (chunks_of(shift, bytes) > CHUNK_LIMIT) {
-        shift++;
-    }
-    if (!segment_fits(arena->stride, bytes, shift)) {
-        return -EFBIG;
     }
     uint32_t count = (uint32_t) chunks_of(shift, bytes);
     bool may_make = last || size > usual || !is_crowded(arena);
     uint32_t asks = last || arena->bounded ? SEGMENT_LIMIT : OWNERS_ASKED;
-    uint32_t used = segment_count(arena), first = 0, step = 1;
+    uint32_t limit = reserve_first(arena), count_now = segment_count(arena), first = 0, step = 1;
+    uint32_t used = count_now < limit ? count_now : limit;
 
     if (used > asks) { /* look here and there: those left by processes that came and went lie side by side */
         uint32_t any = (uint32_t) now_ns();
@@ -458,7 +491,7 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
             step++;
         }
     }
-    for (uint32_t i = 0; i < arena->segment_limit; i++) {
+    for (uint32_t i = 0; i < limit; i++) {
         uint32_t id = i < used ? (first + i * step) % used : i;
         uint64_t word = atomic_load(&header->segment[id]);
         int error = 1;
@@ -467,9 +500,9 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
             continue; /* other segments have room */
         }
         if (word == 0) {
-            error = may_make ? try_make(arena, id, shift, count, size) : -ENOSPC;
+            error = may_make ? try_make(arena, id, shift, count, size, claim) : -ENOSPC;
         } else if ((DIR_SHIFT(word) < arena->chunk_shift) == small) {
-            error = try_adopt(arena, id, word, size, &asks);
+            error = try_adopt(arena, id, word, size, claim, &asks);
             error = error == MPSHM_E_SEGMENT || error == MPSHM_E_DIRECTORY ? 1 : error; /* forged since */
         }
         if (error == 0) {
@@ -477,11 +510,57 @@ segment_claim_new(mpshm_arena *arena, uint64_t size, bool small, bool last, stru
                 trim_soon(arena, KEEP_LARGEST);
             }
             *out = arena->segments[id];
-            INVARIANT(S2, (*out)->mine && (*out)->now != NULL);
+            INVARIANT(S2, (*out)->mine && ((*out)->now != NULL || claim != CLAIM_IN_PLACE));
             INVARIANT(S3, (uint64_t) (*out)->count << (*out)->shift >= size);
         }
         if (error <= 0) {
             return error;
+        }
+    }
+    return -ENOSPC;
+}
+
+/* Bytes of a segment of the reserve that is to hold `size`: RESERVE_BYTES, or as many as there is room for. */
+static uint64_t
+reserve_bytes(const mpshm_arena *arena, uint64_t size)
+{
+    uint64_t most = RESERVE_BYTES < arena->stride ? RESERVE_BYTES : arena->stride;
+    uint32_t shift = arena->chunk_shift;
+
+    while (chunks_of(shift, most) > CHUNK_LIMIT) {
+        shift++;
+    }
+    uint64_t head = data_offset(arena->stride, (uint32_t) chunks_of(shift, most));
+
+    if (head < arena->stride && most > arena->stride - head) {
+        most = (arena->stride - head) >> shift << shift;
+    }
+    return size > most ? size : most;
+}
+
+/* A segment more of the reserve, for a run of `size` bytes: large, so that most messages find room in it.  Errors as
+   above. */
+int
+segment_make_reserve(mpshm_arena *arena, uint64_t size, struct segment **out)
+{
+    uint64_t bytes = reserve_bytes(arena, size);
+    uint32_t shift = shift_for(arena, arena->chunk_shift, bytes);
+
+    if (shift == 0) {
+        bytes = size;
+        shift = shift_for(arena, arena->chunk_shift, bytes);
+    }
+    if (shift == 0) {
+        return -EFBIG;
+    }
+    for (uint32_t id = reserve_first(arena); id < arena->segment_limit; id++) {
+        if (atomic_load(&arena->header->segment[id]) == 0 && arena->segments[id] == NULL) {
+            int error = try_make(arena, id, shift, (uint32_t) chunks_of(shift, bytes), size, CLAIM_ANY);
+
+            if (error <= 0) {
+                *out = arena->segments[id];
+                return error;
+            }
         }
     }
     return -ENOSPC;

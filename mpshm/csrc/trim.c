@@ -81,7 +81,7 @@ is_to_size(const mpshm_arena *arena, uint32_t id)
 {
     uint64_t word = atomic_load(&arena->header->segment[id]);
 
-    return (uint64_t) DIR_COUNT(word) << DIR_SHIFT(word) > arena->segment_bytes;
+    return id < reserve_first(arena) && (uint64_t) DIR_COUNT(word) << DIR_SHIFT(word) > arena->segment_bytes;
 }
 
 static uint32_t
@@ -90,7 +90,7 @@ largest_segment(const mpshm_arena *arena, uint32_t count)
     uint64_t most = 0;
     uint32_t largest = 0;
 
-    for (uint32_t id = 0; id < count; id++) {
+    for (uint32_t id = 0; id < count && id < reserve_first(arena); id++) {
         uint64_t word = atomic_load(&arena->header->segment[id]);
         uint64_t bytes = (uint64_t) DIR_COUNT(word) << DIR_SHIFT(word);
 

@@ -16,7 +16,7 @@ LAYERS = """
     member
     handle
     mapping
-    loans rings segment
+    loans rings segment window
     ring_check segment_check strays tasks
     positions
     chain
@@ -28,7 +28,8 @@ LAYERS = """
     waiters
     stream_get
     fork frame queue reap
-    queue_get runs
+    claims queue_get
+    runs
     parcel
     queue_put
     stream_put

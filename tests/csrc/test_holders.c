@@ -594,7 +594,7 @@ lower_limit(int what, rlim_t to)
 static void
 family_without_a_free_record_gives_its_children_copies(void)
 {
-    enum { LIMIT = 64, VIEWS = 30 };
+    enum { LIMIT = 64, VIEWS = 20 };
     char *views[VIEWS];
     int pids[LIMIT - 1];
     struct roster *family;

@@ -432,7 +432,7 @@ many_leases_come_and_go_in_any_order(void)
     uint32_t live = 0;
     unsigned seed = 3;
 
-    wide.segment_limit = 16;
+    wide.segment_limit = 24;
     mpshm_arena *arena = arena_of(wide);
 
     for (uint32_t i = 0; i < 1024; i++) {
