@@ -5,6 +5,7 @@
 
      FREE, or SKIPPED a lap before --ring_claim--> WRITING (me), or HELD (me) --ring_give_up--> SKIPPED
      HELD, WRITING (dead) --mended--> SKIPPED          TAKING (dead) --mended--> FREE of the next lap
+     READY --ring_take_back--> SKIPPED
 
    No counter says how full the queue is.  A queue of `bound` places lets position p be claimed while fewer
    than so many positions before it are open: while p < head + bound, which needs no look; or while a count of the
@@ -392,4 +393,35 @@ ring_has_passed(const mpshm_arena *arena, uint64_t spot)
     uint64_t position = SPOT_POSITION(spot);
 
     return ring != NULL && is_passed(ring, atomic_load(slot_word(ring, position)), position);
+}
+
+/* The message that was put at that spot is not to be taken, if nobody has begun to take it.  Only of one that is not whole
+   without its sender: by that, or once it is dead (stream.c).  False: it has been taken. */
+bool
+ring_take_back(mpshm_arena *arena, uint64_t spot)
+{
+    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t position = SPOT_POSITION(spot);
+
+    if (ring == NULL) {
+        return false;
+    }
+    uint64_t word = word_of(ring, position, 0, SLOT_READY);
+
+    if (!atomic_compare_exchange_strong(slot_word(ring, position), &word,
+                                        word_of(ring, position, 0, SLOT_SKIPPED))) {
+        return false;
+    }
+    (void) chain_go_on(arena);
+    return true;
+}
+
+/* Who takes the message at that spot; 0: nobody now. */
+name
+ring_taker(const mpshm_arena *arena, uint64_t spot)
+{
+    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
+    uint64_t word = load_slot(ring, SPOT_POSITION(spot));
+
+    return word_ahead(ring, word, SPOT_POSITION(spot)) == 0 && SLOT_STATE(word) == SLOT_TAKING ? SLOT_OWNER(word) : 0;
 }

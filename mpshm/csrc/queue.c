@@ -175,7 +175,7 @@ int64_t
 mpshm_queue_size(mpshm_arena *arena)
 {
     look_at_name(arena);
-    chain_mend(arena);
+    (void) stream_mend(arena);
     return (int64_t) ring_count(arena, true) + tasks_pending(arena);
 }
 
@@ -211,7 +211,7 @@ mpshm_queue_full(mpshm_arena *arena)
         return 0;
     }
     look_at_name(arena);
-    chain_mend(arena);
+    (void) stream_mend(arena);
     if (!chain_is_full(arena)) {
         return is_over_bytes(arena);
     }
@@ -314,7 +314,7 @@ mpshm_wait_done(mpshm_arena *arena, int timeout_ms)
     look_at_name(arena);
     atomic_store(&waiters->joiners, 1);
     if (tasks_unfinished(arena) > 0) {
-        chain_mend(arena);
+        (void) stream_mend(arena);
         if (tasks_unfinished(arena) > 0) {
             futex_wait(&waiters->done_bell, bell, watch_shorter(timeout_ms, watch_common_ms(arena)));
             if (watch_common_is_over(arena)) {

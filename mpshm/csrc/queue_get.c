@@ -426,7 +426,7 @@ look_at_pipe(mpshm_batch *batch)
 
     arena_lock(arena);
     if (batch->end->fd >= 0) { /* read under the lock, so no other file has got its number since */
-        chain_mend(arena); /* what the dead were writing, or taking */
+        (void) stream_mend(arena); /* what the dead were writing, or taking */
         result = mirror_agree(arena, batch->end->fd) ? 0 : MPSHM_E_END;
         result = ring_is_out_of_reach(arena) ? -ENOMEM : result; /* messages there may be */
     }

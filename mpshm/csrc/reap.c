@@ -123,8 +123,8 @@ begin_sweep(struct sweep *sweep, mpshm_arena *arena)
     memset(sweep, 0, sizeof *sweep);
     sweep->arena = arena;
     if (arena->chain != NULL) {
+        (void) stream_mend(arena);
         chain_reap(arena);
-        stream_reap(arena);
     } else {
         sweep->freed += strays_look(arena);
     }

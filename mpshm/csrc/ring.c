@@ -3,8 +3,7 @@
    A slot's word says in which lap it is and what it holds.  Each step changes one word, at once:
 
      WRITING (me) --ring_fill, ring_put--> READY --ring_take--> FREE of the next lap
-                                             |--ring_take, it names runs--> TAKING (me) --ring_pass--> FREE
-                                             '--ring_take_back--> SKIPPED
+                                             '--ring_take, it names runs--> TAKING (me) --ring_pass--> FREE
 
    and how a slot comes to be claimed, or mended for the dead, is told in positions.c.
 
@@ -441,31 +440,6 @@ ring_pass(mpshm_arena *arena, uint64_t spot)
     INVARIANT(G8, load_slot(ring, position) == word_of(ring, position, arena->me, SLOT_TAKING));
     atomic_store(slot_word(ring, position), passed_word(ring, position));
     (void) chain_go_on(arena);
-}
-
-/* The message that was put at that spot is not to be taken, if nobody has begun to take it.  Only its sender does so, and
-   only of a message that is not whole without it (stream_put.c). */
-bool
-ring_take_back(mpshm_arena *arena, uint64_t spot)
-{
-    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
-    uint64_t position = SPOT_POSITION(spot), word = word_of(ring, position, 0, SLOT_READY);
-
-    if (!atomic_compare_exchange_strong(slot_word(ring, position), &word,
-                                        word_of(ring, position, 0, SLOT_SKIPPED))) {
-        return false;
-    }
-    (void) chain_go_on(arena);
-    return true;
-}
-
-name
-ring_taker(const mpshm_arena *arena, uint64_t spot)
-{
-    const struct ring *ring = ring_at(arena, SPOT_RING(spot));
-    uint64_t word = load_slot(ring, SPOT_POSITION(spot));
-
-    return word_ahead(ring, word, SPOT_POSITION(spot)) == 0 && SLOT_STATE(word) == SLOT_TAKING ? SLOT_OWNER(word) : 0;
 }
 
 static uint32_t

@@ -197,6 +197,8 @@ bool ring_is_held(const mpshm_arena *arena, uint64_t spot); /* by this process *
 uint64_t ring_advance(mpshm_arena *arena, struct ring *ring); /* moves its head on: the head's word */
 bool ring_has_passed(const mpshm_arena *arena, uint64_t spot);
 bool ring_mend_from(mpshm_arena *arena, struct ring *ring, uint64_t at);
+bool ring_take_back(mpshm_arena *arena, uint64_t spot);
+name ring_taker(const mpshm_arena *arena, uint64_t spot);
 
 /* Move on the head where receivers begin, over rings too: what has not passed begins there.  `ring` NULL: it cannot
    be mapped. */
@@ -268,8 +270,6 @@ int ring_fill(mpshm_arena *arena, uint64_t spot, char *frame);         /* (L) */
 void ring_put(mpshm_arena *arena, int fd, const uint64_t *spots, uint32_t count); /* (L) */
 uint32_t ring_take(mpshm_arena *arena, char *to, uint64_t *spots, uint32_t most); /* (L) */
 void ring_pass(mpshm_arena *arena, uint64_t spot); /* (L) */
-bool ring_take_back(mpshm_arena *arena, uint64_t spot); /* READY -> SKIPPED; false: it has been taken */
-name ring_taker(const mpshm_arena *arena, uint64_t spot); /* who takes it; 0: nobody now */
 uint32_t ring_count(mpshm_arena *arena, bool also_coming);
 bool ring_is_ready(mpshm_arena *arena);
 bool ring_is_out_of_reach(mpshm_arena *arena); /* there is a ring that cannot be mapped */

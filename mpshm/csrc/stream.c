@@ -53,14 +53,12 @@ stream_of(const mpshm_stream *stream)
 }
 
 /* Free the record if it is still that owner's. */
-static bool
+static void
 free_owned(mpshm_arena *arena, struct stream_record *record, uint64_t owner)
 {
-    if (!atomic_compare_exchange_strong(&record->owner, &owner, STREAM_OWNER(OWNER_GENERATION(owner), 0))) {
-        return false;
+    if (atomic_compare_exchange_strong(&record->owner, &owner, STREAM_OWNER(OWNER_GENERATION(owner), 0))) {
+        ring_bell(&arena->streams->freed);
     }
-    ring_bell(&arena->streams->freed);
-    return true;
 }
 
 /* Whether the owner has said that it writes no more. */
@@ -72,33 +70,62 @@ is_final(const struct stream_record *record, uint32_t generation)
     return STREAM_GENERATION(written) == generation && STREAM_STATE(written) != STREAM_GOES_ON;
 }
 
-/* Whether nobody will write the record any more, and nobody will look for it.  First whether the owner is dead, then
-   where its message was: one that lives may still get a position.  T3 */
+/* Where the record's message is.  False: it has no position yet. */
 static bool
-is_nobodys(mpshm_arena *arena, const struct stream_record *record, uint64_t owner)
+has_spot(const struct stream_record *record, uint32_t generation, uint64_t *spot)
 {
-    uint32_t generation = OWNER_GENERATION(owner);
-    bool dead = arena_name_is_dead(arena, OWNER_NAME(owner));
+    uint64_t word = atomic_load(&record->spot);
 
-    if (!dead && !is_final(record, generation)) {
-        return false;
-    }
-    uint64_t spot = atomic_load(&record->spot);
-
-    return SPOT_GENERATION(spot) == generation ? ring_has_passed(arena, SPOT_OF(spot)) : dead;
+    *spot = SPOT_OF(word);
+    return SPOT_GENERATION(word) == generation;
 }
 
-void
+/* Free the record if nobody will write it any more, and nobody will look for it.  dead: its owner is; asked first, for one
+   that lives may still get a position.  T3 */
+static void
+free_if_nobodys(mpshm_arena *arena, struct stream_record *record, uint64_t owner, bool dead)
+{
+    uint32_t generation = OWNER_GENERATION(owner);
+    uint64_t spot;
+
+    if (dead || is_final(record, generation)) {
+        bool gone = has_spot(record, generation, &spot) ? ring_has_passed(arena, spot) : dead;
+
+        if (gone) {
+            free_owned(arena, record, owner);
+        }
+    }
+}
+
+/* A dead sender's message that is not whole will not come.  If nobody has begun to take it, nobody needs to: it is skipped
+   here.  T4 */
+static bool
+skip_if_broken(mpshm_arena *arena, const struct stream_record *record, uint64_t owner)
+{
+    uint32_t generation = OWNER_GENERATION(owner);
+    uint64_t spot;
+
+    return !is_final(record, generation) && has_spot(record, generation, &spot) && ring_take_back(arena, spot);
+}
+
+/* What the dead left: whether any slot has been skipped. */
+bool
 stream_reap(mpshm_arena *arena)
 {
+    bool any = false;
+
     for (uint32_t i = 0; i < arena->stream_count; i++) {
         struct stream_record *record = &arena->streams->records[i];
         uint64_t owner = atomic_load(&record->owner);
 
-        if (OWNER_NAME(owner) != 0 && is_nobodys(arena, record, owner)) {
-            (void) free_owned(arena, record, owner);
+        if (OWNER_NAME(owner) != 0) {
+            bool dead = arena_name_is_dead(arena, OWNER_NAME(owner));
+
+            any |= dead && skip_if_broken(arena, record, owner);
+            free_if_nobodys(arena, record, owner, dead);
         }
     }
+    return any;
 }
 
 /* Have that record, if it is free. */
@@ -134,7 +161,7 @@ stream_claim(mpshm_arena *arena, mpshm_stream *stream)
     if (claim_one(arena, stream)) {
         return true;
     }
-    stream_reap(arena);
+    (void) stream_reap(arena);
     return claim_one(arena, stream);
 }
 
@@ -219,7 +246,7 @@ stream_give_up(const struct stream *stream, uint32_t pieces)
 void
 stream_free(mpshm_arena *arena, const struct stream *stream)
 {
-    (void) free_owned(arena, stream->record, STREAM_OWNER(stream->generation, arena->me));
+    free_owned(arena, stream->record, STREAM_OWNER(stream->generation, arena->me));
 }
 
 bool
@@ -259,12 +286,10 @@ stream_end(mpshm_arena *arena, const struct stream *stream)
 {
     uint64_t owner = atomic_load(&stream->record->owner);
 
-    if (OWNER_NAME(owner) != 0 && OWNER_GENERATION(owner) == stream->generation
-        && is_nobodys(arena, stream->record, owner)) {
-        (void) free_owned(arena, stream->record, owner);
-    } else {
-        ring_bell(&stream->record->sender_bell); /* it is the owner's to free */
+    if (OWNER_NAME(owner) != 0 && OWNER_GENERATION(owner) == stream->generation) {
+        free_if_nobodys(arena, stream->record, owner, arena_name_is_dead(arena, OWNER_NAME(owner)));
     }
+    ring_bell(&stream->record->sender_bell); /* else it is the owner's to free */
 }
 
 void
@@ -298,6 +323,19 @@ stream_call(mpshm_arena *arena)
         }
     }
     ring_bell(&arena->streams->freed);
+}
+
+/* What the dead left in a queue, in its slots and in its records: whether there was any.  Costs a look at each owner.  Who
+   sends in pieces to one of them is to see that. */
+bool
+stream_mend(mpshm_arena *arena)
+{
+    bool any = chain_mend(arena);
+
+    if (any) {
+        stream_call(arena);
+    }
+    return stream_reap(arena) || any;
 }
 
 /* rests: no process is at work, and the dead have been reaped. */

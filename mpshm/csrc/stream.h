@@ -47,7 +47,8 @@ bool stream_owner_is_dead(mpshm_arena *arena, const struct stream *stream);
 /* The taker's, when the slot has passed. */
 void stream_end(mpshm_arena *arena, const struct stream *stream);
 bool stream_take_cold(mpshm_arena *arena, uint32_t number, struct stream *stream); /* (L) */
-void stream_reap(mpshm_arena *arena); /* free what is nobody's */
+bool stream_reap(mpshm_arena *arena); /* skip what is broken, free what is nobody's: whether a slot was skipped */
+bool stream_mend(mpshm_arena *arena); /* the same, and chain_mend */
 void stream_call(mpshm_arena *arena); /* wake all that sleep at a record or for one */
 int stream_validate(mpshm_arena *arena, bool rests); /* 1, or -line */
 /* What the caller has in its own memory of a message, or this process of all that are parked. */

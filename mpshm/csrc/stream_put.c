@@ -107,7 +107,7 @@ mpshm_stream_wait(mpshm_arena *arena, int timeout_ms)
             waiters_look_round(arena);
         }
     }
-    stream_reap(arena);
+    (void) stream_reap(arena);
     return stream_any_free(arena) ? 0 : -EAGAIN;
 }
 

@@ -317,7 +317,7 @@ waiters_room(mpshm_arena *arena, int fd, short gone, int64_t place, int timeout_
             return 0;
         }
     }
-    if (!may_try(arena, room) && chain_mend(arena)) { /* the dead were in the way, of others as well */
+    if (!may_try(arena, room) && stream_mend(arena)) { /* the dead were in the way, of others as well */
         waiters_let_in(arena, INT_MAX);
     }
     return may_try(arena, room) ? 0 : -EAGAIN;

@@ -159,6 +159,7 @@ let_in_unasked(mpshm_arena *arena)
 static void
 look_round(mpshm_arena *arena)
 {
+    (void) stream_mend(arena);
     chain_reap(arena);
     stream_reap(arena);
     if (ring_is_ready(arena)) {

@@ -636,6 +636,34 @@ a_killed_sender_s_message_is_skipped(void)
 }
 
 static void
+what_is_broken_is_skipped_though_nobody_takes_it(void)
+{
+    open_queue_of(1, 0, 1);
+    int pid = stuck_sender(LARGE, 1);
+
+    CHECK_EQ(1, mpshm_queue_size(arena));
+    kill_child(pid);
+    CHECK_EQ(1, tasks_unfinished(arena));
+    CHECK_EQ(0, mpshm_wait_done(arena, 0));
+    CHECK_EQ(0, mpshm_queue_size(arena));
+    CHECK_EQ(0, records_in_use());
+    pid = stuck_sender(LARGE, 1);
+    kill_child(pid);
+    CHECK_EQ(0, mpshm_queue_full(arena)); /* its place is free */
+    CHECK_EQ(1, put(PIECE, 2));
+    CHECK_EQ(1, mpshm_queue_full(arena));
+    check_next(PIECE, 2);
+    CHECK_EQ(0, mpshm_task_done(arena));
+    pid = stuck_sender(LARGE, 1);
+    kill_child(pid);
+    CHECK_EQ(0, mpshm_queue_wait_room(&out, NULL, 0)); /* whoever finds no place looks for the dead */
+    put_small("next");
+    check_small("next");
+    CHECK_EQ(0, mpshm_task_done(arena));
+    end_queue();
+}
+
+static void
 a_taker_that_sleeps_sees_that_the_sender_is_dead(void)
 {
     open_queue();
@@ -945,7 +973,12 @@ a_message_goes_through_a_record_from_any_ring(void)
     CHECK_EQ(0, begin(stream, LARGE, 1));
     CHECK_EQ(3, SPOT_RING(stream->spot));
     CHECK_EQ(0, mpshm_stream_stop(stream, 0)); /* taken back */
-    int pid = sender(LARGE, 2), stuck = stuck_sender(LARGE, 3);
+    int pid = sender(LARGE, 2);
+
+    while (mpshm_queue_size(arena) <= in_front) {
+        sched_yield();
+    }
+    int stuck = stuck_sender(LARGE, 3);
 
     put_small("last");
     for (uint32_t i = 0; i < in_front; i++) {
@@ -1222,6 +1255,7 @@ static const struct test tests[] = {
     TEST(a_signal_ends_a_wait),
     TEST(a_sender_sees_that_nobody_receives_any_more),
     TEST(a_killed_sender_s_message_is_skipped),
+    TEST(what_is_broken_is_skipped_though_nobody_takes_it),
     TEST(a_taker_that_sleeps_sees_that_the_sender_is_dead),
     TEST(what_was_written_before_the_death_arrives),
     TEST(a_killed_taker_s_message_is_lost_and_no_other),

@@ -22,7 +22,9 @@
     look     at a record: read its owner. If that is dead, or written, of this use, says LAST or
              GIVEN_UP: read spot, and its slot, which must have passed; spot is of an earlier use:
              the owner must be dead. CAS the owner to (use, nobody)
-    reap     slots of the dead as in positions.py; look
+    reap     slots of the dead as in positions.py. A record: read its owner, and if that is dead
+             written; of this use it says GOES_ON, or it is of an earlier one: read spot, and if it
+             is of this use CAS its slot from READY to SKIPPED. Then look
 
 DONE stands for FREE of the next lap: there are positions only. At the beginning of a use, spot and
 written say what the last owner has stored; so both name their use.
@@ -303,8 +305,25 @@ class Stream(Model):
 
     # the reaper
 
+    def look_broken(self, s: State, owner: Owner) -> Step:
+        is_final = s.written.use == owner.use and s.written.state != GOES_ON
+        return s, LOOK if is_final and self.variant != "unread" else ("look where", owner)
+
+    def look_where(self, s: State, owner: Owner) -> Step:
+        use, p = s.spot
+        return s, ("look skip", p) if use == owner.use else LOOK
+
+    def look_skip(self, s: State, p: int) -> Step:
+        if s.slots[p].state != READY:
+            return s, LOOK
+        if s.fate[self.who.index(s.slots[p].sender)] == WHOLE:
+            raise Broken("a message that was put is skipped")
+        return self.set_slot(s, p, SKIPPED), LOOK
+
     def reap(self, s: State) -> list[Step]:
         made: list[Step] = [(s, LOOK)] if s.owner.name else []
+        if s.owner.name and self.is_dead(s, s.owner.name):
+            made.append((s, ("look broken", s.owner)))
         for p, slot in enumerate(s.slots):
             if slot.state in (WRITING, TAKING) and self.is_dead(s, slot.name):
                 new = SKIPPED if slot.state == WRITING else DONE
@@ -340,6 +359,8 @@ CASES = [
     broken("nouse", FREED, lambda v: Stream("s t", variant=v)),
     # the sender writes a piece before the last one was read
     broken("noread", "not whole", lambda v: Stream(variant=v)),
+    # the reaper skips a dead sender's message, whatever written says
+    broken("unread", "that was put is skipped", lambda v: Stream("s", pieces=1, variant=v)),
     # it stores spot after READY
     broken("latespot", "another's", lambda v: Stream(variant=v)),
     # it takes its message back by a store, not a CAS

@@ -92,6 +92,19 @@ put_by_copy(void)
     EXPECT_EQ(0, say(BY_COPY));
 }
 
+void
+put_plainly(void)
+{
+    EXPECT_EQ(0, say(PLAIN));
+}
+
+/* Nobody takes it, or one that sleeps until it comes. */
+void
+put_pieces(void)
+{
+    (void) say(PIECES);
+}
+
 /* The first four of them find room, unless others put meanwhile. */
 void
 put_four(void)
@@ -143,6 +156,20 @@ void
 wait_for_memory(void)
 {
     (void) mpshm_wait_room(stage.arena, stage.out.fd, 90000, 100000, 1);
+}
+
+/* As many as there are records. */
+void
+use_all_records(void)
+{
+    for (int i = 0; i < 8 && say(PLAIN) == 0; i++) {
+    }
+}
+
+void
+wait_for_record(void)
+{
+    (void) say(PLAIN);
 }
 
 /* Getting. */
@@ -314,6 +341,28 @@ sleep_for_memory(void)
         has_sent = true;
     }
     return mpshm_wait_room(stage.arena, stage.out.fd, 90000, 100000, UNTIL_ITS_WATCH) == 0;
+}
+
+bool
+sleep_for_taker(void)
+{
+    return say_patiently(PIECES) == 0;
+}
+
+/* The victim is dead, or has got it. */
+void
+nudge_taker(void)
+{
+    mpshm_process_ended(report->victim_pid);
+    (void) hear();
+}
+
+/* And here it has put it, or is dead. */
+void
+nudge_pieces(void)
+{
+    mpshm_process_ended(report->victim_pid);
+    nudge_message();
 }
 
 void

@@ -141,6 +141,13 @@ notice_death(void)
 
 /* Giving memory back. */
 
+void
+use_pieces(void)
+{
+    EXPECT_EQ(0, say(PLAIN));
+    (void) hear_all();
+}
+
 /* So that there is some to give back: in the middle of each segment, and in more of them than one. */
 void
 use_memory(void)
@@ -238,6 +245,13 @@ one_dead(void)
 {
     three();
     die_in_child(have_everything);
+}
+
+void
+one_dead_in_pieces(void)
+{
+    three();
+    die_in_child(begin_pieces);
 }
 
 void

@@ -11,6 +11,7 @@
 struct report {
     struct point_note victim, reaper;
     char complaint[400]; /* the first one */
+    int victim_pid;
     int family;          /* process group of the victim and what it has forked */
     uint32_t strays;     /* runs that are known to be lost for a while */
     int64_t ahead_ns;    /* the clock of all of them is so far ahead */

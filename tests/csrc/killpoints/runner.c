@@ -42,6 +42,7 @@ be_victim(const struct life *life, enum point_deed deed)
     const struct scenario *scenario = life->scenario;
 
     points_note_in(&report->victim);
+    report->victim_pid = getpid();
     if (scenario->flags & ACT_FORKS) {
         life_begin_family();
     }

@@ -12,13 +12,14 @@ void put_short(void), put_longer(void), put_copied(void), put_viewed(void), put_
 void put_streamed(void), put_filled(void), put_by_copy(void), put_four(void);
 void place_and_put(void), place_and_give(void), put_where_full(void), wait_for_turn(void);
 void wait_for_memory(void);
+void put_plainly(void), put_pieces(void), use_all_records(void), wait_for_record(void);
 void get_one(void), get_all(void), get_four(void), get_nothing(void);
 void poll_for_some(void), poll_for_none(void), watch(void), call(void);
 void get_and_done(void), done(void), wait_done(void);
 bool sleep_for_message(void), sleep_for_room(void), sleep_for_turn(void), sleep_for_tasks(void);
-bool sleep_for_memory(void);
+bool sleep_for_memory(void), sleep_for_taker(void);
 void nudge_message(void), nudge_room(void), nudge_ring(void), nudge_tasks(void), nudge_all_tasks(void);
-void nudge_memory(void);
+void nudge_memory(void), nudge_taker(void), nudge_pieces(void);
 void get_half_a_ring(void);
 /* What was done before. */
 void three(void), six(void), fill(void), take_one(void);
@@ -31,6 +32,7 @@ void take_over(void), make_another(void);
 void leave(void), leave_with_view(void), leave_with_loan(void);
 void reap(void), notice_death(void);
 void use_memory(void), trim(void), hold_large(void), release_large(void);
+void use_pieces(void), one_dead_in_pieces(void);
 void one_dead(void), many_dead(void), large_dead(void), one_gone(void);
 
 /* acts_forks.c */

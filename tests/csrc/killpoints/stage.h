@@ -65,12 +65,18 @@ enum shape {
     STREAMED,   /* a stream that grows in a run, and a buffer */
     FILLED,     /* a run that the sender has filled itself */
     BY_COPY,    /* mpshm_send_copy */
+    PLAIN,      /* through a stream record, in one piece */
+    PIECES,     /* the same in two, so that somebody must take it */
     SHAPES
 };
 
 /* Put one: 0, or the error. */
 int say(enum shape shape);
-/* The same with a place that was taken before. */
+/* The same for one in pieces, until somebody has taken it. */
+int say_patiently(enum shape shape);
+/* Begin to put one in pieces, and no more. */
+void begin_pieces(void);
+/* As the first, with a place that was taken before. */
 int say_with_place(enum shape shape, mpshm_place *place);
 /* Put several short ones in one call: how many, or the error. */
 int say_some(int count);
