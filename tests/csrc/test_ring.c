@@ -26,9 +26,9 @@ static mpshm_counts counts;
 static int ends[2], to_parent[2];
 
 static void
-open_queue(uint32_t places)
+open_queue_of(mpshm_queue queue)
 {
-    arena = queue_arena_of(tiny, places, 0, 0);
+    CHECK_EQ(0, mpshm_arena_create(&tiny, MPSHM_FILE_AUTO, "mpshm", 0, &queue, &arena));
     make_pipe(ends);
     CHECK_EQ(0, pipe(to_parent));
     batch = batch_of(arena, &counts, ends[0], 0);
@@ -38,9 +38,21 @@ open_queue(uint32_t places)
 }
 
 static void
+open_queue(uint32_t places)
+{
+    open_queue_of((mpshm_queue) {.places = places});
+}
+
+static void
 open_ring(void)
 {
     open_queue(0);
+}
+
+static void
+open_growing(void)
+{
+    open_queue_of((mpshm_queue) {.grows = 1});
 }
 
 /* A message that says whose it is, and whether it is whole. */
@@ -176,6 +188,29 @@ end_ring(void)
         CHECK_EQ(FULL, ring_count(arena, false));
         CHECK_EQ(0, put_notes(99, 0, 1));
         check_taken(99, lap * FULL, FULL);
+    }
+    free_batch(batch);
+    mpshm_arena_close(arena);
+}
+
+/* Its rings are free but for one, and it grows as ever. */
+static void
+end_growing(void)
+{
+    mpshm_reap(arena);
+    CHECK_EQ(1, ring_validate(arena, true));
+    for (uint32_t round = 0; round < 2; round++) {
+        check_nothing_there();
+        (void) mpshm_trim(arena);
+        CHECK_EQ(0, LINK_RING((name) atomic_load(&arena->chain->last) & NAME_MASK));
+        CHECK_EQ(0, atomic_load(&arena->chain->touched));
+        check_put(99, 0, FULL - 1); /* one slot is the link's */
+        CHECK_EQ(0, put_notes(99, 0, 1));
+        CHECK_EQ(0, mpshm_queue_grow(END(arena, ends[1])));
+        check_put(99, FULL - 1, FULL);
+        CHECK_EQ(2 * FULL - 1, ring_count(arena, false));
+        check_taken(99, 0, 2 * FULL - 1);
+        CHECK_EQ(1, ring_validate(arena, true));
     }
     free_batch(batch);
     mpshm_arena_close(arena);
@@ -822,10 +857,26 @@ check_all_seen(void)
    do. */
 static mpshm_arena handle;
 
+/* Its rings beyond the first are the thread's own, for what it notes of them is a lock's, not an atomic word. */
+static mpshm_arena
+own_handle(void)
+{
+    mpshm_arena own = handle;
+
+    if (own.grows) {
+        own.others = calloc(own.rings, sizeof *own.others);
+        CHECK(own.others != NULL);
+    }
+    return own;
+}
+
+/* Receivers that find nothing let a queue get longer than a ring. */
+#define LONG_ENOUGH_TO_GROW_US 3000
+
 static void *
 put_in_thread(void *number)
 {
-    mpshm_arena own = handle;
+    mpshm_arena own = own_handle();
     struct note notes[5];
 
     for (uint32_t seq = 0; seq < NOTES;) {
@@ -837,16 +888,21 @@ put_in_thread(void *number)
         n = put_noted(&own, notes, count);
         seq += n;
         if (n == 0) {
+            (void) chain_grow(&own);
             sched_yield();
         }
+        if (seq % 64 < n) {
+            (void) chain_shrink(&own);
+        }
     }
+    rings_detach(&own);
     return NULL;
 }
 
 static void *
 take_in_thread(void *number)
 {
-    mpshm_arena own = handle;
+    mpshm_arena own = own_handle();
     uint32_t last[SENDERS] = {0}, most = number == NULL ? 1 : 8;
     struct note notes[8];
 
@@ -856,19 +912,19 @@ take_in_thread(void *number)
         for (uint32_t i = 0; i < n; i++) {
             note_taken(&notes[i], last);
         }
-        if (n == 0) {
-            usleep(100); /* mpshm_queue_poll would want the lock, when it looks round */
+        if (n == 0) { /* mpshm_queue_poll would want the lock, when it looks round */
+            usleep(own.grows ? LONG_ENOUGH_TO_GROW_US : 100);
         }
     }
+    rings_detach(&own);
     return NULL;
 }
 
 static void
-threads_lose_and_double_nothing(void)
+hammer_by_threads(void)
 {
     pthread_t threads[SENDERS + RECEIVERS];
 
-    open_ring();
     open_shared();
     arena_lock(arena);
     handle = *arena; /* before any thread changes it */
@@ -881,7 +937,46 @@ threads_lose_and_double_nothing(void)
     }
     arena_unlock(arena);
     check_all_seen();
+}
+
+static void
+threads_lose_and_double_nothing(void)
+{
+    open_ring();
+    hammer_by_threads();
     end_ring();
+}
+
+/* How often a ring has been left. */
+static uint32_t
+lives(void)
+{
+    uint32_t sum = 0;
+
+    for (uint32_t number = 0; number < arena->rings; number++) {
+        sum += RING_LIFE(atomic_load(&arena->chain->word[number]));
+    }
+    return sum;
+}
+
+static void
+threads_lose_and_double_nothing_where_the_queue_grows(void)
+{
+    open_growing();
+    hammer_by_threads();
+    CHECK(lives() > 0);
+    end_growing();
+}
+
+/* A put has found no room. */
+static void
+make_room(void)
+{
+    if (arena->grows) {
+        CHECK_EQ(0, mpshm_queue_grow(END(arena, ends[1])));
+    } else {
+        CHECK(mpshm_queue_wait_room(END(arena, ends[1]), NULL, 20) != -EPIPE);
+    }
 }
 
 static int
@@ -892,7 +987,7 @@ put_note(uint32_t sender, uint32_t seq)
 
     while ((n = mpshm_queue_put_one(END(arena, ends[1]), (char *) &note + 4, sizeof note - 4,
                                    NULL)) == -EAGAIN) {
-        CHECK(mpshm_queue_wait_room(END(arena, ends[1]), NULL, 20) != -EPIPE);
+        make_room();
     }
     return n;
 }
@@ -903,6 +998,9 @@ receive_notes(uint32_t *last, uint32_t most, int timeout_ms)
     int n = mpshm_queue_receive(batch, most, timeout_ms);
 
     CHECK(n > 0 || n == -EAGAIN);
+    if (arena->grows && mpshm_queue_poll(batch->end, 0) == 0) {
+        usleep(LONG_ENOUGH_TO_GROW_US);
+    }
     for (int i = 0; i < n; i++) {
         struct note note = {.length = htonl(sizeof note - 4)};
 
@@ -990,7 +1088,7 @@ live_until_killed(uint32_t role)
 
             seq += n;
             if (n == 0) {
-                CHECK(mpshm_queue_wait_room(END(arena, ends[1]), NULL, 20) != -EPIPE);
+                make_room();
             }
         }
     }
@@ -1042,7 +1140,6 @@ kill_hammer(void)
     }
     mpshm_reap(arena);
     CHECK_EQ(0, bytes_in_pipe());
-    end_ring();
 }
 
 static void
@@ -1051,6 +1148,18 @@ crew_killed_at_random_leaves_a_whole_ring(void)
     open_ring();
     open_shared();
     kill_hammer();
+    end_ring();
+}
+
+static void
+crew_killed_at_random_leaves_whole_rings_and_pipe(void)
+{
+    open_growing();
+    open_shared();
+    mpshm_queue_watch(batch->end);
+    kill_hammer();
+    CHECK(lives() > 0);
+    end_growing();
 }
 
 static void
@@ -1060,6 +1169,7 @@ crew_killed_at_random_leaves_a_whole_ring_and_pipe(void)
     open_shared();
     mpshm_queue_watch(batch->end);
     kill_hammer();
+    end_ring();
 }
 
 /* Damage of every kind that the invariants name is seen, and nothing else is. */
@@ -1132,9 +1242,11 @@ static const struct test tests[] = {
     TEST(watching_again_shows_a_message_without_a_byte),
     TEST(walker_sees_damage),
     TEST(threads_lose_and_double_nothing),
+    TEST(threads_lose_and_double_nothing_where_the_queue_grows),
     TEST(processes_lose_and_double_nothing),
     TEST(processes_lose_nothing_where_the_pipe_is_watched),
     TEST(crew_killed_at_random_leaves_a_whole_ring),
     TEST(crew_killed_at_random_leaves_a_whole_ring_and_pipe),
+    TEST(crew_killed_at_random_leaves_whole_rings_and_pipe),
 };
 RUN_TESTS(tests)
