@@ -296,6 +296,14 @@ nudge_tasks(void)
     }
 }
 
+/* Those that nobody has taken among them: what was skipped behind one counts when the head gets there. */
+void
+nudge_all_tasks(void)
+{
+    get_all();
+    nudge_tasks();
+}
+
 bool
 sleep_for_memory(void)
 {

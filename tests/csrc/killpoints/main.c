@@ -1,6 +1,6 @@
 /* killpoints: kills and stops processes at every point, and says which points are bad.
 
-   killpoints quick          one kind of queue and a pipe: each scenario, killed
+   killpoints quick          one kind of queue, a pipe, and a queue that grows: each scenario, killed
    killpoints all            every kind and mode
    killpoints MODE [KIND [SCENARIO [POINT [OTHER or POINT OF THE REAPER]]]]
                              KIND: a name, or -; SCENARIO and OTHER: parts of names; POINT: 0 is all
@@ -66,6 +66,9 @@ run_quick(void)
     unsigned long bad = run(&subject, &choice);
 
     choice.kind = PIPE;
+    bad += run(&subject, &choice);
+    choice.kind = GROWING;
+    choice.most = 2;
     return bad + run(&subject, &choice);
 }
 
@@ -85,16 +88,16 @@ run_kinds(struct choice choice, const int *kinds, int count)
 static unsigned long
 run_all(void)
 {
-    static const int differ[] = {UNBOUNDED, JOINABLE, BOTH, BYTES, PIPE};
+    static const int differ[] = {UNBOUNDED, JOINABLE, BOTH, BYTES, PIPE, GROWING, GROWN};
     struct choice kill = {.mode = MODE_KILL, .kind = -1, .hang_s = HANG_S};
     struct choice pause = {.mode = MODE_PAUSE, .other = "all of it", .most = 1, .hang_s = HANG_S};
     struct choice stop = {.mode = MODE_STOP, .other = "all of it", .most = 1, .hang_s = HANG_S};
     struct choice reaper = {.mode = MODE_REAPER, .most = 1, .hang_s = HANG_S};
     unsigned long bad = run(&subject, &kill);
 
-    bad += run_kinds(reaper, differ, 5);
-    bad += run_kinds(pause, differ, 5);
-    return bad + run_kinds(stop, differ, 5);
+    bad += run_kinds(reaper, differ, 7);
+    bad += run_kinds(pause, differ, 6);
+    return bad + run_kinds(stop, differ, 6);
 }
 
 static int

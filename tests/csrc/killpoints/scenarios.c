@@ -89,6 +89,8 @@ const struct scenario scenarios[] = {
     {"rings: grow where two are full", WITH_RINGS, grow_and_put, .before = fill_two},
     {"rings: put behind the link", WITH_RINGS, put_short, .before = fill_and_grow},
     {"rings: put views behind the link", WITH_RINGS, put_viewed, .before = fill_and_grow},
+    {"rings: put where one joins", WITH_RINGS, put_short, .before = take_over_link, .sleep = sleep_for_tasks,
+     .nudge = nudge_all_tasks, .flags = KILL_ONLY},
     {"rings: put before and behind the link", WITH_RINGS, put_over_link, .before = leave_two_places},
     {"rings: get over the link", WITH_RINGS, get_all, .before = leave_one_before_link, .hands = 1},
     {"rings: get four over the link", WITH_RINGS, get_four, .before = leave_one_before_link, .hands = 4},

@@ -17,7 +17,7 @@ void poll_for_some(void), poll_for_none(void), watch(void), call(void);
 void get_and_done(void), done(void), wait_done(void);
 bool sleep_for_message(void), sleep_for_room(void), sleep_for_turn(void), sleep_for_tasks(void);
 bool sleep_for_memory(void);
-void nudge_message(void), nudge_room(void), nudge_ring(void), nudge_tasks(void);
+void nudge_message(void), nudge_room(void), nudge_ring(void), nudge_tasks(void), nudge_all_tasks(void);
 void nudge_memory(void);
 void get_half_a_ring(void);
 /* What was done before. */
