@@ -278,6 +278,44 @@ def test_receiver_short_of_address_space_receives() -> None:
     assert (0, 0) == (said["exit"], said["runs"])
 
 
+RING_SHORT = """
+import mpshm
+context = mpshm.get_context("fork")
+q, go, told = context.Queue(), context.SimpleQueue(), context.SimpleQueue()
+
+def receive():
+    told.put(q.empty())
+    go.get()
+    limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms)
+    got, error = 0, None
+    try:
+        while got < 2000:
+            assert got == q.get(timeout=60)
+            got += 1
+    except MemoryError as refused:
+        error = str(refused)
+    limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+    told.put((got, error, [q.get(timeout=60) for _ in range(2000 - got)][-1]))
+
+process = context.Process(target=receive)
+process.start()
+told.get()
+for n in range(2000):
+    q.put(n)
+go.put(None)
+got, error, last = told.get()
+process.join()
+say(got=got, error=error, last=last, exit=process.exitcode)
+"""
+
+
+def test_receiver_without_room_for_a_ring_raises_and_does_not_wait_beside_messages() -> None:
+    (said,) = run(RING_SHORT)
+    assert 0 < said["got"] < 1999
+    assert said["error"].startswith("cannot map shared memory")
+    assert (1999, 0) == (said["last"], said["exit"])
+
+
 # Descriptors
 
 DESCRIPTORS = """

@@ -175,9 +175,8 @@ def failure(code: int, what: str = "", bad: Any = None, of: str = "an arena") ->
         text = text.replace("{it}", what or "shared memory of this channel").replace("{of}", of)
         return kind(text) if text else kind()
     if code == -errno.ENOMEM:
-        return MemoryError(
-            f"{what}: cannot map shared memory; raise the limit of address space (ulimit -v)"
-        )
+        text = "cannot map shared memory; raise the limit of address space (ulimit -v)"
+        return MemoryError(f"{what}: {text}" if what else text)
     return OSError(-code, os.strerror(-code), what or None)
 
 

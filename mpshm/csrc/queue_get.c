@@ -417,7 +417,8 @@ take(mpshm_batch *batch, uint32_t most)
 }
 
 /* Call when the ring has nothing to take: 0 if a message may come, MPSHM_E_END, or MPSHM_E_CLOSED; or
-   MPSHM_E_CROWDED if there is a message that only a process with a name can take. */
+   MPSHM_E_CROWDED if there is a message that only a process with a name can take; or -ENOMEM if messages lie in a ring
+   that this process has no room to map: it would wait for ever for what is there. */
 static int
 look_at_pipe(mpshm_batch *batch)
 {
@@ -432,6 +433,9 @@ look_at_pipe(mpshm_batch *batch)
     }
     if (arena->me == 0 && ring_is_ready(arena)) {
         result = MPSHM_E_CROWDED;
+    }
+    if (result == 0 && chain_first(arena).ring == NULL) {
+        result = -ENOMEM;
     }
     arena_unlock(arena);
     return result;
