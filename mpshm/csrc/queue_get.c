@@ -434,9 +434,6 @@ look_at_pipe(mpshm_batch *batch)
     if (arena->me == 0 && ring_is_ready(arena)) {
         result = MPSHM_E_CROWDED;
     }
-    if (result == 0 && chain_first(arena).ring == NULL) {
-        result = -ENOMEM;
-    }
     arena_unlock(arena);
     return result;
 }
