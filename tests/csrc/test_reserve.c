@@ -209,7 +209,7 @@ short_messages_find_room_among_large_ones(void)
     char data[3000];
 
     open_queue(MPSHM_FILE_AUTO);
-    near->overflow = far->overflow = NULL;
+    near->overflowing = far->overflowing = false; /* so that a message of more than a slot needs a run */
     for (unsigned i = 0; i <= PLACES; i++) {
         CHECK_EQ(0, put(MIB, i));
         (void) get(MIB, i);

@@ -235,7 +235,7 @@ a_queue_carries_messages_of_all_kinds_through_windows(void)
     counts = (mpshm_counts) {.small_messages = 0};
     near = queue_arena_of(geometry, 0, 0, 0);
     far = attach_again(near);
-    near->overflow = far->overflow = NULL;
+    near->overflowing = far->overflowing = false; /* so that a message of more than a slot needs a run */
     make_pipe(pipe_ends);
     mpshm_debug_refuse_mappings(1);
     mpshm_batch *batch = batch_of(far, &counts, pipe_ends[0], 0);
