@@ -187,7 +187,7 @@ is_over_bytes(mpshm_arena *arena)
         return false;
     }
     arena_lock(arena);
-    bool over = !turn_has_come(arena, ring_end(&arena->zero), MPSHM_SLOT_BYTES);
+    bool over = !turn_is_next(arena, MPSHM_SLOT_BYTES);
 
     arena_unlock(arena);
     return over;

@@ -146,7 +146,7 @@ use_place(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
 static int
 take_turn(mpshm_arena *arena, const struct letter *letter, uint64_t *position)
 {
-    if (!turn_has_come(arena, ring_end(&arena->zero), letter->bytes)) {
+    if (!turn_is_next(arena, letter->bytes)) {
         return MPSHM_E_FULL;
     }
     if (ring_claim(arena, SLOT_WRITING, 1, position) == 0) {

@@ -252,6 +252,7 @@ void chain_put_back(mpshm_arena *arena, uint32_t number, uint64_t made, bool is_
 /* turns.c */
 bool turn_say(mpshm_arena *arena, uint64_t position, uint64_t bytes); /* (L) */
 bool turn_has_come(mpshm_arena *arena, uint64_t position, uint64_t bytes); /* (L) */
+bool turn_is_next(mpshm_arena *arena, uint64_t bytes);    /* (L): of one without a position */
 bool turn_is_here(mpshm_arena *arena, uint64_t position); /* (L): of a message that has said its bytes */
 bool turn_is_missed(mpshm_arena *arena);                  /* (L) */
 

@@ -105,6 +105,23 @@ turn_has_come(mpshm_arena *arena, uint64_t position, uint64_t bytes)
     return fits(arena, sum, bytes);
 }
 
+/* Whether one that has no position yet would be let in.  When a lap goes by meanwhile, the sum says nothing: again. */
+bool
+turn_is_next(mpshm_arena *arena, uint64_t bytes)
+{
+    for (uint32_t tries = 0; tries < RING_TRIES; tries++) {
+        uint64_t end = ring_end(&arena->zero);
+
+        if (turn_has_come(arena, end, bytes)) {
+            return true;
+        }
+        if (ring_end(&arena->zero) == end) {
+            return false;
+        }
+    }
+    return false;
+}
+
 /* Whether the first message that waits for its turn has it, or none waits for a turn and there are slots for those
    that wait to have one: whoever let it in has perhaps not woken it. */
 bool
