@@ -20,7 +20,7 @@
 /* A ring has 512 slots, of which a few may be kept. */
 #define RING_ROOM 500
 #define MOST_RUNS 8192
-#define MOST_PARCELS 64
+#define MOST_PARCELS 128
 /* Whole chunks of the smallest kind: a parcel's index, of one descriptor and what else there is. */
 #define INDEX_BYTES 16384
 #define DESCRIPTOR_BYTES 20
@@ -213,8 +213,8 @@ static struct {
     uint32_t run_count, index_count;
 } all;
 
-/* Claim all there is: usual chunks one by one until there are none and no segment more can be made; then what
-   is left of the smallest chunks, by parcels whose index fills sixteen KiB of those. */
+/* Claim all there is: usual chunks one by one until there are none and no segment more can be made below the reserve;
+   then what is left of the smallest chunks, and the reserve, by parcels whose index fills sixteen KiB of those. */
 static void
 claim_all(uint64_t chunk_bytes)
 {
@@ -249,8 +249,8 @@ give_all_back(void)
     }
 }
 
-/* No chunk is lost: all segments can be claimed whole.  A core may find chunks of the dead only when it has
-   found no others, and these may lie in pieces: hence twice. */
+/* No chunk is lost: all segments can be claimed whole, those of the reserve, which are as large here, as well.  A core
+   may find chunks of the dead only when it has found no others, and these may lie in pieces: hence twice. */
 static void
 check_memory(void)
 {
