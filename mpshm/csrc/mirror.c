@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #include "ring.h"
+#include "stream.h"
 
 /* A drainer reads no more than this after one look. */
 #define DRAIN_MOST 64
@@ -127,6 +128,14 @@ is_shown(mpshm_arena *arena)
         }
     }
     return false;
+}
+
+/* Whether the pipe is to show something: that, or a message of which this process has taken a part, and no thread waits
+   for the rest. */
+static bool
+must_show(mpshm_arena *arena)
+{
+    return stream_is_parked(arena) || is_shown(arena);
 }
 
 /* Whether a message is about to come that the pipe shows. */
@@ -257,14 +266,14 @@ static bool
 agree_once(mpshm_arena *arena, int fd, bool drains)
 {
     uint32_t bytes = bytes_in(fd); /* before the look */
-    bool shown = is_shown(arena);
+    bool shown = must_show(arena);
 
     if (shown && bytes == 0) {
         show(arena, fd);
     } else if (!shown && drains) {
         read_bytes(fd, bytes < DRAIN_MOST ? bytes : DRAIN_MOST);
     }
-    return is_shown(arena) == shown; /* G5: after the pipe was changed */
+    return must_show(arena) == shown; /* G5: after the pipe was changed */
 }
 
 /* Make the pipe agree with the ring.  False: end of file.  Under arena_lock.  G5 */
@@ -281,7 +290,7 @@ mirror_agree(mpshm_arena *arena, int fd)
             drain_end(arena);
         }
         /* Others have left to the drainer what came meanwhile. */
-        if (same && (!drains || bytes_in(fd) == 0 || is_shown(arena))) {
+        if (same && (!drains || bytes_in(fd) == 0 || must_show(arena))) {
             break;
         }
     }
@@ -294,7 +303,7 @@ mirror_after_take(mpshm_arena *arena, int fd)
 {
     INVARIANT(A4, arena_is_locked(arena));
     if (atomic_load_explicit(&arena->chain->waiters.watched, memory_order_relaxed)
-        && !is_shown(arena)) {
+        && !must_show(arena)) {
         (void) mirror_agree(arena, fd);
     }
 }

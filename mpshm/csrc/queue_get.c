@@ -352,6 +352,8 @@ leave_incoming(mpshm_batch *batch)
     batch->incoming = NULL;
     if (batch->end->fd < 0 && arena->receivers == 0) {
         stream_drop_parked(arena); /* this end was closed meanwhile, and nobody else comes for it */
+    } else if (batch->end->fd >= 0) {
+        (void) mirror_agree(arena, batch->end->fd); /* whoever waits at the pipe is to come for it */
     }
     waiters_call(arena, INT_MAX); /* another thread may be asleep */
 }
@@ -378,6 +380,11 @@ go_on(mpshm_batch *batch, int timeout_ms)
         add_failure(batch, result);
     }
     stream_close(incoming);
+    arena_lock(batch->end->arena);
+    if (batch->end->fd >= 0) {
+        mirror_after_take(batch->end->arena, batch->end->fd);
+    }
+    arena_unlock(batch->end->arena);
     return result != 0;
 }
 

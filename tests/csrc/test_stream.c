@@ -322,6 +322,36 @@ what_comes_before_a_long_message_is_not_kept_back_by_it(void)
     end_queue();
 }
 
+static bool
+is_readable(void)
+{
+    struct pollfd fd = {ends[0], POLLIN, 0};
+
+    return poll(&fd, 1, 0) == 1 && (fd.revents & POLLIN) != 0;
+}
+
+/* Else one that waits at the pipe and gets without waiting never comes for the rest. */
+static void
+pipe_shows_a_message_of_which_a_part_has_been_taken(void)
+{
+    open_queue();
+    mpshm_queue_watch(&in);
+    mpshm_stream *stream = mpshm_stream_new(arena);
+
+    CHECK_EQ(0, begin(stream, LARGE, 1));
+    CHECK(is_readable());
+    for (int result = 0; result != 1;) {
+        CHECK_EQ(-EINTR, mpshm_queue_receive(batch, 1, 0));
+        CHECK(stream_is_parked(arena) && is_readable());
+        result = mpshm_stream_go(stream, &out, data, LARGE, 0);
+        CHECK(result == 1 || result == -EAGAIN);
+    }
+    mpshm_stream_free(stream);
+    check_next(LARGE, 1);
+    CHECK(!is_readable());
+    end_queue();
+}
+
 static void
 several_senders_and_takers_lose_nothing(void)
 {
@@ -1243,6 +1273,7 @@ static const struct test tests[] = {
     TEST(a_block_keeps_what_was_taken),
     TEST(messages_come_in_the_order_of_their_slots),
     TEST(what_comes_before_a_long_message_is_not_kept_back_by_it),
+    TEST(pipe_shows_a_message_of_which_a_part_has_been_taken),
     TEST(several_senders_and_takers_lose_nothing),
     TEST(records_run_out_and_come_back),
     TEST(one_that_waits_for_a_record_is_woken),

@@ -20,7 +20,7 @@
 /* A ring has 512 slots, of which a few may be kept. */
 #define RING_ROOM 500
 #define MOST_RUNS 8192
-#define MOST_PARCELS 128
+#define MOST_PARCELS 2048
 /* Whole chunks of the smallest kind: a parcel's index, of one descriptor and what else there is. */
 #define INDEX_BYTES 16384
 #define DESCRIPTOR_BYTES 20
@@ -210,17 +210,21 @@ check_goes_on(void)
 static struct {
     mpshm_parcel *parcels[MOST_PARCELS];
     mpshm_run runs[MOST_RUNS];
-    uint32_t run_count, index_count;
+    uint32_t run_count, index_count, parcel_count;
 } all;
 
-/* Claim all there is: usual chunks one by one until there are none and no segment more can be made below the reserve;
-   then what is left of the smallest chunks, and the reserve, by parcels whose index fills sixteen KiB of those. */
+/* Claim all there is: usual chunks one by one until there are none and no segment more can be made; then what
+   is left of the smallest chunks, by parcels whose index fills sixteen KiB of those: the senders' reserve, and the
+   segments that had such chunks before. */
 static void
-claim_all(uint64_t chunk_bytes)
+claim_all(const mpshm_geometry *geometry)
 {
     static const char stream[INDEX_BYTES];
+    uint64_t chunk_bytes = UINT64_C(1) << geometry->chunk_shift;
 
-    for (int i = 0; i < MOST_PARCELS; i++) {
+    all.parcel_count = (geometry->segment_limit / 4 + 3) * (uint32_t) (geometry->segment_bytes / INDEX_BYTES) + 1;
+    EXPECT(all.parcel_count <= MOST_PARCELS);
+    for (uint32_t i = 0; i < all.parcel_count; i++) {
         all.parcels[i] = mpshm_parcel_new();
         EXPECT(all.parcels[i] != NULL);
         mpshm_parcel_begin(all.parcels[i], stage.arena);
@@ -231,17 +235,17 @@ claim_all(uint64_t chunk_bytes)
            && mpshm_get_buf(stage.arena, chunk_bytes, &all.runs[all.run_count]) == 0) {
         all.run_count++;
     }
-    while (all.index_count < MOST_PARCELS
+    while (all.index_count < all.parcel_count
            && mpshm_settle(all.parcels[all.index_count], INDEX_BYTES - DESCRIPTOR_BYTES, UINT64_MAX) == 0) {
         all.index_count++;
     }
-    EXPECT(all.run_count < MOST_RUNS && all.index_count < MOST_PARCELS);
+    EXPECT(all.run_count < MOST_RUNS && all.index_count < all.parcel_count);
 }
 
 static void
 give_all_back(void)
 {
-    for (uint32_t i = 0; i < MOST_PARCELS; i++) {
+    for (uint32_t i = 0; i < all.parcel_count; i++) {
         mpshm_parcel_free(all.parcels[i]);
     }
     for (uint32_t i = 0; i < all.run_count; i++) {
@@ -249,8 +253,8 @@ give_all_back(void)
     }
 }
 
-/* No chunk is lost: all segments can be claimed whole, those of the reserve, which are as large here, as well.  A core
-   may find chunks of the dead only when it has found no others, and these may lie in pieces: hence twice. */
+/* No chunk is lost: all segments can be claimed whole.  A core may find chunks of the dead only when it has
+   found no others, and these may lie in pieces: hence twice. */
 static void
 check_memory(void)
 {
@@ -259,10 +263,10 @@ check_memory(void)
     EXPECT_EQ(0, mpshm_arena_geometry(stage.arena, &geometry));
     uint64_t chunk_bytes = UINT64_C(1) << geometry.chunk_shift;
 
-    claim_all(chunk_bytes);
+    claim_all(&geometry);
     give_all_back();
-    claim_all(chunk_bytes);
-    uint64_t usual = all.run_count + MOST_PARCELS, in_each = geometry.segment_bytes / chunk_bytes;
+    claim_all(&geometry);
+    uint64_t usual = all.run_count + all.parcel_count, in_each = geometry.segment_bytes / chunk_bytes;
     uint64_t smallest = all.index_count, small_in_each = geometry.segment_bytes / INDEX_BYTES;
 
     EXPECT_EQ(0, usual % in_each);
