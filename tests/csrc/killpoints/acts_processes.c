@@ -13,6 +13,8 @@
 #include "scenarios.h"
 #include "stage.h"
 
+#include "debug.h" /* needs what mpshm.h includes */
+
 static mpshm_run loan;
 static int dead_pid;
 
@@ -22,6 +24,45 @@ have_segment(void)
 {
     EXPECT_EQ(0, mpshm_get_buf(stage.arena, 5000, &loan));
     EXPECT_EQ(0, mpshm_abandon(&loan));
+}
+
+/* By a handle that has no segment mapped, and maps none: messages go through windows. */
+void
+map_nothing(void)
+{
+    stage_attach();
+    mpshm_debug_refuse_mappings(1);
+}
+
+/* What is put next goes to the reserve: nobody gets that to fill it in place. */
+void
+use_all_but_reserve(void)
+{
+    static mpshm_run runs[64];
+    mpshm_geometry geometry;
+    uint32_t n = 0;
+
+    EXPECT_EQ(0, mpshm_arena_geometry(stage.arena, &geometry));
+    for (uint64_t size = geometry.segment_bytes; size >> geometry.chunk_shift > 0; size /= 2) {
+        while (mpshm_get_buf(stage.arena, size, &runs[n]) == 0) {
+            n++;
+            EXPECT(n < 64);
+        }
+    }
+}
+
+void
+use_all_and_put_views(void)
+{
+    use_all_but_reserve();
+    EXPECT_EQ(0, say(VIEWED));
+}
+
+void
+use_all_and_put_copied(void)
+{
+    use_all_but_reserve();
+    EXPECT_EQ(0, say(COPIED));
 }
 
 void

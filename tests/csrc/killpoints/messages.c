@@ -57,6 +57,7 @@ send_parcel(mpshm_parcel *parcel, const char *stream, uint32_t size, mpshm_place
         error = mpshm_queue_put_parcel(parcel, &stage.out, stream, size, place);
     } else {
         error = mpshm_send(parcel, stage.out.fd, stream, size);
+        error = error == MPSHM_SENT_UNMAPPED ? 0 : error; /* through windows */
     }
     return error;
 }

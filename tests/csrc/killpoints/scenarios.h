@@ -25,7 +25,8 @@ void get_half_a_ring(void);
 void three(void), six(void), fill(void), take_one(void);
 
 /* acts_processes.c */
-void have_segment(void);
+void have_segment(void), map_nothing(void), use_all_but_reserve(void);
+void use_all_and_put_views(void), use_all_and_put_copied(void);
 void claim_and_abandon(void), hold_and_let_go(void), exit_with_view(void);
 void open_ends_more(void), join(void), attach_and_leave(void), attach_put_leave(void);
 void take_over(void), make_another(void);
