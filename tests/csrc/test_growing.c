@@ -5,8 +5,10 @@
 #define _GNU_SOURCE
 #include "check.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -250,8 +252,10 @@ all_is_right_at_a_border_and_beside_it(void)
                 put(count);
                 CHECK_EQ(1, ring_validate(arena, true));
                 while (got_count < put_count) {
-                    CHECK_EQ(put_count - got_count, mpshm_queue_size(arena));
-                    CHECK_EQ(put_count - got_count, ring_count(arena, false));
+                    if (!SANITIZED || got_count % 16 == 0) {
+                        CHECK_EQ(put_count - got_count, mpshm_queue_size(arena));
+                        CHECK_EQ(put_count - got_count, ring_count(arena, false));
+                    }
                     CHECK(ring_is_ready(arena));
                     CHECK(is_shown());
                     get(1);
@@ -383,6 +387,9 @@ resident(void)
 static void
 no_ring_is_to_be_had_when_all_are_full(void)
 {
+    if (SANITIZED) {
+        return; /* two million messages take too long there */
+    }
     open_queue(0);
     for (uint64_t i = 0; i < held_by(RINGS); i++) {
         uint64_t number = put_count;
@@ -495,7 +502,7 @@ go_on(int how)
 static void
 late_claim_fails_wherever_the_queue_has_gone(void)
 {
-    for (uint32_t before = 0; before <= held_by(2) + 1; before += before < 3 ? 1 : 127) {
+    for (uint32_t before = 0; before <= held_by(2) + 1; before += before < 3 ? 1 : SANITIZED ? 509 : 127) {
         for (int how = 0; how < WAYS_TO_GO_ON; how++) {
             open_queue(0);
             put(before);
@@ -1105,6 +1112,18 @@ receive_by_fits(uint32_t *last, uint32_t most, uint32_t turn)
 }
 
 static void
+check_all_seen(void)
+{
+    CHECK_EQ(SENDERS * NOTES, atomic_load(&shared->got));
+    for (uint32_t sender = 0; sender < SENDERS; sender++) {
+        for (uint32_t seq = 0; seq < NOTES; seq++) {
+            CHECK(atomic_load(&shared->seen[sender][seq / 64]) >> seq % 64 & 1);
+        }
+    }
+    check_nothing_there();
+}
+
+static void
 send_notes(uint32_t sender)
 {
     for (uint32_t seq = 0; seq < NOTES; seq++) {
@@ -1148,12 +1167,80 @@ processes_lose_and_double_nothing_while_the_queue_grows(void)
     for (int i = 0; i < SENDERS + RECEIVERS; i++) {
         wait_child(pids[i]);
     }
-    for (uint32_t sender = 0; sender < SENDERS; sender++) {
-        for (uint32_t word = 0; word < NOTES / 64; word++) {
-            CHECK_EQ(UINT64_MAX, atomic_load(&shared->seen[sender][word]));
+    check_all_seen();
+    end_queue();
+}
+
+/* In threads with a handle of their own.  The lock is held for all of them: it orders nothing that they do. */
+static mpshm_arena handle;
+
+static void *
+put_in_thread(void *number)
+{
+    mpshm_arena own = handle;
+    char frame[RING_FRAME_BYTES] = {0};
+    struct note note = {(uint32_t) (uintptr_t) number, 0};
+
+    while (note.seq < NOTES) {
+        uint32_t size = 8 + note.seq % 1000, length = htonl(size);
+
+        memcpy(frame, &length, sizeof length);
+        fill(frame + sizeof length, size, note.sender + note.seq);
+        memcpy(frame + sizeof length, &note, sizeof note);
+        if (put_and_rouse(&own, ends[1], frame, 1) == 1) {
+            note.seq++;
+        } else {
+            CHECK_EQ(0, chain_grow(&own));
+        }
+        if (note.seq % 64 == 0) {
+            (void) chain_shrink(&own);
         }
     }
-    check_nothing_there();
+    return NULL;
+}
+
+static void *
+take_in_thread(void *number)
+{
+    mpshm_arena own = handle;
+    uint32_t last[SENDERS] = {0}, most = number == NULL ? 1 : 8;
+    char frames[8 * RING_FRAME_BYTES];
+
+    for (uint32_t turn = 0; atomic_load(&shared->got) < SENDERS * NOTES; turn++) {
+        uint32_t n = take_and_let_in(&own, frames, most);
+
+        for (uint32_t i = 0; i < n; i++) {
+            char *frame = frames + (size_t) i * RING_FRAME_BYTES;
+            uint32_t length;
+
+            memcpy(&length, frame, sizeof length);
+            note_taken(frame + sizeof length, ntohl(length), last);
+        }
+        if (n == 0 || turn % 500 == 499) {
+            usleep(n == 0 ? 100 : 2000);
+        }
+    }
+    return NULL;
+}
+
+static void
+threads_lose_and_double_nothing_while_the_queue_grows(void)
+{
+    pthread_t threads[SENDERS + RECEIVERS];
+
+    open_queue(0);
+    open_shared();
+    arena_lock(arena);
+    handle = *arena; /* before any thread changes it */
+    for (uintptr_t i = 0; i < SENDERS + RECEIVERS; i++) {
+        CHECK_EQ(0, pthread_create(&threads[i], NULL, i < SENDERS ? put_in_thread : take_in_thread,
+                                   (void *) (i % SENDERS)));
+    }
+    for (int i = 0; i < SENDERS + RECEIVERS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    arena_unlock(arena);
+    check_all_seen();
     end_queue();
 }
 
@@ -1270,6 +1357,7 @@ static const struct test tests[] = {
     TEST(ring_that_a_killed_receiver_has_left_is_taken_back),
     TEST(reaper_leaves_rings_of_the_living),
     TEST(killed_trimmer_leaves_a_free_ring),
+    TEST(threads_lose_and_double_nothing_while_the_queue_grows),
     TEST(processes_lose_and_double_nothing_while_the_queue_grows),
     TEST(crew_killed_at_random_while_the_queue_grows_leaves_it_whole),
 };
