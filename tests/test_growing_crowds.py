@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -352,8 +353,7 @@ def put_for_ever(who: int, q: Any) -> None:
 def get_for_ever(_: int, q: Any) -> None:
     while True:
         q.get()
-        for _ in range(2000):  # slower than those that put
-            pass
+        time.sleep(0.02)  # longer than a put waits for room before the queue grows
 
 
 # Forks and new processes while the queue is grown

@@ -6,6 +6,7 @@ Each case runs in a process of its own, for limits are a process's; stock runs t
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ import pytest
 from kit import namespaces
 from kit.programs import run_python
 
-pytestmark = pytest.mark.shared_memory("without it queues are stock's")
+pytestmark = [
+    pytest.mark.shared_memory("without it queues are stock's"),
+    pytest.mark.skipif(
+        "MPSHM_DEBUG" in os.environ, reason="long, and the other build of `make test` runs it"
+    ),
+]
 
 COMMON = (
     f"""
@@ -136,7 +142,7 @@ def test_thirty_queues_in_little_address_space_carry_large_messages(module: str)
     (said,) = run(ADDRESS_SPACE, module, "SimpleQueue")
     assert said["same"]
     if module == "mpshm":
-        assert 0 < said["reasons"][REASON] < 30
+        assert said["reasons"].get(REASON, 0) < 30  # some go through windows, or by segments
 
 
 DESCRIPTORS = """
