@@ -1,4 +1,4 @@
-/* The chain: how an unbounded queue gets further rings, and gives them back.
+/* The chain: how a queue gets further rings, and gives them back.
 
    When a ring is full, its last slot is claimed for a link to another, which has been made beforehand.  This one
    compare-and-swap ends the one ring and joins the next.  Receivers take what is in the first ring, and when its head
@@ -74,24 +74,15 @@ chain_mend(mpshm_arena *arena)
 
 /* Making rings. */
 
-/* Have a free ring be this process's: its number, or -1.  only_zero: no other than ring 0. */
-static int
-take_free(mpshm_arena *arena, uint32_t behind, bool only_zero)
+/* Have that ring be this process's, if it is free: its word then. */
+static bool
+take_free(mpshm_arena *arena, uint32_t number, uint64_t *made)
 {
-    for (uint32_t i = 1; i <= arena->rings; i++) {
-        uint32_t number = only_zero ? 0 : (behind + i) % arena->rings;
-        _Atomic uint64_t *at = &arena->chain->word[number];
-        uint64_t word = atomic_load(at);
+    uint64_t word = atomic_load(&arena->chain->word[number]);
 
-        if (number != behind && RING_STATE(word) == RING_FREE
-            && atomic_compare_exchange_strong(at, &word, RING_WORD(RING_LIFE(word), arena->me, RING_MAKING))) {
-            return (int) number;
-        }
-        if (only_zero) {
-            break;
-        }
-    }
-    return -1;
+    *made = RING_WORD(RING_LIFE(word), arena->me, RING_MAKING);
+    return RING_STATE(word) == RING_FREE
+           && atomic_compare_exchange_strong(&arena->chain->word[number], &word, *made);
 }
 
 /* Whether the ring is there, with memory where the file system may run full. */
@@ -127,35 +118,46 @@ begin_life(mpshm_arena *arena, struct ring *ring, const struct ring *other, uint
     atomic_store(&ring->head->before, position_after(atomic_load(&other->head->before), at - begin));
 }
 
-/* Link another ring at that tail: 0; -EAGAIN: another process was quicker at something; -ENOSPC: none is to be had.
-   C1 */
+/* Link a ring that this process has taken at that tail: 0; -EAGAIN: another process was quicker; -ENOSPC: there is no
+   memory for it.  C1 */
 static int
-link_ring(mpshm_arena *arena, struct tail *tail, bool only_zero)
+link_ring(mpshm_arena *arena, struct tail *tail, uint32_t number, uint64_t made)
 {
     struct chain *chain = arena->chain;
-    int number = take_free(arena, tail->ring->number, only_zero);
-
-    if (number < 0) {
-        return -ENOSPC;
-    }
-    struct ring *ring = ring_at(arena, (uint32_t) number);
-    uint32_t life = RING_LIFE(atomic_load(&chain->word[number]));
-    uint64_t made = RING_WORD(life, arena->me, RING_MAKING), last = tail->link;
+    struct ring *ring = ring_at(arena, number);
+    uint32_t life = RING_LIFE(made);
+    uint64_t last = tail->link;
 
     if (!has_memory(arena, ring)) {
-        ring_end_life(arena, (uint32_t) number, life);
+        ring_end_life(arena, number, life);
         return -ENOSPC;
     }
     begin_life(arena, ring, tail->ring, tail->at);
     if (!atomic_compare_exchange_strong(slot_word(tail->ring, tail->at), &tail->word,
                                         word_of(tail->ring, tail->at, LINK(number, life), SLOT_NEXT))) {
-        ring_end_life(arena, (uint32_t) number, life);
+        ring_end_life(arena, number, life);
         return -EAGAIN;
     }
     /* Receivers may have ended it already. */
     atomic_compare_exchange_strong(&chain->word[number], &made, RING_WORD(life, 0, RING_USED));
     atomic_compare_exchange_strong(&chain->last, &last, LINK(number, life));
     return 0;
+}
+
+/* The same for the next free ring, from the one behind the last of the chain on. */
+static int
+link_any(mpshm_arena *arena, struct tail *tail)
+{
+    uint64_t made;
+
+    for (uint32_t i = 1; i < arena->rings; i++) {
+        uint32_t number = (tail->ring->number + i) % arena->rings;
+
+        if (take_free(arena, number, &made)) {
+            return link_ring(arena, tail, number, made);
+        }
+    }
+    return -ENOSPC;
 }
 
 static int
@@ -167,7 +169,7 @@ grow(mpshm_arena *arena)
         if (!ring_tail(arena, &tail)) {
             break;
         }
-        int error = ring_has_room(arena, tail.ring, tail.at) ? 0 : link_ring(arena, &tail, false);
+        int error = ring_has_room(arena, tail.ring, tail.at) ? 0 : link_any(arena, &tail);
 
         if (error != -EAGAIN) {
             return error;
@@ -193,17 +195,18 @@ chain_grow(mpshm_arena *arena)
     return error;
 }
 
-/* Whether ring 0 has become the last ring, where small messages use the least memory. */
+/* Link ring 0 if a longer one is the last and little is in the queue: whether that has been done. */
 bool
 chain_shrink(mpshm_arena *arena)
 {
     struct tail tail;
+    uint64_t made;
 
     INVARIANT(A4, arena_is_locked(arena));
     return arena->grows && arena->me != 0 && RING_STATE(atomic_load(&arena->chain->word[0])) == RING_FREE
            && ring_tail(arena, &tail) && tail.ring->number != 0
            && chain_backlog(arena) <= (int64_t) FEW_OPEN /* behind ring_tail, which corrects `last` */
-           && link_ring(arena, &tail, true) == 0;
+           && take_free(arena, 0, &made) && link_ring(arena, &tail, 0, made) == 0;
 }
 
 /* Memory of rings. */
@@ -211,16 +214,13 @@ chain_shrink(mpshm_arena *arena)
 bool
 chain_take_cold(mpshm_arena *arena, uint32_t number, uint64_t *made)
 {
-    struct chain *chain = arena->chain;
-    uint64_t bit = UINT64_C(1) << number, word = atomic_load(&chain->word[number]);
+    uint64_t bit = UINT64_C(1) << number;
 
     INVARIANT(A4, arena_is_locked(arena));
-    *made = RING_WORD(RING_LIFE(word), arena->me, RING_MAKING);
-    if ((atomic_load(&chain->touched) & bit) == 0 || arena->me == 0 || RING_STATE(word) != RING_FREE
-        || !atomic_compare_exchange_strong(&chain->word[number], &word, *made)) {
+    if ((atomic_load(&arena->chain->touched) & bit) == 0 || arena->me == 0 || !take_free(arena, number, made)) {
         return false;
     }
-    atomic_fetch_and(&chain->touched, ~bit);
+    atomic_fetch_and(&arena->chain->touched, ~bit);
     return true;
 }
 

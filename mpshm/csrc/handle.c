@@ -9,12 +9,22 @@
    (pressure.c). */
 #include "internal.h"
 
+#include <sys/stat.h>
+
 /* Whether the descriptor is still the memory file's: a program may close all it finds, and open files of its
    own. */
 bool
 arena_has_file(const mpshm_arena *arena)
 {
     return memfile_is(arena->fd, arena->device, arena->inode);
+}
+
+uint64_t
+arena_resident(const mpshm_arena *arena)
+{
+    struct stat status;
+
+    return arena_has_file(arena) && fstat(arena->fd, &status) == 0 ? (uint64_t) status.st_blocks * 512 : 0;
 }
 
 /* See to it that arena->me is this process's name: after a fork it has another.  Under the lock.  E1 */

@@ -12,7 +12,6 @@
 #include "stream.h"
 
 #include <string.h>
-#include <sys/stat.h>
 
 /* Call `visit` for every segment of the directory, mapping those that this process has not mapped
    yet, until one call gives 0 or less: that result, or 1.  The process's other channels go on meanwhile.
@@ -95,12 +94,8 @@ visit_gauges(struct segment *seg, void *context)
 int
 mpshm_arena_gauges(mpshm_arena *arena, mpshm_gauges *out)
 {
-    struct stat status;
-
     memset(out, 0, sizeof *out);
-    if (arena_has_file(arena) && fstat(arena->fd, &status) == 0) { /* else it cannot be known any more */
-        out->bytes_resident = (uint64_t) status.st_blocks * 512;
-    }
+    out->bytes_resident = arena_resident(arena);
     int result = for_each_segment(arena, false, visit_gauges, out);
 
     return result < 0 ? result : 0;

@@ -258,6 +258,7 @@ void arena_visit(mpshm_arena *arena);    /* under the lock: a reference for the 
 void arena_leave(mpshm_arena *arena);    /* and its end, which takes the lock */
 void arena_notify(mpshm_arena *arena);
 bool arena_has_file(const mpshm_arena *arena); /* its descriptor is its memory file's */
+uint64_t arena_resident(const mpshm_arena *arena); /* bytes of the file; 0 if they cannot be known any more */
 /* This process's own word, or NULL if it has no name. */
 _Atomic uint64_t *arena_mark(mpshm_arena *arena);
 bool arena_name_is_dead(mpshm_arena *arena, name who); /* false for 0 and for this process */

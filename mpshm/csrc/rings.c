@@ -214,26 +214,21 @@ relaxed(_Atomic uint64_t *word)
     return atomic_load_explicit(word, memory_order_relaxed);
 }
 
-int64_t
-chain_backlog(const mpshm_arena *arena)
-{
-    name first = FIRST_LINK(relaxed(&arena->chain->first)), last = (name) relaxed(&arena->chain->last) & NAME_MASK;
-    struct ring *from = ring_at(arena, LINK_RING(first)), *to = first == last ? from : ring_at(arena, LINK_RING(last));
-
-    if (from == NULL || to == NULL) {
-        return 0;
-    }
-    int64_t open = position_ahead(relaxed(&to->head->tail), relaxed(&from->head->head));
-
-    return from == to ? open
-                      : position_ahead(relaxed(&to->head->before) + relaxed(&to->head->tail),
-                                       relaxed(&from->head->before) + HEAD_POSITION(relaxed(&from->head->head)));
-}
-
 uint64_t
 chain_taken(const mpshm_arena *arena)
 {
     struct ring *ring = ring_at(arena, LINK_RING(FIRST_LINK(relaxed(&arena->chain->first))));
 
-    return ring == NULL ? 0 : position_after(relaxed(&ring->head->before), HEAD_POSITION(relaxed(&ring->head->head)));
+    return ring == NULL ? 0 : position_after(relaxed(&ring->head->before), relaxed(&ring->head->head));
+}
+
+int64_t
+chain_backlog(const mpshm_arena *arena)
+{
+    struct ring *first = ring_at(arena, LINK_RING(FIRST_LINK(relaxed(&arena->chain->first))));
+    struct ring *last = ring_at(arena, LINK_RING(relaxed(&arena->chain->last)));
+
+    return first == NULL || last == NULL
+               ? 0
+               : position_ahead(relaxed(&last->head->before) + relaxed(&last->head->tail), chain_taken(arena));
 }

@@ -20,7 +20,6 @@
 #include "internal.h"
 
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
 
 #include "ring.h"
@@ -42,15 +41,6 @@
 /* How long a trim may take, of a close and of mpshm_trim: enough for 6 GiB, and for 60. */
 #define CLOSE_NS INT64_C(1000000000)
 #define TRIM_NS INT64_C(10000000000)
-
-/* What is resident of the file; 0 if it cannot be known any more. */
-static uint64_t
-file_memory(const mpshm_arena *arena)
-{
-    struct stat status;
-
-    return arena_has_file(arena) && fstat(arena->fd, &status) == 0 ? (uint64_t) status.st_blocks * 512 : 0;
-}
 
 struct trim {
     enum warmth keep;
@@ -276,7 +266,7 @@ trim_ring(mpshm_arena *arena, uint32_t number, struct trim *trim)
     }
     uint32_t slots = RING_SLOTS_OF(number);
     uint64_t at = ring_data_offset(slots), end = ring_apart_bytes(slots, arena->overflowing);
-    uint64_t before = file_memory(arena), after;
+    uint64_t before = arena_resident(arena), after;
 
     while (at < end && !is_over(arena, trim)) {
         uint64_t bytes = end - at < PUNCH_BYTES ? end - at : PUNCH_BYTES;
@@ -285,7 +275,7 @@ trim_ring(mpshm_arena *arena, uint32_t number, struct trim *trim)
         at += bytes;
     }
     trim->is_cut |= at < end;
-    after = file_memory(arena);
+    after = arena_resident(arena);
     trim->given += before > after ? before - after : 0; /* about: others are at work */
     chain_put_back(arena, number, made, at == end);
 #else
@@ -375,7 +365,7 @@ give_back(mpshm_arena *arena, struct trim *trim)
 bool
 trim_is_worth_it(const mpshm_arena *arena)
 {
-    return file_memory(arena) > 2 * KEEP_WARM;
+    return arena_resident(arena) > 2 * KEEP_WARM;
 }
 
 /* Whether there is anything to give back. */

@@ -12,7 +12,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -375,15 +374,6 @@ rings_are_used_again_in_further_lives(void)
     end_queue();
 }
 
-static uint64_t
-resident(void)
-{
-    struct stat status;
-
-    CHECK_EQ(0, fstat(mpshm_arena_fd(arena), &status));
-    return (uint64_t) status.st_blocks * 512;
-}
-
 static void
 no_ring_is_to_be_had_when_all_are_full(void)
 {
@@ -415,10 +405,10 @@ no_ring_is_to_be_had_when_all_are_full(void)
     }
     got_count = put_count;
     check_nothing_there();
-    uint64_t had = resident(), given = mpshm_trim(arena);
+    uint64_t had = gauges(arena).bytes_resident, given = mpshm_trim(arena);
 
-    CHECK_EQ(had - resident(), given);
-    CHECK(resident() < UINT64_C(24) << 20); /* the words of 1.9 million slots */
+    CHECK_EQ(had - gauges(arena).bytes_resident, given);
+    CHECK(gauges(arena).bytes_resident < UINT64_C(24) << 20); /* the words of 1.9 million slots */
     CHECK_EQ(0, atomic_load(&chain->touched));
     end_queue();
 }
