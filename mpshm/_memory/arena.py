@@ -95,8 +95,8 @@ QueueShape = NamedTuple(  # noqa: UP014
 """What a queue may hold; 0 is any number.
 
 places: messages; is_joinable: unfinished messages count for task_done() and join();
-bytes_limit: bytes of slots and chunks that the messages take; grows: it gets longer when a put asks
-for it, unless it is bounded.
+bytes_limit: bytes of slots and chunks that the messages take; grows: it has further rings when a
+put asks for them, unless bytes_limit is set or one ring holds as many messages as it may.
 """
 
 

@@ -117,9 +117,9 @@ class End:
         lib.mpshm_queue_watch(self.c)
 
     def grow(self) -> bool:
-        """Have room for more messages, once a put has found none; return False without memory.
+        """Link a further ring, once a put has found the last one full; return whether that helps.
 
-        Bounded queues do not grow.
+        False: there is no memory for one, or the queue is one that does not grow.
         """
         code = lib.mpshm_queue_grow(self.c)
         if code not in (0, -errno.ENOSPC):

@@ -265,7 +265,7 @@ class QueueGetter:
                 # With a timeout: no descriptor shows the leftovers of another task's get_many.
                 await aio.readable(self._reader.fileno(), LOOK_AGAIN_MS / 1000)
                 pause_s = aio.FIRST_PAUSE_S
-            else:  # a message has begun to come in pieces, which no descriptor shows either
+            else:  # one comes in pieces, and the descriptor is readable all the while
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, aio.LAST_PAUSE_S)
 

@@ -250,7 +250,7 @@ def make_ends(
     """Make a queue's two ends; return the end to get from and the end to put to.
 
     places: messages it holds at most; bytes_limit: bytes of chunks they take at most; 0 is no
-    limit.  grows: a queue without these limits gets longer when its ring is full.
+    limit.  grows: as for QueueShape.
     Returns None without shared memory, and on systems without futex.
     """
     if CORE_MISSING or sys.platform != "linux":

@@ -156,11 +156,11 @@ _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSE
 #define POSITION_BITS 36
 #define POSITION_MASK ((UINT64_C(1) << POSITION_BITS) - 1)
 #define RING_SLOTS UINT32_C(512) /* of ring 0, at least; a bounded queue has as many as it is long */
-/* At most: a ring becomes resident whole, 1.2 KB a slot, however few messages there ever are in it.  What
-   a longer bounded queue holds beyond that waits with its senders' feeders. */
+/* At most: a ring becomes resident whole, 1.2 KB a slot, however few messages there ever are in it.  A longer queue has
+   several rings. */
 #define RING_SLOTS_MOST UINT32_C(4096)
-/* A queue without a bound has further rings, each used only while the ones before it are full.  Each is twice as
-   long as the one before it, until they have as many slots as fit a mapping of 40 MiB. */
+/* Ring 1 is twice as long as ring 0, ring 2 twice as long as that one, and so on, until they have as many slots as fit a
+   mapping of 40 MiB. */
 #define RING_BITS 6
 #define RINGS (1 << RING_BITS) /* 1.9 million messages */
 #define RING_DOUBLINGS 6
