@@ -41,9 +41,8 @@ ring_advance(mpshm_arena *arena, struct ring *ring)
 {
     _Atomic uint64_t *head = &ring->head->head;
     uint64_t was = atomic_load(head);
-    uint32_t far = 0; /* it lags by less than a lap */
 
-    for (uint32_t tries = 0; tries < HEAD_TRIES && far <= ring->slots; tries++) {
+    for (uint32_t tries = 0; tries < HEAD_TRIES; tries++) {
         uint64_t at = HEAD_POSITION(was), skips = 0, steps = 0;
 
         while (steps < ring->slots) {
@@ -62,11 +61,10 @@ ring_advance(mpshm_arena *arena, struct ring *ring)
 
         /* A process that was quicker may not have seen what this one took: go on from its head. */
         if (atomic_compare_exchange_strong(head, &was, next)) {
-            was = next;
-            far += (uint32_t) steps;
             if (skips > 0) {
                 tasks_skipped(arena);
             }
+            return next; /* what passes from now on, its taker finds the head here */
         }
     }
     return was;

@@ -244,6 +244,9 @@ stream_unpark(mpshm_arena *arena)
     mpshm_incoming *incoming;
 
     INVARIANT(A4, arena_is_locked(arena));
+    if (arena->parked == NULL) { /* as mostly: and no store, which would wait for all before it */
+        return NULL;
+    }
     while ((incoming = arena->parked) != NULL) {
         arena->parked = incoming->next;
         if (incoming->generation == mpshm_process.generation) {

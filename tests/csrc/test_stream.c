@@ -864,7 +864,9 @@ a_thread_that_waits_for_a_piece_when_its_end_is_closed_loses_the_message(void)
         while (ring_taker(arena, stream->spot) == 0) {
             sched_yield();
         }
+        process_lock(); /* as the thread reads it */
         in.fd = -1;
+        process_unlock();
         mpshm_end_stop_receiving(&in);
         CHECK_EQ(0, pthread_join(thread, NULL));
         CHECK(!stream_is_parked(arena));
