@@ -18,6 +18,7 @@ from kit.growing import KB, body, counted, end_well, get_bodies, get_in_time, pu
 from kit.queues import finish, finishing
 from kit.threads import in_thread
 from kit.waiting import WAIT_S, wait_until
+from mpshm._queue import putting
 
 grows = pytest.mark.shared_memory("stock's queues leave what is not read yet to a thread")
 
@@ -112,7 +113,35 @@ def cancel_and_put(q: Any, count: int) -> None:
 
 
 @grows
-@pytest.mark.large  # in one run of three something of the late put keeps the memory files
+@pytest.mark.parametrize("before", [True, False])
+def test_put_to_the_feeder_that_comes_too_late_is_told_so(before: bool, monkeypatch: Any) -> None:
+    """A feeder that starts after close() would never be told to end."""
+    reported = list[object]()
+    with finishing(mpshm.Queue()) as q:
+        take_place = putting.take_place_within
+
+        def close_meanwhile(*args: Any) -> Any:
+            if before:
+                q.close()
+            place = take_place(*args)
+            q.close()
+            return place
+
+        q._on_queue_feeder_error = lambda error, obj: reported.append((type(error), obj))
+        q.put(1)
+        q._feeder_state.begin()
+        monkeypatch.setattr(putting, "take_place_within", close_meanwhile)
+        if before:
+            q.put(2)
+            assert reported == [(OSError, 2)]
+        else:
+            with pytest.raises(ValueError, match="is closed"):
+                q.put(2)
+        assert q._thread is None
+        q.join_thread()
+
+
+@grows
 @pytest.mark.parametrize("size", [10, 2 * KB, 100 * KB])
 def test_queue_closed_while_another_thread_puts_loses_nothing_that_was_put(size: int) -> None:
     """The put that comes too late is told so, and all before it arrive in another process."""

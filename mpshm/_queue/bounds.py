@@ -86,7 +86,7 @@ class PlaceSemaphore:
         self._held.clear()
 
     def _is_zero(self) -> bool:
-        return places.queue_full(self._end.arena)
+        return not self._end.closed and places.queue_full(self._end.ring_end.arena)
 
 
 def deadline_of(block: bool, timeout: float | None) -> float | None:
@@ -98,7 +98,7 @@ def deadline_of(block: bool, timeout: float | None) -> float | None:
 
 def take_place_within(end: QueueEnd, deadline: float | None) -> Place:
     """Take a place for a message that is put later.  Raises queue.Full at the deadline."""
-    place = Place(end.arena)
+    place = Place(end.ring_end.arena)
     while True:
         try:
             place.take()
@@ -116,7 +116,7 @@ def line_up(end: QueueEnd) -> Place | None:
 
     None if the ring has no slot for it yet.
     """
-    place = Place(end.arena)
+    place = Place(end.ring_end.arena)
     try:
         place.take()
     except QueueFull:

@@ -112,7 +112,7 @@ def try_put(end: QueueEnd, message: bytes | Message, place: Place | None = None)
             raise room_failure(code)
         return
     if message.parcel is None:  # shared memory was full when it was pickled
-        message.parcel = _to_runs(end.arena, NO_WAIT, message.stream)
+        message.parcel = _to_runs(end.ring_end.arena, NO_WAIT, message.stream)
     _send(message.parcel, end.ring_end, message.stream, place)
 
 
@@ -173,7 +173,7 @@ def put_within(
             wait = wait or PutWait(end, deadline, has_feeder)
             if not wait.waits_after(full, place):
                 raise
-        if place is None and end.arena.bytes_limit and deadline != 0:
+        if place is None and end.ring_end.arena.bytes_limit and deadline != 0:
             place = line_up(end)
 
 
@@ -207,7 +207,7 @@ def put_some_within(
                 wait = wait or PutWait(end, None, has_feeder)
                 if not wait.waits_after(full, None):
                     raise
-            if end.arena.bytes_limit or plain:
+            if end.ring_end.arena.bytes_limit or plain:
                 message = messages.pop(0)
                 put_within(end, message, message_places.pop(0) if message_places else None)
         except Exception:
@@ -221,12 +221,17 @@ def put_some_within(
 def give_to_feeder(queue: QueuePutter, pickled: Pickled, deadline: float | None) -> None:
     """Have the feeder put a message, after those it holds already.
 
-    Waits for a place, and raises queue.Full at the deadline.
+    Waits for a place, and raises queue.Full at the deadline; or ValueError if the queue has been
+    closed meanwhile.
     """
     end = queue._end
     assert end is not None
-    handed = Handed(pickled, take_place_within(end, deadline))
+    place = take_place_within(end, deadline)
+    handed = Handed(pickled, place)
     with queue._notempty:
+        if queue._closed:  # nobody would tell a feeder to end that starts now
+            place.give()
+            queue._check_open()
         queue._feeder_state.begin()
         if queue._thread is None:
             queue._start_thread()
@@ -283,6 +288,7 @@ class QueuePutter:
         _thread: Any
         _writer: Any
 
+        def _check_open(self) -> None: ...
         def _start_thread(self) -> None: ...
         def full(self) -> bool: ...
 
@@ -311,7 +317,7 @@ class QueuePutter:
                 self._put_pickled(self._writer, obj, stream, deadline_of(block, timeout))
                 return
         if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
+            self._check_open()
         end = self._end
         if end is None:
             if self._strict:

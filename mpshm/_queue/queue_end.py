@@ -202,10 +202,9 @@ class QueueEnd(pipe_end.Connection):
 
     def _raise_unusable(self) -> NoReturn:
         """Raise the reason why this end is unusable."""
-        self._check_closed()
-        if self._arena is None:
+        if self.new_batch is _refuse_without_core:
             _refuse_without_core()
-        raise OSError("handle is invalid")
+        _refuse_closed()
 
     def _take(
         self, maxsize: int | None = None, copy_max: int = INLINE_MAX_BYTES
