@@ -117,8 +117,6 @@ class Queue(BatchPutter, QueueGetter, _StockQueue):
         return places.queue_full(self._arena)
 
     def close(self) -> None:
-        with self._notempty:  # a put that is about to start a feeder does so before, or not at all
-            self._closed = True
         super().close()
         self._feeder_state.close()
         self._idle = None

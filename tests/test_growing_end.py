@@ -113,6 +113,22 @@ def cancel_and_put(q: Any, count: int) -> None:
 
 
 @grows
+def test_feeder_that_starts_beside_close_is_told_to_end(monkeypatch: Any) -> None:
+    with finishing(mpshm.Queue()) as q:
+        start = q._start_thread
+
+        def start_late() -> None:
+            q.close()
+            start()
+
+        q._feeder_state.begin()
+        monkeypatch.setattr(q, "_start_thread", start_late)
+        q.put(2)
+        q.join_thread()
+        assert not q._thread.is_alive()
+
+
+@grows
 @pytest.mark.parametrize("before", [True, False])
 def test_put_to_the_feeder_that_comes_too_late_is_told_so(before: bool, monkeypatch: Any) -> None:
     """A feeder that starts after close() would never be told to end."""

@@ -237,6 +237,11 @@ def give_to_feeder(queue: QueuePutter, pickled: Pickled, deadline: float | None)
             queue._start_thread()
         queue._buffer.append(handed)
         queue._notempty.notify()
+    # No lock in close(), which a signal's handler may call: one of the two tells the feeder to end.
+    close = queue._close
+    if queue._closed and close is not None:
+        queue._close = None
+        close()
 
 
 def give_some_to_feeder(queue: QueuePutter, batch: PutBatch) -> None:
@@ -278,6 +283,7 @@ class QueuePutter:
     if TYPE_CHECKING:
         _arena: Any
         _buffer: Any
+        _close: Any
         _closed: bool
         _end: QueueEnd | None
         _feeder_state: FeederState

@@ -401,25 +401,6 @@ take(mpshm_arena *arena, struct look *look, bool names_runs)
     return atomic_compare_exchange_strong(slot_word(ring, look->position), &look->word, next);
 }
 
-/* These spots have passed: move the head on.  Mostly it stands at the first of them, and behind them is the next message,
-   or none yet. */
-static inline void
-have_passed(mpshm_arena *arena, const uint64_t *spots, uint32_t count)
-{
-    struct ring *ring = ring_at(arena, SPOT_RING(spots[0]));
-    uint64_t head = atomic_load(&ring->head->head), at = position_after(HEAD_POSITION(head), count);
-
-    if (HEAD_POSITION(head) == SPOT_POSITION(spots[0]) && spots[count - 1] - spots[0] == count - 1
-        && atomic_compare_exchange_strong(&ring->head->head, &head, HEAD_WORD(HEAD_SKIPS(head), at))) {
-        uint64_t word = load_slot(ring, at);
-
-        if (!is_passed(ring, word, at) && SLOT_STATE(word) != SLOT_NEXT) {
-            return;
-        }
-    }
-    (void) chain_go_on(arena);
-}
-
 /* Take up to `most` frames out of the ring, to places RING_FRAME_BYTES apart: how many; and where they
    were.  The last of them may be one that names runs, as its sign says, and no other: the caller leases
    these, and then calls ring_pass.  A process without a name leaves such a one there.  The caller then
@@ -460,7 +441,7 @@ ring_take(mpshm_arena *arena, char *to, uint64_t *spots, uint32_t most)
         found = find_next(arena, &look) || (n == 0 && find_from_head(arena, &look));
     }
     if (n > 0 && !took_runs) { /* else ring_pass does it */
-        have_passed(arena, spots, n);
+        chain_go_on_over(arena, spots, n);
     }
     return n;
 }
@@ -474,7 +455,7 @@ ring_pass(mpshm_arena *arena, uint64_t spot)
 
     INVARIANT(G8, load_slot(ring, position) == word_of(ring, position, arena->me, SLOT_TAKING));
     atomic_store(slot_word(ring, position), passed_word(ring, position));
-    have_passed(arena, &spot, 1);
+    chain_go_on_over(arena, &spot, 1);
 }
 
 static uint32_t

@@ -208,6 +208,7 @@ struct start {
     uint64_t at;
 };
 struct start chain_go_on(mpshm_arena *arena);
+void chain_go_on_over(mpshm_arena *arena, const uint64_t *spots, uint32_t count); /* these have just passed */
 /* The same, for those who mostly find nothing to move. */
 static inline struct start
 chain_first(mpshm_arena *arena)

@@ -1231,6 +1231,30 @@ walker_sees_damage(void)
     end_ring();
 }
 
+/* get_many takes the first of four, then the last, then the third, which has come late: the second is not passed. */
+static void
+the_head_does_not_go_over_a_slot_that_was_passed_over(void)
+{
+    uint64_t spots[4], taken[3];
+    struct ring *zero;
+
+    open_ring();
+    zero = &arena->zero;
+    arena_lock(arena);
+    CHECK_EQ(4, ring_claim(arena, SLOT_WRITING, 4, spots));
+    for (int i = 0; i < 3; i++) {
+        taken[i] = spots[(int[]) {0, 3, 2}[i]];
+        atomic_store(slot_word(zero, taken[i]), passed_word(zero, taken[i]));
+    }
+    chain_go_on_over(arena, taken, 3);
+    CHECK_EQ(1, (int) HEAD_POSITION(atomic_load(&zero->head->head)));
+    atomic_store(slot_word(zero, spots[1]), passed_word(zero, spots[1]));
+    chain_go_on_over(arena, &spots[1], 1);
+    CHECK_EQ(4, (int) HEAD_POSITION(atomic_load(&zero->head->head)));
+    arena_unlock(arena);
+    end_ring();
+}
+
 static const struct test tests[] = {
     TEST(order_is_kept_over_many_laps),
     TEST(ring_is_full_at_its_last_slot_exactly),
@@ -1259,6 +1283,7 @@ static const struct test tests[] = {
     TEST(processes_lose_and_double_nothing),
     TEST(processes_lose_and_double_nothing_where_the_queue_grows),
     TEST(processes_lose_nothing_where_the_pipe_is_watched),
+    TEST(the_head_does_not_go_over_a_slot_that_was_passed_over),
     TEST(crew_killed_at_random_leaves_a_whole_ring),
     TEST(crew_killed_at_random_leaves_a_whole_ring_and_pipe),
     TEST(crew_killed_at_random_leaves_whole_rings_and_pipe),
