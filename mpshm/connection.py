@@ -6,7 +6,8 @@ from multiprocessing import connection as stock
 from multiprocessing.connection import answer_challenge, deliver_challenge, wait
 from typing import TYPE_CHECKING, Any
 
-from ._channel.pipe_end import Connection, Pipe
+from ._channel.making import Pipe
+from ._channel.pipe_end import Connection
 
 if TYPE_CHECKING:  # imported on demand, below
     from ._channel.handshake import Client, Listener

@@ -15,7 +15,7 @@ from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
 from typing import TYPE_CHECKING, Any
 
-from ._channel import pipe_end
+from ._channel import making
 from ._memory import places
 from ._queue import queue_end, stock_locks
 from ._queue.bounds import NO_LOCK, PlaceSemaphore
@@ -75,7 +75,7 @@ class Queue(BatchPutter, QueueGetter, _StockQueue):
                 )
             # Not super(): a further base class may want other arguments.
             self._stock_class.__init__(self, maxsize, ctx=ctx)
-            self._reader, self._writer = pipe_end.adopt(self._reader, self._writer)
+            self._reader, self._writer = making.adopt(self._reader, self._writer)
             self._strict = strict
             self._reset()
             return
@@ -221,7 +221,7 @@ class SimpleQueue(SimpleQueuePutter, QueueGetter, _StockSimpleQueue):
         ends = queue_end.make_ends(0, 0, False, False)
         if ends is None:
             stock.SimpleQueue.__init__(self, ctx=ctx)
-            self._reader, self._writer = pipe_end.adopt(self._reader, self._writer)
+            self._reader, self._writer = making.adopt(self._reader, self._writer)
         else:
             self._reader, self._writer = ends
             self._rlock = self._wlock = NO_LOCK

@@ -34,6 +34,7 @@ LAYERS = (
     ("_queue.plain_road", "_queue.put_wait"),
     ("_queue.bounds", "_queue.aio"),
     ("_channel.handshake",),
+    ("_channel.making",),
     ("_channel.pipe_end",),
     ("_channel.payload", "_channel.forking", "_channel.search", "_channel.totals"),
     ("_channel.arrays",),

@@ -7,6 +7,7 @@
         large:  Parcel ------ frame of descriptors ----------------->  views of leased runs
         no memory: Message -- plain frame, counted with its reason ->  bytes
 
-`pipe_end` has the ends.  `handshake` makes two strangers share memory.  `forking` resets ends in a
-forked child.  `search` finds the memory of an end that came here as a bare file descriptor.
+`pipe_end` has the ends, `making` makes them.  `handshake` makes two strangers share memory.
+`forking` resets ends in a forked child.  `search` finds the memory of an end that came here as a
+bare file descriptor.
 """

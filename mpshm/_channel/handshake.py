@@ -21,7 +21,8 @@ from .._memory.core import CORE_MISSING
 from .._memory.handover import receive_descriptors
 from .._memory.reader import Reader
 from ..counters import Reason
-from .pipe_end import Connection, adopt_end, new_arena
+from .making import adopt_end, new_arena
+from .pipe_end import Connection
 
 _WELCOME, _CHALLENGE = b"#WELCOME#", b"#CHALLENGE#"
 

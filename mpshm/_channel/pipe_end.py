@@ -11,7 +11,6 @@ import errno
 import io
 import os
 import pickle
-import socket
 import threading
 from multiprocessing import connection as stock
 from multiprocessing import reduction
@@ -20,13 +19,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import config
 from .._memory import plain_frame
-from .._memory.arena import Arena, QueueShape, Run
+from .._memory.arena import Arena, Run
 from .._memory.buffer import Buffer
 from .._memory.core import NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
 from .._memory.parcel import Parcel
 from .._memory.reader import new_reader
 from ..config import INLINE_MAX_BYTES
-from ..counters import EndCounters, Reason, import_stats
+from ..counters import EndCounters, Reason
 from ..errors import BufferTooShort, PlainRoadError, TooLong
 from . import forking, payload, search, totals
 from .payload import Message, Received
@@ -47,7 +46,7 @@ class Connection(stock.Connection):
 
     _asked = False
     """Whether this end has sent since it last received: the next message may be the answer."""
-    _identity: tuple[int, int] | None = None  # of the pipe or socket when this end was made
+    _identity: search.Identity | None = None  # of the pipe or socket when this end was made
     _arena: Arena | None = None
 
     @staticmethod
@@ -74,9 +73,10 @@ class Connection(stock.Connection):
         *,
         arena: Arena | None = None,
         reason: Reason | None = None,
+        identity: search.Identity | None = None,
     ) -> None:
         super().__init__(handle, readable, writable)
-        self._identity = search.identity_of(handle)
+        self._identity = identity or search.identity_of(handle)
         self._no_arena_reason = reason
         if arena is None and reason is None:
             arena = search.arena_of_open_end(handle)
@@ -388,63 +388,3 @@ def rebuild(
 ) -> Connection:
     """Unpickle a Connection.  Its descriptor arrives as the stock module passes one."""
     return Connection(handle.detach(), readable, writable, arena=arena, reason=reason)
-
-
-def new_arena(
-    *handles: int, strangers: bool = False, queue: QueueShape | None = None
-) -> tuple[Arena | None, Reason]:
-    """An arena for the new channel of a pipe or of sockets; or None, and the reason why not.
-
-    strangers, queue: as for Arena.create.
-    """
-    mode = config.mode()
-    config.spin_us()  # raises now for a bad setting, before an end exists
-    if mode is config.Mode.OFF:
-        return None, Reason.OFF
-    try:
-        name = search.name_for(handles)
-        return Arena.create(name=name, strangers=strangers, queue=queue), Reason.NO_MEMORY_FILE
-    except (OSError, MemoryError) as error:  # no descriptor, no file, or no address space
-        if mode is config.Mode.REQUIRE:
-            text = f"MPSHM=require, but no shared memory: {error}; MPSHM=auto does without"
-            raise PlainRoadError(text) from error
-        return None, Reason.NO_MEMORY_FILE
-
-
-def adopt(*ends: stock.Connection) -> list[Connection]:
-    """Turn the stock ends of one new channel into ours: the same descriptors, and an arena."""
-    ours = [end for end in ends if isinstance(end, Connection)]
-    if len(ours) == len(ends):
-        return ours  # mpshm is installed
-    arena, reason = new_arena(*(end.fileno() for end in ends))
-    return [adopt_end(Connection, end, arena, reason) for end in ends]
-
-
-def adopt_end(
-    cls: type[Connection], end: stock.Connection, arena: Arena | None, reason: Reason
-) -> Connection:
-    handle, end._handle = end._handle, None  # type: ignore[attr-defined]
-    return cls(handle, end.readable, end.writable, arena=arena, reason=reason)
-
-
-def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
-    """Return a new channel's two ends.  With duplex=False the first receives, the second sends."""
-    import_stats()
-    if duplex:
-        pair = socket.socketpair()
-        for end in pair:
-            end.setblocking(True)  # regardless of socket.setdefaulttimeout()
-        handles = [end.detach() for end in pair]
-    else:
-        handles = list(os.pipe())
-    try:
-        arena, reason = new_arena(*handles[: 1 + duplex])  # a pipe's two ends have one inode
-        # A Connection owns its descriptor even if its constructor fails.
-        return (
-            Connection(handles.pop(0), True, duplex, arena=arena, reason=reason),
-            Connection(handles.pop(0), duplex, True, arena=arena, reason=reason),
-        )
-    except BaseException:
-        for handle in handles:
-            os.close(handle)
-        raise

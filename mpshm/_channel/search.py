@@ -29,13 +29,17 @@ _LIKELY_COUNT = 3
 """Descriptors to look at first, from the number in the name on: other threads make some as well."""
 
 
+Identity = tuple[int, int]
+"""Device and inode number of a pipe or socket, which tell whether a descriptor is still its own."""
+
+
 class OpenEnd(Protocol):
     """An end of a channel.  Its descriptor's number may have become another file's.
 
     _identity: what `identity_of` said of the descriptor when the end was made.
     """
 
-    _identity: tuple[int, int] | None
+    _identity: Identity | None
 
     @property
     def _arena(self) -> Arena | None: ...
@@ -43,14 +47,14 @@ class OpenEnd(Protocol):
     def _handle(self) -> int | None: ...
 
 
-_open_ends: weakref.WeakValueDictionary[tuple[int, int], OpenEnd] = weakref.WeakValueDictionary()
+_open_ends: weakref.WeakValueDictionary[Identity, OpenEnd] = weakref.WeakValueDictionary()
 """The open ends that have an arena, by their identity."""
 
 
 def identity_of(
     handle: int | None, _fstat: Callable[[Any], os.stat_result] = os.fstat
-) -> tuple[int, int] | None:
-    """The device and inode number of a pipe or socket; None for what is no open descriptor.
+) -> Identity | None:
+    """The identity of a pipe or socket; None for what is no open descriptor.
 
     _fstat: at interpreter exit this module may already be gone.
     """
@@ -75,15 +79,17 @@ def arena_of_open_end(handle: int) -> Arena | None:
     return end._arena if end is not None and identity == identity_of(end._handle) else None
 
 
-def name_for(handles: Sequence[int]) -> str:
+def name_for(handles: Sequence[int], identities: Sequence[Identity | None] = ()) -> str:
     """The name for the memory file of the channel whose pipe or sockets these are.
 
     The file is to be made next.  The name says where it and its roster will probably be found.
+    identities: of the handles, from a caller that has asked for them anyway.
     """
     likely = os.dup(handles[0])
     os.close(likely)
     roster = family_fd()
-    numbers = "-".join([str(os.fstat(one).st_ino) for one in handles])
+    inodes = [one[1] for one in identities if one] or [os.fstat(one).st_ino for one in handles]
+    numbers = "-".join(map(str, inodes))
     return f"mpshm-{numbers}@{likely}@{likely + 1 if roster is None else roster}"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._channel import payload, pipe_end
+from .._channel import making, payload, pipe_end, search
 from .._channel.payload import Message, Received
 from .._memory import places, plain_frame, ring
 from .._memory.arena import Arena, QueueShape
@@ -255,21 +255,20 @@ def make_ends(
     if CORE_MISSING or sys.platform != "linux":
         return None
     import_stats()
-    handles = [*os.pipe()]
+    handles = [*os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
     try:
         shape = QueueShape(places, joinable, bytes_limit, grows)
-        arena, reason = pipe_end.new_arena(handles[0], queue=shape)
+        own = search.identity_of(handles[0])
+        arena, reason = making.new_arena(handles[0], identities=(own,), queue=shape)
         if arena is None:
             return None
-        for handle in handles:
-            os.set_blocking(handle, False)
         # show() in mirror.c reopens the pipe for writing, also when the process has become another
         # user's.  No other process can reach the pipe.
         os.fchmod(handles[0], 0o666)
         # A QueueEnd owns its descriptor even if its constructor fails.
         return (
-            QueueEnd(handles.pop(0), True, False, arena=arena, reason=reason),
-            QueueEnd(handles.pop(0), False, True, arena=arena, reason=reason),
+            QueueEnd(handles.pop(0), True, False, arena=arena, reason=reason, identity=own),
+            QueueEnd(handles.pop(0), False, True, arena=arena, reason=reason, identity=own),
         )
     finally:
         for handle in handles:

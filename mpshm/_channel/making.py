@@ -1,0 +1,81 @@
+"""Making channels: an arena for each where there can be one, and its ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from multiprocessing import connection as stock
+
+from .. import config
+from .._memory.arena import Arena, QueueShape
+from ..counters import Reason, import_stats
+from ..errors import PlainRoadError
+from . import search
+from .pipe_end import Connection
+
+
+def new_arena(
+    *handles: int,
+    identities: Sequence[search.Identity | None] = (),
+    strangers: bool = False,
+    queue: QueueShape | None = None,
+) -> tuple[Arena | None, Reason]:
+    """An arena for the new channel of a pipe or of sockets; or None, and the reason why not.
+
+    identities: as for search.name_for.  strangers, queue: as for Arena.create.
+    """
+    mode = config.mode()
+    config.spin_us()  # raises now for a bad setting, before an end exists
+    if mode is config.Mode.OFF:
+        return None, Reason.OFF
+    try:
+        name = search.name_for(handles, identities)
+        return Arena.create(name=name, strangers=strangers, queue=queue), Reason.NO_MEMORY_FILE
+    except (OSError, MemoryError) as error:  # no descriptor, no file, or no address space
+        if mode is config.Mode.REQUIRE:
+            text = f"MPSHM=require, but no shared memory: {error}; MPSHM=auto does without"
+            raise PlainRoadError(text) from error
+        return None, Reason.NO_MEMORY_FILE
+
+
+def adopt(*ends: stock.Connection) -> list[Connection]:
+    """Turn the stock ends of one new channel into ours: the same descriptors, and an arena."""
+    ours = [end for end in ends if isinstance(end, Connection)]
+    if len(ours) == len(ends):
+        return ours  # mpshm is installed
+    arena, reason = new_arena(*(end.fileno() for end in ends))
+    return [adopt_end(Connection, end, arena, reason) for end in ends]
+
+
+def adopt_end(
+    cls: type[Connection], end: stock.Connection, arena: Arena | None, reason: Reason
+) -> Connection:
+    handle, end._handle = end._handle, None  # type: ignore[attr-defined]
+    return cls(handle, end.readable, end.writable, arena=arena, reason=reason)
+
+
+def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
+    """Return a new channel's two ends.  With duplex=False the first receives, the second sends."""
+    import_stats()
+    if duplex:
+        pair = socket.socketpair()
+        for end in pair if socket.getdefaulttimeout() is not None else ():
+            end.setblocking(True)  # as stock's
+        handles = [end.detach() for end in pair]
+    else:
+        handles = list(os.pipe())
+    try:
+        own = [
+            search.identity_of(one) for one in handles[: 1 + duplex]
+        ]  # a pipe's two ends have one
+        arena, reason = new_arena(*handles[: 1 + duplex], identities=own)
+        # A Connection owns its descriptor even if its constructor fails.
+        return (
+            Connection(handles.pop(0), True, duplex, arena=arena, reason=reason, identity=own[0]),
+            Connection(handles.pop(0), duplex, True, arena=arena, reason=reason, identity=own[-1]),
+        )
+    except BaseException:
+        for handle in handles:
+            os.close(handle)
+        raise
