@@ -10,6 +10,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,28 @@ def test_one_object_that_counts_up_arrives_with_each_of_its_states(
 
 
 @grows
+def get_slowly(q: Any, back: Any, pause_s: float) -> None:
+    back.put(None)
+    while q.get() is not None:
+        time.sleep(pause_s)
+
+
+@grows
+@pytest.mark.parametrize("pause_s", [0.0001, 0.004])
+def test_put_does_not_wait_for_consumers_that_are_slow(context: Any, pause_s: float) -> None:
+    """Beyond 512 messages each put waited for the next free slots, as long as some came in 5 ms."""
+    with (
+        finishing(context.Queue()) as q,
+        finishing(context.Queue()) as back,
+        running(context.Process(target=get_slowly, args=(q, back, pause_s))) as reader,
+    ):
+        assert back.get(timeout=WAIT_S) is None
+        for n in range(5000):
+            q.put(n)
+        assert q.qsize() > 2500
+        reader.kill()
+
+
 def test_no_thread_is_started_for_more_than_the_high_water_mark_unread() -> None:
     threads = threading.active_count()
     with finishing(mpshm.Queue()) as q:

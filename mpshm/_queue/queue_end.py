@@ -133,11 +133,14 @@ class QueueEnd(pipe_end.Connection):
     def is_drained(self, wait: Callable[[int], bool]) -> bool:
         """Whether `wait(ms)` finds room while consumers are at work, within some milliseconds.
 
-        Once it has waited in vain, it does not wait again before a consumer has taken a message.
+        Room that has come by then, but has woken nobody, is a place or two: the consumers are slow,
+        and who puts is not to wait for them.  Once it has waited in vain, it does not wait again
+        before a consumer has taken a message.
         """
         if self._stalled_at == self.ring_end.taken:
             return False
-        if wait(PUT_PAUSE_MS):
+        begun = time.monotonic()
+        if wait(PUT_PAUSE_MS) and time.monotonic() - begun < PUT_PAUSE_MS / 1000:
             return True
         self._stalled_at = self.ring_end.taken
         return False
