@@ -141,7 +141,8 @@ class Messages(Model):
         if step == "clear":
             if s.count != at[3] or not s.flag:
                 return s, then
-            return s._replace(flag=False), then if self.variant == "once" else ("all", most, then)
+            only = self.variant in ("once", "clears")
+            return s._replace(flag=False), then if only else ("all", most, then)
         return self.wake_up(s, len(s.asleep)), then
 
     def wake_up(self, s: Ring, most: int) -> Ring:
@@ -336,7 +337,7 @@ CASES = [
     Case("three receivers", lambda: Messages("rqpa", kill="p"), large=True),
     # the flag is cleared, and nobody is woken that fell asleep before it was
     broken("once", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
-    # the flag is cleared though as many were asleep as were to be woken
+    # the flag is cleared though as many were asleep as were to be woken, and perhaps more
     broken("clears", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
     # the count is read when the receiver falls asleep
     broken("latecount", "receiver sleeps", lambda v: Messages("rqab", variant=v), large=True),
