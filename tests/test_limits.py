@@ -279,12 +279,16 @@ def test_receiver_short_of_address_space_receives() -> None:
 
 
 RING_SHORT = """
+import queue
 import mpshm
 context = mpshm.get_context("fork")
 q, go, told = context.Queue(), context.SimpleQueue(), context.SimpleQueue()
 
 def receive():
-    told.put(q.empty())
+    try:
+        q.get(block=False)  # which has what it needs from now on
+    except queue.Empty:
+        told.put(True)
     go.get()
     limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms)
     got, error = 0, None
@@ -314,6 +318,38 @@ def test_receiver_without_room_for_a_ring_raises_and_does_not_wait_beside_messag
     assert 0 < said["got"] < 1999
     assert said["error"].startswith("cannot map shared memory")
     assert (1999, 0) == (said["last"], said["exit"])
+
+
+NO_HEAP = """
+import gc
+import mpshm
+a, b = mpshm.Pipe()
+q, simple = mpshm.Queue(), mpshm.SimpleQueue()
+q.put(1), simple.put(1), a.send(1)
+gc.disable()
+limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms)
+hog, size = [], 1 << 20
+while size >= 64:
+    try:
+        hog.append(bytearray(size))
+    except MemoryError:
+        size //= 2
+refused = 0
+for get in (q.get, simple.get, b.recv, lambda: mpshm.Pipe(), lambda: a.get_buf(100_000)):
+    try:
+        get()
+    except (MemoryError, OSError):
+        refused += 1
+del hog
+limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+say(refused=refused)
+"""
+
+
+def test_process_whose_heap_is_full_gets_errors_and_does_not_crash() -> None:
+    """What the core could not allocate for a message's sake was used all the same."""
+    (said,) = run(NO_HEAP)
+    assert said["refused"] > 0
 
 
 # Descriptors

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import config
 from ..errors import ProtocolError
 from . import handover, plain_frame
-from .core import CORE_MISSING, FILE_AUTO, NO_MARK, Descriptor, failure, ffi, lib, room_failure
+from .core import (
+    CORE_MISSING,
+    FILE_AUTO,
+    NO_MARK,
+    Descriptor,
+    failure,
+    ffi,
+    lib,
+    made,
+    room_failure,
+)
 from .lease import new_holder, view_of
 
 if TYPE_CHECKING:
@@ -45,7 +55,7 @@ class Run:
         self._arena = arena
         # The destructor is the core's: Python destroys the objects of a garbage cycle in any order,
         # and the core keeps the arena until its runs are freed.
-        self._c = ffi.gc(lib.mpshm_run_new(arena._c), lib.mpshm_run_free)
+        self._c = made(lib.mpshm_run_new(arena._c), lib.mpshm_run_free)
 
     @property
     def capacity(self) -> int:

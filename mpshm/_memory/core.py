@@ -84,6 +84,13 @@ class UnknownFamily(ProtocolError):
     """The arena names processes by a roster that this process does not have."""
 
 
+def made(new: Any, free: Any) -> Any:
+    """What the core has just allocated, to be freed by `free`.  Raises MemoryError for NULL."""
+    if not new:
+        raise MemoryError("this process has no memory left for what a message needs of its own")
+    return ffi.gc(new, free)
+
+
 FOREIGN_TEXT = (
     "buffer belongs to the process this one was forked from; call get_buf in this process"
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .core import CORE_MISSING, ffi, lib
+from .core import CORE_MISSING, ffi, lib, made
 
 
 def new_holder() -> Any:
@@ -15,7 +15,7 @@ def new_holder() -> Any:
 
     Make it before the lease, so that an interruption cannot lose the run.
     """
-    return ffi.gc(lib.mpshm_held_new(), lib.mpshm_held_free)
+    return made(lib.mpshm_held_new(), lib.mpshm_held_free)
 
 
 def take_runs(take: Any, c: Any, numbers: range) -> list[memoryview]:

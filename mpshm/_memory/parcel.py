@@ -9,7 +9,7 @@ import errno
 from typing import Any
 
 from .arena import Arena, Run
-from .core import NO_MARK, NO_WAIT, failure, ffi, lib, room_failure
+from .core import NO_MARK, NO_WAIT, failure, ffi, lib, made, room_failure
 
 
 class Parcel:
@@ -26,7 +26,7 @@ class Parcel:
     """Whether a put with NO_WAIT found too many bytes in flight: wait for room before sending."""
 
     def __init__(self) -> None:
-        self._c = ffi.gc(lib.mpshm_parcel_new(), lib.mpshm_parcel_free)
+        self._c = made(lib.mpshm_parcel_new(), lib.mpshm_parcel_free)
 
     @classmethod
     def begin(cls, arena: Arena, fd: int) -> Parcel:

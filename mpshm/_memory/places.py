@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .arena import Arena
-from .core import failure, ffi, lib
+from .core import failure, ffi, lib, made
 
 NO_PLACE: Any = None if ffi is None else ffi.NULL
 """In place of a Place's struct: the message has none yet."""
@@ -24,7 +24,7 @@ class Place:
     __slots__ = ("c",)
 
     def __init__(self, arena: Arena) -> None:
-        self.c = ffi.gc(lib.mpshm_place_new(arena._c), lib.mpshm_place_free)
+        self.c = made(lib.mpshm_place_new(arena._c), lib.mpshm_place_free)
 
     def take(self) -> None:
         """Take a place for a message that is put later.  Raises QueueFull."""

@@ -9,7 +9,7 @@ from .. import config
 from ..counters import Counters
 from ..errors import TooLong
 from .arena import Arena
-from .core import CORE_MISSING, NoArena, ReaderFull, failure, ffi, lib
+from .core import CORE_MISSING, NoArena, ReaderFull, failure, ffi, lib, made
 from .lease import message_of, take_runs
 from .plain_frame import PlainReader, read_exactly
 
@@ -38,7 +38,7 @@ class Reader:
 
     def __init__(self, counters: Counters | None = None) -> None:
         self._counters = Counters() if counters is None else counters
-        self._c = ffi.gc(lib.mpshm_reader_new(config.spin_us()), lib.mpshm_reader_free)
+        self._c = made(lib.mpshm_reader_new(config.spin_us()), lib.mpshm_reader_free)
         self._bytes = ffi.buffer(self._c.bytes)
 
     @property

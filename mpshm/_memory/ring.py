@@ -15,7 +15,7 @@ from typing import Any
 from .. import config
 from ..counters import EndCounters
 from .arena import Arena
-from .core import CORE_MISSING, failure, ffi, lib, room_failure
+from .core import CORE_MISSING, failure, ffi, lib, made, room_failure
 from .lease import message_of, take_runs, view_of
 from .parcel import Parcel
 from .places import NO_PLACE, Place
@@ -213,7 +213,7 @@ class Batch:
 
     def __init__(self, end: End) -> None:
         self._end = end
-        self.c = ffi.gc(lib.mpshm_batch_new(end.c, config.spin_us()), lib.mpshm_batch_free)
+        self.c = made(lib.mpshm_batch_new(end.c, config.spin_us()), lib.mpshm_batch_free)
         self._use_data(self.c.data)
 
     def _use_data(self, data: Any) -> None:
@@ -253,7 +253,7 @@ class Batch:
         """
         c, message = self.c, self.c.messages[i]
         if c.apart:
-            block = ffi.gc(lib.mpshm_block_new(), lib.mpshm_block_free)
+            block = made(lib.mpshm_block_new(), lib.mpshm_block_free)
             lib.mpshm_batch_take_apart(c, block)
             return view_of(block), []
         if c.data != self.data:

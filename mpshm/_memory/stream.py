@@ -9,7 +9,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from .arena import Arena
-from .core import NoRecordNow, failure, ffi, lib, room_failure
+from .core import NoRecordNow, failure, ffi, lib, made, room_failure
 from .places import NO_PLACE, Place
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Stream:
     def __init__(self, end: End, data: Any) -> None:
         """data: the message, contiguous and bytes-like; it must not change until it is written."""
         self._end, self._data = end, ffi.from_buffer(data)
-        self._c = ffi.gc(lib.mpshm_stream_new(end.arena._c), lib.mpshm_stream_free)
+        self._c = made(lib.mpshm_stream_new(end.arena._c), lib.mpshm_stream_free)
 
     @property
     def size(self) -> int:
