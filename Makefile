@@ -39,6 +39,7 @@ lint: $(BUILD)/test-deps
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/typing/user.py
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only mpshm/csrc/*.c
 
 core-test:
@@ -105,14 +106,14 @@ $(BUILD)/bench-deps: bench/requirements.txt | $(VENV)
 # The sdist is built, the wheel from the sdist, and the wheel is what everything runs on.
 $(BUILD)/installed: $(SOURCES) $(BUILD)/test-deps
 	rm -rf $(BUILD)/dist
-	$(BIN)/python -m build -o $(BUILD)/dist . > $(BUILD)/build.log 2>&1 || { cat $(BUILD)/build.log; exit 1; }
+	MPSHM_CORE=require $(BIN)/python -m build -o $(BUILD)/dist . > $(BUILD)/build.log 2>&1 || { cat $(BUILD)/build.log; exit 1; }
 	$(BIN)/pip install -q --force-reinstall $(BUILD)/dist/*.whl
 	touch $@
 
 # Beside it the core with its assertions and with what tests ask of it, from the same sdist.
 $(BUILD)/debug/installed: $(BUILD)/installed
 	rm -rf $(BUILD)/debug
-	MPSHM_DEBUG=1 $(BIN)/pip install -q --no-deps --no-cache-dir --target $(BUILD)/debug \
+	MPSHM_CORE=require MPSHM_DEBUG=1 $(BIN)/pip install -q --no-deps --no-cache-dir --target $(BUILD)/debug \
 	    $(BUILD)/dist/*.tar.gz
 	touch $@
 

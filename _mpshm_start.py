@@ -4,6 +4,7 @@ It waits for that import, and is not part of the package, so that a program with
 pays for neither.
 """
 
+import os
 import sys
 
 
@@ -31,6 +32,8 @@ class _AfterImport:
 
 
 def begin():
+    if os.environ["MPSHM_INSTALL"].lower() in ("0", "off", "no", "false"):
+        return
     if "multiprocessing" in sys.modules:
         from mpshm._install import install_at_start
 

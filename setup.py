@@ -2,8 +2,10 @@
 
 import os
 import sys
+import sysconfig
 
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 
@@ -15,7 +17,28 @@ class BuildWithHook(build_py):
         self.copy_file("mpshm.pth", os.path.join(self.build_lib, "mpshm.pth"))
 
 
+class BuildIfPossible(build_ext):
+    """Goes on without the core if there is no compiler, unless MPSHM_CORE=require."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:  # a compiler fails in many ways
+            if os.environ.get("MPSHM_CORE", "").lower() == "require":
+                raise
+            print(
+                f"mpshm is built without its core, which cannot be compiled here ({error}): all "
+                "messages will take the plain road, as with stock multiprocessing",
+                file=sys.stderr,
+            )
+            self.extensions.clear()
+
+
+# The core asks for nothing but the stable ABI: one wheel for all Pythons
+# but those without the GIL.
+one_for_all = not sysconfig.get_config_var("Py_GIL_DISABLED")
 setup(
     cffi_modules=[] if sys.platform == "win32" else ["mpshm/_build_native.py:ffibuilder"],
-    cmdclass={"build_py": BuildWithHook},
+    cmdclass={"build_ext": BuildIfPossible, "build_py": BuildWithHook},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if one_for_all else {},
 )

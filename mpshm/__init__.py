@@ -1,8 +1,22 @@
-"""mpshm: a drop-in transport for multiprocessing.
+"""mpshm: a drop-in transport for multiprocessing.  Large objects go through shared memory.
 
-`import mpshm as mp` offers every public name of `multiprocessing`.  Objects are pickled into shared
-memory, and the pipe carries descriptors that say where they lie.
+    import mpshm as mp                        has every public name of multiprocessing
 
+    with mp.Pool() as pool:
+        results = pool.map(work, arrays)
+
+    mpshm.install()                           other libraries' multiprocessing, too
+    python -m mpshm run program.py            a whole program, unchanged
+
+    mpshm.stats()                             what went through shared memory, and what did not: why
+    queue.put_many(objects)  queue.get_many() many small messages at a time
+    connection.get_buf(size)                  memory to fill in place, for connection.send_buf
+    mpshm.trim()                              give back memory that is kept warm
+
+MPSHM=auto|off|require in the environment: use shared memory where there is some, never, or raise
+PlainRoadError without.
+
+Objects are pickled into shared memory, and the pipe carries descriptors that say where they lie.
 The layers, top to bottom; imports go down only:
 
     __main__, _install           the command line | ours in stock's place
@@ -12,6 +26,7 @@ The layers, top to bottom; imports go down only:
     _channel                     ends of pipes and sockets, payload, handshake, fork
     _memory                      arenas, runs, parcels, the ring: the only importer of the core
     counters, config, errors     pure functions, and constants with their reasons
+    _stock_modules               stock's modules by our name
     csrc/                        C moves bits, maps memory, copies and frames; no Python objects
 
 CONTRIBUTING.md says which module to open for which change.
@@ -19,21 +34,25 @@ CONTRIBUTING.md says which module to open for which change.
 
 import importlib as _importlib
 import multiprocessing as _stock
-from multiprocessing import *  # noqa: F403  (for type checkers; replaced below)
+import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from . import _stock_modules
+from . import config as _config
 from ._channel.totals import process_stats as stats
 from ._memory.arena import trim
 from ._memory.buffer import Buffer
+from ._memory.core import CORE_MISSING as _CORE_MISSING
 from .connection import Connection
 from .context import default_context as _default
+from .context import warn_without_core as _warn_without_core
 from .errors import BufferTooSmall, PlainRoadError, ProtocolError
 
-if _TYPE_CHECKING:  # imported on demand, below
-    from ._install import install, uninstall
-    from ._stats import Stats
-    from .executor import ProcessPoolExecutor
+if _TYPE_CHECKING:  # for tools that freeze programs: what is imported on demand
+    from . import _doctor, _install, _stats, executor, managers, pool, queues  # noqa: F401
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Buffer",
@@ -50,6 +69,11 @@ __all__ = [
 ]
 __all__ += _stock.__all__
 
+if _sys.argv[:1] != ["-m"]:  # python -m mpshm, which says it in one line
+    _config.check()  # now, not in the first worker
+if _CORE_MISSING:
+    _warn_without_core()
+_stock_modules.find_after_ours()
 globals().update((name, getattr(_default, name)) for name in _stock.__all__)
 
 _LAZY = {
@@ -59,6 +83,7 @@ _LAZY = {
     "uninstall": "_install",
 }
 _MODULES = frozenset(("executor", "managers", "pool", "queues"))
+_THIN = frozenset(("connection", "context", "errors"))
 
 
 def __getattr__(name: str) -> _Any:
@@ -76,4 +101,6 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names, without what this module imports for itself."""
+    special = {name for name in globals() if name.startswith("__")}
+    return sorted({*__all__, *_MODULES, *_THIN, *special})

@@ -1,4 +1,4 @@
-"""python -m mpshm run: runs an unmodified program over our transport."""
+"""python -m mpshm: runs an unmodified program over our transport, or says what a machine allows."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ._install import VARIABLE
+from . import __version__, config
 from ._memory.core import CORE_MISSING
 
 USAGE = """usage: python -m mpshm run script.py [argument ...]
        python -m mpshm run -m module [argument ...]
        python -m mpshm run -c code [argument ...]
+       python -m mpshm doctor
+       python -m mpshm --version
 
-Runs a Python program as Python itself would, with multiprocessing over shared memory
-in it and in every process it starts."""
+run: runs a Python program as Python itself would, with multiprocessing over shared memory
+in it and in every process it starts.
+doctor: says what this machine allows, what to set, and what mpshm is worth here."""
 
 
 def main(arguments: list[str]) -> int:
@@ -24,14 +27,26 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
+    try:
+        config.check()
+    except ValueError as error:
+        print(f"mpshm: {error}", file=sys.stderr)
+        return 2
+    if arguments == ["--version"]:
+        print(f"mpshm {__version__}")
+        return 0
+    if arguments == ["doctor"] and sys.platform != "win32":
+        from . import _doctor
+
+        return _doctor.main()
     if arguments[:1] != ["run"] or len(arguments) < 2:
         print(USAGE, file=sys.stderr)
         return 2
-    if reason := obstacle():
+    if config.mode() is not config.Mode.OFF and (reason := obstacle()):
         print(f"mpshm: {reason}", file=sys.stderr)
         return 1
     # exec, so that Python itself provides __main__, sys.path, exit status, signals and tracebacks.
-    os.environ[VARIABLE] = "1"
+    os.environ[config.INSTALL_VARIABLE] = "1"
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     os.execv(sys.executable, [sys.orig_argv[0], *flags, *arguments[1:]])
 

@@ -22,14 +22,11 @@ from multiprocessing import context as stock_context
 from multiprocessing import process as stock_process
 from typing import Any, NamedTuple
 
-from . import connection, context
+from . import config, connection, context
 from ._channel import handshake
 from ._memory.core import CORE_MISSING
 
-__all__ = ["VARIABLE", "install", "uninstall"]
-
-VARIABLE = "MPSHM_INSTALL"
-"""Set in the environment while mpshm is installed."""
+__all__ = ["install", "uninstall"]
 
 _ABSENT: Any = object()
 
@@ -53,17 +50,17 @@ class _Patch(NamedTuple):
 
 
 _patches: list[_Patch] = []
-_set_variable = False
+_variable_before: str | None = None
 
 
 def install() -> None:
     """Make stock `multiprocessing` use shared memory, in this process and all its descendants.
 
     Works before and after other libraries have imported it.  Objects made earlier stay as they are.
-    A second call does nothing.  Raises RuntimeError where mpshm cannot work; stock is unchanged
-    then.
+    A second call does nothing.  Under MPSHM=off all messages take the plain road.  Raises
+    RuntimeError where mpshm cannot work; stock is unchanged then.
     """
-    global _set_variable
+    global _variable_before
     if _patches:
         return
     if sys.platform == "win32":
@@ -105,8 +102,8 @@ def install() -> None:
         "get_preparation_data",
         _installing_preparation(stock_spawn.get_preparation_data),
     )
-    _set_variable = VARIABLE not in os.environ
-    os.environ.setdefault(VARIABLE, "1")
+    _variable_before = os.environ.get(config.INSTALL_VARIABLE)
+    os.environ[config.INSTALL_VARIABLE] = "1"
 
 
 def uninstall() -> None:
@@ -114,6 +111,11 @@ def uninstall() -> None:
 
     A name that other code has patched after install() is left alone, with a RuntimeWarning.
     """
+    if _patches:
+        if _variable_before is None:
+            os.environ.pop(config.INSTALL_VARIABLE, None)
+        else:
+            os.environ[config.INSTALL_VARIABLE] = _variable_before
     while _patches:
         patch = _patches.pop()
         if patch.current() is patch.ours:
@@ -126,15 +128,16 @@ def uninstall() -> None:
                 RuntimeWarning,
                 stacklevel=2,
             )
-    if _set_variable:
-        os.environ.pop(VARIABLE, None)
 
 
 def install_at_start() -> None:
     """Install mpshm in an interpreter that starts with the variable set.  mpshm.pth calls this."""
     try:
-        install()
-    except RuntimeError as error:
+        if config.installs():
+            install()
+    except (RuntimeError, ValueError) as error:
+        if CORE_MISSING:
+            return  # importing mpshm has said so
         warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 

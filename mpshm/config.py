@@ -77,9 +77,9 @@ Chunks are whole pages, so that remapping can make a view private before a fork.
 
 def spin_us() -> int:
     """How long a receiver spins: MPSHM_SPIN_US if set, else SPIN_US.  Raises ValueError."""
-    if "MPSHM_SPIN_US" not in os.environ:  # get() would raise and catch a KeyError
+    text = _setting("MPSHM_SPIN_US")
+    if not text:
         return SPIN_US
-    text = os.environ["MPSHM_SPIN_US"]
     if not (text.isascii() and text.isdigit() and int(text) < 1_000_000):
         raise ValueError(f"MPSHM_SPIN_US={text!r}: expected microseconds, 0 to 999999")
     return int(text)
@@ -107,8 +107,44 @@ _MODES = {mode.value: mode for mode in Mode}
 _MODE_NAMES = tuple(_MODES)
 
 
+def check() -> None:
+    """Raise ValueError, with the values there are, if a setting in the environment is wrong."""
+    spin_us()
+    by_value()
+    mode()
+    installs()
+    strict()
+
+
+def installs() -> bool:
+    """Whether MPSHM_INSTALL asks for install() at start-up, and MPSHM does not say off."""
+    return _flag(INSTALL_VARIABLE) and mode() is not Mode.OFF
+
+
+def strict() -> bool:
+    """Whether every queue is to be strict: MPSHM_STRICT=1."""
+    return _flag("MPSHM_STRICT")
+
+
+INSTALL_VARIABLE = "MPSHM_INSTALL"
+"""Set in the environment while mpshm is installed."""
+
+
+def _flag(name: str) -> bool:
+    return _FLAGS.index(_choice(name, "0", _FLAGS)) % 2 == 0
+
+
+_FLAGS = ("1", "0", "on", "off", "yes", "no", "true", "false")
+
+
+def _setting(name: str) -> str:
+    """What the variable says, in small letters; nothing if it is not set."""
+    return os.environ[name].lower() if name in os.environ else ""  # get() would catch a KeyError
+
+
 def _choice(name: str, default: str, allowed: Sequence[str]) -> str:
-    text = os.environ[name] if name in os.environ else default  # noqa: SIM401  as above
+    text = _setting(name) or default
     if text not in allowed:
+        text = os.environ[name]
         raise ValueError(f"{name}={text!r}: expected {', '.join(allowed[:-1])} or {allowed[-1]}")
     return text

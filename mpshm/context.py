@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from multiprocessing import context as stock
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import config, connection
 from ._channel import payload
@@ -62,6 +63,23 @@ def noting_end(popen: Any) -> Any:
             _noting_classes[kind] = _class_that_notes_end(kind)
         popen.__class__ = _noting_classes[kind]
     return popen
+
+
+def is_worker() -> bool:
+    """Whether this process was started by multiprocessing: its parent has warned already."""
+    starting = any("from multiprocessing." in word for word in sys.orig_argv[1:])
+    return starting or multiprocessing.parent_process() is not None
+
+
+def warn_without_core() -> None:
+    """Warn once for each program that the core is missing, where there could be one."""
+    if sys.platform != "win32" and config.mode() is config.Mode.AUTO and not is_worker():
+        warnings.warn(
+            f"mpshm has no compiled core ({CORE_MISSING}), so all messages take the plain road, at "
+            "stock's speed; reinstall it where there is a C compiler, or set MPSHM=off",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 class _ProcessByValue:
@@ -125,7 +143,7 @@ class _TransportContext(stock.BaseContext):
 
         def Queue(  # noqa: N802
             self, maxsize: int = 0, *, maxbytes: int | None = None, strict: bool = False
-        ) -> Queue:
+        ) -> Queue[Any]:
             """Return a queue for many producers and many consumers.
 
             maxsize: messages it holds at most; 0: any number.  maxbytes: bytes of shared memory
@@ -138,13 +156,13 @@ class _TransportContext(stock.BaseContext):
 
         def JoinableQueue(  # noqa: N802
             self, maxsize: int = 0, *, maxbytes: int | None = None, strict: bool = False
-        ) -> JoinableQueue:
+        ) -> JoinableQueue[Any]:
             """Return a Queue with task_done() and join().  Its arguments are those of Queue."""
             from .queues import JoinableQueue
 
             return JoinableQueue(maxsize, ctx=self.get_context(), maxbytes=maxbytes, strict=strict)
 
-        def SimpleQueue(self) -> SimpleQueue:  # noqa: N802
+        def SimpleQueue(self) -> SimpleQueue[Any]:  # noqa: N802
             """Return a queue that is little more than a pipe for many processes."""
             from .queues import SimpleQueue
 
@@ -252,15 +270,12 @@ if sys.platform != "win32":
     _concrete_contexts.update(fork=ForkContext(), forkserver=ForkServerContext())
 
 
-_stock_default_popen = stock.Process._Popen
-
-
 class Process(stock.Process):
-    """A process started by the start method in force, whose end is noted."""
+    """A process of the start method in force, started as our context for that starts one."""
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
-        return noting_end(_stock_default_popen(process_obj))
+        return default_context.get_context().Process._Popen(process_obj)
 
 
 class DefaultContext(_TransportContext, stock.DefaultContext):
@@ -274,6 +289,19 @@ class DefaultContext(_TransportContext, stock.DefaultContext):
     def __getattr__(self, name: str) -> Any:
         # Some programs read _default_context and _actual_context.
         return getattr(_stock_default, name)
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]
+        def get_context(self, method: None = None) -> DefaultContext: ...
+        @overload
+        def get_context(self, method: Literal["spawn"]) -> SpawnContext: ...
+        @overload
+        def get_context(self, method: Literal["fork"]) -> ForkContext: ...
+        @overload
+        def get_context(self, method: Literal["forkserver"]) -> ForkServerContext: ...
+        @overload
+        def get_context(self, method: str) -> stock.BaseContext: ...
 
     def get_context(self, method: str | None = None) -> Any:
         return super().get_context(method or _stock_default.get_start_method())

@@ -24,6 +24,7 @@ class Reason(str, enum.Enum):
     """Why a message took the plain road."""
 
     SMALL = "small"
+    NO_CORE = "no core"
     NO_MEMORY_FILE = "no memory file"
     OUT_OF_SHARED_MEMORY = "out of shared memory"
     NOT_LOCAL = "not local"

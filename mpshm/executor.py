@@ -18,7 +18,7 @@ __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
 BrokenProcessPool = stock.BrokenProcessPool
 
 
-class CallQueue(queues.Queue, stock._SafeQueue):
+class CallQueue(queues.Queue[Any], stock._SafeQueue):
     """A stock executor's queue of tasks, over our ends."""
 
 

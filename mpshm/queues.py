@@ -11,15 +11,18 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from multiprocessing import context as stock_context
 from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
 from typing import TYPE_CHECKING, Any
 
+from . import config
 from ._channel import making
 from ._memory import places
 from ._queue import queue_end, stock_locks
 from ._queue.bounds import NO_LOCK, PlaceSemaphore
 from ._queue.feeder import Feeder, FeederState
+from ._queue.generic import T
 from ._queue.getting import QueueGetter
 from ._queue.putting_many import BatchPutter
 from ._queue.simple_putting import SimpleQueuePutter
@@ -37,12 +40,13 @@ else:
     _StockSimpleQueue = stock.SimpleQueue
 
 
-class Queue(BatchPutter, QueueGetter, _StockQueue):
+class Queue(BatchPutter[T], QueueGetter[T], _StockQueue):
     """A queue for many producers and many consumers.
 
     maxsize: messages it holds at most.  maxbytes: bytes of shared memory that its messages take at
     most; a single larger message passes alone.  None or 0 is any number.
-    strict: `put` raises what pickle raises, instead of reporting it as stock does.
+    strict: `put` raises what pickle raises, instead of reporting it as stock does.  MPSHM_STRICT=1
+    in the environment makes every queue strict.
     """
 
     if TYPE_CHECKING:  # stock's class has these and its stub does not name them
@@ -65,14 +69,23 @@ class Queue(BatchPutter, QueueGetter, _StockQueue):
     _stock_class: Any = stock.Queue
 
     def __init__(
-        self, maxsize: int = 0, *, ctx: Any, maxbytes: int | None = None, strict: bool = False
+        self,
+        maxsize: int = 0,
+        *,
+        ctx: Any = None,
+        maxbytes: int | None = None,
+        strict: bool = False,
     ) -> None:
+        strict = strict or config.strict()
+        if maxbytes is not None and maxbytes < 0:
+            raise ValueError(f"maxbytes={maxbytes}: a number of bytes, or None for no limit")
         ends = queue_end.make_ends(max(0, maxsize), maxbytes or 0, self._joinable, True)
         if ends is None:
             if maxbytes:
                 raise OSError(
                     errno.ENOSYS, "maxbytes needs shared memory, and there is none; leave it out"
                 )
+            ctx = ctx or stock_context._default_context.get_context()
             # Not super(): a further base class may want other arguments.
             self._stock_class.__init__(self, maxsize, ctx=ctx)
             self._reader, self._writer = making.adopt(self._reader, self._writer)
@@ -82,11 +95,14 @@ class Queue(BatchPutter, QueueGetter, _StockQueue):
         self._reader, self._writer = ends
         self._maxsize = maxsize if maxsize > 0 else _semaphore_limit()
         self._rlock = self._wlock = NO_LOCK
-        self._sem = PlaceSemaphore(ends[1], strict)
+        self._sem = PlaceSemaphore(ends[1], strict, self._maxsize)
         self._opid = os.getpid()
         self._ignore_epipe = False
         self._reset()
         register_after_fork(self, Queue._after_fork)
+
+    def __repr__(self) -> str:
+        return repr_of(self, self._closed)
 
     def __getstate__(self) -> Any:
         return super().__getstate__(), self._strict
@@ -181,13 +197,24 @@ def _unless(
     work(*args)
 
 
+def repr_of(queue: Any, closed: bool) -> str:
+    """What a queue is, and how many messages are in it."""
+    kind = f"{type(queue).__module__}.{type(queue).__name__}"
+    if closed:
+        return f"<{kind}, closed>"
+    try:
+        return f"<{kind}: {queue.qsize()} messages>"
+    except (NotImplementedError, OSError):  # stock's cannot tell everywhere
+        return f"<{kind}>"
+
+
 def _semaphore_limit() -> int:
     from multiprocessing.synchronize import SEM_VALUE_MAX  # type: ignore[attr-defined]
 
     return int(SEM_VALUE_MAX)
 
 
-class JoinableQueue(Queue, _StockJoinableQueue):
+class JoinableQueue(Queue[T], _StockJoinableQueue):
     """A Queue with task_done() and join()."""
 
     _joinable = True
@@ -210,16 +237,17 @@ class JoinableQueue(Queue, _StockJoinableQueue):
             pass
 
 
-class SimpleQueue(SimpleQueuePutter, QueueGetter, _StockSimpleQueue):
+class SimpleQueue(SimpleQueuePutter[T], QueueGetter[T], _StockSimpleQueue):
     """A queue without a feeder: put waits while it is full."""
 
     if TYPE_CHECKING:
         _rlock: Any
         _wlock: Any
 
-    def __init__(self, *, ctx: Any) -> None:
+    def __init__(self, *, ctx: Any = None) -> None:
         ends = queue_end.make_ends(0, 0, False, False)
         if ends is None:
+            ctx = ctx or stock_context._default_context.get_context()
             stock.SimpleQueue.__init__(self, ctx=ctx)
             self._reader, self._writer = making.adopt(self._reader, self._writer)
         else:
@@ -227,6 +255,9 @@ class SimpleQueue(SimpleQueuePutter, QueueGetter, _StockSimpleQueue):
             self._rlock = self._wlock = NO_LOCK
         self._poll = self._reader.poll
         self._bind_ends()
+
+    def __repr__(self) -> str:
+        return repr_of(self, self._reader.closed and self._writer.closed)
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)

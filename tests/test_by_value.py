@@ -158,6 +158,9 @@ for method in ("fork", "spawn", "forkserver"):
     q = ctx.Queue()
     p = ctx.Process(target=lambda: q.put(work(Point(3))))
     p.start(); print(q.get().x); p.join()
+    mpshm.set_start_method(method, force=True)
+    p = mpshm.Process(target=lambda: q.put(work(Point(7))))
+    p.start(); print(q.get().x); p.join()
     with mpshm.ProcessPoolExecutor(1, mp_context=ctx) as pool:
         print(pool.submit(work, Point(5)).result().x)
 """
@@ -171,7 +174,7 @@ def test_functions_typed_into_an_interpreter_run_in_children(how: str) -> None:
         "interactive": (["-q", "-i"], "exec('''" + REPL + "''')\n"),
     }[how]
     done = run_python(*args, input=text, env={"MPSHM": "auto" if SHARED else "off"})
-    assert 3 * ["True 8", "6", "10"] == done.stdout.splitlines(), done.stderr
+    assert 3 * ["True 8", "6", "14", "10"] == done.stdout.splitlines(), done.stderr
 
 
 class Holder:

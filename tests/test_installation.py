@@ -239,6 +239,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.shared_memory("under MPSHM=off `run` leaves programs to stock")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_every_descendant_is_swapped(tmp_path: Path, method: str) -> None:
     done = run(script(tmp_path, DESCENDANTS), method)
@@ -260,6 +261,7 @@ def test_children_without_site_packages_are_swapped(tmp_path: Path, method: str)
     assert 3 == done.stdout.count("mpshm.connection"), done.stderr
 
 
+@pytest.mark.shared_memory("under MPSHM=off `run` leaves programs to stock")
 def test_fresh_interpreter_that_a_library_starts_is_swapped() -> None:
     child = "import multiprocessing as mp; print(type(mp.Pipe()[0]).__module__)"
     done = python(
@@ -365,6 +367,7 @@ def test_wrong_usage_is_explained(args: list[str]) -> None:
     assert "usage: python -m mpshm run script.py" in done.stderr
 
 
+@pytest.mark.shared_memory("under MPSHM=off `run` leaves programs to stock")
 def test_run_without_the_hook_says_what_is_missing() -> None:
     code = "import sys; sys.path[:] = {!r}; import runpy; sys.argv = ['mpshm', 'run', 'x.py'];"
     done = python(

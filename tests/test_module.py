@@ -20,6 +20,7 @@ PACKAGE = Path(mpshm.__file__).parent
 # Top to bottom.  A module may import those below it, and those beside it when called.
 LAYERS = (
     ("__main__",),
+    ("_doctor",),
     ("__init__",),
     ("_install",),
     ("executor",),
@@ -32,7 +33,7 @@ LAYERS = (
     ("_queue.putting_many",),
     ("_queue.putting",),
     ("_queue.plain_road", "_queue.put_wait"),
-    ("_queue.bounds", "_queue.aio"),
+    ("_queue.bounds", "_queue.aio", "_queue.generic"),
     ("_channel.handshake",),
     ("_channel.making",),
     ("_channel.pipe_end",),
@@ -43,7 +44,7 @@ LAYERS = (
     ("_memory.arena",),
     ("_memory.lease", "_memory.plain_frame", "_memory.handover"),
     ("_memory.core",),
-    ("counters", "_stats", "config", "errors", "_native"),
+    ("counters", "_stats", "config", "errors", "_stock_modules", "_native"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 DRAWINGS = {"_channel.__init__", "_memory.__init__", "_queue.__init__"}
@@ -56,7 +57,8 @@ def source_of(module: str) -> str:
 
 def modules() -> set[str]:
     found = {str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py")}
-    return {name.replace("/", ".") for name in found} - {"_build_native"}
+    tools = {"_build_native", "_pyinstaller.__init__", "_pyinstaller.hook-mpshm"}
+    return {name.replace("/", ".") for name in found} - tools
 
 
 def imports_of(module: str) -> list[tuple[str, bool]]:
@@ -92,7 +94,7 @@ def for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-LOOKS_NAMES_UP = {"__init__"}  # for names that are asked for from outside, when they are
+LOOKS_NAMES_UP = {"__init__", "_stock_modules"}  # for names that are asked for from outside
 
 
 @pytest.mark.parametrize("module", [name for name in LAYER_OF if name != "_native"])
@@ -296,5 +298,10 @@ def test_contributing_names_every_module_and_c_file() -> None:
     package = TREE / "mpshm"
     modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
     core = {path.name for path in (package / "csrc").glob("*.[ch]")}
-    drawings = {"_channel/__init__.py", "_memory/__init__.py", "_queue/__init__.py"}
+    drawings = {
+        "_pyinstaller/hook-mpshm.py",
+        "_channel/__init__.py",
+        "_memory/__init__.py",
+        "_queue/__init__.py",
+    }
     assert (modules | core) - drawings == named

@@ -526,8 +526,8 @@ def test_attributes_are_stocks(duplex: Any, oneway: Any) -> None:
                 setattr(end, name, True)
 
 
-def test_representation_is_stocks(duplex: Any) -> None:
-    pattern = r"<(multiprocessing|mpshm)\.connection\.Connection object at 0x[0-9a-f]+>"
+def test_representation_names_the_class(duplex: Any) -> None:
+    pattern = r"<(multiprocessing|mpshm)\.connection\.Connection(:| object at) .+>"
     assert re.fullmatch(pattern, repr(duplex[0]))
 
 

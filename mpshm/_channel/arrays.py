@@ -34,11 +34,17 @@ def protocols_may_differ(array: Any) -> bool:
 
 
 def reduce_array(array: Any) -> Any:
-    """Reduce an array out of band, as numpy does; but read-only ones arrive writable, as in stock.
+    """Reduce an array out of band, as numpy does; what arrives is what stock would bring.
 
-    Arrays of objects, empty arrays and arrays of foreign byte order (which stock swaps on arrival)
+    Where stock pickles with protocol 5 (Python 3.14 and later), numpy's own reduction for that says
+    what arrives: read-only arrays stay so, byte orders and the order of axes are kept.
+
+    Where it pickles with 4, read-only arrays arrive writable.  Arrays of objects, empty arrays and
+    arrays of foreign byte order (which stock swaps on arrival)
     are reduced as stock reduces them.  So are all arrays without the core, which makes the aliases.
     """
+    if STOCK_PROTOCOL >= 5 and (CORE_MISSING or protocols_may_differ(array)):
+        return array.__reduce_ex__(5)
     dtype, flags, size_bytes = array.dtype, array.flags, array.nbytes
     if CORE_MISSING or dtype.hasobject or not size_bytes or not dtype.isnative:
         return array.__reduce__()

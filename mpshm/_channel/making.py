@@ -9,6 +9,7 @@ from multiprocessing import connection as stock
 
 from .. import config
 from .._memory.arena import Arena, QueueShape
+from .._memory.core import CORE_MISSING
 from ..counters import Reason, import_stats
 from ..errors import PlainRoadError
 from . import search
@@ -29,6 +30,8 @@ def new_arena(
     config.spin_us()  # raises now for a bad setting, before an end exists
     if mode is config.Mode.OFF:
         return None, Reason.OFF
+    if CORE_MISSING and mode is not config.Mode.REQUIRE:
+        return None, Reason.NO_CORE
     try:
         name = search.name_for(handles, identities)
         return Arena.create(name=name, strangers=strangers, queue=queue), Reason.NO_MEMORY_FILE

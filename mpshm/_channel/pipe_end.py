@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import pickle
+import sys
 import threading
 from multiprocessing import connection as stock
 from multiprocessing import reduction
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import config
 from .._memory import plain_frame
 from .._memory.arena import Arena, Run
-from .._memory.buffer import Buffer
+from .._memory.buffer import Buffer, check_buffer, private_buffer
 from .._memory.core import NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
 from .._memory.parcel import Parcel
 from .._memory.reader import new_reader
@@ -112,6 +113,9 @@ class Connection(stock.Connection):
         rest = (self._arena, self._readable, self._writable, self._no_arena_reason)
         return rebuild, (reduction.DupFd(self._handle), *rest)
 
+    def __repr__(self) -> str:
+        return totals.described(self, self._handle, self._readable, self._writable)
+
     # Here and in a default argument, as in stock: at interpreter exit this module may be gone.
     _identity_of = staticmethod(search.identity_of)
 
@@ -154,13 +158,13 @@ class Connection(stock.Connection):
         self._check_writable()
         if size < 0:
             raise ValueError(f"size {size} is negative")
-        if self._arena is not None and size > 0:
+        if self._arena is not None and 0 < size <= sys.maxsize:
             try:
                 run = self._arena.claim(size)
                 return Buffer(run.view(size), run)
             except OutOfSharedMemory:
                 raise_if_required(Reason.OUT_OF_SHARED_MEMORY)
-        return Buffer(memoryview(bytearray(size)))
+        return private_buffer(size)
 
     def send_buf(self, buf: Buffer, size: int | None = None) -> None:
         """Send the first `size` bytes of `buf` (default: all) and hand the buffer over.
@@ -170,6 +174,7 @@ class Connection(stock.Connection):
         """
         self._check_closed()
         self._check_writable()
+        check_buffer(buf)
         count = buf.size if size is None else size
         if not 0 <= count <= buf.size:
             raise ValueError(f"size {count} is not within the buffer's {buf.size} bytes")

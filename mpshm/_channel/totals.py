@@ -1,11 +1,11 @@
-"""Sums of what the ends of channels have counted, and of what their arenas hold now."""
+"""Sums of what ends have counted and of what their arenas hold, and an end in words."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 from .._memory.arena import Arena, process_arenas
-from ..counters import Counters, process_total
+from ..counters import Counters, Reason, process_total
 
 if TYPE_CHECKING:
     from .._stats import Stats
@@ -18,6 +18,8 @@ class CountedEnd(Protocol):
     def _counters(self) -> Counters: ...
     @property
     def _arena(self) -> Arena | None: ...
+    @property
+    def _no_arena_reason(self) -> Reason | None: ...
 
 
 def stats_of(*ends: CountedEnd) -> Stats:
@@ -41,3 +43,20 @@ def process_stats() -> Stats:
     for arena in process_arenas():
         gauges += arena.gauges()
     return process_total().to_stats(gauges)
+
+
+def described(end: CountedEnd, fd: int | None, readable: bool, writable: bool) -> str:
+    """The end of a channel in words, for its repr."""
+    kind = f"{type(end).__module__}.{type(end).__name__}"
+    if fd is None:
+        return f"<{kind}, closed>"
+    does = "sends and receives"
+    if not (readable and writable):
+        does = "receives" if readable else "sends"
+    if end._arena is not None:
+        road = "through shared memory"
+    elif end._no_arena_reason is not None:
+        road = f"by the plain road: {end._no_arena_reason.value}"
+    else:
+        road = "by the plain road, until a message shows where its shared memory is"
+    return f"<{kind}: descriptor {fd}, {does} {road}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from types import TracebackType
+from typing import NoReturn
 
 from ..errors import BufferTooSmall
 from .arena import Run
@@ -76,6 +77,18 @@ class Buffer:
         self._view = self._run.view(have + grown)
         return grown
 
+    def __repr__(self) -> str:
+        if self._view is None:
+            return "<mpshm.Buffer, sent or released>"
+        where = "private memory" if self._run is None else "shared memory"
+        return f"<mpshm.Buffer: {self.size} bytes of {where}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Buffer is not pickled: send_buf sends its bytes without a copy, and bytes(buf.view) "
+            "is a copy that can be sent like any object"
+        )
+
     def _disown(self) -> None:
         self._view, self._run, self._gone_reason = None, None, FOREIGN_TEXT
 
@@ -106,6 +119,23 @@ class Buffer:
         tb: TracebackType | None,
     ) -> None:
         self.release()
+
+
+def private_buffer(size: int) -> Buffer:
+    """A buffer outside shared memory.  Raises MemoryError."""
+    try:
+        return Buffer(memoryview(bytearray(size)))
+    except (MemoryError, OverflowError):
+        raise MemoryError(f"no memory for a buffer of {size} bytes") from None
+
+
+def check_buffer(buf: object) -> None:
+    """Raise TypeError if this is no Buffer."""
+    if not isinstance(buf, Buffer):
+        raise TypeError(
+            f"send_buf sends what get_buf has returned, not {type(buf).__name__}; "
+            "send_bytes takes any bytes-like object"
+        )
 
 
 _loaned: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()

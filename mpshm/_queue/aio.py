@@ -1,12 +1,19 @@
-"""Waiting on asyncio without a thread: for file descriptors and for conditions."""
+"""Waiting on asyncio without a thread: for file descriptors and for conditions.
+
+asyncio is imported by those that wait, for it takes longer than all of mpshm, and whoever uses no
+aget and no aput has no use for it.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import select
 import weakref
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 _Waiters = collections.deque["asyncio.Future[None]"]
 
@@ -22,6 +29,8 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.0005, 0.02
 
 async def readable(fd: int, timeout_s: float) -> None:
     """Return when `fd` may be readable, or after `timeout_s`.  Wakes one waiting task at a time."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     waiters_by_fd = _waiters_by_loop.setdefault(loop, {})
     waiters = waiters_by_fd.setdefault(fd, collections.deque())
@@ -45,11 +54,18 @@ def is_writable(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
+async def pause(seconds: float) -> None:
+    """Let other tasks run for so long."""
+    import asyncio
+
+    await asyncio.sleep(seconds)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Return when `condition()` holds.  Checks it ever more rarely."""
     pause_s = FIRST_PAUSE_S
     while True:
-        await asyncio.sleep(pause_s)  # first, because the caller has just checked
+        await pause(pause_s)  # first, because the caller has just checked
         if condition():
             return
         pause_s = min(2 * pause_s, LAST_PAUSE_S)

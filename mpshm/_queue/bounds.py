@@ -45,12 +45,12 @@ class PlaceSemaphore:
     program has put in its buffer by itself.
     """
 
-    def __init__(self, end: QueueEnd, strict: bool) -> None:
-        self._end, self.strict = end, strict
+    def __init__(self, end: QueueEnd, strict: bool, maxsize: int) -> None:
+        self._end, self.strict, self._maxsize = end, strict, maxsize
         self._held: collections.deque[Place] = collections.deque()
 
     def __reduce__(self) -> Any:
-        return PlaceSemaphore, (self._end, self.strict)
+        return PlaceSemaphore, (self._end, self.strict, self._maxsize)
 
     @property
     def _semlock(self) -> PlaceSemaphore:
@@ -84,6 +84,12 @@ class PlaceSemaphore:
     def forget(self) -> None:
         """Call in a new child: the places are its parent's."""
         self._held.clear()
+
+    def get_value(self) -> int:
+        """How many places are free.  Stock's qsize asks that, since Python 3.14 by this name."""
+        return max(0, self._maxsize - places.queue_size(self._end.ring_end.arena))
+
+    _get_value = get_value
 
     def _is_zero(self) -> bool:
         return not self._end.closed and places.queue_full(self._end.ring_end.arena)

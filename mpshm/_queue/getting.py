@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import pickle
 import time
@@ -15,6 +14,7 @@ from .._memory import places, ring
 from .._memory.ring import NOT_AT_ALL, TINY_BYTES
 from ..config import LOOK_AGAIN_MS, SLEEP_MAX_MS
 from . import aio, queue_end
+from .generic import ForTypes, T
 from .queue_end import QueueEnd
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class _Unpickled:
         self.obj = obj
 
 
-class QueueGetter:
+class QueueGetter(ForTypes[T]):
     """The getting side of a queue.
 
     _source: the end to get from, and _end: the end to put to, if they are ours, else None.
@@ -75,7 +75,7 @@ class QueueGetter:
             if not self._leftovers:
                 self._update_fast_path()
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Take an object off the queue; its large arrays are private, writable views.
 
         Waits for one unless block is False.  Raises queue.Empty when none comes in `timeout`
@@ -132,7 +132,7 @@ class QueueGetter:
         finally:
             del message  # a traceback keeps this frame; it must not keep the runs
 
-    def get_many(self, max_items: int | None = None, timeout: float | None = None) -> list[Any]:
+    def get_many(self, max_items: int | None = None, timeout: float | None = None) -> list[T]:
         """Take up to `max_items` objects: wait for the first as get does, then take what is there.
 
         Raises queue.Empty when none comes in `timeout` seconds.
@@ -253,7 +253,7 @@ class QueueGetter:
     def empty(self) -> bool:
         return not self._leftovers and not self._poll()
 
-    async def aget(self) -> Any:
+    async def aget(self) -> T:
         """get() for asyncio: other tasks run while it waits, and it needs no thread."""
         pause_s = aio.FIRST_PAUSE_S
         while True:
@@ -266,7 +266,7 @@ class QueueGetter:
                 await aio.readable(self._reader.fileno(), LOOK_AGAIN_MS / 1000)
                 pause_s = aio.FIRST_PAUSE_S
             else:  # one comes in pieces, and the descriptor is readable all the while
-                await asyncio.sleep(pause_s)
+                await aio.pause(pause_s)
                 pause_s = min(2 * pause_s, aio.LAST_PAUSE_S)
 
 

@@ -6,7 +6,6 @@ its sender waits, as stock's does when the pipe is full.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from queue import Full
 from typing import TYPE_CHECKING
@@ -72,7 +71,7 @@ async def finish_async(end: QueueEnd, stream: Stream) -> None:
     pause_s, written = aio.FIRST_PAUSE_S, 0
     try:
         while not stream.go_on(0):
-            await asyncio.sleep(pause_s)
+            await aio.pause(pause_s)
             pause_s = min(2 * pause_s, aio.LAST_PAUSE_S)
             if stream.written > written:
                 pause_s, written = aio.FIRST_PAUSE_S, stream.written

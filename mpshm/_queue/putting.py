@@ -19,6 +19,7 @@ import pickle
 from collections.abc import Callable
 from multiprocessing.util import info, is_exiting
 from queue import Full
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._channel import payload
@@ -40,6 +41,7 @@ from .._memory.stream import Stream, wait_record
 from ..config import INLINE_MAX_BYTES
 from . import aio, plain_road
 from .bounds import deadline_of, line_up, take_place_within, wait_place
+from .generic import ForTypes, T
 from .put_wait import PutWait
 
 if TYPE_CHECKING:
@@ -218,7 +220,7 @@ def put_some_within(
 # By the feeder
 
 
-def give_to_feeder(queue: QueuePutter, pickled: Pickled, deadline: float | None) -> None:
+def give_to_feeder(queue: QueuePutter[Any], pickled: Pickled, deadline: float | None) -> None:
     """Have the feeder put a message, after those it holds already.
 
     Waits for a place, and raises queue.Full at the deadline; or ValueError if the queue has been
@@ -244,7 +246,7 @@ def give_to_feeder(queue: QueuePutter, pickled: Pickled, deadline: float | None)
         close()
 
 
-def give_some_to_feeder(queue: QueuePutter, batch: PutBatch) -> None:
+def give_some_to_feeder(queue: QueuePutter[Any], batch: PutBatch) -> None:
     """Have the feeder put the small messages, and empty the batch."""
     while batch.messages:
         give_to_feeder(queue, batch.pop(), None)
@@ -274,10 +276,19 @@ def report_from_feeder(
     return True
 
 
+def _with_callers(traceback: TracebackType | None) -> TracebackType | None:
+    """The traceback with the frames outside of it: whose put it was that failed."""
+    frame = None if traceback is None else traceback.tb_frame.f_back
+    while frame is not None:
+        traceback = TracebackType(traceback, frame, frame.f_lasti, frame.f_lineno)
+        frame = frame.f_back
+    return traceback
+
+
 # Queues
 
 
-class QueuePutter:
+class QueuePutter(ForTypes[T]):
     """The putting side of a Queue and a JoinableQueue."""
 
     if TYPE_CHECKING:
@@ -300,7 +311,7 @@ class QueuePutter:
 
     _strict = False  # for queues with stock's locks; for others self._sem knows
 
-    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+    def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
         """Put an object in the queue.
 
         Waits only if the queue is bounded, and raises queue.Full as stock does.
@@ -309,7 +320,7 @@ class QueuePutter:
         kind, direct = type(obj), self._feeder_state.direct
         # payload.dump's test for small types, without `in`: a class may lack a hash.
         if direct is not None and (
-            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)  # type: ignore[arg-type]
             or kind is int
             or kind is float
             or obj is None
@@ -383,9 +394,14 @@ class QueuePutter:
             finally:
                 del error  # a cycle of it and this frame would keep what the put held
         if not (self._ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE):
-            self._on_queue_feeder_error(error, obj.obj if isinstance(obj, Pickled) else obj)
+            traceback = error.__traceback__
+            error.__traceback__ = _with_callers(traceback)
+            try:
+                self._on_queue_feeder_error(error, obj.obj if isinstance(obj, Pickled) else obj)
+            finally:
+                error.__traceback__ = traceback
 
-    async def aput(self, obj: Any) -> None:
+    async def aput(self, obj: T) -> None:
         """put() for asyncio: other tasks run while the queue is full, and it needs no thread."""
         if self._end is not None and self._arena.bytes_limit and not self._closed:
             await self._aput_in_turn(self._end, obj)

@@ -11,6 +11,7 @@ from .._channel.payload import SCALARS, STRINGS
 from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .._memory.ring import AT_ONCE
 from ..config import INLINE_MAX_BYTES
+from .generic import T
 from .putting import (
     PutBatch,
     QueuePutter,
@@ -22,10 +23,10 @@ from .putting import (
 _dumps, _dump = pickle.dumps, payload.dump
 
 
-class BatchPutter(QueuePutter):
+class BatchPutter(QueuePutter[T]):
     """The putting side of a Queue and a JoinableQueue, for one object or many."""
 
-    def put_many(self, objects: Iterable[Any]) -> int:
+    def put_many(self, objects: Iterable[T]) -> int:
         """Put all objects, small ones in batches with one wake-up each; return how many.
 
         Waits for places and reports what cannot be pickled, as put does.

@@ -243,7 +243,8 @@ def load(received: Any) -> Any:
 
 def rebuild(handle: Any, arena: Arena | None, readable: bool, writable: bool) -> QueueEnd:
     """Unpickle a QueueEnd."""
-    return QueueEnd(handle.detach(), readable, writable, arena=arena, reason=Reason.NO_MEMORY_FILE)
+    reason = Reason.NO_CORE if CORE_MISSING else Reason.NO_MEMORY_FILE
+    return QueueEnd(handle.detach(), readable, writable, arena=arena, reason=reason)
 
 
 def make_ends(

@@ -16,6 +16,7 @@ from .._memory.ring import AT_ONCE
 from .._memory.stream import wait_record
 from ..config import INLINE_MAX_BYTES
 from . import aio, plain_road
+from .generic import ForTypes, T
 from .putting import abandon_runs, is_over_mark, put_some_within, put_within, try_both_roads
 from .putting_many import are_small, flush_on_error, pickle_in_batches, snapshot
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _dumps, _dump, _put_one = pickle.dumps, payload.dump, ring.put_one
 
 
-class SimpleQueuePutter:
+class SimpleQueuePutter(ForTypes[T]):
     """The putting side of a SimpleQueue.  It has no feeder, so put waits."""
 
     if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class SimpleQueuePutter:
     async def _aput_by_lock(self, obj: Any) -> None:
         raise NotImplementedError
 
-    def put(self, obj: Any) -> None:
+    def put(self, obj: T) -> None:
         """Put an object in the queue, waiting while its ring is full."""
         end = self._end
         if end is None:
@@ -47,7 +48,7 @@ class SimpleQueuePutter:
             return
         kind = type(obj)
         if (
-            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)  # type: ignore[arg-type]
             or kind is int
             or kind is float
             or obj is None
@@ -60,7 +61,7 @@ class SimpleQueuePutter:
                 return
         end.send(obj)
 
-    def put_many(self, objects: Iterable[Any]) -> int:
+    def put_many(self, objects: Iterable[T]) -> int:
         """Put all objects, small ones in batches with one wake-up each; return how many."""
         end, objects = self._end, snapshot(objects)
         if end is not None and are_small(objects):
@@ -94,7 +95,7 @@ class SimpleQueuePutter:
         flush()
         return count
 
-    async def aput(self, obj: Any) -> None:
+    async def aput(self, obj: T) -> None:
         """put() for asyncio: other tasks run while the ring is full."""
         if self._end is None:
             await self._aput_by_lock(obj)

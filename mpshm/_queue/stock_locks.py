@@ -7,7 +7,6 @@ it is large, before a lock is taken, and unpickled after the lock is released, a
 
 from __future__ import annotations
 
-import asyncio
 import select
 import threading
 import time
@@ -142,6 +141,8 @@ async def simple_aput(queue: Any, obj: object) -> None:
             lock.release()
 
     if not isinstance(message, bytes) or plain_frame.HEAD_BYTES + len(message) > select.PIPE_BUF:
+        import asyncio
+
         await asyncio.to_thread(put)
     elif not put_now():
         await aio.until(put_now)

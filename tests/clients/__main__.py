@@ -8,7 +8,7 @@ its results.  It runs
     install  from a wrapper that calls mpshm.install() first
     import   with `import multiprocessing` in the program replaced by `import mpshm`, for programs
              that hand a context or a pool to their library; the library itself is not swapped
-    off      as run, under MPSHM=off: every message whole through the pipe
+    off      as install, under MPSHM=off: every message whole through the pipe
 
 first once each with every message counted (hook/), then in interleaved rounds without counting.
 A swapped program must give the stock one's digest, leave no process and nothing in /dev/shm, have
@@ -126,9 +126,9 @@ class Case:
 
 def command(program: Path, way: Way) -> list[str]:
     python = sys.executable
-    if way in (Way.RUN, Way.OFF):
+    if way is Way.RUN:
         return [python, "-m", "mpshm", "run", str(program)]
-    if way is Way.INSTALL:
+    if way in (Way.INSTALL, Way.OFF):  # run under MPSHM=off is stock
         return [python, str(HERE / "wrapper.py"), str(program)]
     if way is Way.IMPORT:
         copy = BUILD / "import" / program.name
@@ -365,7 +365,7 @@ def report(cases: Sequence[Case], rounds: int) -> str:
             "`tests/clients/programs/` knows nothing of mpshm. It ran as it is, and then",
             "swapped: under `python -m mpshm run`, after `mpshm.install()`, and, where the",
             "program hands a context or a pool to its library, with its `import",
-            "multiprocessing` changed to `import mpshm`; `off` is `run` under `MPSHM=off`.",
+            "multiprocessing` changed to `import mpshm`; `off` is `install` under `MPSHM=off`.",
             "`same`: the same digest of results, no process and nothing in /dev/shm left, and",
             "every message counted as carried by mpshm, under `MPSHM=off` none of them",
             "through shared memory. CPU (user and system, of all processes), wall time and",

@@ -117,6 +117,10 @@ def main():
     # A runner in the background of a shell ignores it, and so would all its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     events = Events(job["events"])
+    if "MPSHM_INSTALL" in os.environ and os.environ.get("MPSHM") == "off":
+        import mpshm  # the variable alone installs nothing there
+
+        mpshm.install()
     loaded = unittest.defaultTestLoader.loadTestsFromNames(job["modules"])
     tests = [test for test in flatten(loaded) if wanted(test, job)]
     events.write(kind="plan", count=len(tests))
