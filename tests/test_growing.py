@@ -123,7 +123,6 @@ def test_one_object_that_counts_up_arrives_with_each_of_its_states(
             assert [n, n, n] == get_in_time(q).tolist()
 
 
-@grows
 def get_slowly(q: Any, back: Any, pause_s: float) -> None:
     back.put(None)
     while q.get() is not None:
@@ -146,6 +145,7 @@ def test_put_does_not_wait_for_consumers_that_are_slow(context: Any, pause_s: fl
         reader.kill()
 
 
+@grows
 def test_no_thread_is_started_for_more_than_the_high_water_mark_unread() -> None:
     threads = threading.active_count()
     with finishing(mpshm.Queue()) as q:
