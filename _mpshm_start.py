@@ -32,6 +32,7 @@ class _AfterImport:
 
 
 def begin():
+    # As mpshm.config reads it, which is not imported for a no.
     if os.environ["MPSHM_INSTALL"].lower() in ("0", "off", "no", "false"):
         return
     if "multiprocessing" in sys.modules:

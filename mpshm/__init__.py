@@ -8,7 +8,7 @@
     mpshm.install()                           other libraries' multiprocessing, too
     python -m mpshm run program.py            a whole program, unchanged
 
-    mpshm.stats()                             what went through shared memory, and what did not: why
+    mpshm.stats()                             what went through shared memory; what did not, and why
     queue.put_many(objects)  queue.get_many() many small messages at a time
     connection.get_buf(size)                  memory to fill in place, for connection.send_buf
     mpshm.trim()                              give back memory that is kept warm
@@ -19,7 +19,7 @@ PlainRoadError without.
 Objects are pickled into shared memory, and the pipe carries descriptors that say where they lie.
 The layers, top to bottom; imports go down only:
 
-    __main__, _install           the command line | ours in stock's place
+    __main__, _doctor, _install  the command line, its doctor | ours in stock's place
     executor, pool, managers,
     context, queues, connection  public modules, thin: stock's names and shapes
     _queue                       putting, getting and feeding; queues' ends and bounds

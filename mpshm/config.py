@@ -131,10 +131,13 @@ INSTALL_VARIABLE = "MPSHM_INSTALL"
 
 
 def _flag(name: str) -> bool:
-    return _FLAGS.index(_choice(name, "0", _FLAGS)) % 2 == 0
+    return _FLAGS[_choice(name, "0", tuple(_FLAGS))]
 
 
-_FLAGS = ("1", "0", "on", "off", "yes", "no", "true", "false")
+_FLAGS = {
+    **{"1": True, "0": False, "on": True, "off": False},
+    **{"yes": True, "no": False, "true": True, "false": False},
+}
 
 
 def _setting(name: str) -> str:

@@ -66,13 +66,13 @@ def noting_end(popen: Any) -> Any:
 
 
 def is_worker() -> bool:
-    """Whether this process was started by multiprocessing: its parent has warned already."""
+    """Whether multiprocessing has started this process."""
     starting = any("from multiprocessing." in word for word in sys.orig_argv[1:])
     return starting or multiprocessing.parent_process() is not None
 
 
 def warn_without_core() -> None:
-    """Warn once for each program that the core is missing, where there could be one."""
+    """Warn that the core is missing, where there could be one; a program's workers do not."""
     if sys.platform != "win32" and config.mode() is config.Mode.AUTO and not is_worker():
         warnings.warn(
             f"mpshm has no compiled core ({CORE_MISSING}), so all messages take the plain road, at "

@@ -40,8 +40,8 @@ def reduce_array(array: Any) -> Any:
     what arrives: read-only arrays stay so, byte orders and the order of axes are kept.
 
     Where it pickles with 4, read-only arrays arrive writable.  Arrays of objects, empty arrays and
-    arrays of foreign byte order (which stock swaps on arrival)
-    are reduced as stock reduces them.  So are all arrays without the core, which makes the aliases.
+    arrays of foreign byte order (which stock swaps on arrival) are reduced as stock reduces them.
+    So are all arrays without the core, which makes the aliases.
     """
     if STOCK_PROTOCOL >= 5 and (CORE_MISSING or protocols_may_differ(array)):
         return array.__reduce_ex__(5)

@@ -64,15 +64,14 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     if duplex:
         pair = socket.socketpair()
         for end in pair if socket.getdefaulttimeout() is not None else ():
-            end.setblocking(True)  # as stock's
+            end.setblocking(True)  # stock's ends block, whatever the default is
         handles = [end.detach() for end in pair]
     else:
         handles = list(os.pipe())
     try:
-        own = [
-            search.identity_of(one) for one in handles[: 1 + duplex]
-        ]  # a pipe's two ends have one
-        arena, reason = new_arena(*handles[: 1 + duplex], identities=own)
+        apart = handles[: 1 + duplex]  # the two ends of a pipe are one file, with one identity
+        own = [search.identity_of(one) for one in apart]
+        arena, reason = new_arena(*apart, identities=own)
         # A Connection owns its descriptor even if its constructor fails.
         return (
             Connection(handles.pop(0), True, duplex, arena=arena, reason=reason, identity=own[0]),

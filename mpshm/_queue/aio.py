@@ -1,7 +1,7 @@
 """Waiting on asyncio without a thread: for file descriptors and for conditions.
 
-asyncio is imported by those that wait, for it takes longer than all of mpshm, and whoever uses no
-aget and no aput has no use for it.
+The functions that need asyncio import it: that takes longer than importing all of mpshm, and only
+programs that call aget or aput need it.
 """
 
 from __future__ import annotations

@@ -239,7 +239,8 @@ def give_to_feeder(queue: QueuePutter[Any], pickled: Pickled, deadline: float | 
             queue._start_thread()
         queue._buffer.append(handed)
         queue._notempty.notify()
-    # No lock in close(), which a signal's handler may call: one of the two tells the feeder to end.
+    # close() takes no lock, because a signal's handler may call it.  If it came before this feeder
+    # was started, it has not told it to end.
     close = queue._close
     if queue._closed and close is not None:
         queue._close = None
@@ -333,8 +334,7 @@ class QueuePutter(ForTypes[T]):
             if code != TOO_LONG:
                 self._put_pickled(self._writer, obj, stream, deadline_of(block, timeout))
                 return
-        if self._closed:
-            self._check_open()
+        self._check_open()
         end = self._end
         if end is None:
             if self._strict:

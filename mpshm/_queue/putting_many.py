@@ -31,8 +31,7 @@ class BatchPutter(QueuePutter[T]):
 
         Waits for places and reports what cannot be pickled, as put does.
         """
-        if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
+        self._check_open()
         objects = snapshot(objects)
         if self._end is not None and are_small(objects):
             for some, streams in pickle_in_batches(objects):

@@ -155,7 +155,7 @@ begin_anew(void)
         arena->shorts = 0;
         arena->has_claimed = false;
         arena->loans = 0;
-        atomic_store(&arena->is_parked, arena->parked != NULL); /* a raw clone() may have come in between */
+        atomic_store(&arena->is_parked, arena->parked != NULL); /* a raw clone() may have copied one without the other */
     }
 }
 

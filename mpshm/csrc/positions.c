@@ -64,7 +64,7 @@ ring_advance(mpshm_arena *arena, struct ring *ring)
             if (skips > 0) {
                 tasks_skipped(arena);
             }
-            return next; /* what passes from now on, its taker finds the head here */
+            return next; /* whoever takes a later message sees this head, and moves it on */
         }
     }
     return was;

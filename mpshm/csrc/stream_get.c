@@ -244,7 +244,7 @@ stream_unpark(mpshm_arena *arena)
     mpshm_incoming *incoming;
 
     INVARIANT(A4, arena_is_locked(arena));
-    if (arena->parked == NULL) { /* as mostly: and no store, which would wait for all before it */
+    if (arena->parked == NULL) { /* mostly; the store below would wait for all stores before it */
         return NULL;
     }
     while ((incoming = arena->parked) != NULL) {
