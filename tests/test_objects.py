@@ -45,6 +45,7 @@ from kit.arrays import (
 from kit.road import SHARED, carried, sending
 from kit.threads import threads
 from mpshm import config
+from mpshm._channel import arrays, payload
 
 Ends = tuple[mpshm.Connection, mpshm.Connection]
 LARGE = 40_000  # elements: past VIEW_MIN_BYTES whatever the dtype
@@ -902,3 +903,29 @@ def test_large_bytes_with_gaps_are_refused_as_in_stock(
                 writer.send_bytes(gaps)
             said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+FOR_PROTOCOL_5 = {
+    "read-only": lambda: np.frombuffer(bytes(80_000), "u1"),
+    "big-endian": lambda: np.arange(20_000, dtype=">i4"),
+    "permuted axes": lambda: np.arange(24_000).reshape(20, 30, 40).transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("kind", FOR_PROTOCOL_5)
+def test_array_arrives_as_by_protocol_5_where_stock_pickles_with_it(
+    kind: str, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from Python 3.14 on, whichever Python runs this."""
+    for module in (arrays, payload):
+        monkeypatch.setattr(module, "STOCK_PROTOCOL", 5)
+    monkeypatch.setattr(payload, "_idle", [])
+    sent = FOR_PROTOCOL_5[kind]()
+    stocks = pickle.loads(pickle.dumps(sent, 5))
+    a, b = pipe
+    with sending(a.send, sent):
+        got = b.recv()
+    assert np.array_equal(sent, got)
+    assert stocks.dtype.str == got.dtype.str
+    assert stocks.strides == got.strides
+    assert stocks.flags.writeable == got.flags.writeable
