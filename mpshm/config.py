@@ -35,6 +35,10 @@ out of the cache more often (put(block=False) does not wait; measured when a fee
 instead, four producers of small messages, put_many: x2.9 of stock with 1 ms, x4.3 with 5, x4.8 with
 20)."""
 
+PUT_PAUSE_AFTER = 256
+"""How many messages consumers must have taken since a put waited for them in vain, before a put
+waits for them again.  Half of the first ring: that is what they had 5 ms for."""
+
 PUT_PAUSE_COUNT_MAX = 100
 """How often one put waits so, if consumers drain the ring but other producers fill it first."""
 

@@ -47,7 +47,10 @@ class PutWait:
         if self._has_feeder and not isinstance(reason, QueueFull):
             self._pauses += 1
             may_pause = not is_over and self._pauses <= config.PUT_PAUSE_COUNT_MAX
-            return is_room and ((may_pause and end.is_drained(end.has_room)) or end.ring_end.grow())
+            return is_room and (
+                (may_pause and end.is_drained(end.has_room, config.PUT_PAUSE_AFTER))
+                or end.ring_end.grow()
+            )
         if is_room and end.ring_end.grow():
             return True
         if isinstance(reason, OutOfSharedMemory):  # Crowded

@@ -375,7 +375,8 @@ class QueuePutter(ForTypes[T]):
                     return
                 if deadline != 0 and is_over_mark(message):
                     # If it stays so it is put all the same, for its memory is taken already.
-                    end.is_drained(functools.partial(self._arena.wait_room_for, end._handle, 1))
+                    wait = functools.partial(self._arena.wait_room_for, end._handle, 1)
+                    end.is_drained(wait, again_after=1)
                 put_within(end, message, None, deadline, has_feeder)
             except (NoRoomNow, OutOfSharedMemory):
                 give_to_feeder(self, Pickled(obj, message), deadline)

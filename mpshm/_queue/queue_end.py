@@ -130,15 +130,18 @@ class QueueEnd(pipe_end.Connection):
         """Wait until the queue has room for a message; return False when the time is over first."""
         return self.ring_end.wait_room(timeout_ms)
 
-    def is_drained(self, wait: Callable[[int], bool]) -> bool:
+    def is_drained(self, wait: Callable[[int], bool], again_after: int) -> bool:
         """Whether `wait(ms)` finds room while consumers are at work, within some milliseconds.
 
         Room that has come by then, but has woken nobody, is a place or two: the consumers are slow,
         and who puts is not to wait for them.  Once it has waited in vain, it does not wait again
-        before a consumer has taken a message.
+        before consumers have taken `again_after` messages.
         """
-        if self._stalled_at == self.ring_end.taken:
-            return False
+        if self._stalled_at is not None:
+            # Modulo, as the core counts: at worst it waits once too often.
+            if (self.ring_end.taken - self._stalled_at) % (1 << 64) < again_after:
+                return False
+            self._stalled_at = None
         begun = time.monotonic()
         if wait(PUT_PAUSE_MS) and time.monotonic() - begun < PUT_PAUSE_MS / 1000:
             return True
