@@ -320,6 +320,48 @@ def test_receiver_without_room_for_a_ring_raises_and_does_not_wait_beside_messag
     assert (1999, 0) == (said["last"], said["exit"])
 
 
+BACKLOG_SHORT = """
+import mpshm
+context = mpshm.get_context("fork")
+COUNT = 70_000  # beyond the first ring whose data take 4 MiB
+
+def receive(q, go, told, room):
+    go.get()
+    limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + room)
+    got, error = 0, None
+    try:
+        while got < COUNT:
+            some = q.get_many(128, timeout=60)
+            assert list(range(got, got + len(some))) == some
+            got += len(some)
+    except MemoryError as refused:
+        error = str(refused)
+    limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+    told.put((got, error))
+
+bad = []
+for room in [quarter << 18 for quarter in (8, 14, 15, 16, 17, 18, 19, 20, 22, 24, 28, 32)]:
+    q, go, told = context.Queue(), context.SimpleQueue(), context.SimpleQueue()
+    process = context.Process(target=receive, args=(q, go, told, room))
+    process.start()  # before there are rings to inherit
+    q.put_many(range(COUNT))
+    go.put(None)
+    if (COUNT, None) != (outcome := told.get()):
+        bad.append((room, outcome))
+    process.join()
+    q.cancel_join_thread()
+    for end in (q, go, told):
+        end.close()
+say(bad=bad)
+"""
+
+
+def test_receiver_short_of_address_space_gets_a_long_backlog() -> None:
+    """Where one ring's data took the last of it, the next ring's words could not be mapped."""
+    (said,) = run(BACKLOG_SHORT, mpshm="require")
+    assert [] == said["bad"]
+
+
 NO_HEAP = """
 import gc
 import mpshm

@@ -22,6 +22,8 @@
 
 #include "ring.h"
 
+#define SPARE_RINGS 8 /* 2 MiB */
+
 uint64_t
 ring_offset(const mpshm_arena *arena, uint32_t number)
 {
@@ -83,6 +85,17 @@ rings_detach(mpshm_arena *arena)
     free(arena->others);
 }
 
+/* Whether the words of some further rings can still be mapped.  What data take can be had without a mapping, words
+   cannot: where this ring's data took the last of the address space, the next ring's messages could not be read. */
+static bool
+is_room_for_words(void)
+{
+    size_t bytes = SPARE_RINGS * ring_data_offset(RING_SLOTS_OF(RING_DOUBLINGS));
+    void *trial = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return trial != MAP_FAILED && munmap(trial, bytes) == 0;
+}
+
 static struct ring *
 map_anew(const mpshm_arena *arena, uint32_t number)
 {
@@ -102,6 +115,10 @@ map_anew(const mpshm_arena *arena, uint32_t number)
     ring->head = head;
     ring->words = (char *) head + sizeof *ring->head;
     ring->word_step = sizeof(uint64_t);
+    if (data != MAP_FAILED && !is_room_for_words()) {
+        munmap(data, data_bytes);
+        data = MAP_FAILED;
+    }
     ring->data = data == MAP_FAILED ? NULL : data;
     ring->data_step = RING_DATA_BYTES;
     ring->data_at = at + words_bytes;
