@@ -158,6 +158,30 @@ def test_buffers_are_filled_sent_and_released_by_other_threads(pipe: Ends) -> No
     assert 0 == a.stats().runs_in_use
 
 
+def test_buffer_that_several_threads_send_arrives_once(pipe: Ends) -> None:
+    """Whoever came second between the look and the step had it as well."""
+    a, b = pipe
+    refused: list[str] = []
+    barrier = threading.Barrier(4)
+    rounds = 100
+    bufs = [a.get_buf(50_000) for _ in range(rounds)]
+
+    def send() -> None:
+        for buf in bufs:
+            barrier.wait()
+            try:
+                a.send_buf(buf)
+            except ValueError as error:
+                refused.append(str(error))
+
+    with threads(*[send] * 4):
+        for _ in range(rounds):
+            assert 50_000 == len(b.recv_bytes())
+    assert 3 * rounds == len(refused)
+    assert {"buffer has been sent or released; get another from get_buf or recv_buf"} == {*refused}
+    assert not b.poll()
+
+
 def test_views_stay_valid_after_close() -> None:
     a, b = mpshm.Pipe()
     arrays = {n: np.full(LARGE, n) for n in range(5)}

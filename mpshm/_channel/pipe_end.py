@@ -178,10 +178,10 @@ class Connection(stock.Connection):
         count = buf.size if size is None else size
         if not 0 <= count <= buf.size:
             raise ValueError(f"size {count} is not within the buffer's {buf.size} bytes")
-        if buf._run is not None and buf._run._arena is not self._arena:
-            raise ValueError("the buffer comes from another channel's get_buf; send it there")
         run, view = buf._hand_over()
         try:
+            if run is not None and run._arena is not self._arena:
+                raise ValueError("the buffer comes from another channel's get_buf; send it there")
             if run is None or count == 0 or self._arena is None:
                 self._transmit(payload.dump_bytes(view[:count], self._arena, self._handle))
                 if run is not None:
