@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mpshm
+from kit.arrays import by_stock
 from kit.programs import run_python
 from kit.road import SHARED, sending
 from kit.waiting import WAIT_S
@@ -188,12 +189,13 @@ class Holder:
 
 
 def test_lambda_and_an_object_that_reduces_by_protocol_arrive_together(pipe: Any) -> None:
-    """Behind it the lambda was refused; before it the array arrived read-only."""
+    """Behind it the lambda was refused; before it the array arrived as by another protocol."""
     a, b = pipe
     array = np.arange(10)
     array.flags.writeable = False
     for sent in ([Holder(array), make_adder(1)], [make_adder(1), Holder(array)]):
         a.send(sent)
         (got,) = [one for one in b.recv() if isinstance(one, np.ndarray)]
-        assert got.flags.writeable
+        # Where stock pickles with protocol 5, as of Python 3.14, it stays read-only.
+        assert by_stock(Holder(array)).flags.writeable == got.flags.writeable
         assert np.array_equal(array, got)

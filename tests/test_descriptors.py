@@ -226,7 +226,7 @@ def test_memory_file_of_a_client_is_not_inherited_across_exec() -> None:
             with Client(listener.address, authkey=b"key") as end:
                 tell_inheritable(end, answers)
 
-        process = mpshm.Process(target=call)
+        process = mpshm.get_context("fork").Process(target=call)  # the listener stays here
         process.start()
         with listener.accept() as end:
             end.send(LONG)

@@ -83,6 +83,22 @@ def test_importing_queues_imports_nothing_that_is_not_used() -> None:
     assert run_python("-c", code).stdout == "set()\n"
 
 
+@pytest.mark.parametrize("install", ["", "mpshm.install()"])
+def test_importing_leaves_the_default_start_method_open(install: str) -> None:
+    """Python 3.14 writes a temporary file to find out its default, and not when it is imported."""
+    code = f"""
+import sys, multiprocessing.connection
+modules = {{"tempfile", "shutil"}}
+stocks = modules & {{*sys.modules}}
+import mpshm
+{install}
+print(mpshm.get_start_method(allow_none=True), stocks == modules & {{*sys.modules}})
+print(mpshm.get_start_method() == mpshm.get_all_start_methods()[0])
+"""
+    done = run_python("-c", code)
+    assert (done.stdout, done.stderr) == ("None True\nTrue\n", "")
+
+
 # Settings
 
 SAYS = """

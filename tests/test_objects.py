@@ -34,6 +34,7 @@ from kit.arrays import (
     ARRAYS,
     HOLDERS,
     RECORD,
+    ByBuffer,
     Tagged,
     address,
     by_stock,
@@ -106,7 +107,14 @@ def test_array_in_an_object_with_a_reduction_arrives_as_with_stock(hold: Any) ->
     for name in ("int64", "big-endian int", "read-only", "axes permuted", "Fortran", "datetime"):
         for count in (100, LARGE):
             sent = hold(ARRAYS[name](count))
-            assert described(by_stock(sent)) == described(through(mpshm, sent)), name
+            try:
+                expected = described(by_stock(sent))
+            except ValueError:
+                # With protocol 5, as of 3.14, stock hands a large buffer in Fortran order to a file
+                # that takes C order only.  Ours sends it.
+                assert (ByBuffer, "Fortran", LARGE) == (hold, name, count)
+                expected = described(sent)
+            assert expected == described(through(mpshm, sent)), name
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e5m2", "float8_e4m3fn", "int4"])

@@ -14,6 +14,7 @@ import pytest
 import mpshm
 from kit.leaks import open_descriptors, without_rosters
 from kit.programs import run_python
+from kit.queues import finishing
 from kit.road import SHARED, carried, sending
 from kit.threads import threads
 from mpshm import config
@@ -157,6 +158,30 @@ def test_buffers_are_filled_sent_and_released_by_other_threads(pipe: Ends) -> No
     assert 0 == a.stats().runs_in_use
 
 
+def test_buffer_that_several_threads_send_arrives_once(pipe: Ends) -> None:
+    """Whoever came second between the look and the step had it as well."""
+    a, b = pipe
+    refused: list[str] = []
+    barrier = threading.Barrier(4)
+    rounds = 100
+    bufs = [a.get_buf(50_000) for _ in range(rounds)]
+
+    def send() -> None:
+        for buf in bufs:
+            barrier.wait()
+            try:
+                a.send_buf(buf)
+            except ValueError as error:
+                refused.append(str(error))
+
+    with threads(*[send] * 4):
+        for _ in range(rounds):
+            assert 50_000 == len(b.recv_bytes())
+    assert 3 * rounds == len(refused)
+    assert {"buffer has been sent or released; get another from get_buf or recv_buf"} == {*refused}
+    assert not b.poll()
+
+
 def test_views_stay_valid_after_close() -> None:
     a, b = mpshm.Pipe()
     arrays = {n: np.full(LARGE, n) for n in range(5)}
@@ -247,6 +272,82 @@ def test_threads_with_own_channels_do_not_disturb_each_other() -> None:
 
     with threads(*map(talk, range(4))):
         pass
+
+
+def roads_of(stats: Any) -> tuple[int, int]:
+    """Messages that were sent and received, whatever their road."""
+    sent = stats.shm_messages + stats.plain_messages
+    return sent, stats.received_shm_messages + stats.received_plain_messages
+
+
+COUNTED = ("small", bytes(config.INLINE_MAX_BYTES - 200), np.zeros(LARGE))
+
+
+def test_messages_of_many_threads_on_one_end_are_all_counted(pipe: Ends) -> None:
+    """Without the GIL 78 of 436,532 were lost."""
+    a, b = pipe
+    senders, rounds = 6, 300
+
+    def send() -> None:
+        for number in range(rounds):
+            for _ in range(10):
+                a.send(None)
+            a.send(COUNTED[number % 3])
+
+    def receive() -> None:
+        for _ in range(11 * rounds):
+            b.recv()
+
+    with threads(*[send] * senders, *[receive] * senders):
+        pass
+    total = senders * rounds * 11
+    assert (total, 0) == roads_of(a.stats())
+    assert (0, total) == roads_of(b.stats())
+    large = senders * rounds // 3 * COUNTED[2].nbytes
+    sent = a.stats()
+    assert sent.shm_bytes + sent.plain_bytes > large
+    received = b.stats()
+    assert sent.shm_bytes == received.received_shm_bytes
+    assert sent.plain_bytes == received.received_plain_bytes
+
+
+def test_messages_of_many_threads_in_one_queue_are_all_counted() -> None:
+    q: Any = mpshm.Queue()
+    putters, rounds = 6, 300
+
+    def put() -> None:
+        for number in range(rounds):
+            for _ in range(10):
+                q.put(None)
+            q.put(COUNTED[number % 3])
+
+    def get() -> None:
+        for _ in range(11 * rounds):
+            q.get()
+
+    with finishing(q):
+        with threads(*[put] * putters, *[get] * putters):
+            pass
+        total = putters * rounds * 11
+        assert (total, total) == roads_of(q.stats())
+        assert 0 == q.qsize()
+
+
+def test_counts_of_ends_that_die_in_many_threads_stay_in_the_process_total() -> None:
+    before = roads_of(mpshm.stats())
+    makers, count = 6, 100
+
+    def make() -> None:
+        for _ in range(count):
+            a, b = mpshm.Pipe()
+            with a, b:
+                a.send(1)
+                b.recv()
+
+    with threads(*[make] * makers):
+        pass
+    sent, received = roads_of(mpshm.stats())
+    assert (makers * count,) * 2 == (sent - before[0], received - before[1])
 
 
 EXIT_WHILE_BLOCKED = """

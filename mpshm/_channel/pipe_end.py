@@ -178,10 +178,10 @@ class Connection(stock.Connection):
         count = buf.size if size is None else size
         if not 0 <= count <= buf.size:
             raise ValueError(f"size {count} is not within the buffer's {buf.size} bytes")
-        if buf._run is not None and buf._run._arena is not self._arena:
-            raise ValueError("the buffer comes from another channel's get_buf; send it there")
         run, view = buf._hand_over()
         try:
+            if run is not None and run._arena is not self._arena:
+                raise ValueError("the buffer comes from another channel's get_buf; send it there")
             if run is None or count == 0 or self._arena is None:
                 self._transmit(payload.dump_bytes(view[:count], self._arena, self._handle))
                 if run is not None:
@@ -206,6 +206,11 @@ class Connection(stock.Connection):
         self._asked = True
         with self._send_lock:
             self._counters.sent_unmapped += parcel.send(b"")
+            self._count_shm(size)
+
+    def _count_shm(self, size: int) -> None:
+        # Under the lock, as all that an end counts: without the GIL `+=` loses what another thread
+        # adds meanwhile.
         self._counters.shm_messages += 1
         self._counters.shm_bytes += size
 
@@ -220,27 +225,24 @@ class Connection(stock.Connection):
                 and self._arena is not None
                 and self._try_copy(self._arena, message)
             ):
-                counters.shm_messages += 1
-                counters.shm_bytes += size
                 return
             data = _length_word(size) + message
             with self._send_lock:
                 written = _write(self._handle, data)
                 if written < len(data):
                     self._send(data[written:])
-            counters.small_messages += 1
-            counters.plain_bytes += size
+                counters.small_messages += 1
+                counters.plain_bytes += size
             return
         size = message.size
         if message.parcel is not None:
-            try:
-                with self._send_lock:
+            with self._send_lock:
+                try:
                     counters.sent_unmapped += message.parcel.send(message.stream)
-            except BaseException:
-                message.parcel.clear()  # now, not when the traceback dies
-                raise
-            counters.shm_messages += 1
-            counters.shm_bytes += size
+                except BaseException:
+                    message.parcel.clear()  # now, not when the traceback dies
+                    raise
+                self._count_shm(size)
         else:
             reason = message.reason
             if self._arena is None:
@@ -248,7 +250,8 @@ class Connection(stock.Connection):
             raise_if_required(reason)
             with self._send_lock:
                 super()._send_bytes(memoryview(message.stream).cast("B"))  # type: ignore[misc]
-            counters.count_plain(reason, size)
+                counters.plain_bytes += size
+            counters.count_reason(reason)
 
     def _try_copy(self, arena: Arena, message: bytes) -> bool:
         """Send a message in a run, after waiting for room.  False: the message must go plain."""
@@ -256,6 +259,8 @@ class Connection(stock.Connection):
         while True:
             with self._send_lock:
                 sent = arena.try_send_copy(self._handle, message, mark)
+                if sent:
+                    self._count_shm(len(message))
             if sent is not None:
                 return sent
             if not os.get_blocking(self._handle):
@@ -294,19 +299,19 @@ class Connection(stock.Connection):
                     message = reader.read(self._handle, self._arena, maxsize, copy_max)
             except NoArena:
                 message = reader.go_on(self._handle, self._find_arena(), maxsize, copy_max)
-        counters = self._counters
-        if isinstance(message, bytes):
-            counters.received_plain_messages += 1
-            counters.received_plain_bytes += len(message)
-            return message
-        stream, buffers = message
-        counters.received_shm_messages += 1
-        if type(stream) is bytes and not buffers:  # it was copied out of its run
-            counters.received_shm_bytes += len(stream)
-            return stream
-        received = Received(stream, buffers)
-        counters.received_shm_bytes += received.size
-        return received
+            counters = self._counters  # under the lock, as what is sent
+            if isinstance(message, bytes):
+                counters.received_plain_messages += 1
+                counters.received_plain_bytes += len(message)
+                return message
+            stream, buffers = message
+            counters.received_shm_messages += 1
+            if type(stream) is bytes and not buffers:  # it was copied out of its run
+                counters.received_shm_bytes += len(stream)
+                return stream
+            received = Received(stream, buffers)
+            counters.received_shm_bytes += received.size
+            return received
 
     def _find_arena(self) -> Arena | None:
         """The arena that a message needs, searched for in all processes, once."""

@@ -21,21 +21,26 @@ class Buffer:
 
     __module__ = "mpshm"  # users find the class there
 
-    __slots__ = ("__weakref__", "_gone_reason", "_run", "_view")
+    __slots__ = ("__weakref__", "_gone_reason", "_held")
 
     def __init__(self, view: memoryview, run: Run | None = None) -> None:
         self._gone_reason = SPENT_TEXT
-        self._view: memoryview | None = view
-        self._run = run
+        # One item while this buffer owns its memory, else none.  list.pop is atomic, with or
+        # without the GIL: of several threads that send or release the buffer one does.
+        self._held: list[tuple[memoryview, Run | None]] = [(view, run)]
         if run is not None:
             _loaned[id(self)] = self
 
     @property
     def view(self) -> memoryview:
         """The buffer's bytes, writable.  Raises ValueError once the buffer was sent or released."""
-        if self._view is None:
-            raise ValueError(self._gone_reason)
-        return self._view
+        return self._first()[0]
+
+    def _first(self) -> tuple[memoryview, Run | None]:
+        try:
+            return self._held[0]
+        except IndexError:
+            raise ValueError(self._gone_reason) from None
 
     @property
     def size(self) -> int:
@@ -54,34 +59,40 @@ class Buffer:
         Raises BufferTooSmall when min_size cannot be met, ValueError once sent or released.
         After NGINX Unit's nxt_port_mmap_increase_buf.
         """
-        have = self.size
+        view, run = self._first()
+        have = view.nbytes
         least = size if min_size is None else min_size
         if size < 0 or least < 0:
             raise ValueError("size or min_size is negative")
-        if self._run is None:
+        if run is None:
             if least > 0:
                 raise BufferTooSmall(
                     "a buffer outside shared memory cannot grow in place; "
                     "ask get_buf for all its bytes at once"
                 )
             return 0
-        slack = self._run.capacity - have
+        slack = run.capacity - have
         if size > slack:
-            slack += self._run.increase(size - slack, max(0, least - slack))
+            slack += run.increase(size - slack, max(0, least - slack))
         if slack < least:
             raise BufferTooSmall(
                 f"{least} bytes wanted, {slack} free after the buffer's end; "
                 "send this buffer and get another, or get a larger one"
             )
         grown = min(size, slack)
-        self._view = self._run.view(have + grown)
+        try:
+            self._held[0] = run.view(have + grown), run
+        except IndexError:  # another thread has sent it meanwhile
+            raise ValueError(self._gone_reason) from None
         return grown
 
     def __repr__(self) -> str:
-        if self._view is None:
+        try:
+            view, run = self._first()
+        except ValueError:
             return "<mpshm.Buffer, sent or released>"
-        where = "private memory" if self._run is None else "shared memory"
-        return f"<mpshm.Buffer: {self.size} bytes of {where}>"
+        where = "private memory" if run is None else "shared memory"
+        return f"<mpshm.Buffer: {view.nbytes} bytes of {where}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -90,22 +101,28 @@ class Buffer:
         )
 
     def _disown(self) -> None:
-        self._view, self._run, self._gone_reason = None, None, FOREIGN_TEXT
+        self._gone_reason = FOREIGN_TEXT
+        self._held.clear()
 
     def _hand_over(self) -> tuple[Run | None, memoryview]:
         """Empty this buffer for a send; return its run and its bytes."""
-        view, run = self.view, self._run
-        self._view = self._run = None
+        try:
+            view, run = self._held.pop()
+        except IndexError:
+            raise ValueError(self._gone_reason) from None
         return run, view
 
     def _take_back(self, run: Run | None, view: memoryview) -> None:
         """Undo `_hand_over` after a failed send, unless the message went out all the same."""
         if run is None or run.is_loaned:
-            self._run, self._view = run, view
+            self._held.append((view, run))
 
     def release(self) -> None:
         """Let the memory go.  Views taken from a received buffer keep it alive until they die."""
-        run, self._view, self._run = self._run, None, None
+        try:
+            _, run = self._held.pop()
+        except IndexError:
+            return  # released already
         if run is not None:
             run.abandon()
 

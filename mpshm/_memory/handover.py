@@ -12,6 +12,9 @@ from typing import Any
 
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
+# Stock's constant, which is true on macOS.  Python 3.14 has none: sendfds always waits there.
+_IS_ACKNOWLEDGED = getattr(reduction, "ACKNOWLEDGE", True)
+
 
 def receive_descriptors(line: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
     """Receive up to `size` bytes, and up to `most` descriptors that came beside them.
@@ -114,7 +117,7 @@ class _Registered:
             socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as line,
         ):
             count, fds = receive_descriptors(line, 1, 2)
-            if reduction.ACKNOWLEDGE:
+            if _IS_ACKNOWLEDGED:
                 line.send(b"A")
         if not count:
             raise EOFError

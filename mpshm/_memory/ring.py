@@ -282,6 +282,8 @@ def receiver(end: End, idle: list[Batch]) -> Callable[[int], Message | None]:
         message = received(batch, receive_one(batch.c, timeout_ms))
         if end.c.fd >= 0:  # a closed end's batch would keep the arena alive
             idle.append(batch)
+            if end.c.fd < 0:  # without the GIL: closed in between
+                idle.clear()
         return message
 
     return receive

@@ -42,6 +42,8 @@ class FeederState:
 
     def end(self) -> None:
         self.is_busy, self.direct = False, self._open
+        if self._open is None:  # without the GIL: close() came in between, and takes no lock
+            self.direct = None
 
     def close(self) -> None:
         self._open = self.direct = None

@@ -88,5 +88,4 @@ def _wait_ms(deadline: float | None, give_up_at: float | None) -> int:
 
 def _count(end: QueueEnd) -> None:
     """Count a message; the core has counted its bytes."""
-    reasons = end._counters.plain_reasons
-    reasons[_REASON] = reasons.get(_REASON, 0) + 1
+    end._counters.count_reason(_REASON)

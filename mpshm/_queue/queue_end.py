@@ -78,10 +78,10 @@ class QueueEnd(pipe_end.Connection):
     def _close(self, _close: Any = os.close) -> None:
         self.put_now = self.receive = self.new_batch = _refuse_closed
         self.direct = None
-        self._clear_idle()
         end, self._ring_end = self._ring_end, None  # the struct keeps the arena
         if end is not None:
             end.stop_receiving()
+        self._clear_idle()  # behind it: a thread that comes back later keeps no batch
         super()._close(_close)
         if end is not None:
             end.release()
@@ -137,9 +137,10 @@ class QueueEnd(pipe_end.Connection):
         and who puts is not to wait for them.  Once it has waited in vain, it does not wait again
         before consumers have taken `again_after` messages.
         """
-        if self._stalled_at is not None:
+        stalled_at = self._stalled_at  # once: another thread may set it meanwhile
+        if stalled_at is not None:
             # Modulo, as the core counts: at worst it waits once too often.
-            if (self.ring_end.taken - self._stalled_at) % (1 << 64) < again_after:
+            if (self.ring_end.taken - stalled_at) % (1 << 64) < again_after:
                 return False
             self._stalled_at = None
         begun = time.monotonic()
@@ -189,6 +190,8 @@ class QueueEnd(pipe_end.Connection):
         messages = batch.receive_some(most, timeout_ms)
         if self._ring_end is not None:
             self.idle.append(batch)
+            if self._ring_end is None:  # without the GIL: closed in between
+                self._clear_idle()
         return messages
 
     def wake_receivers(self) -> None:
