@@ -63,6 +63,15 @@ def install() -> None:
     A second call does nothing.  Under MPSHM=off all messages take the plain road.  Raises
     RuntimeError where mpshm cannot work; stock is unchanged then.
     """
+    if context.is_worker() and _can_wait():  # which imports a `__main__` that calls this
+        _patch_starts()
+        _AtFirstUse.wait()
+    else:
+        _install_now()
+
+
+def _install_now() -> None:
+    """Patch all that install() patches.  Raises RuntimeError where mpshm cannot work."""
     _AtFirstUse.stop_waiting()
     if _is_complete():
         return
@@ -173,18 +182,27 @@ def install_at_first_use() -> None:
 
     If one of those modules has been imported, this installs now.
     """
-    if _is_complete() or not config.finds_core(sys.modules[config.__package__].__path__):
+    if _is_complete():
+        return
+    if not config.finds_core(sys.modules[config.__package__].__path__):
         return  # importing mpshm has said so
-    if any(name in sys.modules for name in _FIRST_USES):
-        _install_if_possible()
-    else:
+    if _can_wait():
         _patch_starts()
         _AtFirstUse.wait()
+    else:
+        _install_if_possible()
+
+
+def _can_wait() -> bool:
+    """Whether there is a core, and no module that has channels has been imported yet."""
+    return config.finds_core(sys.modules[config.__package__].__path__) and not any(
+        name in sys.modules for name in _FIRST_USES
+    )
 
 
 def _install_if_possible() -> None:
     try:
-        install()
+        _install_now()
     except RuntimeError as error:
         warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
