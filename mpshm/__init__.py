@@ -40,17 +40,16 @@ from typing import Any as _Any
 
 from . import _stock_modules
 from . import config as _config
-from ._channel.totals import process_stats as stats
-from ._memory.arena import trim
-from ._memory.buffer import Buffer
-from ._memory.core import CORE_MISSING as _CORE_MISSING
-from .connection import Connection
 from .context import default_context as _default
 from .context import warn_without_core as _warn_without_core
-from .errors import BufferTooSmall, PlainRoadError, ProtocolError
 
 if _TYPE_CHECKING:  # for tools that freeze programs: what is imported on demand
     from . import _doctor, _install, _stats, executor, managers, pool, queues  # noqa: F401
+    from ._channel.totals import process_stats as stats
+    from ._memory.arena import trim
+    from ._memory.buffer import Buffer
+    from .connection import Connection
+    from .errors import BufferTooSmall, PlainRoadError, ProtocolError
 
 __version__ = "0.1.0"
 
@@ -71,25 +70,35 @@ __all__ += _stock.__all__
 
 if _sys.argv[:1] != ["-m"]:  # python -m mpshm, which says it in one line
     _config.check()  # now, not in the first worker
-if _CORE_MISSING:
+if not _config.finds_core(__path__):
     _warn_without_core()
 _stock_modules.find_after_ours()
 globals().update((name, getattr(_default, name)) for name in _stock.__all__)
 
+# A process that is started for a function, and uses no channel, starts as fast as stock's.
 _LAZY = {
+    "Buffer": "_memory.buffer",
+    "BufferTooSmall": "errors",
+    "Connection": "connection",
+    "PlainRoadError": "errors",
     "ProcessPoolExecutor": "executor",
+    "ProtocolError": "errors",
     "Stats": "_stats",
     "install": "_install",
+    "stats": "_channel.totals",
+    "trim": "_memory.arena",
     "uninstall": "_install",
 }
-_MODULES = frozenset(("executor", "managers", "pool", "queues"))
-_THIN = frozenset(("connection", "context", "errors"))
+_OTHER_NAMES = {"stats": "process_stats"}  # in their module
+_MODULES = frozenset(("connection", "errors", "executor", "managers", "pool", "queues"))
 
 
 def __getattr__(name: str) -> _Any:
     """Import on demand: our heavier modules, and stock's submodules where we have none."""
     if name in _LAZY:
-        return getattr(_importlib.import_module(f".{_LAZY[name]}", __name__), name)
+        module = _importlib.import_module(f".{_LAZY[name]}", __name__)
+        found = globals()[name] = getattr(module, _OTHER_NAMES.get(name, name))
+        return found
     if name in _MODULES:
         return _importlib.import_module(f".{name}", __name__)
     if name.startswith("__"):
@@ -103,4 +112,4 @@ def __getattr__(name: str) -> _Any:
 def __dir__() -> list[str]:
     """The public names, without what this module imports for itself."""
     special = {name for name in globals() if name.startswith("__")}
-    return sorted({*__all__, *_MODULES, *_THIN, *special})
+    return sorted({*__all__, *_MODULES, "context", *special})

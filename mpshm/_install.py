@@ -7,6 +7,9 @@ are told in three ways:
   fork                      by the memory they inherit
   spawn, forkserver         by the preparation data, which they unpickle first
   fresh interpreters        by the environment: mpshm.pth, in site-packages, looks there
+
+A spawned child and a fresh interpreter install at their first use of a channel or a pool, because a
+process that uses none would start more slowly than stock's.
 """
 
 from __future__ import annotations
@@ -16,15 +19,15 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Callable
-from multiprocessing import connection as stock_connection
+from collections.abc import Callable, Sequence
 from multiprocessing import context as stock_context
 from multiprocessing import process as stock_process
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import config, connection, context
-from ._channel import handshake
-from ._memory.core import CORE_MISSING
+from . import config, context
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 __all__ = ["install", "uninstall"]
 
@@ -60,23 +63,37 @@ def install() -> None:
     A second call does nothing.  Under MPSHM=off all messages take the plain road.  Raises
     RuntimeError where mpshm cannot work; stock is unchanged then.
     """
-    global _variable_before
-    if _patches:
+    if context.is_worker() and _can_wait():  # which imports a `__main__` that calls this
+        _patch_starts()
+        _AtFirstUse.wait()
+    else:
+        _install_now()
+
+
+def _install_now() -> None:
+    """Patch all that install() patches.  Raises RuntimeError where mpshm cannot work."""
+    _AtFirstUse.stop_waiting()
+    if _is_complete():
         return
     if sys.platform == "win32":
         raise RuntimeError("mpshm cannot be installed on Windows; multiprocessing stays as it is")
+    from ._memory.core import CORE_MISSING
+
     if CORE_MISSING:
         raise RuntimeError(
             f"mpshm cannot be installed without its compiled core ({CORE_MISSING}); "
             "multiprocessing stays as it is"
         )
+    from multiprocessing import connection as stock_connection
     from multiprocessing import pool as stock_pool
     from multiprocessing import queues as stock_queues
     from multiprocessing import resource_sharer as sharer
-    from multiprocessing import spawn as stock_spawn
 
-    from . import pool, queues
+    from . import connection, pool, queues
+    from ._channel import handshake
     from ._queue import stock_locks
+
+    _patch_starts()
 
     _patch_init(stock_connection.Connection, connection.Connection)
     for name in ("Queue", "JoinableQueue", "SimpleQueue"):
@@ -94,7 +111,24 @@ def install() -> None:
     simple = stock_queues.SimpleQueue
     _patch(simple, "get", _method_by_end("_reader", stock_locks.simple_get, simple.get))
     _patch(simple, "put", _method_by_end("_writer", stock_locks.simple_put, simple.put))
-    for name in ("ForkProcess", "SpawnProcess", "ForkServerProcess"):
+
+
+def _is_complete() -> bool:
+    """Whether all is patched, and not only how processes are started."""
+    return len(_patches) > len(_STARTED) + 1
+
+
+_STARTED = ("ForkProcess", "SpawnProcess", "ForkServerProcess")
+
+
+def _patch_starts() -> None:
+    """Patch how processes are started, so that they install mpshm as well."""
+    global _variable_before
+    if _patches:
+        return
+    from multiprocessing import spawn as stock_spawn
+
+    for name in _STARTED:
         started: Any = getattr(stock_context, name)
         _patch(started, "_Popen", staticmethod(vars(context)[name]._Popen))
     _patch(
@@ -111,6 +145,7 @@ def uninstall() -> None:
 
     A name that other code has patched after install() is left alone, with a RuntimeWarning.
     """
+    _AtFirstUse.stop_waiting()
     if _patches:
         if _variable_before is None:
             os.environ.pop(config.INSTALL_VARIABLE, None)
@@ -131,14 +166,115 @@ def uninstall() -> None:
 
 
 def install_at_start() -> None:
-    """Install mpshm in an interpreter that starts with the variable set.  mpshm.pth calls this."""
+    """Have an interpreter that starts with the variable set install mpshm at its first use.
+
+    mpshm.pth calls this.
+    """
     try:
         if config.installs():
-            install()
-    except (RuntimeError, ValueError) as error:
-        if CORE_MISSING:
-            return  # importing mpshm has said so
+            install_at_first_use()
+    except ValueError as error:
         warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+
+
+def install_at_first_use() -> None:
+    """Install mpshm once this process imports what has channels, and patch until then its starts.
+
+    If one of those modules has been imported, this installs now.
+    """
+    if _is_complete():
+        return
+    if not config.finds_core(sys.modules[config.__package__].__path__):
+        return  # importing mpshm has said so
+    if _can_wait():
+        _patch_starts()
+        _AtFirstUse.wait()
+    else:
+        _install_if_possible()
+
+
+def _can_wait() -> bool:
+    """Whether there is a core, and no module that has channels has been imported yet."""
+    return config.finds_core(sys.modules[config.__package__].__path__) and not any(
+        name in sys.modules for name in _FIRST_USES
+    )
+
+
+def _install_if_possible() -> None:
+    try:
+        _install_now()
+    except RuntimeError as error:
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+
+
+_FIRST_USES = tuple(
+    f"multiprocessing.{name}" for name in ("connection", "queues", "pool", "resource_sharer")
+)
+"""Modules of stock by which a program comes to its first channel: all else imports one of them."""
+
+
+class _AtFirstUse:
+    """Installs mpshm when the first of those modules, or one of ours that needs them, is imported.
+
+    Before the import and not after it: a module of ours that imports one of stock's would be only
+    half there when install() needs it.
+    """
+
+    waiting: _AtFirstUse | None = None
+
+    @classmethod
+    def wait(cls) -> None:
+        if cls.waiting is None:
+            cls.waiting = cls()
+            sys.meta_path.insert(0, cls.waiting)
+
+    @classmethod
+    def stop_waiting(cls) -> None:
+        if cls.waiting is not None:
+            sys.meta_path.remove(cls.waiting)
+            cls.waiting = None
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        ours = name.startswith(f"{config.__package__}.") and name not in _USES_NO_CHANNEL
+        if not ours and name not in _FIRST_USES:
+            return None
+        _install_if_possible()
+        module = sys.modules.get(name)
+        return None if module is None else _spec_of_present(module)
+
+
+_USES_NO_CHANNEL = frozenset(
+    f"{config.__package__}.{name}"
+    for name in ("__main__", "_stock_modules", "_main_module", "config", "context", "errors")
+)
+
+
+def _spec_of_present(module: types.ModuleType) -> ModuleSpec:
+    """What makes import take a module that install() has imported meanwhile, and not load it again.
+
+    Import prefers the spec of such a module to what a finder returns, so it must be the same one.
+    """
+    from importlib.machinery import ModuleSpec
+
+    loader: Any = _Present(module)
+    module.__spec__ = ModuleSpec(module.__name__, loader)
+    return module.__spec__
+
+
+class _Present:
+    """The loader of a module that is there.  It gives it back its own spec."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self._module = module
+        self._spec = module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return self._module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self._spec
 
 
 def _patch(owner: Any, name: str, ours: Any) -> None:
@@ -156,7 +292,7 @@ def _patch_init(stock: Any, ours: Any) -> None:
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         # Not by patching __new__: removing that from a class again leaves a trace.
-        if type(self) is stock:
+        if type(self) is stock and not _is_for_forkserver(sys._getframe(1)):
             self.__class__ = ours
         elif _is_executor_queue(type(self)):
             from .executor import CallQueue
@@ -170,6 +306,15 @@ def _patch_init(stock: Any, ours: Any) -> None:
     _patch(stock, "__init__", __init__)
 
 
+def _is_for_forkserver(caller: types.FrameType) -> bool:
+    """Whether a Connection is made over the fork server's own socket, as since Python 3.14.
+
+    It authenticates one for each process that it starts.  Ours would look for an arena there, in
+    all that the processes above have mapped: 20 ms beside 2,000 channels.
+    """
+    return caller.f_globals.get("__name__") == "multiprocessing.forkserver"
+
+
 def _is_executor_queue(kind: type) -> bool:
     """Whether this is the class that a stock ProcessPoolExecutor derives for its queue of tasks."""
     module = sys.modules.get("concurrent.futures.process")
@@ -177,7 +322,7 @@ def _is_executor_queue(kind: type) -> bool:
 
 
 def _pipe(duplex: bool = True) -> Any:
-    # This code runs with the stock module's globals, so it imports what it needs.
+    # This code runs with the globals of the stock module, so it imports what it needs.
     from mpshm.connection import Pipe
 
     return Pipe(duplex)
@@ -188,6 +333,8 @@ def _pipe(duplex: bool = True) -> Any:
 
 
 def _accept_method(sharer: Any) -> Callable[..., Any]:
+    from ._channel import handshake
+
     def accept(self: Any) -> Any:
         for_sharer = sharer._resource_sharer._listener
         if for_sharer is not None and self is for_sharer._listener:
@@ -198,6 +345,10 @@ def _accept_method(sharer: Any) -> Callable[..., Any]:
 
 
 def _sharer_client() -> Any:
+    from multiprocessing import connection as stock_connection
+
+    from ._channel import handshake
+
     connect = functools.partial(handshake.connect, shares=False)
     client = handshake.copy_with_globals(stock_connection.Client, SocketClient=connect)
 
@@ -218,6 +369,8 @@ def _method_by_end(
     Queues made before install(), or with ends of another library, go on with stock's method.
     """
 
+    from . import connection
+
     def method(self: Any, *args: Any) -> Any:
         mine = isinstance(getattr(self, end), connection.Connection)
         return ours(self, *args) if mine else stock(self, *args)
@@ -235,8 +388,8 @@ class _InstallInChild:
 import sys
 path, sys.path = sys.path, {folders!r}
 try:
-    import mpshm
-    mpshm.install()
+    from mpshm import _install
+    _install.install_at_first_use()
 except ImportError:
     pass  # a child that cannot have mpshm is a stock one, and the two understand each other
 finally:

@@ -7,13 +7,14 @@ for what it has not found in our folder.
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
-import importlib.util
 import multiprocessing
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 _OURS, _STOCK = f"{__package__}.", f"{multiprocessing.__name__}."
 
@@ -24,16 +25,19 @@ class _Finder:
     @staticmethod
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         if not name.startswith(_OURS):
             return None
+        from importlib.machinery import ModuleSpec  # each worker would pay for them
+        from importlib.util import find_spec
+
         stock_name = _STOCK + name[len(_OURS) :]
         try:
-            found = importlib.util.find_spec(stock_name)
+            found = find_spec(stock_name)
         except ModuleNotFoundError:  # the package it would be in is none
             return None
         loader: Any = _Loader(stock_name)
-        return found and importlib.machinery.ModuleSpec(name, loader)
+        return found and ModuleSpec(name, loader)
 
 
 class _Loader:
@@ -42,7 +46,7 @@ class _Loader:
     def __init__(self, stock_name: str) -> None:
         self._stock_name = stock_name
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(self._stock_name)
         self._spec = module.__spec__
         return module

@@ -1,8 +1,8 @@
 """Constants with their reasons, and settings from the environment.  Imports nothing of ours."""
 
 import enum
-import mmap
 import os
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -74,7 +74,9 @@ class Geometry(NamedTuple):
     """Rings of a queue that grows: a further one when those before it are full."""
 
 
-GEOMETRY = Geometry(496, 1 << 40, 64 << 20, max(4096, mmap.PAGESIZE))
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+GEOMETRY = Geometry(496, 1 << 40, 64 << 20, max(4096, _PAGE_BYTES))
 """Sparse, so that room costs nothing: half a PiB of file, segments of 64 MiB or made to size.
 Chunks are whole pages, so that remapping can make a view private before a fork."""
 
@@ -123,6 +125,23 @@ def check() -> None:
 def installs() -> bool:
     """Whether MPSHM_INSTALL asks for install() at start-up, and MPSHM does not say off."""
     return _flag(INSTALL_VARIABLE) and mode() is not Mode.OFF
+
+
+def finds_core(folders: Sequence[str]) -> bool:
+    """Whether the compiled core and what it needs are where Python looks, without importing them.
+
+    folders: those of the package.
+    """
+    from importlib.machinery import PathFinder
+
+    for name, path in (("_native", folders), ("_cffi_backend", None)):
+        whole = name if path is None else f"{__package__}.{name}"
+        if whole in sys.modules:
+            if sys.modules[whole] is None:  # the import has been forbidden
+                return False
+        elif PathFinder.find_spec(whole, path) is None:
+            return False
+    return True
 
 
 def strict() -> bool:

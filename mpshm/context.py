@@ -16,12 +16,10 @@ from multiprocessing import context as stock
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import config, connection
-from ._channel import payload
-from ._memory import arena
-from ._memory.core import CORE_MISSING
+from . import _main_module, config
 
 if TYPE_CHECKING:
+    from .connection import Connection
     from .managers import SyncManager
     from .pool import Pool
     from .queues import JoinableQueue, Queue, SimpleQueue
@@ -29,10 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["DefaultContext", "Process", "default_context"]
 
 _stock_default: stock.DefaultContext = stock._default_context
-
-
-class _NotesEnd:
-    """Marks the classes that `_class_that_notes_end` makes."""
 
 
 def _class_that_notes_end(stock_class: Any) -> Any:
@@ -45,11 +39,24 @@ def _class_that_notes_end(stock_class: Any) -> Any:
     def poll(self: Any, flag: int = os.WNOHANG) -> int | None:
         code: int | None = self.returncode
         if code is None and (code := stock_poll(self, flag)) is not None:
-            arena.note_end(self.pid)
+            # Without a channel in this process there is nothing that the other could have held.
+            note_end = getattr(sys.modules.get(_ARENA_MODULE), "note_end", _nothing)
+            note_end(self.pid)
         return code
 
     names = {"__module__": stock_class.__module__, "poll": poll}
     return type(stock_class.__name__, (_NotesEnd, stock_class), names)
+
+
+def _nothing(pid: int) -> None:
+    """No core is there to be told."""
+
+
+_ARENA_MODULE = f"{__package__}._memory.arena"
+
+
+class _NotesEnd:
+    """Marks the classes that `_class_that_notes_end` makes."""
 
 
 _noting_classes: dict[type, type] = {}
@@ -58,7 +65,7 @@ _noting_classes: dict[type, type] = {}
 def noting_end(popen: Any) -> Any:
     """Have stock's Popen of a started process tell the core when the process has ended."""
     kind = type(popen)
-    if not CORE_MISSING and not issubclass(kind, _NotesEnd):
+    if not issubclass(kind, _NotesEnd):
         if kind not in _noting_classes:
             _noting_classes[kind] = _class_that_notes_end(kind)
         popen.__class__ = _noting_classes[kind]
@@ -73,7 +80,11 @@ def is_worker() -> bool:
 
 def warn_without_core() -> None:
     """Warn that the core is missing, where there could be one; a program's workers do not."""
-    if sys.platform != "win32" and config.mode() is config.Mode.AUTO and not is_worker():
+    from ._memory.core import CORE_MISSING
+
+    if not CORE_MISSING or sys.platform == "win32":
+        return
+    if config.mode() is config.Mode.AUTO and not is_worker():
         warnings.warn(
             f"mpshm has no compiled core ({CORE_MISSING}), so all messages take the plain road, at "
             "stock's speed; reinstall it where there is a C compiler, or set MPSHM=off",
@@ -90,6 +101,8 @@ class _ProcessByValue:
         self._name = process.name
 
     def __reduce__(self) -> Any:
+        from ._channel import payload
+
         return pickle.loads, (payload.dumps_by_value(self._process),)
 
 
@@ -100,8 +113,8 @@ def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
     """
     if not config.by_value():
         return popen(process)
-    payload.expect_fresh_interpreters()
-    if not payload.main_is_importable():
+    _main_module.expect_fresh_interpreters()
+    if not _main_module.is_importable():
         main = sys.modules.get("__main__")
         # Hide "<stdin>" from stock, which would make the child look for a file of that name.
         file = None if main is None else main.__dict__.pop("__file__", None)
@@ -113,6 +126,8 @@ def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
     try:
         return popen(process)
     except (pickle.PicklingError, AttributeError) as error:
+        from ._channel import payload
+
         if not payload.is_name_failure(error):
             raise
         try:
@@ -137,9 +152,11 @@ class _TransportContext(stock.BaseContext):
 
         def Pipe(  # noqa: N802
             self, duplex: bool = True
-        ) -> tuple[connection.Connection, connection.Connection]:
+        ) -> tuple[Connection, Connection]:
             """Make a channel and return its ends.  With duplex=False the first only receives."""
-            return connection.Pipe(duplex)
+            from .connection import Pipe
+
+            return Pipe(duplex)
 
         def Queue(  # noqa: N802
             self, maxsize: int = 0, *, maxbytes: int | None = None, strict: bool = False
@@ -254,12 +271,22 @@ if sys.platform != "win32":
         Process = ForkProcess
 
     _stock_forkserver_popen = stock.ForkServerProcess._Popen
+    _PRELOADED = f"{__package__}.queues"
+
+    def _preload_in_forkserver() -> None:
+        """Have the fork server import mpshm when it starts, or each of its children would."""
+        from multiprocessing.forkserver import _forkserver as server
+
+        modules: list[str] = server._preload_modules  # type: ignore[attr-defined]
+        if _PRELOADED not in modules:
+            server._preload_modules = [*modules, _PRELOADED]  # type: ignore[attr-defined]
 
     class ForkServerProcess(stock.ForkServerProcess):
         """A stock ForkServerProcess that can be sent by value, and whose end is noted."""
 
         @staticmethod
         def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802
+            _preload_in_forkserver()
             return noting_end(launch(_stock_forkserver_popen, process_obj))
 
     class ForkServerContext(_TransportContext, stock.ForkServerContext):

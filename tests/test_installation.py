@@ -196,7 +196,7 @@ say(ok=True)
 @pytest.mark.parametrize("where", ["win32", "no core"])
 def test_install_where_it_cannot_work_says_so_and_leaves_stock(where: str) -> None:
     cripple = {
-        "win32": "import mpshm, sys\nsys.platform = 'win32'\n",
+        "win32": "import mpshm, multiprocessing.connection, sys\nsys.platform = 'win32'\n",
         "no core": "import sys\nsys.modules['mpshm._native'] = None\nimport mpshm\n",
     }[where]
     done = python(

@@ -8,7 +8,6 @@ private memory.  `load` unpickles over the leased runs and copies nothing large.
 from __future__ import annotations
 
 import copyreg
-import os
 import pickle
 import pickletools
 import sys
@@ -18,6 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from .. import config
+from .._main_module import Policy
 from .._memory.arena import Arena
 from .._memory.core import OutOfSharedMemory
 from .._memory.parcel import Parcel
@@ -279,27 +279,6 @@ def is_name_failure(error: BaseException) -> bool:
     )
 
 
-def main_is_importable() -> bool:
-    """Whether a fresh interpreter can import `__main__`.  False in a REPL or a notebook."""
-    main = _modules.get("__main__")
-    if getattr(main, "__spec__", None) is not None:
-        return True
-    file = getattr(main, "__file__", None)  # "<stdin>" for a program read from there
-    return file is not None and os.path.exists(file)
-
-
-class _Policy:
-    always_by_value = False
-
-
-def expect_fresh_interpreters() -> None:
-    """Call when a process is started that does not inherit `__main__`.
-
-    If that process cannot import `__main__` either, messages are sent by value from now on.
-    """
-    _Policy.always_by_value = not main_is_importable()
-
-
 def dumps_by_value(obj: object) -> bytes:
     """Pickle `obj` so that unpickling needs nothing from `__main__` and no local name."""
     message = _ByValueDumper().dump(obj, None, -1)
@@ -334,7 +313,7 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
         stream = _dumps(obj, 5)
         if len(stream) <= INLINE_MAX_BYTES:
             return stream
-    if _Policy.always_by_value and config.by_value():
+    if Policy.always_by_value and config.by_value():
         return _ByValueDumper().dump(obj, arena, fd)
     try:
         dumper = _idle.pop()

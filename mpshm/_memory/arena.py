@@ -392,4 +392,5 @@ def trim() -> int:
 
 def note_end(pid: int) -> None:
     """A child process of this one has ended: take back soon what it held."""
-    lib.mpshm_process_ended(pid)
+    if not CORE_MISSING:
+        lib.mpshm_process_ended(pid)
