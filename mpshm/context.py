@@ -7,12 +7,12 @@ Start methods are the stock module's state and stay there: `multiprocessing.set_
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context as stock  # pyright does not follow `from` in a module of that name
 import os
 import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from multiprocessing import context as stock
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, Literal, overload
 
