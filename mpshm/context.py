@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from . import config, connection
 from ._channel import payload
 from ._memory import arena
-from ._memory.core import CORE_MISSING
+from ._memory.core import CORE_MISSING, IN_SOURCE_TREE
 
 if TYPE_CHECKING:
     from .managers import SyncManager
@@ -74,9 +74,14 @@ def is_worker() -> bool:
 def warn_without_core() -> None:
     """Warn that the core is missing, where there could be one; a program's workers do not."""
     if sys.platform != "win32" and config.mode() is config.Mode.AUTO and not is_worker():
+        mend = (
+            "start Python in another directory"
+            if IN_SOURCE_TREE
+            else "reinstall it where there is a C compiler"
+        )
         warnings.warn(
             f"mpshm has no compiled core ({CORE_MISSING}), so all messages take the plain road, at "
-            "stock's speed; reinstall it where there is a C compiler, or set MPSHM=off",
+            f"stock's speed; {mend}, or set MPSHM=off",
             RuntimeWarning,
             stacklevel=3,
         )

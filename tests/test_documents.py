@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/READM
 def test_each_link_to_a_file_leads_to_one(document: Path) -> None:
     links = LINK.findall(document.read_text())
     assert [link for link in links if not (document.parent / link).is_file()] == []
+
+
+def test_what_a_package_index_shows_has_no_links_to_files() -> None:
+    shown = str(metadata("mpshm").get_payload() or metadata("mpshm")["Description"])
+    assert "# mpshm" in shown
+    assert "](docs/" in (ROOT / "README.md").read_text()
+    assert LINK.findall(shown) == []
 
 
 # Messages
