@@ -1,5 +1,6 @@
 # make demo    the same Pool job over stock multiprocessing and over mpshm, side by side
 # make test    everything a change must pass: lint, types, C core under sanitizers, wheel, pytest
+# make docs    the site with the documentation, in .build/docs; a link that leads nowhere is an error
 # make bench   ratios to stock in a few minutes (QUICK=1: under one); ARGS=--queues, ARGS=--limits: queues,
 #              idle processes and limits; ARGS=--full: all
 # make bench-against BASE=main  this tree against another revision of it: fifteen minutes
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 CLIENTS := $(BUILD)/clients-venv
 SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/_*/*.py mpshm/csrc/*)
 
-.PHONY: demo test lint core-test bench bench-against stress stress-large clients conformance conformance-quick clean
+.PHONY: demo docs test lint typecheck core-test bench bench-against stress stress-large clients conformance conformance-quick clean
 
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
@@ -35,12 +36,22 @@ test: lint core-test $(BUILD)/installed $(BUILD)/debug/installed
 	cd $(BUILD)/run && MPSHM=require MPSHM_DEBUG=1 PYTHONPATH=$(BUILD)/debug \
 	    $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
 
-lint: $(BUILD)/test-deps
+lint: $(BUILD)/test-deps typecheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests/typing/user.py
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only mpshm/csrc/*.c
+
+# What a user's program and the documents' examples are to another type checker than mypy.
+typecheck: $(BUILD)/typing-deps $(BUILD)/installed
+	$(BIN)/python tests/kit/documents.py $(BUILD)/examples
+	cp tests/typing/* $(BUILD)/examples
+	$(BIN)/basedpyright --pythonpath $(BIN)/python -p $(BUILD)/examples
+
+docs: $(BUILD)/docs-deps $(BUILD)/installed
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs . $(BUILD)/docs
+	@echo "written: $(BUILD)/docs/index.html"
 
 core-test:
 	$(MAKE) -C tests/csrc check killpoints BUILD=$(BUILD)/csrc
@@ -92,6 +103,14 @@ $(VENV):
 	$(PYTHON) -m venv $@
 
 $(BUILD)/test-deps: tests/requirements.txt | $(VENV)
+	$(BIN)/pip install -q -r $<
+	touch $@
+
+$(BUILD)/typing-deps: tests/typing/requirements.txt | $(BUILD)/test-deps
+	$(BIN)/pip install -q -r $<
+	touch $@
+
+$(BUILD)/docs-deps: docs/requirements.txt | $(VENV)
 	$(BIN)/pip install -q -r $<
 	touch $@
 

@@ -4,7 +4,7 @@ Floors, top to bottom; imports go down only:
 
     run, __main__         the command: plans, has children run, writes the JSON and the report
     report                the report of one JSON file, and nothing else
-    tables | plot         Markdown | PNG and SVG
+    tables | plot         Markdown | the picture, from the report's table
     targets               what was promised, and the verdicts
     cases | figures       which cases run, how often | ratios from results
     fresh | machine       processes for children | versions, CPU, commit

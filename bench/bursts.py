@@ -161,6 +161,7 @@ def main() -> None:
     text = report(results)
     picture = "![memory over time after a burst](bursts.png)"
     (args.out / "bursts.md").write_text(
+        "# Memory after a burst\n\n"
         f"{args.mib} MiB are received, kept, and dropped at 0 s.\n\n{text}\n\n{picture}\n"
     )
     draw(results, args.out / "bursts.png")

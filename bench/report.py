@@ -18,7 +18,7 @@ def write_report(data: dict[str, Any], folder: Path) -> str:
     results = Results(data["results"])
     text = tables.render(data, results)
     (folder / REPORT).write_text(text)
-    plot.draw(results, folder)
+    plot.draw(plot.read_ratios(text), folder)
     return text
 
 

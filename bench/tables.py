@@ -285,6 +285,6 @@ def render(data: dict[str, Any], results: Results) -> str:
         parts += [
             "## All cases",
             table(head, list(case_rows(results, competitors))),
-            "![ratio to stock by payload size](ratio.png)",
+            "![times as fast as stock by size](ratio.png)",
         ]
     return "\n\n".join(parts) + "\n"

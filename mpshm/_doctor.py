@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import __version__, config
-from ._memory.core import CORE_MISSING
+from ._memory.core import CORE_MISSING, IN_SOURCE_TREE
 from .connection import Pipe
 
 SIZE_BYTES = 16 << 20
@@ -79,7 +79,10 @@ def versions() -> Iterator[Finding]:
 def core() -> Iterator[Finding]:
     if CORE_MISSING:
         advice = (
-            "install a C compiler and Python's headers, then: pip install --force-reinstall mpshm"
+            "start Python in another directory"
+            if IN_SOURCE_TREE
+            else "install a C compiler and Python's headers, then mpshm anew: "
+            "pip install --force-reinstall --no-cache-dir"
         )
         yield Finding("compiled core", f"missing: {CORE_MISSING}", advice)
     else:

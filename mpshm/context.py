@@ -7,12 +7,12 @@ Start methods are the stock module's state and stay there: `multiprocessing.set_
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context as stock  # pyright does not follow `from` in a module of that name
 import os
 import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from multiprocessing import context as stock
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -80,14 +80,19 @@ def is_worker() -> bool:
 
 def warn_without_core() -> None:
     """Warn that the core is missing, where there could be one; a program's workers do not."""
-    from ._memory.core import CORE_MISSING
+    from ._memory.core import CORE_MISSING, IN_SOURCE_TREE
 
     if not CORE_MISSING or sys.platform == "win32":
         return
     if config.mode() is config.Mode.AUTO and not is_worker():
+        mend = (
+            "start Python in another directory"
+            if IN_SOURCE_TREE
+            else "reinstall it where there is a C compiler"
+        )
         warnings.warn(
             f"mpshm has no compiled core ({CORE_MISSING}), so all messages take the plain road, at "
-            "stock's speed; reinstall it where there is a C compiler, or set MPSHM=off",
+            f"stock's speed; {mend}, or set MPSHM=off",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -310,6 +310,17 @@ def test_without_a_core_a_program_is_warned_once_and_works(method: str, tmp_path
     assert done.stderr.count("mpshm has no compiled core") == 1, done.stderr
 
 
+def test_in_its_source_tree_it_says_that_this_is_not_what_is_installed() -> None:
+    """Somebody clones, installs, and goes on in the same directory, which Python looks at first."""
+    tree = Path(__file__).parents[1]
+    done = run_python("-m", "mpshm", "doctor", env={"MPSHM": "auto", "PYTHONPATH": None}, cwd=tree)
+    for text in (done.stdout, done.stderr):
+        assert "this is mpshm's source tree" in text
+        assert "start Python in another directory" in text
+    done = run_python("-m", "mpshm", "run", "x.py", env={"MPSHM": "auto"}, cwd=tree)
+    assert "the compiled core is missing (this is mpshm's source tree" in done.stderr
+
+
 # doctor
 
 

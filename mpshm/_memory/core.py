@@ -16,6 +16,9 @@ from ..errors import ProtocolError
 ffi: Any
 lib: Any
 
+IN_SOURCE_TREE = os.path.exists(os.path.join(os.path.dirname(__file__), "../../setup.py"))
+"""Python looks in the directory where it starts before it looks where packages are installed."""
+
 try:
     # Only C code imports this at run time.  Tools that freeze programs look for Python imports.
     import _cffi_backend  # noqa: F401
@@ -26,6 +29,8 @@ try:
 except ImportError as _error:
     ffi = lib = None
     CORE_MISSING = str(_error)
+    if IN_SOURCE_TREE:
+        CORE_MISSING = "this is mpshm's source tree, and not what is installed"
 
 NO_MARK = (1 << 64) - 1
 """A high-water mark that is never reached."""

@@ -1,4 +1,5 @@
 """A user's program that says every public name of mpshm.  It is checked, and never run."""
+# pyright: strict, reportMissingModuleSource=false
 
 from __future__ import annotations
 
@@ -100,8 +101,9 @@ def contexts() -> None:
     process = context.Process(target=consume, args=(q,))
     process.start()
     one.send(two.fileno())
-    with mp.Manager() as manager:
-        manager.dict()
+    server: mpshm.managers.SyncManager = mp.Manager()
+    with server as manager, mpshm.dummy.Pool(1) as threads:
+        threads.map(work, manager.list([1.0]))
     memory = mpshm.shared_memory.SharedMemory(create=True, size=10)
     memory.unlink()
     mp.set_start_method("spawn")
