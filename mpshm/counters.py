@@ -120,9 +120,11 @@ class EndCounters(Counters):
     def _register(self) -> None:
         _live[id(self)] = self
 
-    def __del__(self, _late: Any = (_retired, _sums_lock)) -> None:
+    def __del__(self, _late: Any = (_retired, _sums_lock, sys.is_finalizing)) -> None:
         # A default argument: at interpreter exit module globals may be gone before the last end.
-        retired, lock = _late
+        retired, lock, is_finalizing = _late
+        if is_finalizing():
+            return  # nobody asks any more, and a daemon thread that stands still may hold the lock
         with lock:
             retired.add(self)
 
