@@ -120,7 +120,9 @@ class Chroot:
         if plain != version:
             packages.append(f"python{plain}-nogil")
         name = f"python{version}"
-        if self.run(["sh", "-c", f"dpkg -s {' '.join(packages)} >/dev/null 2>&1"]):
+        # One that is unpacked and not configured has another status, and one that is unknown none.
+        asked = f"dpkg-query -W -f '${{db:Status-Status}}\\n' {' '.join(packages)} 2>&1"
+        if self.run(["sh", "-c", f"! {asked} | grep -qvx installed"]):
             self.install(packages, log)
         return name
 
