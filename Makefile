@@ -6,6 +6,8 @@
 # make bench-against BASE=main  this tree against another revision of it: fifteen minutes
 # make conformance  CPython's own tests against us, with every Python found: hours
 #                   (make conformance-quick: a part of them with this one, three minutes)
+# make pythons everything on Debian's Pythons, 3.13 to 3.15, in a chroot that it makes (Linux, root):
+#              hours; ARGS="3.14 tests" is one Python and one part
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
 # make stress  every order of steps in large models; a kill and a pause at every step of the core, for
 #              every kind of queue; a peer that overwrites all that is shared; 4,000 processes; queues
@@ -20,7 +22,8 @@ BIN := $(VENV)/bin
 CLIENTS := $(BUILD)/clients-venv
 SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/_*/*.py mpshm/csrc/*)
 
-.PHONY: demo docs test lint typecheck core-test bench bench-against stress stress-large clients conformance conformance-quick clean
+.PHONY: demo docs test lint typecheck core-test cross wheels bench bench-against stress stress-large \
+    tools clients conformance conformance-quick pythons clean
 
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
@@ -86,6 +89,9 @@ conformance: $(BUILD)/installed
 # 2: this Python comes without the suites, and that has been said.
 conformance-quick: $(BUILD)/installed
 	cd tests && $(BIN)/python -m conformance --quick --jobs 2 --python $(BIN)/python || [ $$? = 2 ]
+
+pythons:
+	cd tests && $(PYTHON) -m pythons $(ARGS)
 
 clients: $(BUILD)/installed $(BUILD)/clients-deps
 	$(CLIENTS)/bin/pip install -q --force-reinstall --no-deps $(BUILD)/dist/*.whl

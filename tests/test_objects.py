@@ -34,7 +34,6 @@ from kit.arrays import (
     ARRAYS,
     HOLDERS,
     RECORD,
-    ByBuffer,
     Tagged,
     address,
     by_stock,
@@ -107,14 +106,7 @@ def test_array_in_an_object_with_a_reduction_arrives_as_with_stock(hold: Any) ->
     for name in ("int64", "big-endian int", "read-only", "axes permuted", "Fortran", "datetime"):
         for count in (100, LARGE):
             sent = hold(ARRAYS[name](count))
-            try:
-                expected = described(by_stock(sent))
-            except ValueError:
-                # With protocol 5, as of 3.14, stock hands a large buffer in Fortran order to a file
-                # that takes C order only.  Ours sends it.
-                assert (ByBuffer, "Fortran", LARGE) == (hold, name, count)
-                expected = described(sent)
-            assert expected == described(through(mpshm, sent)), name
+            assert described(by_stock(sent)) == described(through(mpshm, sent)), name
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e5m2", "float8_e4m3fn", "int4"])
@@ -173,12 +165,17 @@ def test_memmap_arrives_as_with_stock(tmp_path: pathlib.Path) -> None:
 )
 def test_large_array_arrives_writable_aligned_and_owning_nothing(name: str, pipe: Ends) -> None:
     a, b = pipe
-    got = carried(a.send, ARRAYS[name](LARGE), b.recv)
-    assert got.flags.writeable
+    sent = ARRAYS[name](LARGE)
+    got = carried(a.send, sent, b.recv)
     assert 0 == address(got) % (64 if SHARED else got.dtype.alignment)
     assert int(SHARED) == b.stats().runs_in_use
-    got[...] = np.zeros((), got.dtype)
-    assert got.tobytes() == bytes(got.nbytes) or name == "structured aligned"
+    # With protocol 5, as of Python 3.14, what is read-only stays so.
+    assert by_stock(sent).flags.writeable == got.flags.writeable
+    if got.flags.writeable:
+        got[...] = np.zeros((), got.dtype)
+        assert got.tobytes() == bytes(got.nbytes) or name == "structured aligned"
+    else:
+        assert name == "read-only"
 
 
 def test_only_the_view_of_a_larger_array_travels(pipe: Ends) -> None:
@@ -277,8 +274,10 @@ def test_same_array_twice_in_a_message_arrives_as_one(module: ModuleType) -> Non
         first, inner, named = through(module, [sent, [sent], {"x": sent}])
         assert first is inner[0]
         assert first is named["x"]
-        first[0] = 42
-        assert 42 == named["x"][0]
+        assert by_stock(sent).flags.writeable == first.flags.writeable  # it depends on the Python
+        if first.flags.writeable:
+            first[0] = 42
+            assert 42 == named["x"][0]
 
 
 def test_two_views_of_one_array_arrive_as_two_arrays(module: ModuleType) -> None:

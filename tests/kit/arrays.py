@@ -194,6 +194,9 @@ class ByBuffer(Holder):
         flat = self.array.dtype.kind in "biufc" and self.array.flags.forc
         if protocol >= 5 and flat:
             data: Any = pickle.PickleBuffer(self.array)
+            if pickle.DEFAULT_PROTOCOL >= 5:
+                # Stock itself hands it to a file then (3.14), which takes no Fortran order.
+                data = pickle.PickleBuffer(data.raw())
         else:
             data = self.array.tobytes("A" if flat else "C")
         fortran = flat and not self.array.flags.c_contiguous
