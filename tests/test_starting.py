@@ -58,6 +58,26 @@ def test_a_spawned_child_without_channels_imports_nothing_for_them(
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_stats_imports_what_it_needs_while_there_are_descriptors() -> None:
+    code = """
+import mpshm, os, resource, sys
+mpshm.Pipe()
+print("dataclasses" in sys.modules)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+ends = mpshm.Pipe()
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+ends[0].send(1)
+print(mpshm.stats().plain_reasons)
+"""
+    done = run_python("-c", code)
+    assert done.stdout == "False\n{'small': 1}\n", done.stderr
+
+
 def test_a_fork_server_imports_for_all_its_children(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(IMPORTS.format(prelude=PRELUDES["mpshm"], heavy=("mpshm.queues",)))
