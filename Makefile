@@ -6,6 +6,7 @@
 # make conformance  CPython's own tests against us, with every Python found: hours
 #                   (make conformance-quick: a part of them with this one, three minutes)
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
+# make tools   a notebook, and a program frozen by PyInstaller, with their packages (200 MB)
 # make stress  every order of steps in large models; a kill and a pause at every step of the core, for
 #              every kind of queue; a peer that overwrites all that is shared; 4,000 processes; queues
 #              and pools whose processes are killed at random: an hour and a quarter
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 CLIENTS := $(BUILD)/clients-venv
 SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/_*/*.py mpshm/csrc/*)
 
-.PHONY: demo test lint core-test bench bench-against stress stress-large clients conformance conformance-quick clean
+.PHONY: demo test lint core-test bench bench-against stress stress-large tools clients conformance conformance-quick clean
 
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
@@ -65,6 +66,15 @@ stress: $(BUILD)/installed $(BUILD)/demo-deps
 stress-large: $(BUILD)/installed
 	mkdir -p $(BUILD)/run
 	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q -m large --timeout=1800 $(CURDIR)/tests $(ARGS)
+
+# Their packages are too large for `make test`, which skips these two.
+tools: $(BUILD)/installed
+	mkdir -p $(BUILD)/run
+	test -d $(BUILD)/tools-venv || $(PYTHON) -m venv $(BUILD)/tools-venv
+	$(BUILD)/tools-venv/bin/pip install -q -r tests/tools-requirements.txt
+	$(BUILD)/tools-venv/bin/pip install -q --force-reinstall $(BUILD)/dist/*.whl
+	cd $(BUILD)/run && MPSHM=require $(BUILD)/tools-venv/bin/python -m pytest -q -m "large or not large" \
+	    --timeout=1800 $(CURDIR)/tests/test_notebook.py $(CURDIR)/tests/test_frozen.py $(ARGS)
 
 # Every Python there is: PYTHONS="python3.10 /opt/python3.13/bin/python" names others.
 PYTHONS ?= $(PYTHON) $(wildcard $(HOME)/.pyenv/versions/3.1[02-9].*/bin/python)

@@ -213,7 +213,9 @@ def main(rounds: int, patterns: list[str]) -> int:
     text = (
         f"# Beginning\n\nMedians of {rounds} rounds; ratios above 1 are gains. Load at the end: "
         f"{os.getloadavg()[0]:.1f}, on {os.cpu_count()} CPUs, Python {sys.version.split()[0]}.\n\n"
-        f"## Lost (under {times(SLOWER)})\n\n" + ("\n".join(lost) or "Nothing.") + "\n\n"
+        f"## Lost (under {times(SLOWER)})\n\n"
+        + ("\n".join(lost) or ("Nothing." if rows else "Nothing was measured."))
+        + "\n\n"
         f"## All rows\n\n{table(head, rows)}\n"
     )
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
