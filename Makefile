@@ -9,6 +9,7 @@
 # make pythons everything on Debian's Pythons, 3.13 to 3.15, in a chroot that it makes (Linux, root):
 #              hours; ARGS="3.14 tests" is one Python and one part
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
+# make tools   a notebook, and a program frozen by PyInstaller, with their packages (200 MB)
 # make stress  every order of steps in large models; a kill and a pause at every step of the core, for
 #              every kind of queue; a peer that overwrites all that is shared; 4,000 processes; queues
 #              and pools whose processes are killed at random: an hour and a quarter
@@ -79,6 +80,15 @@ stress: $(BUILD)/installed $(BUILD)/demo-deps
 stress-large: $(BUILD)/installed
 	mkdir -p $(BUILD)/run
 	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q -m large --timeout=1800 $(CURDIR)/tests $(ARGS)
+
+# Their packages are too large for `make test`, which skips these two.
+tools: $(BUILD)/installed
+	mkdir -p $(BUILD)/run
+	test -d $(BUILD)/tools-venv || $(PYTHON) -m venv $(BUILD)/tools-venv
+	$(BUILD)/tools-venv/bin/pip install -q -r tests/tools-requirements.txt
+	$(BUILD)/tools-venv/bin/pip install -q --force-reinstall $(BUILD)/dist/*.whl
+	cd $(BUILD)/run && MPSHM=require $(BUILD)/tools-venv/bin/python -m pytest -q -m "large or not large" \
+	    --timeout=1800 $(CURDIR)/tests/test_notebook.py $(CURDIR)/tests/test_frozen.py $(ARGS)
 
 # Every Python there is: PYTHONS="python3.10 /opt/python3.13/bin/python" names others.
 PYTHONS ?= $(PYTHON) $(wildcard $(HOME)/.pyenv/versions/3.1[02-9].*/bin/python)

@@ -276,15 +276,16 @@ if sys.platform != "win32":
         Process = ForkProcess
 
     _stock_forkserver_popen = stock.ForkServerProcess._Popen
-    _PRELOADED = f"{__package__}.queues"
 
     def _preload_in_forkserver() -> None:
-        """Have the fork server import mpshm when it starts, or each of its children would."""
+        """Have the fork server import of mpshm what this program uses, or each child would."""
         from multiprocessing.forkserver import _forkserver as server
 
         modules: list[str] = server._preload_modules  # type: ignore[attr-defined]
-        if _PRELOADED not in modules:
-            server._preload_modules = [*modules, _PRELOADED]  # type: ignore[attr-defined]
+        uses_channels = f"{__package__}.connection" in sys.modules
+        ours = f"{__package__}.queues" if uses_channels else __name__
+        if ours not in modules:
+            server._preload_modules = [*modules, ours]  # type: ignore[attr-defined]
 
     class ForkServerProcess(stock.ForkServerProcess):
         """A stock ForkServerProcess that can be sent by value, and whose end is noted."""

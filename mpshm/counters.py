@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import sys
 import threading
 import weakref
@@ -12,12 +13,18 @@ if TYPE_CHECKING:
     from ._stats import Gauges, Stats
 
 
-def import_stats() -> None:
-    """Import _stats before a channel is made: without free descriptors Python cannot import."""
-    if _STATS_MODULE not in sys.modules:
+def import_stats_in_time(handle: int) -> None:
+    """Import _stats while there are descriptors for it, if few are left.  Python needs some.
+
+    handle: a descriptor that has just been made.
+    Not before, because dataclasses takes a sixth of the time that a program needs to its first
+    message, and few programs call stats().
+    """
+    if handle + _FEW_DESCRIPTORS > os.sysconf("SC_OPEN_MAX") and _STATS_MODULE not in sys.modules:
         from . import _stats  # noqa: F401
 
 
+_FEW_DESCRIPTORS = 64
 _STATS_MODULE = f"{__package__}._stats"
 
 

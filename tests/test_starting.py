@@ -58,11 +58,35 @@ def test_a_spawned_child_without_channels_imports_nothing_for_them(
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_stats_imports_what_it_needs_while_there_are_descriptors() -> None:
+    code = """
+import mpshm, os, resource, sys
+mpshm.Pipe()
+print("dataclasses" in sys.modules)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+ends = mpshm.Pipe()
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+ends[0].send(1)
+print(mpshm.stats().plain_reasons)
+"""
+    done = run_python("-c", code)
+    assert done.stdout == "False\n{'small': 1}\n", done.stderr
+
+
 def test_a_fork_server_imports_for_all_its_children(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    program.write_text(IMPORTS.format(prelude=PRELUDES["mpshm"], heavy=("mpshm.queues",)))
+    text = IMPORTS.format(prelude=PRELUDES["mpshm"], heavy=("mpshm.context", "mpshm.queues"))
+    program.write_text(text)
     done = run_python(program, "forkserver")
-    assert done.stdout == "['mpshm.queues']\n", done.stderr
+    assert done.stdout == "['mpshm.context']\n", done.stderr
+    program.write_text(text.replace("    process =", "    mp.Pipe()\n    process =", 1))
+    done = run_python(program, "forkserver")
+    assert done.stdout == "['mpshm.context', 'mpshm.queues']\n", done.stderr
 
 
 def test_what_a_program_preloads_in_the_fork_server_stays_as_it_was(tmp_path: Path) -> None:
@@ -75,6 +99,7 @@ def work():
 if __name__ == "__main__":
     preloaded = ["wave"]
     mp.set_forkserver_preload(preloaded)
+    mp.Pipe()
     process = mp.get_context("forkserver").Process(target=work)
     process.start()
     process.join()

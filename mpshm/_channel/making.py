@@ -10,7 +10,7 @@ from multiprocessing import connection as stock
 from .. import config
 from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING
-from ..counters import Reason, import_stats
+from ..counters import Reason, import_stats_in_time
 from ..errors import PlainRoadError
 from . import search
 from .pipe_end import Connection
@@ -26,6 +26,7 @@ def new_arena(
 
     identities: as for search.name_for.  strangers, queue: as for Arena.create.
     """
+    import_stats_in_time(handles[0])
     mode = config.mode()
     config.spin_us()  # raises now for a bad setting, before an end exists
     if mode is config.Mode.OFF:
@@ -60,7 +61,6 @@ def adopt_end(
 
 def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     """Return a new channel's two ends.  With duplex=False the first receives, the second sends."""
-    import_stats()
     if duplex:
         pair = socket.socketpair()
         for end in pair if socket.getdefaulttimeout() is not None else ():

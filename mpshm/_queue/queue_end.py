@@ -22,7 +22,7 @@ from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING, OutOfSharedMemory
 from .._memory.parcel import Parcel
 from ..config import INLINE_MAX_BYTES, PUT_PAUSE_MS, SLEEP_MAX_MS, WAIT_SLICE_MS
-from ..counters import Reason, import_stats
+from ..counters import Reason
 from ..errors import PlainRoadError
 from . import putting
 
@@ -264,7 +264,6 @@ def make_ends(
     """
     if CORE_MISSING or sys.platform != "linux":
         return None
-    import_stats()
     handles = [*os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
     try:
         shape = QueueShape(places, joinable, bytes_limit, grows)
