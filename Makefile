@@ -6,6 +6,8 @@
 # make conformance  CPython's own tests against us, with every Python found: hours
 #                   (make conformance-quick: a part of them with this one, three minutes)
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
+# make cross   the C core's tests for 32 bits, for musl and for aarch64 (by qemu's user mode)
+# make wheels  the sdist and the wheels, repaired for every Linux, installed and tried on every Python found
 # make stress  every order of steps in large models; a kill and a pause at every step of the core, for
 #              every kind of queue; a peer that overwrites all that is shared; 4,000 processes; queues
 #              and pools whose processes are killed at random: an hour and a quarter
@@ -19,7 +21,7 @@ BIN := $(VENV)/bin
 CLIENTS := $(BUILD)/clients-venv
 SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/_*/*.py mpshm/csrc/*)
 
-.PHONY: demo test lint core-test bench bench-against stress stress-large clients conformance conformance-quick clean
+.PHONY: demo test lint core-test cross wheels bench bench-against stress stress-large clients conformance conformance-quick clean
 
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
@@ -44,6 +46,12 @@ lint: $(BUILD)/test-deps
 
 core-test:
 	$(MAKE) -C tests/csrc check killpoints BUILD=$(BUILD)/csrc
+
+cross:
+	$(MAKE) -C tests/csrc cross BUILD=$(BUILD)/csrc
+
+wheels: $(BUILD)/installed $(BUILD)/wheels-deps
+	cd tests && $(BIN)/python -m wheels $(BUILD)/dist/mpshm-*.tar.gz $(BUILD)/wheels $(PYTHONS)
 
 bench: $(BUILD)/installed $(BUILD)/bench-deps
 	$(BIN)/python -m bench.run $(ARGS)
@@ -92,6 +100,10 @@ $(VENV):
 	$(PYTHON) -m venv $@
 
 $(BUILD)/test-deps: tests/requirements.txt | $(VENV)
+	$(BIN)/pip install -q -r $<
+	touch $@
+
+$(BUILD)/wheels-deps: tests/wheels/requirements.txt | $(VENV)
 	$(BIN)/pip install -q -r $<
 	touch $@
 
