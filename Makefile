@@ -10,6 +10,8 @@
 #              hours; ARGS="3.14 tests" is one Python and one part
 # make clients real programs, stock and swapped (Python 3.11, 3 GB of packages): half an hour
 # make tools   a notebook, and a program frozen by PyInstaller, with their packages (200 MB)
+# make cross   the C core's tests for 32 bits, for musl and for aarch64 (by qemu's user mode)
+# make wheels  the sdist and the wheels, repaired for every Linux, installed and tried on every Python found
 # make stress  every order of steps in large models; a kill and a pause at every step of the core, for
 #              every kind of queue; a peer that overwrites all that is shared; 4,000 processes; queues
 #              and pools whose processes are killed at random: an hour and a quarter
@@ -59,6 +61,12 @@ docs: $(BUILD)/docs-deps $(BUILD)/installed
 
 core-test:
 	$(MAKE) -C tests/csrc check killpoints BUILD=$(BUILD)/csrc
+
+cross:
+	$(MAKE) -C tests/csrc cross BUILD=$(BUILD)/csrc
+
+wheels: $(BUILD)/installed $(BUILD)/wheels-deps
+	cd tests && $(BIN)/python -m wheels $(BUILD)/dist/mpshm-*.tar.gz $(BUILD)/wheels $(PYTHONS)
 
 bench: $(BUILD)/installed $(BUILD)/bench-deps
 	$(BIN)/python -m bench.run $(ARGS)
@@ -127,6 +135,10 @@ $(BUILD)/typing-deps: tests/typing/requirements.txt | $(BUILD)/test-deps
 	touch $@
 
 $(BUILD)/docs-deps: docs/requirements.txt | $(VENV)
+	$(BIN)/pip install -q -r $<
+	touch $@
+
+$(BUILD)/wheels-deps: tests/wheels/requirements.txt | $(VENV)
 	$(BIN)/pip install -q -r $<
 	touch $@
 

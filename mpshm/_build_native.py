@@ -65,7 +65,8 @@ ffibuilder.set_source(
     "\n".join(["#include <stdint.h>", *[f'#include "{header}"' for header in HEADERS], ""]),
     sources=[str(CSRC / name) for name in SOURCES],
     include_dirs=[str(CSRC)],
-    define_macros=[("MPSHM_DEBUG", "1")] if DEBUG else [],
+    # 32-bit systems: an arena's file is longer than 2 GiB.
+    define_macros=[("_FILE_OFFSET_BITS", "64"), *([("MPSHM_DEBUG", "1")] if DEBUG else [])],
     # setuptools passes NDEBUG, which would remove the debug build's assertions.
     undef_macros=["NDEBUG"] if DEBUG else [],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-O2"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -186,7 +187,7 @@ class Arena:
                 return known
             out = ffi.new("mpshm_arena **")
             if code := lib.mpshm_arena_attach(fd, out):
-                raise failure(code, "shared memory file")
+                raise _refusal(code, fd, "shared memory file")
         except BaseException:
             os.close(fd)
             raise
@@ -334,8 +335,20 @@ _arenas: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
 def _identity(fd: int) -> int:
     out = ffi.new("uint64_t *")
     if code := lib.mpshm_arena_identity(fd, out):
-        raise failure(code, "shared memory")
+        raise _refusal(code, fd, "shared memory file")
     return int(out[0])
+
+
+_ABI_AT, _ABI_BYTES = 8, 4
+"""Where the ABI number lies in the header of arenas and of rosters, in each version."""
+
+
+def _refusal(code: int, fd: int, what: str, of: str = "an arena") -> Exception:
+    """The exception for a memory file that the core refuses."""
+    if code != lib.MPSHM_E_ABI:
+        return failure(code, what, of=of)
+    abi = int.from_bytes(os.pread(fd, _ABI_BYTES, _ABI_AT), sys.byteorder)
+    return failure(code, what, of=of, abi=abi)
 
 
 def _is_sealed(fd: int) -> bool:
@@ -370,8 +383,9 @@ def join_family(fd: int) -> None:
     """
     os.set_inheritable(fd, False)
     if code := lib.mpshm_roster_attach(fd):
+        error = _refusal(code, fd, "shared memory file", of="a family's roster")
         os.close(fd)
-        raise failure(code, "shared memory file", of="a family's roster")
+        raise error
 
 
 def process_arenas() -> list[Arena]:

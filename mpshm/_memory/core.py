@@ -114,8 +114,8 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
         ),
         lib.MPSHM_E_MAGIC: "{it} is not {of}",
         lib.MPSHM_E_ABI: (
-            "{it} is {of} of another version of mpshm (ABI); install the same version in all "
-            "processes"
+            "{it} is {of} of another version of mpshm: its ABI number is {abi}, here it is "
+            f"{lib.MPSHM_ABI}; install the same version in all processes"
         ),
         lib.MPSHM_E_GEOMETRY: "{it} is {of} whose geometry does not fit its file",
         lib.MPSHM_E_UNSEALED: "{it} is {of} that is not sealed: its maker could still cut it short",
@@ -174,17 +174,20 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
 _NEVER_CODES = frozenset((-errno.ENOMEM, -errno.EFBIG, -errno.EMFILE, -errno.ENFILE))
 
 
-def failure(code: int, what: str = "", bad: Any = None, of: str = "an arena") -> Exception:
+def failure(
+    code: int, what: str = "", bad: Any = None, of: str = "an arena", abi: int | None = None
+) -> Exception:
     """The exception for a negative result of the core.
 
     what: what failed, for the text; bad: the core's descriptor, if one is to blame.
-    of: what a memory file was taken for.
+    of: what a memory file was taken for, and abi: the version that it says it has.
     """
     if code in _exceptions():
         kind, text = _exceptions()[code]
         if bad is not None:
             what = str(Descriptor(bad.mmap_id, bad.chunk_id, bad.size, bad.tag))
         text = text.replace("{it}", what or "shared memory of this channel").replace("{of}", of)
+        text = text.replace("{abi}", str(abi))
         return kind(text) if text else kind()
     if code == -errno.ENOMEM:
         text = "cannot map shared memory; raise the limit of address space (ulimit -v)"

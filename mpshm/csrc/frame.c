@@ -46,8 +46,9 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
+
+#include "nowait.h"
 
 #define SIGN UINT32_C(0x80000000)
 #define LENGTH_BYTES 4

@@ -13,6 +13,8 @@
 #include "mpshm.h"
 #include "refuse.h"
 
+_Static_assert(sizeof(off_t) == 8, "32-bit systems need -D_FILE_OFFSET_BITS=64: an arena's file is larger");
+
 struct segment {
     mpshm_arena *arena;
     uint32_t id;

@@ -16,13 +16,15 @@
 #include <time.h>
 #include <unistd.h>
 #ifdef __linux__
-#include <linux/magic.h>
 #include <sys/vfs.h>
 #endif
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008u /* Linux 6.3; it allows sealing as well */
 #endif
+
+/* As the kernel's headers have it, which musl does not bring. */
+#define HUGETLBFS_MAGIC UINT32_C(0x958458f6)
 
 /* A number that no other process is likely to draw. */
 uint64_t

@@ -28,10 +28,10 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "nowait.h"
 #include "ring.h"
 #include "stream.h"
 

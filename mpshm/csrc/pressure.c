@@ -14,10 +14,6 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-#ifdef __linux__
-#include <linux/sockios.h>
-#endif
-
 #include "ring.h"
 
 /* Notes kept before a full list is swept rather than grown. */
@@ -114,7 +110,7 @@ nothing_to_wait_for(mpshm_arena *arena, int fd)
     socklen_t size = sizeof address;
     bool is_socket = getsockname(fd, &address, &size) == 0;
 
-    if (ioctl(fd, is_socket ? SIOCOUTQ : FIONREAD, &unread) == -1) {
+    if (ioctl(fd, is_socket ? TIOCOUTQ : FIONREAD, &unread) == -1) {
         unread = 1;
     }
 #endif

@@ -25,10 +25,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-#ifdef __linux__
-#include <linux/sockios.h>
-#endif
-
 #define INSIDE(mark) ((uint32_t) (mark) & 0xffffff)
 #define ENDED(mark) ((uint32_t) ((mark) >> 24) & 0xffffff)
 
@@ -149,7 +145,7 @@ is_empty(int fd)
     socklen_t size = sizeof address;
 
     if (has_hung_up(fd, POLLERR | POLLHUP | POLLNVAL) || ioctl(fd, FIONREAD, &waiting) == -1
-        || (getsockname(fd, &address, &size) == 0 && ioctl(fd, SIOCOUTQ, &unread) == -1)) {
+        || (getsockname(fd, &address, &size) == 0 && ioctl(fd, TIOCOUTQ, &unread) == -1)) {
         return false;
     }
 #else

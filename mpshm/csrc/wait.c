@@ -15,8 +15,17 @@
 #include <unistd.h>
 
 #ifdef __linux__
-#include <linux/futex.h>
 #include <sys/syscall.h>
+
+/* As the kernel's headers have them, which musl does not bring. */
+#define FUTEX_WAIT 0
+#define FUTEX_WAKE 1
+/* The call that takes this C library's timespec: some of 32 bits count seconds in 64. */
+#ifdef SYS_futex_time64
+#define FUTEX_CALL (sizeof(time_t) > sizeof(long) ? SYS_futex_time64 : SYS_futex)
+#else
+#define FUTEX_CALL SYS_futex
+#endif
 #endif
 
 /* The monotonic clock, equal in all processes. */
@@ -47,7 +56,7 @@ futex_wait(_Atomic uint32_t *word, uint32_t value, int timeout_ms)
 
     INVARIANT(W1, timeout_ms >= 0);
 #ifdef __linux__
-    return syscall(SYS_futex, word, FUTEX_WAIT, value, &wait, NULL, 0) == 0 || errno != EINTR;
+    return syscall(FUTEX_CALL, word, FUTEX_WAIT, value, &wait, NULL, 0) == 0 || errno != EINTR;
 #else
     (void) word;
     (void) value;
@@ -61,7 +70,7 @@ int
 futex_wake(_Atomic uint32_t *word, int most)
 {
 #ifdef __linux__
-    long n = syscall(SYS_futex, word, FUTEX_WAKE, most, NULL, NULL, 0);
+    long n = syscall(FUTEX_CALL, word, FUTEX_WAKE, most, NULL, NULL, 0);
 
     return n < 0 ? 0 : (int) n;
 #else

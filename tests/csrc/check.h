@@ -37,8 +37,17 @@ void check_equal(const char *file, int line, const char *what, int64_t expected,
 struct test {
     const char *name;
     void (*run)(void);
+    bool (*has_what_it_needs)(void); /* or NULL: nothing but Linux */
+    const char *needs;
 };
-#define TEST(name) {#name, name}
+#define TEST(name) {#name, name, NULL, NULL}
+/* What emulators of user mode lack.  Where the system is without it, the test is left out, and that is said. */
+#define TEST_THAT_NEEDS(what, name) {#name, name, has_##what, #what}
+bool has_madvice(void);           /* what is advised for forks, and for memory to be given back, is done */
+bool has_address_limit(void);     /* RLIMIT_AS holds */
+bool has_mremap_of_nothing(void); /* which maps once more what is mapped shared */
+bool has_nowait(void);            /* preadv2(RWF_NOWAIT) */
+bool has_subreapers(void);        /* prctl(PR_SET_CHILD_SUBREAPER) */
 #define RUN_TESTS(tests) int main(int argc, char **argv) \
     { return run_tests(tests, sizeof tests / sizeof *tests, argc, argv); }
 int run_tests(const struct test *tests, size_t count, int argc, char **argv);

@@ -275,7 +275,7 @@ close_everything(void)
     int kept[] = {fcntl(told[0], F_DUPFD, 100), fcntl(told[1], F_DUPFD, 100),
                   fcntl(turn[0], F_DUPFD, 100), fcntl(turn[1], F_DUPFD, 100)};
 
-    CHECK_EQ(0, close_range(3, 99, 0));
+    CHECK_EQ(0, syscall(SYS_close_range, 3, 99, 0));
     for (int fd = 3; fd < 30; fd++) {
         CHECK_EQ(fd, open("/tmp", O_TMPFILE | O_RDWR, 0600));
         CHECK_EQ(4, write(fd, "mine", 4));
@@ -729,10 +729,10 @@ static const struct test tests[] = {
     TEST(pid_in_its_second_life_is_dead),
     TEST(heir_is_alive_before_and_after_the_fork),
     TEST(child_killed_before_its_first_step_is_dead),
-    TEST(name_ends_with_its_process_though_a_child_lives),
-    TEST(heirs_name_ends_with_its_process_though_a_child_lives),
-    TEST(raw_clone_is_a_process_of_its_own),
-    TEST(raw_clone_is_not_stopped_by_a_lock_that_its_parent_held),
+    TEST_THAT_NEEDS(madvice, name_ends_with_its_process_though_a_child_lives),
+    TEST_THAT_NEEDS(madvice, heirs_name_ends_with_its_process_though_a_child_lives),
+    TEST_THAT_NEEDS(madvice, raw_clone_is_a_process_of_its_own),
+    TEST_THAT_NEEDS(madvice, raw_clone_is_not_stopped_by_a_lock_that_its_parent_held),
     TEST(sibling_forked_by_another_thread_keeps_nobody_alive),
     TEST(process_of_another_pid_namespace_lives_and_dies),
     TEST(without_proc_a_process_joins_by_its_pid),

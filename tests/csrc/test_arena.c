@@ -614,7 +614,7 @@ static const struct test tests[] = {
     TEST(file_size_limit_keeps_the_stride_aligned),
     TEST(no_descriptor_left_is_an_error),
     TEST(no_descriptor_for_the_roster_is_an_error_that_passes),
-    TEST(no_address_space_left_is_an_error_and_leaves_no_trace),
+    TEST_THAT_NEEDS(address_limit, no_address_space_left_is_an_error_and_leaves_no_trace),
     TEST(size_no_arena_can_hold_is_out_of_shared_memory),
     TEST(large_payload_gets_a_segment_made_to_its_size),
     TEST(arena_at_its_limit_refuses_and_harms_nothing),

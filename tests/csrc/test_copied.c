@@ -5,7 +5,6 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -618,7 +617,12 @@ static _Thread_local void (*after_the_look)(void);
 static _Thread_local void (*before_the_sleep)(void);
 static _Thread_local int sleeps_left = INT32_MAX;
 static mpshm_arena *watched;
-static int (*real_ioctl)(int, unsigned long, ...);
+#ifdef __GLIBC__
+typedef unsigned long ioctl_request;
+#else
+typedef int ioctl_request; /* as POSIX and musl have it */
+#endif
+static int (*real_ioctl)(int, ioctl_request, ...);
 static long (*real_syscall)(long, ...);
 
 __attribute__((constructor)) static void
@@ -629,7 +633,7 @@ find_the_real_ones(void)
 }
 
 int
-ioctl(int fd, unsigned long request, ...)
+ioctl(int fd, ioctl_request request, ...)
 {
     va_list rest;
 
@@ -657,7 +661,7 @@ syscall(long number, ...)
         arguments[i] = va_arg(rest, long);
     }
     va_end(rest);
-    if (number == SYS_futex && arguments[1] == FUTEX_WAIT) {
+    if (number == SYS_futex && arguments[1] == 0 /* FUTEX_WAIT */) {
         void (*call)(void) = before_the_sleep;
 
         CHECK(sleeps_left-- > 0);

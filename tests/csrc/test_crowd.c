@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -125,7 +126,7 @@ processes_allowed(void)
     CHECK_EQ(0, getrlimit(RLIMIT_NPROC, &limit));
     most = limit.rlim_cur < most ? limit.rlim_cur : most;
     if (file != NULL) { /* "max", where there is no limit */
-        most = fscanf(file, "%lu", &group) == 1 && group < most ? group : most;
+        most = fscanf(file, "%" SCNu64, &group) == 1 && group < most ? group : most;
         fclose(file);
     }
     return (uint32_t) most;

@@ -465,13 +465,13 @@ what_is_made_afterwards_is_of_a_new_family(void)
 }
 
 static const struct test tests[] = {
-    TEST(messages_are_received),
-    TEST(messages_are_sent),
-    TEST(the_whole_arena_can_be_used),
-    TEST(what_must_be_reserved_is_not_made),
-    TEST(forks_keep_views_private_and_loans_whole),
-    TEST(a_view_is_copied_once),
-    TEST(no_other_file_is_punched_or_closed),
+    TEST_THAT_NEEDS(mremap_of_nothing, messages_are_received),
+    TEST_THAT_NEEDS(mremap_of_nothing, messages_are_sent),
+    TEST_THAT_NEEDS(mremap_of_nothing, the_whole_arena_can_be_used),
+    TEST_THAT_NEEDS(mremap_of_nothing, what_must_be_reserved_is_not_made),
+    TEST_THAT_NEEDS(mremap_of_nothing, forks_keep_views_private_and_loans_whole),
+    TEST_THAT_NEEDS(mremap_of_nothing, a_view_is_copied_once),
+    TEST_THAT_NEEDS(mremap_of_nothing, no_other_file_is_punched_or_closed),
     TEST(what_is_made_afterwards_is_of_a_new_family),
 };
 RUN_TESTS(tests)

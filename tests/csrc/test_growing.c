@@ -1330,7 +1330,7 @@ static const struct test tests[] = {
     TEST(messages_put_and_got_at_once_lie_on_both_sides_of_a_link),
     TEST(ring_whose_slots_have_been_gone_round_is_linked_at_any_of_them),
     TEST(rings_are_used_again_in_further_lives),
-    TEST(no_ring_is_to_be_had_when_all_are_full),
+    TEST_THAT_NEEDS(madvice, no_ring_is_to_be_had_when_all_are_full),
     TEST(queue_with_little_in_it_goes_back_to_ring_0),
     TEST(queue_with_much_in_it_stays_where_it_is),
     TEST(late_claim_fails_wherever_the_queue_has_gone),

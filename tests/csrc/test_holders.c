@@ -703,7 +703,7 @@ static const struct test tests[] = {
     TEST(killed_child_is_no_holder_at_the_next_reap),
     TEST(child_that_became_another_program_is_no_holder_at_the_next_reap),
     TEST(one_living_holder_pins_nothing_of_the_dead),
-    TEST(last_holder_frees_the_run_in_every_order),
+    TEST_THAT_NEEDS(madvice, last_holder_frees_the_run_in_every_order),
     TEST(reaper_between_the_names_and_the_word_frees_nothing),
     TEST(reapers_beside_forks_free_nothing_too_early_and_lose_nothing),
     TEST(number_that_is_no_name_is_never_dropped),

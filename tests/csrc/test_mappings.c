@@ -527,8 +527,8 @@ static const struct test tests[] = {
     TEST(former_mappings_end_with_their_last_view_and_loan),
     TEST(what_is_leased_after_a_fork_is_shared),
     TEST(spawned_programs_and_vforks_change_nothing),
-    TEST(unseen_child_sends_and_receives_as_a_member_of_its_own),
-    TEST(unseen_child_of_a_process_that_held_the_lock_goes_on),
-    TEST(killed_unseen_child_leaves_nothing),
+    TEST_THAT_NEEDS(madvice, unseen_child_sends_and_receives_as_a_member_of_its_own),
+    TEST_THAT_NEEDS(madvice, unseen_child_of_a_process_that_held_the_lock_goes_on),
+    TEST_THAT_NEEDS(madvice, killed_unseen_child_leaves_nothing),
 };
 RUN_TESTS(tests)

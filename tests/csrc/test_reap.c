@@ -796,7 +796,7 @@ static const struct test tests[] = {
     TEST(nothing_of_a_killed_process_stays),
     TEST(nothing_of_many_killed_processes_stays),
     TEST(child_not_waited_for_is_dead_too),
-    TEST(whole_family_killed_leaves_nothing),
+    TEST_THAT_NEEDS(subreapers, whole_family_killed_leaves_nothing),
     TEST(message_that_a_killed_consumer_took_is_gone_with_its_memory),
     TEST(what_is_in_the_ring_outlives_its_producer),
     TEST(nobody_joins_for_what_a_killed_producer_did_not_put),
@@ -811,8 +811,8 @@ static const struct test tests[] = {
     TEST(reapers_may_be_many_and_be_killed_anywhere),
     TEST(reaper_beside_a_busy_queue_takes_nothing),
     TEST(crew_killed_at_random_leaves_nothing),
-    TEST(memory_is_given_back_after_a_storm),
-    TEST(memory_in_use_is_never_given_back),
-    TEST(memory_of_a_burst_goes_back_though_nobody_died),
+    TEST_THAT_NEEDS(madvice, memory_is_given_back_after_a_storm),
+    TEST_THAT_NEEDS(madvice, memory_in_use_is_never_given_back),
+    TEST_THAT_NEEDS(madvice, memory_of_a_burst_goes_back_though_nobody_died),
 };
 RUN_TESTS(tests)

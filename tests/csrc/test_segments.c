@@ -295,7 +295,11 @@ mmap(void *at, size_t size, int access, int flags, int fd, off_t offset)
     if (call != NULL) {
         call();
     }
+#ifdef SYS_mmap2
+    return (void *) syscall(SYS_mmap2, at, size, access, flags, fd, (long) (offset / 4096));
+#else
     return (void *) syscall(SYS_mmap, at, size, access, flags, fd, offset);
+#endif
 }
 
 static void

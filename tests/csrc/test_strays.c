@@ -576,12 +576,12 @@ reader_with_part_of_a_frame_keeps_its_arena(void)
     CHECK_EQ(4, syscall(SYS_write, near, "\0\0\0\5", 4)); /* of a plain frame */
     CHECK_EQ(0, fcntl(distant, F_SETFL, O_NONBLOCK));
     CHECK_EQ(-EAGAIN, mpshm_receive(reader, distant, again, 100, 0));
-    CHECK_EQ(again, reader->told);
+    CHECK(again == reader->told);
     mpshm_arena_close(again);
     CHECK_EQ(1, again->refs);
     CHECK_EQ(5, syscall(SYS_write, near, "hello", 5));
     CHECK_EQ(9, mpshm_receive(reader, distant, NULL, 100, 0)); /* the end has been closed by another thread */
-    CHECK_EQ(NULL, reader->told);
+    CHECK(NULL == reader->told);
     CHECK_EQ(0, my_mark());
     mpshm_reader_free(reader);
     close_connection();
