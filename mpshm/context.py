@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import config, connection
-from ._channel import payload
+from ._channel import by_value, payload
 from ._memory import arena
 from ._memory.core import CORE_MISSING
 
@@ -101,7 +101,7 @@ def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
     if not config.by_value():
         return popen(process)
     payload.expect_fresh_interpreters()
-    if not payload.main_is_importable():
+    if not by_value.main_is_importable():
         main = sys.modules.get("__main__")
         # Hide "<stdin>" from stock, which would make the child look for a file of that name.
         file = None if main is None else main.__dict__.pop("__file__", None)
@@ -113,7 +113,7 @@ def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
     try:
         return popen(process)
     except (pickle.PicklingError, AttributeError) as error:
-        if not payload.is_name_failure(error):
+        if not by_value.is_name_failure(error):
             raise
         try:
             return popen(_ProcessByValue(process))

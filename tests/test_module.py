@@ -38,7 +38,7 @@ LAYERS = (
     ("_channel.making",),
     ("_channel.pipe_end",),
     ("_channel.payload", "_channel.forking", "_channel.search", "_channel.totals"),
-    ("_channel.arrays",),
+    ("_channel.arrays", "_channel.by_value"),
     ("_memory.ring", "_memory.reader", "_memory.buffer", "_memory.stream"),
     ("_memory.parcel", "_memory.places"),
     ("_memory.arena",),
