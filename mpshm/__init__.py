@@ -50,7 +50,7 @@ from .context import warn_without_core as _warn_without_core
 from .errors import BufferTooSmall, PlainRoadError, ProtocolError
 
 if _TYPE_CHECKING:  # for tools that freeze programs: what is imported on demand
-    from . import _doctor, _install, _stats, executor, managers, pool, queues  # noqa: F401
+    from . import _doctor, _install, _stats, _tally, executor, managers, pool, queues  # noqa: F401
 
 __version__ = "0.1.0"
 
@@ -69,8 +69,12 @@ __all__ = [
 ]
 __all__ += _stock.__all__
 
-if _sys.argv[:1] != ["-m"]:  # python -m mpshm, which says it in one line
+if not (_sys.argv[:1] == ["-m"] and "mpshm" in _sys.orig_argv):  # which says it in one line
     _config.check()  # now, not in the first worker
+    if _config.stats():
+        from . import _tally
+
+        _tally.begin()
 if _CORE_MISSING:
     _warn_without_core()
 _stock_modules.find_after_ours()

@@ -47,7 +47,7 @@ WAIT_SLICE_MS = 50
 
 PLAIN_LATE_MS = 1000
 """How long a put whose time is over waits for each piece of a message on the plain road that some
-process has begun to take.  A process that is stopped there gets an error in its place later."""
+process has begun to take.  A process that is stopped there passes over it later."""
 
 SLEEP_MAX_MS = 1 << 30
 """Longest wait that is asked of the core, for a message, for room or for the last task.  It takes
@@ -118,6 +118,7 @@ def check() -> None:
     mode()
     installs()
     strict()
+    stats()
 
 
 def installs() -> bool:
@@ -129,6 +130,16 @@ def strict() -> bool:
     """Whether every queue is to be strict: MPSHM_STRICT=1."""
     return _flag("MPSHM_STRICT")
 
+
+def stats() -> bool:
+    """Whether to print what all processes of the program have sent: MPSHM_STATS=1."""
+    return _flag(STATS_VARIABLE)
+
+
+STATS_VARIABLE = "MPSHM_STATS"
+
+STATS_FOLDER_VARIABLE = "MPSHM_STATS_IN"
+"""Set by the program's first process: its pid, a colon, and the folder that all count in."""
 
 INSTALL_VARIABLE = "MPSHM_INSTALL"
 """Set in the environment while mpshm is installed."""

@@ -364,7 +364,7 @@ def test_missing_program_fails_as_with_python(tmp_path: Path) -> None:
 def test_wrong_usage_is_explained(args: list[str]) -> None:
     done = run_python("-m", "mpshm", *args)
     assert 2 == done.returncode
-    assert "usage: python -m mpshm run script.py" in done.stderr
+    assert "usage: python -m mpshm run [--stats] script.py" in done.stderr
 
 
 @pytest.mark.shared_memory("under MPSHM=off `run` leaves programs to stock")

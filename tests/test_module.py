@@ -22,7 +22,7 @@ LAYERS = (
     ("__main__",),
     ("_doctor",),
     ("__init__",),
-    ("_install",),
+    ("_install", "_tally"),
     ("executor",),
     ("context", "pool", "managers"),
     ("queues",),  # _pool, which dispatches tasks, will stand beside _queue; _tools beside _install
