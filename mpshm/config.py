@@ -119,6 +119,7 @@ def check() -> None:
     installs()
     strict()
     stats()
+    pickles_later(None, False, None)
 
 
 def installs() -> bool:
@@ -129,6 +130,26 @@ def installs() -> bool:
 def strict() -> bool:
     """Whether every queue is to be strict: MPSHM_STRICT=1."""
     return _flag("MPSHM_STRICT")
+
+
+def pickles_later(asked: str | None, strict: bool, maxbytes: int | None) -> bool:
+    """Whether a queue's feeder is to pickle, as stock's does.  Raises ValueError.
+
+    The arguments are the queue's.  MPSHM_PICKLE=later makes every queue so that can be.
+    """
+    if asked is None:
+        later = _choice("MPSHM_PICKLE", _PICKLES[0], _PICKLES) == "later"
+        return later and not (strict or _flag("MPSHM_STRICT") or maxbytes)
+    if asked not in _PICKLES:
+        raise ValueError(f"pickle={asked!r}: expected {_PICKLES[0]!r} or {_PICKLES[1]!r}")
+    if asked == "later" and strict:
+        raise ValueError("pickle='later' with strict=True: put can raise only what it pickles now")
+    if asked == "later" and maxbytes:
+        raise ValueError("pickle='later' with maxbytes: only pickled messages have a size")
+    return asked == "later"
+
+
+_PICKLES = ("now", "later")
 
 
 def stats() -> bool:

@@ -32,7 +32,7 @@ LAYERS = (
     ("_queue.simple_putting",),
     ("_queue.putting_many",),
     ("_queue.putting",),
-    ("_queue.plain_road", "_queue.put_wait"),
+    ("_queue.plain_road", "_queue.put_wait", "_queue.handing", "_queue.hanging"),
     ("_queue.bounds", "_queue.aio", "_queue.generic"),
     ("_channel.handshake",),
     ("_channel.making",),
