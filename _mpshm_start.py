@@ -31,11 +31,17 @@ class _AfterImport:
         return spec
 
 
+# As mpshm.config reads them, which is not imported for a no.  It refuses other words.
+YES = ("1", "on", "yes", "true")
+NO = ("", "0", "off", "no", "false")
+
+
 def begin():
-    # As mpshm.config reads it, which is not imported for a no.
-    if os.environ["MPSHM_INSTALL"].lower() in ("0", "off", "no", "false"):
+    if os.environ["MPSHM_INSTALL"].lower() in NO:
         return
-    if "multiprocessing" in sys.modules:
+    # A program whose messages are counted is told so, too, if it never imports multiprocessing.
+    counts = os.environ.get("MPSHM_STATS", "").lower() in YES
+    if "multiprocessing" in sys.modules or (counts and "MPSHM_STATS_IN" not in os.environ):
         from mpshm._install import install_at_start
 
         install_at_start()

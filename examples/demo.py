@@ -100,9 +100,11 @@ def cut_blocks(corpus: Bytes, count: int) -> Iterator[Bytes]:
 Roads = Counter[str]
 ROADS = (
     "tasks by shared memory",
-    "tasks through the pipe",
+    "tasks in the ring",
+    "tasks by the plain road",
     "results by shared memory",
-    "results through the pipe",
+    "results in the ring",
+    "results by the plain road",
 )
 
 
@@ -117,11 +119,13 @@ def open_transport(name: str, start_method: str) -> tuple[BaseContext, Callable[
         stats = mpshm.stats()
         counts = (
             stats.shm_messages,
+            stats.ring_messages,
             stats.plain_messages,
             stats.received_shm_messages,
+            stats.received_ring_messages,
             stats.received_plain_messages,
         )
-        reasons = {f"  pipe because: {why}": count for why, count in stats.plain_reasons.items()}
+        reasons = {f"  plain because: {why}": count for why, count in stats.plain_reasons.items()}
         return Roads(dict(zip(ROADS, counts, strict=True)) | reasons)
 
     return mpshm.get_context(start_method), count_roads
@@ -172,7 +176,7 @@ def run_once(options: argparse.Namespace) -> Run:
         if count_roads:
             roads = count_roads() - before
         else:  # stock knows one road only
-            roads = Roads(dict.fromkeys((ROADS[1], ROADS[3]), tasks))
+            roads = Roads(dict.fromkeys((ROADS[2], ROADS[5]), tasks))
 
         pool.close()
         pool.join()

@@ -44,7 +44,7 @@ from .context import default_context as _default
 from .context import warn_without_core as _warn_without_core
 
 if _TYPE_CHECKING:  # for tools that freeze programs: what is imported on demand
-    from . import _doctor, _install, _stats, executor, managers, pool, queues  # noqa: F401
+    from . import _doctor, _install, _stats, _tally, executor, managers, pool, queues  # noqa: F401
     from ._channel.totals import process_stats as stats
     from ._memory.arena import trim
     from ._memory.buffer import Buffer
@@ -68,8 +68,12 @@ __all__ = [
 ]
 __all__ += _stock.__all__
 
-if _sys.argv[:1] != ["-m"]:  # python -m mpshm, which says it in one line
+if not (_sys.argv[:1] == ["-m"] and "mpshm" in _sys.orig_argv):  # which says it in one line
     _config.check()  # now, not in the first worker
+    if _config.stats():
+        from . import _tally
+
+        _tally.begin()
 if not _config.finds_core(__path__):
     _warn_without_core()
 _stock_modules.find_after_ours()

@@ -11,14 +11,15 @@ from pathlib import Path
 from . import __version__, config
 from ._memory.core import CORE_MISSING
 
-USAGE = """usage: python -m mpshm run script.py [argument ...]
-       python -m mpshm run -m module [argument ...]
-       python -m mpshm run -c code [argument ...]
+USAGE = """usage: python -m mpshm run [--stats] script.py [argument ...]
+       python -m mpshm run [--stats] -m module [argument ...]
+       python -m mpshm run [--stats] -c code [argument ...]
        python -m mpshm doctor
        python -m mpshm --version
 
 run: runs a Python program as Python itself would, with multiprocessing over shared memory
 in it and in every process it starts.
+--stats: prints at exit what all its processes have sent and received, by which road, and why.
 doctor: says what this machine allows, what to set, and what mpshm is worth here."""
 
 
@@ -42,7 +43,9 @@ def main(arguments: list[str]) -> int:
         from . import _doctor
 
         return _doctor.main()
-    if arguments[:1] != ["run"] or len(arguments) < 2:
+    shows_stats = arguments[:2] == ["run", "--stats"]
+    program = arguments[2:] if shows_stats else arguments[1:]
+    if arguments[:1] != ["run"] or not program:
         print(USAGE, file=sys.stderr)
         return 2
     if config.mode() is not config.Mode.OFF and (reason := obstacle()):
@@ -50,8 +53,10 @@ def main(arguments: list[str]) -> int:
         return 1
     # exec, so that Python itself provides __main__, sys.path, exit status, signals and tracebacks.
     os.environ[config.INSTALL_VARIABLE] = "1"
+    if shows_stats:
+        os.environ[config.STATS_VARIABLE] = "1"
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    os.execv(sys.executable, [sys.orig_argv[0], *flags, *arguments[1:]])
+    os.execv(sys.executable, [sys.orig_argv[0], *flags, *program])
 
 
 def obstacle() -> str:

@@ -15,12 +15,16 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import connection as stock_connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__, config
 from ._memory.core import CORE_MISSING, IN_SOURCE_TREE
 from .connection import Pipe
+
+if TYPE_CHECKING:  # only its stub is generic
+    _End = stock_connection.Connection[Any, Any]
 
 SIZE_BYTES = 16 << 20
 ROUNDS = 9
@@ -179,12 +183,12 @@ def cgroup_limit() -> int | None:
 # What it is worth
 
 
-def echo(connection: object) -> None:
-    while (got := connection.recv()) is not None:  # type: ignore[attr-defined]
-        connection.send(got)  # type: ignore[attr-defined]
+def echo(connection: _End) -> None:
+    while (got := connection.recv()) is not None:
+        connection.send(got)
 
 
-def seconds_of_trips(make: Callable[[], tuple[object, object]]) -> float:
+def seconds_of_trips(make: Callable[[], tuple[_End, _End]]) -> float:
     """Median seconds that an array takes to another process and back."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     ours, theirs = make()
@@ -193,13 +197,13 @@ def seconds_of_trips(make: Callable[[], tuple[object, object]]) -> float:
     data, took = payload(), []
     for _ in range(ROUNDS):
         begun = time.perf_counter()
-        ours.send(data)  # type: ignore[attr-defined]
-        ours.recv()  # type: ignore[attr-defined]
+        ours.send(data)
+        ours.recv()
         took.append(time.perf_counter() - begun)
-    ours.send(None)  # type: ignore[attr-defined]
+    ours.send(None)
     worker.join()
     for end in (ours, theirs):
-        end.close()  # type: ignore[attr-defined]
+        end.close()
     return statistics.median(took)
 
 

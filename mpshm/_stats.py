@@ -20,20 +20,31 @@ class Stats:
     """Messages sent by descriptor."""
     shm_bytes: int
     """Payload bytes sent by descriptor."""
+    ring_messages: int
+    """Messages sent whole in the slots of a queue's ring, which lies in shared memory."""
+    ring_bytes: int
+    """Payload bytes sent in a queue's ring."""
     plain_messages: int
-    """Messages sent whole through the pipe."""
+    """Messages sent whole through the pipe, or piece by piece through a queue without memory."""
     plain_bytes: int
-    """Payload bytes sent whole through the pipe."""
+    """Payload bytes sent by the plain road."""
     plain_reasons: dict[str, int]
     """Number of plain messages sent, by reason: the values of `mpshm.counters.Reason`."""
     received_shm_messages: int
     """Messages received by descriptor."""
     received_shm_bytes: int
     """Payload bytes received by descriptor."""
+    received_ring_messages: int
+    """Messages received from the slots of a queue's ring."""
+    received_ring_bytes: int
+    """Payload bytes received from a queue's ring."""
     received_plain_messages: int
-    """Messages received whole through the pipe."""
+    """Messages received by the plain road."""
     received_plain_bytes: int
-    """Payload bytes received whole through the pipe."""
+    """Payload bytes received by the plain road."""
+    received_given_up: int
+    """Messages by a queue's plain road that were passed over, because their sender gave up, or
+    died, while they were being received.  They count as never put."""
     copied_reasons: dict[str, int]
     """Number of messages sent or received by descriptor that were copied once more than others, by
     reason: the values of `mpshm.counters.CopyReason`."""

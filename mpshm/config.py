@@ -47,7 +47,7 @@ WAIT_SLICE_MS = 50
 
 PLAIN_LATE_MS = 1000
 """How long a put whose time is over waits for each piece of a message on the plain road that some
-process has begun to take.  A process that is stopped there gets an error in its place later."""
+process has begun to take.  A process that is stopped there passes over it later."""
 
 SLEEP_MAX_MS = 1 << 30
 """Longest wait that is asked of the core, for a message, for room or for the last task.  It takes
@@ -120,6 +120,8 @@ def check() -> None:
     mode()
     installs()
     strict()
+    stats()
+    pickles_later(None, False, None)
 
 
 def installs() -> bool:
@@ -148,6 +150,36 @@ def strict() -> bool:
     """Whether every queue is to be strict: MPSHM_STRICT=1."""
     return _flag("MPSHM_STRICT")
 
+
+def pickles_later(asked: str | None, strict: bool, maxbytes: int | None) -> bool:
+    """Whether a queue's feeder is to pickle, as stock's does.  Raises ValueError.
+
+    The arguments are the queue's.  MPSHM_PICKLE=later makes every queue so that can be.
+    """
+    if asked is None:
+        later = _choice("MPSHM_PICKLE", _PICKLES[0], _PICKLES) == "later"
+        return later and not (strict or _flag("MPSHM_STRICT") or maxbytes)
+    if asked not in _PICKLES:
+        raise ValueError(f"pickle={asked!r}: expected {_PICKLES[0]!r} or {_PICKLES[1]!r}")
+    if asked == "later" and strict:
+        raise ValueError("pickle='later' with strict=True: put can raise only what it pickles now")
+    if asked == "later" and maxbytes:
+        raise ValueError("pickle='later' with maxbytes: only pickled messages have a size")
+    return asked == "later"
+
+
+_PICKLES = ("now", "later")
+
+
+def stats() -> bool:
+    """Whether to print what all processes of the program have sent: MPSHM_STATS=1."""
+    return _flag(STATS_VARIABLE)
+
+
+STATS_VARIABLE = "MPSHM_STATS"
+
+STATS_FOLDER_VARIABLE = "MPSHM_STATS_IN"
+"""Set by the program's first process: its pid, a colon, and the folder that all count in."""
 
 INSTALL_VARIABLE = "MPSHM_INSTALL"
 """Set in the environment while mpshm is installed."""

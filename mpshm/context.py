@@ -131,9 +131,9 @@ def launch(popen: Callable[[Any], Any], process: BaseProcess) -> Any:
     try:
         return popen(process)
     except (pickle.PicklingError, AttributeError) as error:
-        from ._channel import payload
+        from ._channel import by_value
 
-        if not payload.is_name_failure(error):
+        if not by_value.is_name_failure(error):
             raise
         try:
             return popen(_ProcessByValue(process))
@@ -164,25 +164,38 @@ class _TransportContext(stock.BaseContext):
             return Pipe(duplex)
 
         def Queue(  # noqa: N802
-            self, maxsize: int = 0, *, maxbytes: int | None = None, strict: bool = False
+            self,
+            maxsize: int = 0,
+            *,
+            maxbytes: int | None = None,
+            strict: bool = False,
+            pickle: Literal["now", "later"] | None = None,
         ) -> Queue[Any]:
             """Return a queue for many producers and many consumers.
 
             maxsize: messages it holds at most; 0: any number.  maxbytes: bytes of shared memory
             that its messages take at most; None: any number.
             strict: `put` raises what pickle raises, instead of reporting it as stock does.
+            pickle: "now", in `put`; or "later", in a thread, as stock does.
             """
             from .queues import Queue
 
-            return Queue(maxsize, ctx=self.get_context(), maxbytes=maxbytes, strict=strict)
+            ctx = self.get_context()
+            return Queue(maxsize, ctx=ctx, maxbytes=maxbytes, strict=strict, pickle=pickle)
 
         def JoinableQueue(  # noqa: N802
-            self, maxsize: int = 0, *, maxbytes: int | None = None, strict: bool = False
+            self,
+            maxsize: int = 0,
+            *,
+            maxbytes: int | None = None,
+            strict: bool = False,
+            pickle: Literal["now", "later"] | None = None,
         ) -> JoinableQueue[Any]:
             """Return a Queue with task_done() and join().  Its arguments are those of Queue."""
             from .queues import JoinableQueue
 
-            return JoinableQueue(maxsize, ctx=self.get_context(), maxbytes=maxbytes, strict=strict)
+            ctx = self.get_context()
+            return JoinableQueue(maxsize, ctx=ctx, maxbytes=maxbytes, strict=strict, pickle=pickle)
 
         def SimpleQueue(self) -> SimpleQueue[Any]:  # noqa: N802
             """Return a queue that is little more than a pipe for many processes."""

@@ -55,9 +55,12 @@ class Counters:
 
     def clear(self) -> None:
         self.shm_messages = self.shm_bytes = self.small_messages = self.plain_bytes = 0
+        self.ring_messages = self.ring_bytes = 0
         self.received_shm_messages = self.received_shm_bytes = 0
+        self.received_ring_messages = self.received_ring_bytes = 0
         self.received_plain_messages = self.received_plain_bytes = 0
         self.sent_unmapped = self.received_unmapped = self.received_scarce = 0
+        self.received_given_up = 0
         self.plain_reasons: dict[Reason, int] = {}
 
     def add(self, other: Counters) -> None:
@@ -66,15 +69,20 @@ class Counters:
         # another end, and add that to the same sums.
         self.shm_messages = other.shm_messages + self.shm_messages
         self.shm_bytes = other.shm_bytes + self.shm_bytes
+        self.ring_messages = other.ring_messages + self.ring_messages
+        self.ring_bytes = other.ring_bytes + self.ring_bytes
         self.small_messages = other.small_messages + self.small_messages
         self.plain_bytes = other.plain_bytes + self.plain_bytes
         self.received_shm_messages = other.received_shm_messages + self.received_shm_messages
         self.received_shm_bytes = other.received_shm_bytes + self.received_shm_bytes
+        self.received_ring_messages = other.received_ring_messages + self.received_ring_messages
+        self.received_ring_bytes = other.received_ring_bytes + self.received_ring_bytes
         self.received_plain_messages = other.received_plain_messages + self.received_plain_messages
         self.received_plain_bytes = other.received_plain_bytes + self.received_plain_bytes
         self.sent_unmapped = other.sent_unmapped + self.sent_unmapped
         self.received_unmapped = other.received_unmapped + self.received_unmapped
         self.received_scarce = other.received_scarce + self.received_scarce
+        self.received_given_up = other.received_given_up + self.received_given_up
         for reason, n in [*other.plain_reasons.items()]:  # another thread may add a reason
             self.count_reason(reason, n)
 
@@ -97,13 +105,18 @@ class Counters:
         return Stats(
             shm_messages=self.shm_messages,
             shm_bytes=self.shm_bytes,
+            ring_messages=self.ring_messages,
+            ring_bytes=self.ring_bytes,
             plain_messages=sum(reasons.values()),
             plain_bytes=self.plain_bytes,
             plain_reasons=reasons,
             received_shm_messages=self.received_shm_messages,
             received_shm_bytes=self.received_shm_bytes,
+            received_ring_messages=self.received_ring_messages,
+            received_ring_bytes=self.received_ring_bytes,
             received_plain_messages=self.received_plain_messages,
             received_plain_bytes=self.received_plain_bytes,
+            received_given_up=self.received_given_up,
             copied_reasons={reason: n for reason, n in copied.items() if n},
             **{n: getattr(gauges, n) for n in gauges.__dataclass_fields__},
         )

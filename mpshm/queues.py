@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing import context as stock_context
 from multiprocessing import queues as stock
 from multiprocessing.util import Finalize, debug, register_after_fork
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import config
 from ._channel import making
@@ -47,6 +47,9 @@ class Queue(BatchPutter[T], QueueGetter[T], _StockQueue):
     most; a single larger message passes alone.  None or 0 is any number.
     strict: `put` raises what pickle raises, instead of reporting it as stock does.  MPSHM_STRICT=1
     in the environment makes every queue strict.
+    pickle: "now", in `put`; or "later", in a thread that sends, as stock does.  None is what
+    MPSHM_PICKLE in the environment says, else "now".  A strict queue and one with maxbytes pickle
+    now.
     """
 
     if TYPE_CHECKING:  # stock's class has these and its stub does not name them
@@ -75,8 +78,10 @@ class Queue(BatchPutter[T], QueueGetter[T], _StockQueue):
         ctx: Any = None,
         maxbytes: int | None = None,
         strict: bool = False,
+        pickle: Literal["now", "later"] | None = None,
     ) -> None:
-        strict = strict or config.strict()
+        self._later = config.pickles_later(pickle, strict, maxbytes)
+        strict = strict or (config.strict() and pickle != "later")
         if maxbytes is not None and maxbytes < 0:
             raise ValueError(f"maxbytes={maxbytes}: a number of bytes, or None for no limit")
         ends = queue_end.make_ends(max(0, maxsize), maxbytes or 0, self._joinable, True)
@@ -105,10 +110,10 @@ class Queue(BatchPutter[T], QueueGetter[T], _StockQueue):
         return repr_of(self, self._closed)
 
     def __getstate__(self) -> Any:
-        return super().__getstate__(), self._strict
+        return super().__getstate__(), self._strict, self._later
 
     def __setstate__(self, state: Any) -> None:
-        stocks, self._strict = state
+        stocks, self._strict, self._later = state
         super().__setstate__(stocks)
 
     def _reset(self, after_fork: bool = False) -> None:
@@ -116,7 +121,7 @@ class Queue(BatchPutter[T], QueueGetter[T], _StockQueue):
         self._bind_ends()
         if isinstance(self._sem, PlaceSemaphore):
             self._sem.forget()
-        self._feeder_state = FeederState(self._end)
+        self._feeder_state = FeederState(self._end, self._later)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import io
 import multiprocessing
 import pickle
+import re
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -14,6 +19,7 @@ from kit.arrays import by_stock
 from kit.programs import run_python
 from kit.road import SHARED, sending
 from kit.waiting import WAIT_S
+from mpshm._channel import by_value
 
 COUNT = 50_000
 
@@ -199,3 +205,151 @@ def test_lambda_and_an_object_that_reduces_by_protocol_arrive_together(pipe: Any
         # Where stock pickles with protocol 5, as of Python 3.14, it stays read-only.
         assert by_stock(Holder(array)).flags.writeable == got.flags.writeable
         assert np.array_equal(array, got)
+
+
+class Ghost:
+    """Hidden below by another class of the same name."""
+
+    def __init__(self, n: int = 0) -> None:
+        self.n = n
+
+
+Hidden = Ghost
+
+
+class Ghost:  # type: ignore[no-redef]
+    """What others find by that name."""
+
+
+class _SaysInt:
+    """Says that it is int."""
+
+
+_SaysInt.__module__, _SaysInt.__qualname__, _SaysInt.__name__ = "builtins", "int", "int"
+
+
+@pytest.mark.parametrize("obj", [Hidden(1), Hidden, _SaysInt(), [make_adder(1), Hidden(1)]])
+def test_class_whose_name_is_anothers_is_refused_as_by_stock(pipe: Any, obj: Any) -> None:
+    """It arrived as an `int` or a `Ghost` that was none."""
+    with pytest.raises((pickle.PicklingError, AttributeError)) as stocks:
+        ForkingPickler.dumps(obj)
+    with pytest.raises(type(stocks.value)) as ours:
+        pipe[0].send(obj)
+    assert str(stocks.value) == str(ours.value)
+    assert not pipe[1].poll()
+
+
+class Registry:
+    """Wants a keyword of each class derived from it, which no copy of one can give again."""
+
+    def __init_subclass__(cls, *, key: str, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+
+
+class NeedsBody(type):
+    """Makes classes that define `needed`, which a copy gets too late."""
+
+    def __new__(mcs, name: str, bases: Any, body: Any) -> Any:
+        if "needed" not in body:
+            raise TypeError(f"{name} lacks `needed`")
+        return super().__new__(mcs, name, bases, body)
+
+
+def unloadable(kind: str) -> Any:
+    class Simple(ctypes._SimpleCData):
+        _type_ = "i"
+
+    class Keyed(Registry, key="k"):
+        pass
+
+    class Needs(metaclass=NeedsBody):
+        needed = True
+
+    return {"ctypes": Simple, "keyword": Keyed, "metaclass": Needs}[kind]()
+
+
+@pytest.mark.parametrize("kind", ["ctypes", "keyword", "metaclass"])
+def test_class_that_cannot_be_made_again_is_refused_as_by_stock(pipe: Any, kind: str) -> None:
+    obj = unloadable(kind)
+    with pytest.raises((pickle.PicklingError, AttributeError)) as stocks:
+        ForkingPickler.dumps(obj)
+    for _ in range(2):  # a trial that failed is not taken for one that was passed
+        with pytest.raises((pickle.PicklingError, AttributeError)) as ours:
+            pipe[0].send(obj)
+        assert type(ours.value) is type(stocks.value)
+        assert re.sub("0x[0-9a-f]+", "", str(stocks.value)) == re.sub(
+            "0x[0-9a-f]+", "", str(ours.value)
+        )
+    assert not pipe[1].poll()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_pool_goes_on_after_a_result_that_cannot_be_loaded(method: str) -> None:
+    """The thread that takes results died of it, and the pool stood still."""
+    with mpshm.get_context(method).Pool(1) as pool:
+        with pytest.raises(mpshm.pool.MaybeEncodingError, match="Can't"):
+            pool.apply(unloadable, ("ctypes",))
+        assert 3 == pool.apply(abs, (-3,))
+        pool.close()
+        pool.join()
+
+
+def test_trial_leaves_the_class_and_its_objects_as_they_were(pipe: Any) -> None:
+    made = []
+
+    class Local:
+        queue = pipe[1]  # passed on by its descriptor: loading that here would take it away
+
+        def __init__(self) -> None:
+            made.append(self)
+
+        def method(self) -> int:
+            return 1
+
+    before, method = dict(vars(Local)), Local.method
+    one = Local()
+    by_value.check_class(Local, cloudpickle.Pickler(io.BytesIO()).reducer_override(Local))
+    assert (before, method) == (dict(vars(Local)), Local.method)
+    assert [one] == made
+    assert pipe[1] is Local.queue
+
+
+COUNTED = """
+import mpshm
+made = []
+class Base:
+    def __init_subclass__(cls):
+        made.append(cls.__name__)
+def local():
+    class Local(Base):
+        pass
+    return Local()
+a, b = mpshm.Pipe()
+one = local()
+for _ in range(5):
+    a.send(one)
+print(made)
+a.send(Base())
+print(made)
+"""
+
+
+def test_a_class_is_tried_once_and_others_never() -> None:
+    done = run_python("-c", COUNTED)
+    assert ["['Local', 'Local']"] * 2 == done.stdout.splitlines(), done.stderr
+
+
+def test_redefined_class_of_a_prompt_still_goes_by_value() -> None:
+    """A cell that is run again makes another class of that name; the old objects still travel."""
+    code = """
+import mpshm
+class Point:
+    def __init__(self): self.x = 1
+old = Point()
+class Point: pass
+a, b = mpshm.Pipe()
+a.send(old)
+print(b.recv().x)
+"""
+    done = run_python("-c", code)
+    assert "1\n" == done.stdout, done.stderr

@@ -1008,7 +1008,8 @@ def test_counters_include_messages_of_the_fast_path(kind: str) -> None:
     before = q.stats()
     assert [1, "x" * 2_000, 1, 2, 3] == [q.get(), q.get(), *q.get_many()]
     after = q.stats()
-    assert (4, 1) == (before.plain_messages, before.shm_messages)
-    assert (4, 1) == (after.received_plain_messages, after.received_shm_messages)
+    assert (4, 1, 0) == (before.ring_messages, before.shm_messages, before.plain_messages)
+    assert (4, 1) == (after.received_ring_messages, after.received_shm_messages)
+    assert before.ring_bytes == after.received_ring_bytes > 0
     assert (1, 0) == (before.runs_in_use, after.runs_in_use)
     finish(q)

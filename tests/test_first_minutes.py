@@ -127,6 +127,11 @@ WRONG = [
     ("MPSHM", "Bogus", "MPSHM='Bogus': expected auto, off or require"),
     ("MPSHM", "require ", "MPSHM='require ': expected auto, off or require"),
     ("MPSHM_CLOUDPICKLE", "nein", "MPSHM_CLOUDPICKLE='nein': expected on or off"),
+    ("MPSHM_PICKLE", "soon", "MPSHM_PICKLE='soon': expected now or later"),
+    (
+        *("MPSHM_STATS", "all"),
+        "MPSHM_STATS='all': expected 1, 0, on, off, yes, no, true or false",
+    ),
     ("MPSHM_SPIN_US", "-1", "MPSHM_SPIN_US='-1': expected microseconds, 0 to 999999"),
     (
         *("MPSHM_INSTALL", "maybe"),

@@ -370,7 +370,7 @@ def test_missing_program_fails_as_with_python(tmp_path: Path) -> None:
 def test_wrong_usage_is_explained(args: list[str]) -> None:
     done = run_python("-m", "mpshm", *args)
     assert 2 == done.returncode
-    assert "usage: python -m mpshm run script.py" in done.stderr
+    assert "usage: python -m mpshm run [--stats] script.py" in done.stderr
     assert ("python -m mpshm run walk" in done.stderr) == (args == ["walk"])
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Sequence
 from multiprocessing import connection as stock
+from multiprocessing.util import debug, info
 
 from .. import config
 from .._memory.arena import Arena, QueueShape
@@ -30,17 +31,24 @@ def new_arena(
     mode = config.mode()
     config.spin_us()  # raises now for a bad setting, before an end exists
     if mode is config.Mode.OFF:
-        return None, Reason.OFF
+        return _without(Reason.OFF)
     if CORE_MISSING and mode is not config.Mode.REQUIRE:
-        return None, Reason.NO_CORE
+        return _without(Reason.NO_CORE)
     try:
         name = search.name_for(handles, identities)
-        return Arena.create(name=name, strangers=strangers, queue=queue), Reason.NO_MEMORY_FILE
+        arena = Arena.create(name=name, strangers=strangers, queue=queue)
+        debug("mpshm: a new channel has shared memory")
+        return arena, Reason.NO_MEMORY_FILE
     except (OSError, MemoryError) as error:  # no descriptor, no file, or no address space
         if mode is config.Mode.REQUIRE:
             text = f"MPSHM=require, but no shared memory: {error}; MPSHM=auto does without"
             raise PlainRoadError(text) from error
-        return None, Reason.NO_MEMORY_FILE
+        return _without(Reason.NO_MEMORY_FILE)
+
+
+def _without(reason: Reason) -> tuple[None, Reason]:
+    info("mpshm: a new channel takes the plain road: %s", reason.value)
+    return None, reason
 
 
 def adopt(*ends: stock.Connection) -> list[Connection]:

@@ -24,6 +24,7 @@ from .._memory.parcel import Parcel
 from ..config import INLINE_MAX_BYTES, VIEW_MIN_BYTES
 from ..counters import Reason
 from ..errors import ProtocolError
+from . import by_value
 from .arrays import STOCK_PROTOCOL, array_class, protocols_may_differ, reduce_array
 
 PICKLER_KEEP_BYTES = 32 << 10
@@ -247,6 +248,7 @@ class _ByValueDumper(_Dumper):
     """Writes by value what cannot be found by name: lambdas, closures, local classes.
 
     It also writes by value all that was defined in `__main__`, which is cloudpickle's rule.
+    Raises PicklingError for a class that would not arrive as what it is.
     """
 
     def renew(self) -> None:
@@ -256,11 +258,15 @@ class _ByValueDumper(_Dumper):
         import cloudpickle  # takes tens of milliseconds, and few programs need it
 
         table = {**cloudpickle.Pickler.dispatch_table, **self.reducers}
-        by_value = cloudpickle.Pickler.reducer_override
+        reduce = cloudpickle.Pickler.reducer_override
 
         def reducer_override(pickler: Any, obj: Any) -> Any:
-            reduced = by_value(pickler, obj)
-            return _reduced_as_by_stock(obj, table) if reduced is NotImplemented else reduced
+            reduced = reduce(pickler, obj)
+            if reduced is NotImplemented:
+                return _reduced_as_by_stock(obj, table)
+            if isinstance(obj, type):
+                by_value.check_class(obj, reduced)
+            return reduced
 
         # A class for each table: pickle's C code prefers the class's table to the instance's.
         names = {"dispatch_table": table, "reducer_override": reducer_override}
@@ -269,14 +275,6 @@ class _ByValueDumper(_Dumper):
 
     def tidy(self) -> None:
         self.renew()  # the pickler remembers the globals of the functions it wrote
-
-
-def is_name_failure(error: BaseException) -> bool:
-    """Whether pickle failed because it cannot find a function or class by name."""
-    # PicklingError for a lambda, AttributeError for what is local to a function (until 3.13).
-    return isinstance(error, (pickle.PicklingError, AttributeError)) and str(error).startswith(
-        ("Can't pickle", "Can't get local")
-    )
 
 
 def dumps_by_value(obj: object) -> bytes:
@@ -328,12 +326,12 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
         if message is None:  # what it raises must not be shown as raised by the other
             message = _StockAskingDumper().dump(obj, arena, fd)
     except (pickle.PicklingError, AttributeError) as error:
-        if not (is_name_failure(error) and config.by_value()):
+        if not (by_value.is_name_failure(error) and config.by_value()):
             raise
         try:
             return _ByValueDumper().dump(obj, arena, fd)
         except Exception:
-            raise error from None  # stock's own message
+            raise error from None  # stock's own refusal
     _idle.append(dumper)
     return message
 

@@ -16,7 +16,8 @@ import threading
 from multiprocessing import connection as stock
 from multiprocessing import reduction
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any, NoReturn
+from multiprocessing.util import info
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .. import config
 from .._memory import plain_frame
@@ -49,6 +50,7 @@ class Connection(stock.Connection):
     """Whether this end has sent since it last received: the next message may be the answer."""
     _identity: search.Identity | None = None  # of the pipe or socket when this end was made
     _arena: Arena | None = None
+    counters_class: ClassVar[type[EndCounters]] = EndCounters
 
     @staticmethod
     def queue_end_class() -> type[Connection]:
@@ -83,12 +85,9 @@ class Connection(stock.Connection):
             arena = search.arena_of_open_end(handle)
             arena = arena or search.find_arena(handle, search.ancestor_pids())
         self._use_arena(arena)
-        self._counters = self._new_counters()
+        self._counters = self.counters_class()
         self._begin_anew()
         forking.register(self)
-
-    def _new_counters(self) -> EndCounters:
-        return EndCounters()
 
     def _use_arena(self, arena: Arena | None) -> None:
         """Send and receive through `arena` from now on; None: by the plain road."""
@@ -252,6 +251,7 @@ class Connection(stock.Connection):
                 super()._send_bytes(memoryview(message.stream).cast("B"))  # type: ignore[misc]
                 counters.plain_bytes += size
             counters.count_reason(reason)
+            info("mpshm: %d bytes by the plain road: %s", size, reason.value)
 
     def _try_copy(self, arena: Arena, message: bytes) -> bool:
         """Send a message in a run, after waiting for room.  False: the message must go plain."""
@@ -319,7 +319,7 @@ class Connection(stock.Connection):
             self._use_arena(search.find_arena(self._handle, search.all_pids()))
             self._no_arena_reason = Reason.NOT_LOCAL
             if isinstance(self, self.queue_end_class()):  # by now
-                self._counters = self._new_counters()
+                self._counters = self.counters_class()
                 self._begin_anew()
         return self._arena
 

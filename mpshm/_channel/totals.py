@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing import util
 from typing import TYPE_CHECKING, Protocol
 
 from .._memory.arena import Arena, process_arenas
@@ -60,3 +61,29 @@ def described(end: CountedEnd, fd: int | None, readable: bool, writable: bool) -
     else:
         road = "by the plain road, until a message shows where its shared memory is"
     return f"<{kind}: descriptor {fd}, {does} {road}>"
+
+
+def _log_totals() -> None:
+    if util._logger is None:  # type: ignore[attr-defined]
+        return
+    total = process_total()
+    plain = {reason.value: n for reason, n in total.plain_reasons.items()}
+    util.info(
+        "mpshm: sent %d messages through shared memory, %d in rings, %d by the plain road%s",
+        total.shm_messages,
+        total.ring_messages,
+        total.small_messages + sum(plain.values()),
+        f" {plain}" if plain else "",
+    )
+
+
+def _log_at_exit(function: object) -> None:
+    util.Finalize(None, _log_totals, exitpriority=_LAST)
+
+
+_LAST = -100
+"""Behind what waits for feeder threads."""
+
+# Each process of stock's begins with no finalizers, and then calls what is registered.
+util.register_after_fork(_log_totals, _log_at_exit)
+_log_at_exit(_log_totals)

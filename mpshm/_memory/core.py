@@ -137,10 +137,6 @@ def _exceptions() -> dict[int, tuple[type[Exception], str]]:
         lib.MPSHM_E_STREAM_SIZE: (
             "a message on the plain road has another length than its sender has said"
         ),
-        lib.MPSHM_E_GIVEN_UP: (
-            "a message on the plain road is lost: its sender gave up in the middle of it, as one "
-            "that is interrupted does"
-        ),
         lib.MPSHM_E_DAMAGED: (
             "shared memory of this channel is damaged or forged: another process has overwritten "
             "what says that a run, or a place in the queue, is this one's"

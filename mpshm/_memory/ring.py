@@ -37,23 +37,30 @@ else:  # no queue is made without the core, so nothing uses these
     _stop_receiving = _release = None
 
 
-_CORE_COUNTERS = (
-    "small_messages",
-    "plain_bytes",
+CORE_COUNTERS = (
+    "ring_messages",
+    "ring_bytes",
     "shm_messages",
     "shm_bytes",
-    "received_plain_messages",
-    "received_plain_bytes",
+    "plain_bytes",
+    "received_ring_messages",
+    "received_ring_bytes",
     "received_shm_messages",
     "received_shm_bytes",
+    "received_plain_messages",
+    "received_plain_bytes",
     "sent_unmapped",
     "received_unmapped",
     "received_scarce",
+    "received_given_up",
 )
+"""The fields of mpshm_counts, in their order."""
 
 
 class QueueCounters(EndCounters):
     """What one end has counted.  The core counts, at half the cost of sums in Python."""
+
+    small_messages = 0  # those are in the ring
 
     def __init__(self) -> None:
         self.c = ffi.new("mpshm_counts *")  # zeros: `clear` would write eight through properties
@@ -75,7 +82,7 @@ def _core_counter(name: str) -> property:
     return property(read, write)
 
 
-for _name in _CORE_COUNTERS:
+for _name in CORE_COUNTERS:
     setattr(QueueCounters, _name, _core_counter(_name))
 
 

@@ -71,7 +71,7 @@ class Stream:
         return bool(lib.mpshm_stream_stop(self._c, 0) == 0)
 
     def give_up(self) -> None:
-        """End it.  A process that has begun to take the message gets an error in its place."""
+        """End it.  A process that has begun to take the message passes over it."""
         lib.mpshm_stream_stop(self._c, 1)
 
 

@@ -14,34 +14,32 @@ from .._memory import ring
 from .._memory.core import NO_WAIT
 from .._memory.places import Place
 from .bounds import PlaceSemaphore
-from .putting import (
-    Handed,
-    is_over_mark,
-    put_some_within,
-    put_within,
-    report_from_feeder,
-)
+from .handing import Handed, report_from_feeder
+from .putting import is_over_mark, put_some_within, put_within
 from .queue_end import QueueEnd
+
+_NEVER_WAIT = payload.SCALARS | payload.STRINGS
+"""Types whose pickling runs no code of the program."""
 
 
 class FeederState:
     """Whether a feeder thread holds messages, behind which later ones must wait.
 
-    is_busy: it does.
+    is_busy: it does; always, if it is to pickle all objects.
     direct: the core's struct of the end, to which `put` may put at once.  None while is_busy,
     without shared memory, and once the queue is closed.
     """
 
-    is_busy = False
-
-    def __init__(self, end: QueueEnd | None) -> None:
-        self._open = self.direct = None if end is None else end.direct
+    def __init__(self, end: QueueEnd | None, later: bool) -> None:
+        self._later = later
+        self._open = None if end is None or later else end.direct
+        self.end()
 
     def begin(self) -> None:
         self.is_busy, self.direct = True, None
 
     def end(self) -> None:
-        self.is_busy, self.direct = False, self._open
+        self.is_busy, self.direct = self._later, self._open
         if self._open is None:  # without the GIL: close() came in between, and takes no lock
             self.direct = None
 
@@ -95,12 +93,15 @@ class Feeder:
     def _feed(self, item: Any) -> bool:
         """Put one object, or keep it for the next flush.  False: the thread must end."""
         if isinstance(item, Handed):
-            obj, message = item.pickled.obj, item.pickled.message
+            obj, message = item.obj, item.message
             place: Place | None = item.place
         else:  # of a program that puts in the buffer by itself, as stock's put does
             obj, message, place = item, None, self._sem.next_held()
         try:
             if message is None:
+                # Pickling may wait for a lock that is released when an earlier object has arrived.
+                if type(obj) not in _NEVER_WAIT and not self._flush():
+                    return False
                 message = payload.dump(obj, self._arena, NO_WAIT)
             if isinstance(message, bytes):
                 self._waiting.append((obj, message, place))

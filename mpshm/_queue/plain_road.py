@@ -7,6 +7,7 @@ its sender waits, as stock's does when the pipe is full.
 from __future__ import annotations
 
 import time
+from multiprocessing.util import info
 from queue import Full
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def begin(end: QueueEnd, message: bytes | Message, place: Place | None) -> Strea
     stream = Stream(end.ring_end, message if isinstance(message, bytes) else message.stream)
     if not stream.begin(place):
         return stream
-    _count(end)
+    _count(end, stream)
     return None
 
 
@@ -45,7 +46,7 @@ def finish(end: QueueEnd, stream: Stream, deadline: float | None) -> None:
 
     deadline: the time.monotonic() at which to raise queue.Full if nobody has begun to take it, or
     if its taker has stopped; None: wait for ever.
-    After an exception the message is not put; a process that has begun to take it gets an error.
+    After an exception the message is not put; a process that has begun to take it passes over it.
     """
     begun = time.monotonic()
     if deadline is not None:  # put(block=False) gives a consumer that waits time to come
@@ -63,7 +64,7 @@ def finish(end: QueueEnd, stream: Stream, deadline: float | None) -> None:
     except BaseException:
         stream.give_up()
         raise
-    _count(end)
+    _count(end, stream)
 
 
 async def finish_async(end: QueueEnd, stream: Stream) -> None:
@@ -78,7 +79,7 @@ async def finish_async(end: QueueEnd, stream: Stream) -> None:
     except BaseException:
         stream.give_up()
         raise
-    _count(end)
+    _count(end, stream)
 
 
 def _wait_ms(deadline: float | None, give_up_at: float | None) -> int:
@@ -86,6 +87,7 @@ def _wait_ms(deadline: float | None, give_up_at: float | None) -> int:
     return places.slice_ms(None if until is None else until - time.monotonic(), config.SLEEP_MAX_MS)
 
 
-def _count(end: QueueEnd) -> None:
+def _count(end: QueueEnd, stream: Stream) -> None:
     """Count a message; the core has counted its bytes."""
     end._counters.count_reason(_REASON)
+    info("mpshm: %d bytes by a queue's plain road: %s", stream.size, _REASON.value)

@@ -6,9 +6,11 @@ A put tries three functions in turn; each has a variant for several small messag
     put_within      put_some_within        waits for a place and for room in the ring, and goes by
                                            the plain road without memory (plain_road.py)
     give_to_feeder  give_some_to_feeder    leaves the object to a thread that waits, and returns
+                                           (handing.py)
 
-A queue that is bounded by bytes has no feeder, because it counts pickled messages only.  Nor has a
-SimpleQueue (simple_putting.py).
+A queue whose objects are pickled later leaves them all to that thread, as stock does.  A queue that
+is bounded by bytes has no feeder, because it counts pickled messages only.  Nor has a SimpleQueue
+(simple_putting.py).
 """
 
 from __future__ import annotations
@@ -16,8 +18,6 @@ from __future__ import annotations
 import errno
 import functools
 import pickle
-from collections.abc import Callable
-from multiprocessing.util import info, is_exiting
 from queue import Full
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -40,46 +40,15 @@ from .._memory.ring import AT_ONCE, TOO_LONG
 from .._memory.stream import Stream, wait_record
 from ..config import INLINE_MAX_BYTES
 from . import aio, plain_road
-from .bounds import deadline_of, line_up, take_place_within, wait_place
+from .bounds import deadline_of, line_up, wait_place
 from .generic import ForTypes, T
+from .handing import give_to_feeder
+from .hanging import dump_watched, has_held_lock, never_wait
 from .put_wait import PutWait
 
 if TYPE_CHECKING:
     from .feeder import FeederState
     from .queue_end import QueueEnd
-
-
-class Pickled:
-    """An object on its way that has been pickled."""
-
-    __slots__ = ("message", "obj")
-
-    def __init__(self, obj: Any, message: bytes | Message) -> None:
-        self.obj, self.message = obj, message
-
-
-class Handed:
-    """What the feeder's buffer holds: a message, and its place in the queue."""
-
-    __slots__ = ("pickled", "place")
-
-    def __init__(self, pickled: Pickled, place: Place) -> None:
-        self.pickled, self.place = pickled, place
-
-
-class PutBatch:
-    """Small messages to be put together, and the objects they were pickled from."""
-
-    def __init__(self, messages: list[bytes], objects: list[Any]) -> None:
-        self.messages, self.objects = messages, objects
-
-    def pop(self) -> Pickled:
-        self.forget_sent()
-        return Pickled(self.objects.pop(0), self.messages.pop(0))
-
-    def forget_sent(self) -> None:
-        """Drop the objects of the messages that were taken off the front of `messages`."""
-        del self.objects[: len(self.objects) - len(self.messages)]
 
 
 def abandon_runs(message: bytes | Message) -> None:
@@ -217,66 +186,6 @@ def put_some_within(
             raise
 
 
-# By the feeder
-
-
-def give_to_feeder(queue: QueuePutter[Any], pickled: Pickled, deadline: float | None) -> None:
-    """Have the feeder put a message, after those it holds already.
-
-    Waits for a place, and raises queue.Full at the deadline; or ValueError if the queue has been
-    closed meanwhile.
-    """
-    end = queue._end
-    assert end is not None
-    place = take_place_within(end, deadline)
-    handed = Handed(pickled, place)
-    with queue._notempty:
-        if queue._closed:  # nobody would tell a feeder to end that starts now
-            place.give()
-            queue._check_open()
-        queue._feeder_state.begin()
-        if queue._thread is None:
-            queue._start_thread()
-        queue._buffer.append(handed)
-        queue._notempty.notify()
-    # close() takes no lock, because a signal's handler may call it.  If it came before this feeder
-    # was started, it has not told it to end.
-    close = queue._close
-    if queue._closed and close is not None:
-        queue._close = None
-        close()
-
-
-def give_some_to_feeder(queue: QueuePutter[Any], batch: PutBatch) -> None:
-    """Have the feeder put the small messages, and empty the batch."""
-    while batch.messages:
-        give_to_feeder(queue, batch.pop(), None)
-
-
-def report_from_feeder(
-    error: Exception,
-    obj: Any,
-    ignore_epipe: bool,
-    give_place_back: Callable[[], None],
-    on_error: Callable[[Exception, Any], None],
-) -> bool:
-    """Report an object that a feeder thread could not put, as stock does; return whether to go on.
-
-    give_place_back: releases the object's place; on_error: the queue's _on_queue_feeder_error.
-    When it returns False, the thread must end.
-    """
-    if ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE:
-        return False
-    # A daemon thread may find its resources gone while the process exits.
-    if is_exiting():
-        info("error in queue thread: %s", error)
-        return False
-    # The object counts as taken out of the queue.
-    give_place_back()
-    on_error(error, obj)
-    return True
-
-
 def _with_callers(traceback: TracebackType | None) -> TracebackType | None:
     """The traceback with the frames outside of it: whose put it was that failed."""
     frame = None if traceback is None else traceback.tb_frame.f_back
@@ -311,6 +220,7 @@ class QueuePutter(ForTypes[T]):
         def full(self) -> bool: ...
 
     _strict = False  # for queues with stock's locks; for others self._sem knows
+    _later = False  # whether the feeder pickles
 
     def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
         """Put an object in the queue.
@@ -321,7 +231,7 @@ class QueuePutter(ForTypes[T]):
         kind, direct = type(obj), self._feeder_state.direct
         # payload.dump's test for small types, without `in`: a class may lack a hash.
         if direct is not None and (
-            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)  # type: ignore[arg-type]
+            ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)
             or kind is int
             or kind is float
             or obj is None
@@ -342,10 +252,16 @@ class QueuePutter(ForTypes[T]):
             super().put(obj, block, timeout)  # type: ignore[misc]
             return
         deadline = deadline_of(block, timeout)
+        if self._later:
+            give_to_feeder(self, obj, None, deadline)
+            return
         if deadline == 0 and places.queue_full(self._arena):
             raise Full  # before an object is asked for its pickle that would be thrown away
         try:
-            message = _dump(obj, self._arena, NO_WAIT)
+            if id(kind) in never_wait or not has_held_lock(obj):
+                message = _dump(obj, self._arena, NO_WAIT)
+            else:
+                message = dump_watched(obj, self._arena)
         except Exception as error:
             self._raise_or_report(error, obj)
             return
@@ -371,7 +287,7 @@ class QueuePutter(ForTypes[T]):
         try:
             try:
                 if self._feeder_state.is_busy:
-                    give_to_feeder(self, Pickled(obj, message), deadline)
+                    give_to_feeder(self, obj, message, deadline)
                     return
                 if deadline != 0 and is_over_mark(message):
                     # If it stays so it is put all the same, for its memory is taken already.
@@ -379,7 +295,7 @@ class QueuePutter(ForTypes[T]):
                     end.is_drained(wait, again_after=1)
                 put_within(end, message, None, deadline, has_feeder)
             except (NoRoomNow, OutOfSharedMemory):
-                give_to_feeder(self, Pickled(obj, message), deadline)
+                give_to_feeder(self, obj, message, deadline)
         except OSError as error:
             abandon_runs(message)
             self._raise_or_report(error, obj)
@@ -398,7 +314,7 @@ class QueuePutter(ForTypes[T]):
             traceback = error.__traceback__
             error.__traceback__ = _with_callers(traceback)
             try:
-                self._on_queue_feeder_error(error, obj.obj if isinstance(obj, Pickled) else obj)
+                self._on_queue_feeder_error(error, obj)
             finally:
                 error.__traceback__ = traceback
 

@@ -12,12 +12,9 @@ from .._memory.core import NO_WAIT, NoRoomNow, OutOfSharedMemory
 from .._memory.ring import AT_ONCE
 from ..config import INLINE_MAX_BYTES
 from .generic import T
-from .putting import (
-    PutBatch,
-    QueuePutter,
-    give_some_to_feeder,
-    put_some_within,
-)
+from .handing import PutBatch, give_some_to_feeder
+from .hanging import dump_watched, has_held_lock, never_wait
+from .putting import QueuePutter, put_some_within
 
 # Looked up once, because every message needs them.
 _dumps, _dump = pickle.dumps, payload.dump
@@ -48,7 +45,11 @@ class BatchPutter(QueuePutter[T]):
                 self.put(obj)
                 continue
             try:
-                message = _dump(obj, arena, NO_WAIT)
+                if id(type(obj)) in never_wait or not has_held_lock(obj):
+                    message = _dump(obj, arena, NO_WAIT)
+                else:
+                    self._put_batch(batch)  # what it waits for may be that they arrive
+                    message = dump_watched(obj, arena)
             except Exception as error:
                 self._put_batch(batch)
                 self._raise_or_report(error, obj)
@@ -76,7 +77,7 @@ class BatchPutter(QueuePutter[T]):
             except (NoRoomNow, OutOfSharedMemory):
                 give_some_to_feeder(self, batch)
             except OSError as error:
-                self._raise_or_report(error, batch.pop())
+                self._raise_or_report(error, batch.pop()[0])
             finally:
                 batch.forget_sent()
 

@@ -50,11 +50,12 @@ class QueueEnd(pipe_end.Connection):
     _stalled_at: int | None = None
     """How many messages had been taken when a put last waited for consumers in vain."""
 
-    def _new_counters(self) -> Any:
-        return ring.QueueCounters()
+    counters_class = ring.QueueCounters
 
     def _reset_in_child(self) -> None:
         self._clear_idle()
+        if self._ring_end is not None:  # counters in a file have moved to the child's file
+            self._ring_end.c.counts = self._counters.c
 
     def _begin_anew(self) -> None:
         self._clear_idle()
@@ -117,7 +118,7 @@ class QueueEnd(pipe_end.Connection):
     def has_sent(self) -> bool:
         """Whether this process has put a message through this end."""
         counters = self._counters
-        return counters.small_messages + counters.shm_messages > 0 or bool(counters.plain_reasons)
+        return counters.ring_messages + counters.shm_messages > 0 or bool(counters.plain_reasons)
 
     def send(self, obj: object) -> None:
         """Send a picklable object, waiting while the ring is full."""

@@ -20,7 +20,7 @@ from .._channel import payload
 from .._channel.pipe_end import Connection
 from .._memory import plain_frame
 from . import aio
-from .putting import report_from_feeder
+from .handing import report_from_feeder
 
 
 def _owning_connection(method: Any) -> Connection | None:

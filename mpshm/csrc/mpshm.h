@@ -48,7 +48,7 @@ enum {
     MPSHM_E_TWO_FILES = -10026, /* and this family has another one already */
     MPSHM_E_STREAM = -10027,      /* a stream record is not what the slot that names it, or its sender, says */
     MPSHM_E_STREAM_SIZE = -10028, /* and its message has another length */
-    MPSHM_E_GIVEN_UP = -10029,    /* the sender gave up in the middle */
+    MPSHM_E_GIVEN_UP = -10029,    /* the sender gave up in the middle: no call returns it */
 };
 
 /* How an arena's memory file is made. */
@@ -261,13 +261,16 @@ typedef struct {
 /* A message that comes piece by piece. */
 typedef struct mpshm_incoming mpshm_incoming;
 
-/* What one end of a queue's pipe has sent and received: in slots alone, and by descriptor. */
+/* What one end of a queue has sent and received: in slots alone, by descriptor, and by the plain road,
+   whose messages are counted where their reasons are when they are sent. */
 typedef struct {
-    uint64_t small_messages, plain_bytes, shm_messages, shm_bytes;
-    uint64_t received_plain_messages, received_plain_bytes;
+    uint64_t ring_messages, ring_bytes, shm_messages, shm_bytes, plain_bytes;
+    uint64_t received_ring_messages, received_ring_bytes;
     uint64_t received_shm_messages, received_shm_bytes;
+    uint64_t received_plain_messages, received_plain_bytes;
     uint64_t sent_unmapped, received_unmapped; /* of those by descriptor: through windows */
     uint64_t received_scarce; /* and copied out, for memory is scarce */
+    uint64_t received_given_up; /* not counted above: the sender gave up, or died, in the middle */
 } mpshm_counts;
 
 /* One end of a queue; what it names outlives it.  fd: its end of the queue's pipe, O_NONBLOCK. */
@@ -378,7 +381,7 @@ int mpshm_stream_wait(mpshm_arena *arena, int timeout_ms);
    is over, or earlier: call again; or an error.  `data` and `size` are those of mpshm_stream_begin. */
 int mpshm_stream_go(mpshm_stream *stream, const mpshm_end *end, const char *data, uint64_t size, int timeout_ms);
 /* End it before all has been written: 0; -EBUSY: some process takes the message, and it is still under way.
-   gives_up: end it then as well: that process gets MPSHM_E_GIVEN_UP for it. */
+   gives_up: end it then as well: that process passes over it. */
 int mpshm_stream_stop(mpshm_stream *stream, int gives_up);
 /* After a put has found the ring full, but not the queue: have room for more messages: 0; or -ENOSPC: no memory for a
    longer ring, or the queue does not grow. */

@@ -28,7 +28,7 @@ static void
 count_received(mpshm_counts *to, uint64_t size, bool in_slot)
 {
     if (in_slot) {
-        count(&to->received_plain_messages, &to->received_plain_bytes, size);
+        count(&to->received_ring_messages, &to->received_ring_bytes, size);
     } else {
         count(&to->received_shm_messages, &to->received_shm_bytes, size);
     }
@@ -223,7 +223,9 @@ add_stream(mpshm_batch *batch, mpshm_incoming *incoming)
         incoming->data = NULL;
     }
     arena_lock(batch->end->arena);
-    count_received(batch->end->counts, size, true);
+    mpshm_counts *counts = batch->end->counts;
+
+    count(&counts->received_plain_messages, &counts->received_plain_bytes, size);
     arena_unlock(batch->end->arena);
     return 1;
 }
@@ -381,6 +383,7 @@ go_on(mpshm_batch *batch, int timeout_ms)
     }
     stream_close(incoming);
     arena_lock(batch->end->arena);
+    batch->end->counts->received_given_up += result == 0;
     if (batch->end->fd >= 0) {
         mirror_after_take(batch->end->arena, batch->end->fd);
     }

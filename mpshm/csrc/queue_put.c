@@ -314,7 +314,7 @@ count_sent(mpshm_counts *to, uint64_t size, bool in_slot, bool unmapped)
 {
     to->sent_unmapped += unmapped;
     if (in_slot) {
-        count(&to->small_messages, &to->plain_bytes, size);
+        count(&to->ring_messages, &to->ring_bytes, size);
     } else {
         count(&to->shm_messages, &to->shm_bytes, size);
     }

@@ -1,7 +1,7 @@
 /* The taker's side of a stream record: pieces become a message.
 
      the slot says TAKING (me) --piece, piece, ...--> whole: the slot passes
-                                 '--the sender has died, or has given up--> SKIPPED
+                                 '--the sender has died, or has given up--> SKIPPED, as if it had never been put
                                  '--it lies, or there is no memory--> an error, and the slot passes
                                  '--the time is over--> parked: the next receiver of this process goes on with it
 
@@ -217,8 +217,10 @@ stream_receive(mpshm_incoming *incoming, int timeout_ms, mpshm_waiter *waiter)
         incoming->is_late |= result == -EAGAIN;
         return result;
     }
-    pass(incoming, result == MPSHM_E_END || result == MPSHM_E_GIVEN_UP);
-    return result == MPSHM_E_END ? 0 : result;
+    bool skips = result == MPSHM_E_END || result == MPSHM_E_GIVEN_UP;
+
+    pass(incoming, skips);
+    return skips ? 0 : result;
 }
 
 /* Those that no thread is at, in the order of their positions. */

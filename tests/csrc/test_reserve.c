@@ -34,7 +34,7 @@ open_queue(int kind)
     mpshm_geometry geometry = narrow();
     mpshm_queue queue = {.places = 0};
 
-    counts = (mpshm_counts) {.small_messages = 0};
+    counts = (mpshm_counts) {.ring_messages = 0};
     CHECK_EQ(0, mpshm_arena_create(&geometry, kind, "mpshm", 0, &queue, &near));
     far = attach_again(near);
     make_pipe(ends);

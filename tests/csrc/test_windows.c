@@ -232,7 +232,7 @@ a_queue_carries_messages_of_all_kinds_through_windows(void)
     mpshm_geometry geometry = wide();
     int pipe_ends[2];
 
-    counts = (mpshm_counts) {.small_messages = 0};
+    counts = (mpshm_counts) {.ring_messages = 0};
     near = queue_arena_of(geometry, 0, 0, 0);
     far = attach_again(near);
     near->overflowing = far->overflowing = false; /* so that a message of more than a slot needs a run */

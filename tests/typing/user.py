@@ -43,7 +43,7 @@ async def on_asyncio(q: mp.Queue[int]) -> int:
 def queues() -> None:
     q: mp.Queue[int] = mp.Queue(maxbytes=1 << 20, strict=True)
     few: mp.Queue[int] = mp.Queue(10)
-    j: mp.JoinableQueue[bytes] = mp.JoinableQueue()
+    j: mp.JoinableQueue[bytes] = mp.JoinableQueue(pickle="later")
     s: mp.SimpleQueue[str] = mp.SimpleQueue()
     p = mp.Process(target=produce, args=(q, few))
     p.start()
@@ -56,7 +56,8 @@ def queues() -> None:
     s.put_many(["y"])
     size: int = s.qsize() + q.qsize()
     stats: Stats = q.stats()
-    print(size, stats.shm_messages, stats.plain_reasons["small"], q.empty(), q.full())
+    print(size, stats.shm_messages, stats.ring_messages, stats.plain_reasons["small"])
+    print(q.empty(), q.full())
     q.close()
     q.cancel_join_thread()
     q.join_thread()
