@@ -70,8 +70,8 @@ CONTRIBUTING
 :hidden:
 :caption: Measured
 
-docs/bench/report
-docs/bench/queues
+Pipes, pools, arrays <docs/bench/report>
+Queues <docs/bench/queues>
 docs/bench/bursts
 docs/clients
 examples/README

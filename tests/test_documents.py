@@ -81,12 +81,14 @@ def texts(code: str) -> Iterator[str]:
             continue
         if isinstance(node, ast.JoinedStr):
             inner.update(ast.walk(node))
-            parts = [part.value for part in node.values if isinstance(part, ast.Constant)]
+            whole = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "%s" for part in node.values
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            parts = re.split(r"\{\w+\}|%s", node.value)
+            whole = node.value
         else:
             continue
-        yield max(map(str, parts), key=len, default="")
+        yield max(re.split(r"\{\w+\}|%[sd]", whole), key=len)
 
 
 def messages() -> dict[str, str]:
