@@ -35,6 +35,9 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"mpshm {__version__}")
         return 0
+    if arguments and arguments[0] not in ("run", "doctor"):
+        words = " ".join(arguments)
+        print(f"mpshm: to run a program: python -m mpshm run {words}\n", file=sys.stderr)
     if arguments == ["doctor"] and sys.platform != "win32":
         from . import _doctor
 

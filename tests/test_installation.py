@@ -365,6 +365,7 @@ def test_wrong_usage_is_explained(args: list[str]) -> None:
     done = run_python("-m", "mpshm", *args)
     assert 2 == done.returncode
     assert "usage: python -m mpshm run script.py" in done.stderr
+    assert ("python -m mpshm run walk" in done.stderr) == (args == ["walk"])
 
 
 @pytest.mark.shared_memory("under MPSHM=off `run` leaves programs to stock")
