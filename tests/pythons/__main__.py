@@ -26,24 +26,22 @@ TREE = Path(__file__).parents[2]
 BUILD = TREE / ".build" / "pythons"
 VERSIONS = ("3.13", "3.14", "3.15")
 
-# Each step is a script for sh, run in the directory that has the sources in src/ and the virtual
-# environment in venv/.  pytest and the like run outside of the source tree.
+# Each step is a script for sh, run in the directory that has the sources in src/, with the virtual
+# environment $VENV in front of PATH: Python 3.14 warns when it is started by a path with "..".
+# pytest and the like run outside of the source tree.
 SETUP = """
-test -d venv || "$PYTHON" -m venv venv
+test -x "$VENV/bin/pip" || "$PYTHON" -m venv "$VENV"
 rm -rf build && cp -r src build
 cd build
 export MPSHM_CORE=require
-pip="../venv/bin/pip install --disable-pip-version-check"
+pip="pip install --disable-pip-version-check"
 $pip -r examples/requirements.txt 'cffi>=1.16' 'cloudpickle>=2.2' \
     pytest pytest-timeout hypothesis psutil
 $pip --no-deps --no-cache-dir --force-reinstall .
 rm -rf ../debug build
 MPSHM_DEBUG=1 $pip --no-deps --no-cache-dir --target ../debug .
 """
-PYTEST = (
-    "mkdir -p run && cd run && "
-    "exec ../venv/bin/python -m pytest -q -c ../src/pyproject.toml ../src/tests"
-)
+PYTEST = "mkdir -p run && cd run && exec python -m pytest -q -c ../src/pyproject.toml ../src/tests"
 STEPS: dict[str, dict[str, str]] = {
     "tests": {
         "tests, shared memory": f"export MPSHM=require; {PYTEST}",
@@ -52,13 +50,11 @@ STEPS: dict[str, dict[str, str]] = {
             f'export MPSHM=require MPSHM_DEBUG=1 PYTHONPATH="$PWD/debug"; {PYTEST}'
         ),
     },
-    "conformance": {
-        "conformance": "cd src/tests && exec ../../venv/bin/python -m conformance --jobs 2"
-    },
-    "demo": {"demo": "cd src && exec ../venv/bin/python examples/demo.py"},
+    "conformance": {"conformance": "cd src/tests && exec python -m conformance --jobs 2"},
+    "demo": {"demo": "cd src && exec python examples/demo.py"},
     "bench": {
-        "bench, quick": "cd src && ../venv/bin/pip install -r bench/requirements.txt "
-        "&& exec env QUICK=1 ../venv/bin/python -m bench.run"
+        "bench, quick": "cd src && pip install -r bench/requirements.txt "
+        "&& exec env QUICK=1 python -m bench.run"
     },
 }
 
@@ -109,7 +105,8 @@ class Place:
         log.unlink(missing_ok=True)
         whole = (
             "set -e\nunset MPSHM MPSHM_INSTALL PYTHONPATH\n"
-            f"PYTHON={shlex.quote(self._python)}\ncd {shlex.quote(str(self._home))}\n{script}"
+            f"PYTHON={shlex.quote(self._python)}\ncd {shlex.quote(str(self._home))}\n"
+            f'VENV="$PWD/venv"\nPATH="$VENV/bin:$PATH"\n{script}'
         )
         if self._chroot is not None:
             return self._chroot.run(["sh", "-c", whole], log)
