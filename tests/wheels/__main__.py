@@ -52,7 +52,7 @@ def build(python: str, sdist: Path, to: Path) -> Path:
 
 def faults_of_wheel(wheel: Path) -> list[str]:
     names = zipfile.ZipFile(wheel).namelist()
-    sources = [name for name in names if name.endswith((".c", ".h")) or "_build_native" in name]
+    sources = [name for name in names if name.endswith((".c", ".h"))]
     missing = [part for part in ("mpshm/_native", "mpshm.pth") if not any(part in n for n in names)]
     return [
         *(f"{wheel.name} holds {name}, which is for the sdist" for name in sources),
