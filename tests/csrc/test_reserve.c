@@ -355,7 +355,7 @@ static void
 without_private_memory_a_view_of_the_reserve_is_kept(void)
 {
 #ifdef __GLIBC__
-    CHECK(mallopt(M_MMAP_THRESHOLD, 65536)); /* what was freed does not serve again */
+    CHECK(SANITIZED || mallopt(M_MMAP_THRESHOLD, 65536)); /* what was freed does not serve again */
 #endif
     receive_without_address_space(0);
 }
@@ -364,8 +364,8 @@ static void
 without_address_space_for_a_window_there_may_be_a_mapping(void)
 {
 #ifdef __GLIBC__
-    CHECK(mallopt(M_MMAP_MAX, 0)); /* the heap keeps what is freed */
-    CHECK(mallopt(M_TRIM_THRESHOLD, 64 * MIB));
+    CHECK(SANITIZED || mallopt(M_MMAP_MAX, 0)); /* the heap keeps what is freed */
+    CHECK(SANITIZED || mallopt(M_TRIM_THRESHOLD, 64 * MIB));
     free(malloc(8 * MIB));
     receive_without_address_space(MPSHM_COPIED_SCARCE);
 #else
