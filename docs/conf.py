@@ -51,6 +51,7 @@ CONTENTS = """
 docs/need
 docs/using
 docs/differences
+docs/versions
 docs/troubleshooting
 docs/api
 SECURITY
@@ -78,6 +79,7 @@ examples/README
 bench/README
 tests/clients/README
 tests/conformance/README
+tests/pythons/README
 tests/stress/README
 ```
 """
