@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from ._stats import Gauges, Stats
 
 
-def import_stats_in_time(handle: int) -> None:
-    """Import _stats while there are descriptors for it, if few are left.  Python needs some.
+def is_time_for_stats(handle: int) -> bool:
+    """Whether to import _stats now, because Python needs descriptors for it and few are left.
 
     handle: a descriptor that has just been made.
     Not before, because dataclasses takes a sixth of the time that a program needs to its first
     message, and few programs call stats().
     """
-    if handle + _FEW_DESCRIPTORS > os.sysconf("SC_OPEN_MAX") and _STATS_MODULE not in sys.modules:
-        from . import _stats  # noqa: F401
+    few_left = handle + _FEW_DESCRIPTORS > os.sysconf("SC_OPEN_MAX")
+    return few_left and _STATS_MODULE not in sys.modules
 
 
 _FEW_DESCRIPTORS = 64

@@ -122,8 +122,8 @@ def test_truncated_arena_is_refused_by_name(
     with pytest.raises(mpshm.ProtocolError) as caught:
         Arena.attach(short)
     assert str(caught.value) in (
-        "shared memory is not an arena",
-        "shared memory is an arena whose geometry does not fit its file",
+        "shared memory file is not an arena",
+        "shared memory file is an arena whose geometry does not fit its file",
     )
 
 

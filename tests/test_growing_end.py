@@ -18,7 +18,7 @@ from kit.growing import KB, body, counted, end_well, get_bodies, get_in_time, pu
 from kit.queues import finish, finishing
 from kit.threads import in_thread
 from kit.waiting import WAIT_S, wait_until
-from mpshm._queue import putting
+from mpshm._queue import handing
 
 grows = pytest.mark.shared_memory("stock's queues leave what is not read yet to a thread")
 
@@ -134,7 +134,7 @@ def test_put_to_the_feeder_that_comes_too_late_is_told_so(before: bool, monkeypa
     """A feeder that starts after close() would never be told to end."""
     reported = list[object]()
     with finishing(mpshm.Queue()) as q:
-        take_place = putting.take_place_within
+        take_place = handing.take_place_within
 
         def close_meanwhile(*args: Any) -> Any:
             if before:
@@ -146,7 +146,7 @@ def test_put_to_the_feeder_that_comes_too_late_is_told_so(before: bool, monkeypa
         q._on_queue_feeder_error = lambda error, obj: reported.append((type(error), obj))
         q.put(1)
         q._feeder_state.begin()
-        monkeypatch.setattr(putting, "take_place_within", close_meanwhile)
+        monkeypatch.setattr(handing, "take_place_within", close_meanwhile)
         if before:
             q.put(2)
             assert reported == [(OSError, 2)]

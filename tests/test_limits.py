@@ -156,8 +156,9 @@ a.close(), b.close()
 
 ADDRESS_SPACE = """
 import mpshm, numpy as np
+import mpshm.connection  # before the limit: what is short of memory is to be the channel
 room, channel_first = int(sys.argv[1]), sys.argv[2] == "after"
-sent = np.arange(12_500)  # before the limit: what is short of memory is to be the channel
+sent = np.arange(12_500)
 if channel_first:
     a, b = mpshm.Pipe()
 limit(resource.RLIMIT_AS, this.memory_info().vms + room)

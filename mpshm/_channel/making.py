@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import connection as stock
 from multiprocessing.util import debug, info
 
 from .. import config
 from .._memory.arena import Arena, QueueShape
 from .._memory.core import CORE_MISSING
-from ..counters import Reason, import_stats_in_time
+from ..counters import Reason, is_time_for_stats
 from ..errors import PlainRoadError
 from . import search
 from .pipe_end import Connection
@@ -27,7 +28,9 @@ def new_arena(
 
     identities: as for search.name_for.  strangers, queue: as for Arena.create.
     """
-    import_stats_in_time(handles[0])
+    if is_time_for_stats(handles[0]):
+        with contextlib.suppress(OSError, MemoryError):  # of sockets: they were there before
+            import_stats()
     mode = config.mode()
     config.spin_us()  # raises now for a bad setting, before an end exists
     if mode is config.Mode.OFF:
@@ -51,6 +54,22 @@ def _without(reason: Reason) -> tuple[None, Reason]:
     return None, reason
 
 
+def new_handles(make: Callable[[], Iterable[int]]) -> list[int]:
+    """The descriptors of a new channel, which `make` makes."""
+    handles = [*make()]
+    if is_time_for_stats(handles[0]):
+        for handle in handles:  # it can have them first
+            os.close(handle)
+        import_stats()
+        handles = [*make()]
+    return handles
+
+
+def import_stats() -> None:
+    """Import what stats() needs, as long as that can be imported."""
+    from .. import _stats  # noqa: F401
+
+
 def adopt(*ends: stock.Connection) -> list[Connection]:
     """Turn the stock ends of one new channel into ours: the same descriptors, and an arena."""
     ours = [end for end in ends if isinstance(end, Connection)]
@@ -69,13 +88,7 @@ def adopt_end(
 
 def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     """Return a new channel's two ends.  With duplex=False the first receives, the second sends."""
-    if duplex:
-        pair = socket.socketpair()
-        for end in pair if socket.getdefaulttimeout() is not None else ():
-            end.setblocking(True)  # stock's ends block, whatever the default is
-        handles = [end.detach() for end in pair]
-    else:
-        handles = list(os.pipe())
+    handles = new_handles(_socket_pair if duplex else os.pipe)
     try:
         apart = handles[: 1 + duplex]  # the two ends of a pipe are one file, with one identity
         own = [search.identity_of(one) for one in apart]
@@ -89,3 +102,10 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
         for handle in handles:
             os.close(handle)
         raise
+
+
+def _socket_pair() -> list[int]:
+    pair = socket.socketpair()
+    for end in pair if socket.getdefaulttimeout() is not None else ():
+        end.setblocking(True)  # stock's ends block, whatever the default is
+    return [end.detach() for end in pair]

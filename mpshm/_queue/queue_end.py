@@ -265,7 +265,7 @@ def make_ends(
     """
     if CORE_MISSING or sys.platform != "linux":
         return None
-    handles = [*os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
+    handles = making.new_handles(lambda: os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
     try:
         shape = QueueShape(places, joinable, bytes_limit, grows)
         own = search.identity_of(handles[0])
