@@ -11,6 +11,7 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_sharer, resource_tracker
@@ -33,6 +34,11 @@ if Path(mpshm.__file__).is_relative_to(TREE / "mpshm"):
     raise RuntimeError("these tests are for the installed wheel: run them outside the source tree")
 
 os.environ.setdefault("MPSHM", "require")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run beside it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # for the programs that tests interrupt
 
 
 def pytest_configure(config: pytest.Config) -> None:
