@@ -8,6 +8,7 @@ import sys
 import zipapp
 from pathlib import Path
 
+import cloudpickle
 import pytest
 
 import mpshm
@@ -203,9 +204,11 @@ def test_a_pool_works_under_the_interpreters_flags(
     program = tmp_path / "program.py"
     prelude = "import mpshm, mpshm as mp"
     if "-S" in flags:  # nothing of site-packages is found then, unless the program says where
-        prelude = f"sys.path.append({str(Path(mpshm.__file__).parent.parent)!r})\n{prelude}"
+        # The debug build lies apart from what it needs.
+        places = [str(Path(package.__file__).parents[1]) for package in (mpshm, cloudpickle)]
+        prelude = f"sys.path += {places!r}\n{prelude}"
     program.write_text(POOL.format(prelude=prelude))
-    done = run_python(*flags, program, method)
+    done = run_python(*flags, program, method, env={"PYTHONPATH": None} if "-S" in flags else {})
     assert (done.stdout, done.stderr, done.returncode) == (SAYS, "", 0)
 
 

@@ -211,7 +211,8 @@ def test_table_names_reasons() -> None:
     total.shm_messages, total.shm_bytes, total.sent_unmapped = 1234, 5 << 30, 3
     total.ring_messages, total.ring_bytes = 2, 1023
     total.small_messages = 4
-    total.count_plain(Reason.NOT_LOCAL, 1 << 20)
+    total.count_reason(Reason.NOT_LOCAL)
+    total.plain_bytes = 1 << 20
     text = _tally.table(1, total.to_stats(Gauges()))
     assert text.splitlines()[0] == "mpshm: messages of 1 process"
     assert {

@@ -276,8 +276,9 @@ def test_threads_with_own_channels_do_not_disturb_each_other() -> None:
 
 def roads_of(stats: Any) -> tuple[int, int]:
     """Messages that were sent and received, whatever their road."""
-    sent = stats.shm_messages + stats.plain_messages
-    return sent, stats.received_shm_messages + stats.received_plain_messages
+    sent = stats.shm_messages + stats.ring_messages + stats.plain_messages
+    received = stats.received_shm_messages + stats.received_ring_messages
+    return sent, received + stats.received_plain_messages
 
 
 COUNTED = ("small", bytes(config.INLINE_MAX_BYTES - 200), np.zeros(LARGE))

@@ -94,6 +94,6 @@ def test_peers_of_two_versions_take_the_plain_road() -> None:
 
 
 def test_connection_sent_to_a_process_without_mpshm_names_what_is_missing() -> None:
-    (said, further), *_, status = found_with("connection", "-S")  # type: ignore[misc]
+    (said, further), *_, status = found_with("connection", "-I -S")  # type: ignore[misc]
     assert "ModuleNotFoundError: No module named 'mpshm'" == said
     assert ("goes on" * 10_000, 0) == (further, status)
