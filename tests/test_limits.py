@@ -341,7 +341,7 @@ def receive(q, go, told, room):
     told.put((got, error))
 
 bad = []
-for room in [quarter << 18 for quarter in (8, 14, 15, 16, 17, 18, 19, 20, 22, 24, 28, 32)]:
+for room in [quarter << 18 for quarter in (8, 16, 17, 18, 20, 28)]:
     q, go, told = context.Queue(), context.SimpleQueue(), context.SimpleQueue()
     process = context.Process(target=receive, args=(q, go, told, room))
     process.start()  # before there are rings to inherit
