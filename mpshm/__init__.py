@@ -68,7 +68,8 @@ __all__ = [
 ]
 __all__ += _stock.__all__
 
-if not (_sys.argv[:1] == ["-m"] and "mpshm" in _sys.orig_argv):  # which says it in one line
+# `python -m mpshm` checks by itself, to say what is wrong in one line.
+if not (_sys.argv[:1] == ["-m"] and "mpshm" in _sys.orig_argv):
     _config.check()  # now, not in the first worker
     if _config.stats():
         from . import _tally

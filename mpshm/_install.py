@@ -114,11 +114,8 @@ def _install_now() -> None:
 
 
 def _is_complete() -> bool:
-    """Whether all is patched, and not only how processes are started."""
-    return len(_patches) > len(_STARTED) + 1
-
-
-_STARTED = ("ForkProcess", "SpawnProcess", "ForkServerProcess")
+    """Whether stock's classes are patched, and not only how processes are started."""
+    return any(patch.name == "__init__" for patch in _patches)
 
 
 def _patch_starts() -> None:
@@ -128,7 +125,7 @@ def _patch_starts() -> None:
         return
     from multiprocessing import spawn as stock_spawn
 
-    for name in _STARTED:
+    for name in ("ForkProcess", "SpawnProcess", "ForkServerProcess"):
         started: Any = getattr(stock_context, name)
         _patch(started, "_Popen", staticmethod(vars(context)[name]._Popen))
     _patch(

@@ -137,14 +137,22 @@ class _FiledSum(Counters):
         self.plain_reasons = _FiledReasons(self._words)
 
 
-class _FiledEnd(_FiledSum, EndCounters):
+class _GivesRecordBack(EndCounters):
+    """Counters of an end, in a record that the next end gets."""
+
+    _words: memoryview
+
     def __del__(self, give: Any = _records.give, is_exit: Any = sys.is_finalizing) -> None:
         if not is_exit():  # else its record stays what it is
             super().__del__()
             give(self._words)
 
 
-class _FiledQueueEnd(QueueCounters):
+class _FiledEnd(_FiledSum, _GivesRecordBack):
+    """Counters of an end that is no queue's."""
+
+
+class _FiledQueueEnd(_GivesRecordBack, QueueCounters):
     def __init__(self) -> None:
         self.clear()
         self._register()
@@ -153,11 +161,6 @@ class _FiledQueueEnd(QueueCounters):
         self._words = _records.take()
         self.plain_reasons = _FiledReasons(self._words)
         self.c = ffi.cast("mpshm_counts *", ffi.from_buffer(self._words))
-
-    def __del__(self, give: Any = _records.give, is_exit: Any = sys.is_finalizing) -> None:
-        if not is_exit():  # else its record stays what it is
-            super().__del__()
-            give(self._words)
 
 
 def _filed(at: int) -> property:

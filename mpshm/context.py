@@ -39,17 +39,14 @@ def _class_that_notes_end(stock_class: Any) -> Any:
     def poll(self: Any, flag: int = os.WNOHANG) -> int | None:
         code: int | None = self.returncode
         if code is None and (code := stock_poll(self, flag)) is not None:
-            # Without a channel in this process there is nothing that the other could have held.
-            note_end = getattr(sys.modules.get(_ARENA_MODULE), "note_end", _nothing)
-            note_end(self.pid)
+            # A process without that module has no channel: the other can have held nothing of it.
+            note_end = getattr(sys.modules.get(_ARENA_MODULE), "note_end", None)
+            if note_end is not None:
+                note_end(self.pid)
         return code
 
     names = {"__module__": stock_class.__module__, "poll": poll}
     return type(stock_class.__name__, (_NotesEnd, stock_class), names)
-
-
-def _nothing(pid: int) -> None:
-    """No core is there to be told."""
 
 
 _ARENA_MODULE = f"{__package__}._memory.arena"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kit.programs import run_python
+from kit.programs import TAKE_ALL_DESCRIPTORS, run_python
 
 COMMON = """
 import json, os, pickle, psutil, resource, signal, sys, threading
@@ -397,7 +397,8 @@ def test_process_whose_heap_is_full_gets_errors_and_does_not_crash() -> None:
 
 # Descriptors
 
-DESCRIPTORS = """
+DESCRIPTORS = (
+    """
 import errno
 import mpshm, numpy as np
 spare, duplex, first = int(sys.argv[1]), sys.argv[2] == "duplex", sys.argv[3] == "first"
@@ -405,13 +406,9 @@ if not first:
     for end in mpshm.Pipe():
         end.close()
 limit(resource.RLIMIT_NOFILE, 64)
-taken = []
-try:
-    while True:
-        taken.append(os.dup(0))
-except OSError:
-    pass
-for _ in range(spare):
+"""
+    + TAKE_ALL_DESCRIPTORS
+    + """for _ in range(spare):
     os.close(taken.pop())
 try:
     b, a = mpshm.Pipe(duplex)
@@ -432,6 +429,7 @@ try:
 except OSError:
     say(free=free)
 """
+)
 
 
 @pytest.mark.parametrize("mode", ["auto", "require"])

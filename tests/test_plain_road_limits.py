@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kit import namespaces
-from kit.programs import run_python
+from kit.programs import TAKE_ALL_DESCRIPTORS, run_python
 
 pytestmark = [
     pytest.mark.shared_memory("without it queues are stock's"),
@@ -145,7 +145,8 @@ def test_thirty_queues_in_little_address_space_carry_large_messages(module: str)
         assert said["reasons"].get(REASON, 0) < 30  # some go through windows, or by segments
 
 
-DESCRIPTORS = """
+DESCRIPTORS = (
+    """
 q = make()
 back = context.SimpleQueue()
 process = context.Process(target=consume, args=(q, back, 7))
@@ -154,13 +155,9 @@ q.put(message(0, 1 << 20))  # what is opened with the first message is there
 got = [back.get()]
 limit(resource.RLIMIT_NOFILE, 64)
 limit(resource.RLIMIT_FSIZE, 0)  # and no segment can be added
-taken = []
-try:
-    while True:
-        taken.append(os.dup(0))
-except OSError:
-    pass
-for n in range(1, 7):
+"""
+    + TAKE_ALL_DESCRIPTORS
+    + """for n in range(1, 7):
     q.put(message(n, 70 << 20))
 got += [back.get() for _ in range(6)]
 process.join()
@@ -170,6 +167,7 @@ for fd in taken:
 finish(q)
 say(exitcode=process.exitcode, same=same, reasons=reasons(q))
 """
+)
 
 
 @MODULES

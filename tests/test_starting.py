@@ -13,7 +13,7 @@ import pytest
 
 import mpshm
 from kit.processes import end_session
-from kit.programs import run_python
+from kit.programs import TAKE_ALL_DESCRIPTORS, run_python
 from kit.road import SHARED
 
 METHODS = mpshm.get_all_start_methods()
@@ -60,23 +60,30 @@ def test_a_spawned_child_without_channels_imports_nothing_for_them(
 
 
 def test_stats_imports_what_it_needs_while_there_are_descriptors() -> None:
-    code = """
+    code = f"""
 import mpshm, os, resource, sys
 mpshm.Pipe()
 print("dataclasses" in sys.modules)
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 ends = mpshm.Pipe()
-taken = []
-try:
-    while True:
-        taken.append(os.dup(0))
-except OSError:
-    pass
+{TAKE_ALL_DESCRIPTORS}
 ends[0].send(1)
 print(mpshm.stats().plain_reasons)
 """
     done = run_python("-c", code)
     assert done.stdout == "False\n{'small': 1}\n", done.stderr
+
+
+def test_a_queue_among_the_last_descriptors_imports_what_stats_needs() -> None:
+    code = f"""
+import mpshm, os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+q = mpshm.Queue()
+{TAKE_ALL_DESCRIPTORS}
+print(mpshm.stats().runs_in_use)
+"""
+    done = run_python("-c", code)
+    assert done.stdout == "0\n", done.stderr
 
 
 def test_a_fork_server_imports_for_all_its_children(tmp_path: Path) -> None:

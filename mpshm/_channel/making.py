@@ -29,7 +29,8 @@ def new_arena(
     identities: as for search.name_for.  strangers, queue: as for Arena.create.
     """
     if is_time_for_stats(handles[0]):
-        with contextlib.suppress(OSError, MemoryError):  # of sockets: they were there before
+        # A socket was open before.  If it took the last descriptor, stats() will say so.
+        with contextlib.suppress(OSError, MemoryError):
             import_stats()
     mode = config.mode()
     config.spin_us()  # raises now for a bad setting, before an end exists
@@ -55,10 +56,13 @@ def _without(reason: Reason) -> tuple[None, Reason]:
 
 
 def new_handles(make: Callable[[], Iterable[int]]) -> list[int]:
-    """The descriptors of a new channel, which `make` makes."""
+    """The descriptors of a new channel, which `make` makes.
+
+    If they are among the last, Python gets them first, to import what stats() needs.
+    """
     handles = [*make()]
     if is_time_for_stats(handles[0]):
-        for handle in handles:  # it can have them first
+        for handle in handles:
             os.close(handle)
         import_stats()
         handles = [*make()]
@@ -66,7 +70,7 @@ def new_handles(make: Callable[[], Iterable[int]]) -> list[int]:
 
 
 def import_stats() -> None:
-    """Import what stats() needs, as long as that can be imported."""
+    """Import what stats() needs."""
     from .. import _stats  # noqa: F401
 
 

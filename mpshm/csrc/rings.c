@@ -22,7 +22,7 @@
 
 #include "ring.h"
 
-#define SPARE_RINGS 8 /* 2 MiB */
+#define SPARE_RINGS 8 /* of the longest: 2 MiB of words */
 
 uint64_t
 ring_offset(const mpshm_arena *arena, uint32_t number)
@@ -85,8 +85,8 @@ rings_detach(mpshm_arena *arena)
     free(arena->others);
 }
 
-/* Whether the words of some further rings can still be mapped.  What data take can be had without a mapping, words
-   cannot: where this ring's data took the last of the address space, the next ring's messages could not be read. */
+/* Whether there is address space for the words of SPARE_RINGS further rings.  Data can be read and written in the file,
+   words cannot: if this ring's data took the last of it, no message of the next ring could be read. */
 static bool
 is_room_for_words(void)
 {

@@ -13,6 +13,16 @@ from .processes import end_session
 LIMIT_S = 60
 """A program that runs longer hangs, however busy the machine is."""
 
+TAKE_ALL_DESCRIPTORS = """
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+"""
+"""For a program that has imported os."""
+
 
 def run_python(
     *args: object,
