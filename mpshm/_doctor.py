@@ -115,6 +115,9 @@ def memory_files() -> Iterator[Finding]:
     except OSError as error:
         yield Finding("/dev/shm", f"no: {error.strerror}")
         return
+    if not os.access("/dev/shm", os.W_OK):
+        yield Finding("/dev/shm", "no: not writable", "torch's tensors and stock's locks lie there")
+        return
     free, size = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
     yield Finding("/dev/shm", f"{mib(free)} free of {mib(size)}; torch's tensors lie there")
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import mpshm
+from kit import namespaces
 from kit.programs import run_python
 from kit.queues import finishing
 from kit.road import SHARED
@@ -354,3 +355,53 @@ def test_doctor_says_what_to_do(before: str, environ: dict[str, str], words: str
     done = run_python("-W", "ignore", "-c", code, env=environ)
     assert words in done.stdout, done.stderr
     assert done.returncode == (0 if "RLIMIT" in before else 1)
+
+
+# A bare machine: a small container, a sandbox
+
+TESTS = str(Path(__file__).parent)
+BARE = f"""
+import sys
+import numpy as np
+sys.path.append({TESTS!r})
+from kit import namespaces
+if __name__ == "__main__":
+    getattr(namespaces, sys.argv[1])()
+import mpshm
+
+def plus_one(array):
+    return array + 1
+
+if __name__ == "__main__":
+    context = mpshm.get_context(sys.argv[2])
+    with context.Pool(2) as pool:
+        got = pool.map(plus_one, [np.arange(n, n + 100_000) for n in range(4)])
+    print([int(array[0]) for array in got], mpshm.stats().received_shm_messages)
+"""
+
+
+@pytest.mark.shared_memory("that it is shared memory that carries is tested")
+@pytest.mark.parametrize("method", mpshm.get_all_start_methods())
+@pytest.mark.parametrize("what", ["hide_sysctl", "hide_proc", "hide_shm"])
+def test_a_pool_works_on_a_bare_machine(what: str, method: str, tmp_path: Path) -> None:
+    namespaces.skip_unless_permitted()
+    program = tmp_path / "program.py"
+    program.write_text(BARE)
+    done = run_python(program, what, method)
+    assert (done.stdout, done.stderr) == ("[1, 2, 3, 4] 4\n", "")
+
+
+@pytest.mark.parametrize("what", ["hide_sysctl", "hide_proc", "hide_shm"])
+def test_doctor_works_on_a_bare_machine(what: str) -> None:
+    namespaces.skip_unless_permitted()
+    code = f"""
+import sys
+sys.path.append({TESTS!r})
+from kit import namespaces
+namespaces.{what}()
+from mpshm.__main__ import main
+sys.exit(main(["doctor"]))
+"""
+    done = run_python("-c", code, env={"MPSHM": "auto"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("not writable" in done.stdout) == (what == "hide_shm")

@@ -25,7 +25,7 @@ from kit import stepping
 from kit.crowds import ended, running
 from kit.queues import finishing
 from kit.threads import in_thread
-from kit.waiting import WAIT_S
+from kit.waiting import WAIT_S, wait_until
 from mpshm import config
 
 # Minutes, for it steps through each put and get; tests/csrc/killpoints does so for the core in one.
@@ -227,6 +227,8 @@ def assert_sound_after_death(
     came, least = drain(q), len(operation.before) - operation.held
     assert least - operation.takes <= came <= least + operation.puts
     arrived = max(0, came - least)  # no operation both takes and puts
+    # The killed process's own child, which has its arrays, may be alive for a moment longer.
+    wait_until(lambda: 0 == q.stats().runs_in_use)
     tasks = len(operation.before) + arrived
     assert_sound(context, q, room, range(tasks - operation.done, tasks + 1))
 

@@ -34,25 +34,31 @@ def new_pid_namespace() -> Iterator[None]:
         os.close(ours)
 
 
-def hide_proc() -> None:
-    """In a child: from now on /proc is empty for this process and its descendants."""
+def _mount_tmpfs(on: str, flags: int = 0, options: str = "") -> None:
+    """In a child: from now on it is empty there, for this process and its descendants."""
     _libc("unshare", _NEW_MOUNTS)
     _libc("mount", b"none", b"/", None, _PRIVATE | _RECURSIVE, None)
-    _libc("mount", b"none", b"/proc", b"tmpfs", 0, None)
+    _libc("mount", b"none", on.encode(), b"tmpfs", flags, options.encode() or None)
+
+
+def hide_proc() -> None:
+    """In a child: from now on /proc is empty for this process and its descendants."""
+    _mount_tmpfs("/proc")
+
+
+def hide_sysctl() -> None:
+    """In a child: from now on /proc/sys is empty for this process and its descendants."""
+    _mount_tmpfs("/proc/sys")
 
 
 def mount_shm(size_bytes: int) -> None:
     """In a child: from now on /dev/shm is empty and that small, for it and its descendants."""
-    _libc("unshare", _NEW_MOUNTS)
-    _libc("mount", b"none", b"/", None, _PRIVATE | _RECURSIVE, None)
-    _libc("mount", b"none", b"/dev/shm", b"tmpfs", 0, f"size={size_bytes}".encode())
+    _mount_tmpfs("/dev/shm", options=f"size={size_bytes}")
 
 
 def hide_shm() -> None:
     """In a child: from now on nothing can be made in /dev/shm, by it and its descendants."""
-    _libc("unshare", _NEW_MOUNTS)
-    _libc("mount", b"none", b"/", None, _PRIVATE | _RECURSIVE, None)
-    _libc("mount", b"none", b"/dev/shm", b"tmpfs", _READ_ONLY, None)
+    _mount_tmpfs("/dev/shm", _READ_ONLY)
 
 
 @functools.cache
