@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ NEXT_TO_NOTHING = 4 * MIB
 """What the heads of segments take, and a ring."""
 PATIENCE_S = 60
 """It takes some two periods of 1.5 s, and on a busy machine longer."""
+
+HAS_GIL = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 needs_memory = pytest.mark.shared_memory("looks at shared memory")
 
@@ -126,7 +129,9 @@ def test_pool_that_ends_gives_its_memory_back_at_once(end: str) -> None:
             pool.close()
         if end == "join":
             pool.join()
-        if end == "close":
+        # Without the GIL an object dies in the thread that made it, here the one that reads results,
+        # as soon as that runs again.
+        if end == "close" and HAS_GIL:
             assert resident(*channels) <= 2 * NEXT_TO_NOTHING
     assert resident(*channels) <= 2 * NEXT_TO_NOTHING
     pool.join()

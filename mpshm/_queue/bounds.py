@@ -103,17 +103,25 @@ def deadline_of(block: bool, timeout: float | None) -> float | None:
 
 
 def take_place_within(end: QueueEnd, deadline: float | None) -> Place:
-    """Take a place for a message that is put later.  Raises queue.Full at the deadline."""
+    """Take a place for a message that is put later.  Raises queue.Full at the deadline.
+
+    Where no memory is to be had for further rings, feeders hold at most what the ring has no slots
+    for.  If that is all that is full, the feeders are about to put, and are waited for.
+    """
     place = Place(end.ring_end.arena)
+    patient_until = time.monotonic() + _PATIENCE_S
     while True:
         try:
             place.take()
             return place
         except QueueFull:
-            left_s = None if deadline is None else deadline - time.monotonic()
+            now = time.monotonic()
+            left_s = None if deadline is None else deadline - now
             if left_s is not None and left_s <= 0:
-                raise Full from None
-            if wait_place(end, places.slice_ms(left_s, config.SLEEP_MAX_MS)):
+                if now >= patient_until or places.queue_full(end.ring_end.arena):
+                    raise Full from None
+                time.sleep(_PAUSE_S)
+            elif wait_place(end, places.slice_ms(left_s, config.SLEEP_MAX_MS)):
                 time.sleep(_PAUSE_S)
 
 
@@ -132,6 +140,10 @@ def line_up(end: QueueEnd) -> Place | None:
 
 _PAUSE_S = 0.001
 """Before a place is taken for a message that waits: a put that needs no place goes first."""
+
+
+_PATIENCE_S = 0.1
+"""A feeder with room in the ring, that has not put for so long, is stopped or dead."""
 
 
 def wait_place(end: QueueEnd, timeout_ms: int, place: Place | None = None) -> bool:
