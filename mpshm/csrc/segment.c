@@ -145,10 +145,11 @@ unmap(struct segment *seg)
 
 /* The lock and the maps. */
 
+/* Without the guard, for which `freed_any` has no bit. */
 static uint32_t
 words_of_freed(const struct segment *seg)
 {
-    return (uint32_t) map_words(seg->count);
+    return (seg->count + 63) / 64;
 }
 
 /* What hints a word holds; it holds none afterwards.  One that comes meanwhile stays. */
@@ -173,6 +174,8 @@ make_maps(struct segment *seg)
     }
     for (uint32_t i = 0; i < words; i++) {
         (void) take_hints(&seg->freed[i]);
+    }
+    for (uint32_t i = 0; i < map_words(seg->count); i++) { /* and the guards */
         seg->map[i] = seg->heads[i] = 0;
     }
     uint32_t high = segment_high(seg), at = 0;

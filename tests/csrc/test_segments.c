@@ -661,6 +661,27 @@ late_hints_free_nothing(void)
     close_clean(arena);
 }
 
+/* As many chunks as a segment can have, which 256 MiB in chunks of 4 KiB are, and each larger power of two.  Once
+   the last word of hints was taken for one more, which is the free map's first. */
+static void
+longest_maps_keep_their_first_chunks(void)
+{
+    mpshm_geometry geometry = {.stride = UINT64_C(1) << 40, .segment_bytes = 64 << 20, .segment_limit = 8,
+                               .chunk_shift = 12};
+
+    arena = arena_of(geometry);
+    for (int i = 0; i < 5; i++) {
+        mpshm_run run = claim(arena, (uint64_t) CHUNK_LIMIT << geometry.chunk_shift);
+
+        CHECK_EQ(0, run.mmap_id);
+        CHECK_EQ(0, mpshm_abandon(&run));
+    }
+    CHECK_EQ(CHUNK_LIMIT, segment(0)->count);
+    CHECK_EQ(CHUNK_LIMIT, free_chunks());
+    CHECK_EQ(1, segment_count(arena));
+    close_clean(arena);
+}
+
 /* The first bit of two tells the word, the second the bit: whichever is late, the run's own comes. */
 static void
 a_hint_that_comes_twice_frees_once(void)
@@ -760,6 +781,7 @@ static const struct test tests[] = {
     TEST(the_only_segment_that_was_left_is_always_found),
     TEST(late_hints_free_nothing),
     TEST(a_hint_that_comes_twice_frees_once),
+    TEST(longest_maps_keep_their_first_chunks),
     TEST(chunks_freed_without_a_hint_are_found_after_the_next_sweep),
     TEST(tail_that_could_not_be_given_back_goes_with_its_run),
 };
