@@ -325,7 +325,6 @@ enum warmth { KEEP_LATELY = 0, KEEP_LEAST = 1, KEEP_LARGEST = 2, KEEP_NONE = 3 }
 typedef bool trim_until(mpshm_arena *arena, const void *what);
 bool trim_has_memory(const mpshm_arena *arena); /* cheap */
 bool trim_is_due(mpshm_arena *arena); /* cheap */
-bool trim_is_worth_it(const mpshm_arena *arena); /* not so cheap */
 /* until: asked between slices; NULL: for some 10 ms at most. */
 void trim_if_due(mpshm_arena *arena, trim_until *until, const void *what);
 bool trim_time_is_over(mpshm_arena *arena, const void *until_ns); /* an `until` */

@@ -130,8 +130,7 @@ begin_sweep(struct sweep *sweep, mpshm_arena *arena)
     }
 }
 
-/* The one that freed is often not the one that finds nothing in use: it may be dead by then.  And the last trim
-   after a death comes before the last work: what the living have touched since may be as much as a storm's. */
+/* The one that freed is often not the one that finds nothing in use: it may be dead by then. */
 static void
 end_sweep(struct sweep *sweep)
 {
@@ -140,7 +139,7 @@ end_sweep(struct sweep *sweep)
     if (sweep->freed > 0) {
         atomic_store(untrimmed, 1);
     }
-    if (sweep->in_use == 0 && (atomic_load(untrimmed) != 0 || trim_is_worth_it(sweep->arena))) {
+    if (sweep->in_use == 0 && atomic_load(untrimmed) != 0) {
         atomic_store(untrimmed, 0);
         trim_soon(sweep->arena, KEEP_LEAST);
     }

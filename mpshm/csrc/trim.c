@@ -361,13 +361,6 @@ give_back(mpshm_arena *arena, struct trim *trim)
     }
 }
 
-/* Whether more than twice as much is resident as stays warm. */
-bool
-trim_is_worth_it(const mpshm_arena *arena)
-{
-    return arena_resident(arena) > 2 * KEEP_WARM;
-}
-
 /* Whether there is anything to give back. */
 bool
 trim_has_memory(const mpshm_arena *arena)
