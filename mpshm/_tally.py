@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,9 @@ class _FiledSum(Counters):
 
     _words: memoryview
 
+    def _counted(self) -> Iterable[str]:
+        return FIELDS
+
     def clear(self) -> None:
         """Count in a fresh record: that of a child's parent stays what it is."""
         self._words = _records.take()
@@ -141,6 +144,10 @@ class _GivesRecordBack(EndCounters):
     """Counters of an end, in a record that the next end gets."""
 
     _words: memoryview
+
+    def __init__(self) -> None:
+        self.clear()
+        self._register()
 
     def __del__(self, give: Any = _records.give, is_exit: Any = sys.is_finalizing) -> None:
         if not is_exit():  # else its record stays what it is
@@ -153,9 +160,7 @@ class _FiledEnd(_FiledSum, _GivesRecordBack):
 
 
 class _FiledQueueEnd(_GivesRecordBack, QueueCounters):
-    def __init__(self) -> None:
-        self.clear()
-        self._register()
+    """Counters of a queue's end."""
 
     def clear(self) -> None:
         self._words = _records.take()

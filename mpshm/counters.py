@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,39 +51,35 @@ class CopyReason(str, enum.Enum):
 class Counters:
     """Counts of one end, or sums.  Plain ints, for speed; the fields are those of `Stats`."""
 
+    # Zeros of the class, until something is counted: a channel that carries little sets little.
+    shm_messages = shm_bytes = small_messages = plain_bytes = 0
+    ring_messages = ring_bytes = 0
+    received_shm_messages = received_shm_bytes = 0
+    received_ring_messages = received_ring_bytes = 0
+    received_plain_messages = received_plain_bytes = 0
+    sent_unmapped = received_unmapped = received_scarce = 0
+    received_given_up = 0
+    plain_reasons: dict[Reason, int]
+
     def __init__(self) -> None:
-        self.clear()
+        self.plain_reasons = {}
+
+    def _counted(self) -> Iterable[str]:
+        """The names of all counts that may not be zero."""
+        # A copy: other threads count meanwhile.
+        return [name for name in [*vars(self)] if name in _COUNTS]
 
     def clear(self) -> None:
-        self.shm_messages = self.shm_bytes = self.small_messages = self.plain_bytes = 0
-        self.ring_messages = self.ring_bytes = 0
-        self.received_shm_messages = self.received_shm_bytes = 0
-        self.received_ring_messages = self.received_ring_bytes = 0
-        self.received_plain_messages = self.received_plain_bytes = 0
-        self.sent_unmapped = self.received_unmapped = self.received_scarce = 0
-        self.received_given_up = 0
-        self.plain_reasons: dict[Reason, int] = {}
+        for name in _COUNTS:
+            setattr(self, name, 0)
+        self.plain_reasons = {}
 
     def add(self, other: Counters) -> None:
-        # One by one, not in a loop: a short-lived connection pays for this when it ends.
-        # The other's first, which a property may read: in its call the cycle collector may run, end
-        # another end, and add that to the same sums.
-        self.shm_messages = other.shm_messages + self.shm_messages
-        self.shm_bytes = other.shm_bytes + self.shm_bytes
-        self.ring_messages = other.ring_messages + self.ring_messages
-        self.ring_bytes = other.ring_bytes + self.ring_bytes
-        self.small_messages = other.small_messages + self.small_messages
-        self.plain_bytes = other.plain_bytes + self.plain_bytes
-        self.received_shm_messages = other.received_shm_messages + self.received_shm_messages
-        self.received_shm_bytes = other.received_shm_bytes + self.received_shm_bytes
-        self.received_ring_messages = other.received_ring_messages + self.received_ring_messages
-        self.received_ring_bytes = other.received_ring_bytes + self.received_ring_bytes
-        self.received_plain_messages = other.received_plain_messages + self.received_plain_messages
-        self.received_plain_bytes = other.received_plain_bytes + self.received_plain_bytes
-        self.sent_unmapped = other.sent_unmapped + self.sent_unmapped
-        self.received_unmapped = other.received_unmapped + self.received_unmapped
-        self.received_scarce = other.received_scarce + self.received_scarce
-        self.received_given_up = other.received_given_up + self.received_given_up
+        for name in other._counted():
+            # The other's first, which a property may read: in its call the cycle collector may run,
+            # end another end, and add that to the same sums.
+            n = getattr(other, name)
+            setattr(self, name, n + getattr(self, name))
         for reason, n in [*other.plain_reasons.items()]:  # another thread may add a reason
             self.count_reason(reason, n)
 
@@ -122,6 +119,8 @@ class Counters:
         )
 
 
+_COUNTS = frozenset(name for name, value in vars(Counters).items() if value == 0)
+
 _sums_lock = threading.RLock()
 """Held to add to sums that belong to no end's lock.  Without the GIL two threads that read, add and
 write lose a count, 78 of 436,532 once.  Reentrant: a signal's handler, or the cycle collector, may
@@ -134,7 +133,7 @@ class EndCounters(Counters):
     """What one end of a channel counted.  When the end dies, the process's total keeps the sums."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.plain_reasons = {}
         self._register()
 
     def _register(self) -> None:

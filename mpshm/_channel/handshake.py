@@ -21,7 +21,7 @@ from .._memory.core import CORE_MISSING
 from .._memory.handover import receive_descriptors
 from .._memory.reader import Reader
 from ..counters import Reason
-from .making import adopt_end, new_arena
+from .making import adopt_end, import_stats_beside, new_arena
 from .pipe_end import Connection
 
 _WELCOME, _CHALLENGE = b"#WELCOME#", b"#CHALLENGE#"
@@ -51,6 +51,7 @@ class _Greeting(Connection):
             carried = self._arena
         elif self._arena is None and self._messages < _GREETING_MESSAGES // 2 and head == _WELCOME:
             # Not with the last message: a peer can no longer send the arena back after that.
+            import_stats_beside(self._handle)
             self._offered, reason = new_arena(self._handle, strangers=True)
             carried = self._offered
             if carried is None:

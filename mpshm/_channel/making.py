@@ -28,10 +28,6 @@ def new_arena(
 
     identities: as for search.name_for.  strangers, queue: as for Arena.create.
     """
-    if is_time_for_stats(handles[0]):
-        # A socket was open before.  If it took the last descriptor, stats() will say so.
-        with contextlib.suppress(OSError, MemoryError):
-            import_stats()
     mode = config.mode()
     config.spin_us()  # raises now for a bad setting, before an end exists
     if mode is config.Mode.OFF:
@@ -69,6 +65,16 @@ def new_handles(make: Callable[[], Iterable[int]]) -> list[int]:
     return handles
 
 
+def import_stats_beside(handle: int) -> None:
+    """Import what stats() needs if a socket, which was open before, is among the last descriptors.
+
+    If it took the very last, stats() will say so.
+    """
+    if is_time_for_stats(handle):
+        with contextlib.suppress(OSError, MemoryError):
+            import_stats()
+
+
 def import_stats() -> None:
     """Import what stats() needs."""
     from .. import _stats  # noqa: F401
@@ -79,7 +85,9 @@ def adopt(*ends: stock.Connection) -> list[Connection]:
     ours = [end for end in ends if isinstance(end, Connection)]
     if len(ours) == len(ends):
         return ours  # mpshm is installed
-    arena, reason = new_arena(*(end.fileno() for end in ends))
+    handles = [end.fileno() for end in ends]
+    import_stats_beside(handles[0])
+    arena, reason = new_arena(*handles)
     return [adopt_end(Connection, end, arena, reason) for end in ends]
 
 

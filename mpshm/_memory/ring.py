@@ -9,7 +9,7 @@ import array
 import errno
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import config
@@ -63,9 +63,11 @@ class QueueCounters(EndCounters):
     small_messages = 0  # those are in the ring
 
     def __init__(self) -> None:
-        self.c = ffi.new("mpshm_counts *")  # zeros: `clear` would write eight through properties
-        self.plain_reasons = {}
-        self._register()
+        self.c = ffi.new("mpshm_counts *")  # zeros
+        super().__init__()
+
+    def _counted(self) -> Iterable[str]:
+        return CORE_COUNTERS
 
     def __del__(self, _bytes_of: Any = None if ffi is None else ffi.buffer) -> None:
         if any(self.plain_reasons) or any(_bytes_of(self.c)[:]):
