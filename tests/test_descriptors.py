@@ -262,8 +262,10 @@ def check(opened):
 """
 
 LOST_ENDS = """
-ends, queue, simple = mpshm.Pipe(), mpshm.JoinableQueue(), mpshm.SimpleQueue()
-other = mpshm.Queue(), mpshm.Pipe()
+# Under forkserver the locks of stock, which MPSHM=off takes, write to a descriptor of their own.
+context = mpshm.get_context("fork")
+ends, queue, simple = mpshm.Pipe(), context.JoinableQueue(), context.SimpleQueue()
+other = context.Queue(), mpshm.Pipe()
 opened = daemonize()
 del other
 for end in ends:

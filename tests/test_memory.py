@@ -129,8 +129,8 @@ def test_pool_that_ends_gives_its_memory_back_at_once(end: str) -> None:
             pool.close()
         if end == "join":
             pool.join()
-        # Without the GIL an object dies in the thread that made it, here the one that reads results,
-        # as soon as that runs again.
+        # Without the GIL an object dies in the thread that made it, here the one that reads
+        # results, as soon as that runs again.
         if end == "close" and HAS_GIL:
             assert resident(*channels) <= 2 * NEXT_TO_NOTHING
     assert resident(*channels) <= 2 * NEXT_TO_NOTHING

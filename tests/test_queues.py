@@ -296,6 +296,7 @@ def test_queues_work_when_descriptors_0_to_2_were_closed(module: Any, tmp_path: 
     assert "True 0\nTrue 0\n" == result.read_text()
 
 
+@pytest.mark.shared_memory("stock starts a second one, since 3.12")
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
 def test_interrupt_while_the_feeder_starts_makes_no_second_one(
     monkeypatch: pytest.MonkeyPatch, kind: str
