@@ -149,7 +149,8 @@ def main() -> None:
     parser.add_argument("--mib", type=positive, default=512, help="how long the burst is")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of bursts.md and .png")
     args = parser.parse_args()
-    builds: dict[str, str] = dict(build.split("=", 1) for build in args.builds)
+    named = (build.split("=", 1) for build in args.builds)
+    builds = {name: str(Path(site).resolve()) for name, site in named}
     results: dict[str, dict[str, list[float]]] = {workload: {} for workload in WORKLOADS}
     with Nest() as nest:
         for workload, lines in results.items():
