@@ -25,8 +25,8 @@ BIN := $(VENV)/bin
 CLIENTS := $(BUILD)/clients-venv
 SOURCES := pyproject.toml setup.py MANIFEST.in mpshm.pth _mpshm_start.py $(wildcard mpshm/*.py mpshm/*.pyi mpshm/_*/*.py mpshm/csrc/*)
 
-.PHONY: demo docs test lint typecheck core-test cross wheels bench bench-against stress stress-large \
-    tools clients conformance conformance-quick pythons clean
+.PHONY: demo docs test test-require test-off test-debug lint typecheck core-test cross wheels bench \
+    bench-against stress stress-large tools clients conformance conformance-quick pythons clean
 
 demo: $(BUILD)/installed $(BUILD)/demo-deps
 	$(BIN)/python examples/demo.py
@@ -35,12 +35,21 @@ demo: $(BUILD)/installed $(BUILD)/demo-deps
 # without need is an error.  off: the plain road alone, which macOS and some sandboxes have; what only
 # shared memory can pass is skipped there, with its reason.  Then require with the debug build: its
 # assertions hold, each arena is walked when it ends, and memory is refused.
-test: lint core-test $(BUILD)/installed $(BUILD)/debug/installed
-	mkdir -p $(BUILD)/run
-	cd $(BUILD)/run && MPSHM=require $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
-	cd $(BUILD)/run && MPSHM=off $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
-	cd $(BUILD)/run && MPSHM=require MPSHM_DEBUG=1 PYTHONPATH=$(BUILD)/debug \
-	    $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
+test: lint core-test test-require test-off test-debug
+
+PYTEST = mkdir -p $(BUILD)/run && cd $(BUILD)/run && env $(1) $(BIN)/python -m pytest -q $(CURDIR)/tests $(ARGS)
+
+# Under `make -j2` nothing is installed in the environment that tests run in.
+test-require test-off test-debug: | $(BUILD)/typing-deps
+
+test-require: $(BUILD)/installed
+	$(call PYTEST,MPSHM=require)
+
+test-off: $(BUILD)/installed
+	$(call PYTEST,MPSHM=off)
+
+test-debug: $(BUILD)/debug/installed
+	$(call PYTEST,MPSHM=require MPSHM_DEBUG=1 PYTHONPATH=$(BUILD)/debug)
 
 lint: $(BUILD)/test-deps typecheck
 	$(BIN)/ruff check .
@@ -59,8 +68,9 @@ docs: $(BUILD)/docs-deps $(BUILD)/installed
 	$(BIN)/sphinx-build -q -E -W --keep-going -c docs . $(BUILD)/docs
 	@echo "written: $(BUILD)/docs/index.html"
 
+# One after the other, also under `make -j2 test`: its tests have enough to do with themselves.
 core-test:
-	$(MAKE) -C tests/csrc check killpoints BUILD=$(BUILD)/csrc
+	$(MAKE) -j1 -C tests/csrc check killpoints BUILD=$(BUILD)/csrc
 
 cross:
 	$(MAKE) -C tests/csrc cross BUILD=$(BUILD)/csrc
@@ -130,7 +140,7 @@ $(BUILD)/test-deps: tests/requirements.txt | $(VENV)
 	$(BIN)/pip install -q -r $<
 	touch $@
 
-$(BUILD)/typing-deps: tests/typing/requirements.txt | $(BUILD)/test-deps
+$(BUILD)/typing-deps: tests/typing/requirements.txt | $(BUILD)/installed
 	$(BIN)/pip install -q -r $<
 	touch $@
 
