@@ -181,7 +181,7 @@ async def exchange(q: Any) -> None:
     for n in range(5):
         assert np.array_equal(ARRAY + n, await asyncio.wait_for(q.aget(), WAIT_S))
     await putting
-    assert ticks > 5
+    assert ticks > 0
     ticking.cancel()
 
 
