@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from . import __version__, config
-from ._memory.core import CORE_MISSING
+from ._memory.core import CORE_MISSING, IN_SOURCE_TREE
 
 USAGE = """usage: python -m mpshm run [--stats] script.py [argument ...]
        python -m mpshm run [--stats] -m module [argument ...]
@@ -45,7 +45,11 @@ def main(arguments: list[str]) -> int:
         return _doctor.main()
     shows_stats = arguments[:2] == ["run", "--stats"]
     program = arguments[2:] if shows_stats else arguments[1:]
-    if arguments[:1] != ["run"] or not program:
+    if program[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    # A misspelt --stats: no option of Python's own begins so.
+    if arguments[:1] != ["run"] or not program or program[0].startswith("--s"):
         print(USAGE, file=sys.stderr)
         return 2
     if config.mode() is not config.Mode.OFF and (reason := obstacle()):
@@ -64,7 +68,10 @@ def obstacle() -> str:
     if sys.platform == "win32":
         return "not supported on Windows; run the program without it"
     if CORE_MISSING:
-        return f"the compiled core is missing ({CORE_MISSING}); reinstall with a C compiler"
+        advice = (
+            "start Python in another directory" if IN_SOURCE_TREE else "reinstall with a C compiler"
+        )
+        return f"the compiled core is missing ({CORE_MISSING}); {advice}"
     folders = [*site.getsitepackages(), site.getusersitepackages()]
     if sys.flags.no_site or not any(Path(folder, "mpshm.pth").exists() for folder in folders):
         return (

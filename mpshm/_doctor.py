@@ -86,7 +86,7 @@ def core() -> Iterator[Finding]:
             "start Python in another directory"
             if IN_SOURCE_TREE
             else "install a C compiler and Python's headers, then mpshm anew: "
-            "pip install --force-reinstall --no-cache-dir"
+            "pip install --force-reinstall --no-cache-dir . in its directory"
         )
         yield Finding("compiled core", f"missing: {CORE_MISSING}", advice)
     else:
@@ -219,6 +219,8 @@ def payload() -> object:
 
 
 def speed() -> Iterator[Finding]:
+    if CORE_MISSING or config.mode() is config.Mode.OFF:
+        return  # without shared memory there is no gain to speak of
     stock = seconds_of_trips(multiprocessing.Pipe)
     ours = seconds_of_trips(Pipe)
     name = "an array's trip"

@@ -165,6 +165,8 @@ class Listener(stock.Listener):
     if TYPE_CHECKING:
         _listener: Any
 
+        def accept(self) -> Connection: ...
+
     def __init__(
         self,
         address: Any = None,
