@@ -258,6 +258,26 @@ def test_channels_made_and_closed_while_others_are_looked_at() -> None:
             stop.set()
 
 
+def test_channels_that_several_threads_close_are_closed_once() -> None:
+    """Without the GIL a descriptor was closed twice, and the core counted an end twice."""
+    for _ in range(300):
+        q: Any = mpshm.Queue()
+        q.put(1)
+        assert 1 == q.get()
+        a, b = mpshm.Pipe()
+        together = threading.Barrier(3)
+
+        def close(q: Any = q, ends: Any = (a, b), together: Any = together) -> None:
+            together.wait()
+            q.close()
+            for end in ends:
+                end.close()
+
+        with threads(close, close, close):
+            pass
+        assert q._reader.closed and q._writer.closed and a.closed and b.closed
+
+
 def test_threads_with_own_channels_do_not_disturb_each_other() -> None:
     def talk(sender: int) -> Callable[[], None]:
         def run() -> None:

@@ -50,6 +50,7 @@ class Connection(stock.Connection):
     """Whether this end has sent since it last received: the next message may be the answer."""
     _identity: search.Identity | None = None  # of the pipe or socket when this end was made
     _arena: Arena | None = None
+    _handle: Any = None  # once it is closed
     counters_class: ClassVar[type[EndCounters]] = EndCounters
 
     @staticmethod
@@ -58,7 +59,6 @@ class Connection(stock.Connection):
         raise NotImplementedError
 
     if TYPE_CHECKING:  # stock's class has these and its stub does not name them
-        _handle: int
         _readable: bool
         _writable: bool
 
@@ -118,19 +118,29 @@ class Connection(stock.Connection):
     # Here and in a default argument, as in stock: at interpreter exit this module may be gone.
     _identity_of = staticmethod(search.identity_of)
 
-    def _close(self, _close: Any = os.close) -> None:
+    def close(self) -> None:
+        """Close the connection."""
+        # One thread gets the handle, for dict.pop is atomic.  In stock two threads may both close
+        # that number, which is another file's by then; and the core would count one end twice.
+        handle = self.__dict__.pop("_handle", None)
+        if handle is not None:
+            self._close_handle(handle)
+
+    def _close(self) -> None:
+        self.close()
+
+    def _close_handle(self, handle: int, _close: Any = os.close) -> None:
         arena, self._arena = self._arena, None
-        if self._identity is None or self._identity_of(self._handle) in (self._identity, None):
-            _close(self._handle)  # else a daemon has, and the number is another file's now
+        if self._identity is None or self._identity_of(handle) in (self._identity, None):
+            _close(handle)  # else a daemon has, and the number is another file's now
         if arena is not None:
             arena.call_senders()
 
     def __del__(self) -> None:
-        if self._handle is not None:
-            try:
-                self._close()
-            except OSError:
-                pass  # closed by its number
+        try:
+            self.close()
+        except OSError:
+            pass  # closed by its number
 
     # Sending
 

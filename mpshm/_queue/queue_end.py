@@ -76,14 +76,14 @@ class QueueEnd(pipe_end.Connection):
         except AttributeError:
             self.idle = []
 
-    def _close(self, _close: Any = os.close) -> None:
+    def _close_handle(self, handle: int, _close: Any = os.close) -> None:
         self.put_now = self.receive = self.new_batch = _refuse_closed
         self.direct = None
         end, self._ring_end = self._ring_end, None  # the struct keeps the arena
         if end is not None:
             end.stop_receiving()
         self._clear_idle()  # behind it: a thread that comes back later keeps no batch
-        super()._close(_close)
+        super()._close_handle(handle, _close)
         if end is not None:
             end.release()
 
