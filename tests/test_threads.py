@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import queue
 import threading
 from collections import Counter, defaultdict
@@ -276,6 +278,24 @@ def test_channels_that_several_threads_close_are_closed_once() -> None:
         with threads(close, close, close):
             pass
         assert q._reader.closed and q._writer.closed and a.closed and b.closed
+
+
+@pytest.mark.shared_memory("looks at the arenas")
+def test_threads_that_attach_to_one_file_share_its_arena() -> None:
+    for _ in range(100):
+        made = arena.Arena.create()
+        files = [os.dup(made.fileno()) for _ in range(4)]
+        del arena._arenas[made.identity]  # as in a process that did not make it
+        together = threading.Barrier(len(files))
+        found: list[arena.Arena] = []
+
+        def attach(fd: int, together: Any = together, found: Any = found) -> None:
+            together.wait()
+            found.append(arena.Arena.attach(fd))
+
+        with threads(*[functools.partial(attach, fd) for fd in files]):
+            pass
+        assert 1 == len({*map(id, found)})
 
 
 def test_threads_with_own_channels_do_not_disturb_each_other() -> None:

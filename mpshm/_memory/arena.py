@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -181,17 +182,18 @@ class Arena:
             if sealed and not _is_sealed(fd):
                 raise ProtocolError("arena's memory file is not sealed")
             identity = _identity(fd)
-            known = _arenas.get(identity)
-            if known is not None and known._is_file(fd):
-                os.close(fd)
-                return known
-            out = ffi.new("mpshm_arena **")
-            if code := lib.mpshm_arena_attach(fd, out):
-                raise _refusal(code, fd, "shared memory file")
+            with _attach_lock:
+                known = _arenas.get(identity)
+                if known is None or not known._is_file(fd):
+                    out = ffi.new("mpshm_arena **")
+                    if code := lib.mpshm_arena_attach(fd, out):
+                        raise _refusal(code, fd, "shared memory file")
+                    return cls(out[0], identity)
         except BaseException:
             os.close(fd)
             raise
-        return cls(out[0], identity)
+        os.close(fd)
+        return known
 
     def __reduce__(self) -> Any:
         # Both ends of a queue hold the same arena: pickle's memo then passes its descriptors only
@@ -330,6 +332,13 @@ def family_fd() -> int | None:
 
 
 _arenas: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
+
+_attach_lock: Any = threading.RLock()
+"""Held from the look at _arenas until the new arena is there.  Two threads that get the two ends of
+a channel at once would have an arena each, and each end would refuse the other's buffers."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_attach_lock._at_fork_reinit)
 
 
 def _identity(fd: int) -> int:
