@@ -121,6 +121,25 @@ def test_threads_putting_and_getting_lose_nothing() -> None:
     finish(q)
 
 
+@pytest.mark.shared_memory("stock's queues have no fast path")
+def test_fast_path_follows_what_another_thread_has_changed_meanwhile() -> None:
+    """A thread with an old answer took it away for good, or gave it to a closed queue."""
+    q: Any = mpshm.Queue()
+    look = q._is_fast_path_barred
+
+    def old_answer(barred: bool) -> bool:
+        q._is_fast_path_barred = look
+        return barred
+
+    q._is_fast_path_barred = lambda: old_answer(True)
+    q._update_fast_path()
+    assert q._source.idle is q._idle
+    finish(q)
+    q._is_fast_path_barred = lambda: old_answer(False)
+    q._update_fast_path()
+    assert q._idle is None
+
+
 def put_one_more(q: Any) -> None:
     q.put("child's")
 

@@ -59,11 +59,15 @@ class QueueGetter(ForTypes[T]):
 
     def _update_fast_path(self) -> None:
         """Let get() take messages from the ring directly, unless leftovers come first."""
-        source = self._source
-        barred = source is None or self._leftovers or self._closed
-        self._idle: list[ring.Batch] | None = None if barred else source.idle  # type: ignore[union-attr]
-        if self._leftovers:
-            self._idle = None  # another thread has added leftovers meanwhile
+        while True:
+            barred = self._is_fast_path_barred()
+            self._idle: list[ring.Batch] | None = None if barred else self._source.idle  # type: ignore[union-attr]
+            # Another thread may have closed the queue, or added or taken leftovers, meanwhile.
+            if barred == self._is_fast_path_barred():
+                return
+
+    def _is_fast_path_barred(self) -> bool:
+        return self._source is None or bool(self._leftovers) or self._closed
 
     def _next_leftover(self) -> Any:
         """Take the first leftover; None if there is none."""
