@@ -323,3 +323,21 @@ def test_put_of_what_cannot_hang_starts_no_thread(monkeypatch: pytest.MonkeyPatc
                 q.put_many([obj])
         assert 14 == len(q.get_many())
     assert ([], before) == (started, names_of_threads())
+
+
+@pytest.mark.shared_memory("stock's put has no such moment")
+def test_put_that_another_thread_closes_the_queue_in_raises_value_error() -> None:
+    q: Any = mpshm.Queue(pickle="later")
+    q.put(1)
+    assert 1 == q.get()
+    look = q._check_open
+
+    def look_and_close() -> None:
+        look()
+        q._check_open = look
+        q.close()
+        q.join_thread()
+
+    q._check_open = look_and_close
+    with pytest.raises(ValueError, match="is closed"):
+        q.put(2)

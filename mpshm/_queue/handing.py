@@ -57,7 +57,11 @@ def give_to_feeder(
     """
     end = queue._end
     assert end is not None
-    place = take_place_within(end, deadline)
+    try:
+        place = take_place_within(end, deadline)
+    except OSError:
+        queue._check_open()  # another thread's close() came in between
+        raise
     handed = Handed(obj, message, place)
     with queue._notempty:
         if queue._closed:  # nobody would tell a feeder to end that starts now
