@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -55,6 +56,14 @@ class _Patch(NamedTuple):
 _patches: list[_Patch] = []
 _variable_before: str | None = None
 
+_lock: Any = threading.RLock()
+"""Held by install() and uninstall().  Of two threads that patch at once, one would take the other's
+patch for what stock had, and one would return from install() before all is patched.  The first use
+of a channel comes with locks of Python's imports held, so it must not wait for this one."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)
+
 
 def install() -> None:
     """Make stock `multiprocessing` use shared memory, in this process and all its descendants.
@@ -63,11 +72,12 @@ def install() -> None:
     A second call does nothing.  Under MPSHM=off all messages take the plain road.  Raises
     RuntimeError where mpshm cannot work; stock is unchanged then.
     """
-    if context.is_worker() and _can_wait():  # which imports a `__main__` that calls this
-        _patch_starts()
-        _AtFirstUse.wait()
-    else:
-        _install_now()
+    with _lock:
+        if context.is_worker() and _can_wait():  # which imports a `__main__` that calls this
+            _patch_starts()
+            _AtFirstUse.wait()
+        else:
+            _install_now()
 
 
 def _install_now() -> None:
@@ -142,6 +152,11 @@ def uninstall() -> None:
 
     A name that other code has patched after install() is left alone, with a RuntimeWarning.
     """
+    with _lock:
+        _uninstall_now()
+
+
+def _uninstall_now() -> None:
     _AtFirstUse.stop_waiting()
     if _patches:
         if _variable_before is None:
@@ -158,7 +173,7 @@ def uninstall() -> None:
                 f"mpshm.uninstall() leaves multiprocessing's {name} alone: "
                 "someone has patched it after mpshm.install()",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
 
 

@@ -152,6 +152,34 @@ def test_a_fresh_interpreter_is_swapped_at_its_first_use(use: str) -> None:
     assert (done.stdout, done.stderr) == (found, "")
 
 
+def test_threads_that_install_and_uninstall_at_once_leave_stock() -> None:
+    """Each took the other's patch for what stock had, and uninstall() put that back."""
+    code = """
+import multiprocessing as mp, threading, mpshm
+def by_all(work):
+    together = threading.Barrier(4)
+    def run():
+        together.wait()
+        work()
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+def use():
+    mpshm.install()
+    kinds.add(type(mp.SimpleQueue()).__module__)
+kinds = set()
+for _ in range(30):
+    by_all(use)
+    by_all(mpshm.uninstall)
+    kinds.add(type(mp.Pipe()[0]).__module__)
+print(*sorted(kinds))
+"""
+    done = run_python("-W", "error", "-c", code, env={"MPSHM": "auto"})
+    assert (done.stdout, done.stderr) == ("mpshm.queues multiprocessing.connection\n", "")
+
+
 def test_uninstall_before_the_first_use_leaves_stock() -> None:
     code = """
 import multiprocessing as mp, mpshm, os, sys
