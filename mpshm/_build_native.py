@@ -64,6 +64,8 @@ ffibuilder.set_source(
     "mpshm._native",
     "\n".join(["#include <stdint.h>", *[f'#include "{header}"' for header in HEADERS], ""]),
     sources=[str(CSRC / name) for name in SOURCES],
+    # Else `pip install .` takes what an older tree has left in build/, if only headers differ.
+    depends=[str(header) for header in sorted(CSRC.glob("*.h"))],
     include_dirs=[str(CSRC)],
     # 32-bit systems: an arena's file is longer than 2 GiB.
     define_macros=[("_FILE_OFFSET_BITS", "64"), *([("MPSHM_DEBUG", "1")] if DEBUG else [])],
