@@ -102,7 +102,9 @@ def find(interpreter: Interpreter) -> tuple[list[Suite], list[str]]:
         found.append(Suite(name, modules))
     name = "test_multiprocessing_main_handling"
     if modules := _modules(tests, name):
-        found.append(Suite(name, modules, parent_talks=False))
+        # Its tests start interpreters, and install() leaves those to stock under MPSHM=off.
+        all_but_one = (*modes.SWAPPED, "replaced-off")
+        found.append(Suite(name, modules, parent_talks=False, modes=all_but_one))
     else:
         remarks.append(f"{name} is missing here: not run")
     name = "test_concurrent_futures"
