@@ -45,10 +45,10 @@ def main(arguments: list[str]) -> int:
         return _doctor.main()
     shows_stats = arguments[:2] == ["run", "--stats"]
     program = arguments[2:] if shows_stats else arguments[1:]
-    if program[:1] in (["-h"], ["--help"]):
+    if arguments[:1] == ["run"] and program[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    # A misspelt --stats: no option of Python's own begins so.
+    # --s...: --stats, misspelt.  Python has no option that begins so.
     if arguments[:1] != ["run"] or not program or program[0].startswith("--s"):
         print(USAGE, file=sys.stderr)
         return 2

@@ -325,6 +325,22 @@ def test_in_its_source_tree_it_says_that_this_is_not_what_is_installed() -> None
         assert "start Python in another directory" in text
     done = run_python("-m", "mpshm", "run", "x.py", env={"MPSHM": "auto"}, cwd=tree)
     assert "the compiled core is missing (this is mpshm's source tree" in done.stderr
+    assert "reinstall" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["run", "--help"], 0),
+        (["run", "--stats", "-h"], 0),
+        (["run", "--stat", "x.py"], 2),
+        (["x.py", "--help"], 2),
+    ],
+)
+def test_usage_of_run_is_ours_and_not_pythons(arguments: list[str], code: int) -> None:
+    done = run_python("-m", "mpshm", *arguments, env={"MPSHM": "auto"})
+    assert done.returncode == code
+    assert "usage: python -m mpshm run [--stats]" in (done.stderr if code else done.stdout)
 
 
 # doctor

@@ -35,7 +35,7 @@ def new_pid_namespace() -> Iterator[None]:
 
 
 def _mount_tmpfs(on: str, flags: int = 0, options: str = "") -> None:
-    """In a child: from now on it is empty there, for this process and its descendants."""
+    """In a child: from now on the folder `on` is empty for this process and its descendants."""
     _libc("unshare", _NEW_MOUNTS)
     _libc("mount", b"none", b"/", None, _PRIVATE | _RECURSIVE, None)
     _libc("mount", b"none", on.encode(), b"tmpfs", flags, options.encode() or None)
