@@ -26,7 +26,7 @@ The layers, top to bottom; imports go down only:
     _channel                     ends of pipes and sockets, payload, handshake, fork
     _memory                      arenas, runs, parcels, the ring: the only importer of the core
     counters, config, errors     pure functions, and constants with their reasons
-    _stock_modules               stock's modules by our name
+    _first_use, _stock_modules   install() waits for a first channel | stock's modules by our name
     csrc/                        C moves bits, maps memory, copies and frames; no Python objects
 
 CONTRIBUTING.md says which module to open for which change.

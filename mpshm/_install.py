@@ -18,51 +18,41 @@ import functools
 import os
 import sys
 import threading
-import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing import context as stock_context
 from multiprocessing import process as stock_process
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from . import config, context
-
-if TYPE_CHECKING:
-    from importlib.machinery import ModuleSpec
+from . import _first_use, config, context
 
 __all__ = ["install", "uninstall"]
-
-_ABSENT: Any = object()
 
 
 class _Patch(NamedTuple):
     owner: Any
     name: str
     ours: Any
-    original: Any
+    original: Any  # None: `owner` itself had nothing of this name
 
-    def current(self) -> Any:
-        if isinstance(self.owner, types.FunctionType):
-            return getattr(self.owner, self.name)
-        return vars(self.owner).get(self.name, _ABSENT)
-
-    def restore(self) -> None:
-        if self.original is _ABSENT:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self.original)
+    def is_in_place(self) -> bool:
+        return _first_use.current(self.owner, self.name) is self.ours
 
 
 _patches: list[_Patch] = []
 _variable_before: str | None = None
 
 _lock: Any = threading.RLock()
-"""Held by install() and uninstall().  Of two threads that patch at once, one would take the other's
-patch for what stock had, and one would return from install() before all is patched.  The first use
-of a channel comes with locks of Python's imports held, so it must not wait for this one."""
+"""Held while stock is patched.  Of two threads that patch at once, one would take the other's patch
+for what stock had, and one would use a channel before all is patched.  Patching imports stock's
+modules and ours, so no code that runs when one of them is imported may wait for this lock."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_lock._at_fork_reinit)
+if hasattr(os, "register_at_fork"):  # no child has half of the patches
+    os.register_at_fork(
+        before=_lock.acquire,
+        after_in_parent=_lock.release,
+        after_in_child=_lock._at_fork_reinit,
+    )
 
 
 def install() -> None:
@@ -73,16 +63,14 @@ def install() -> None:
     RuntimeError where mpshm cannot work; stock is unchanged then.
     """
     with _lock:
-        if context.is_worker() and _can_wait():  # which imports a `__main__` that calls this
-            _patch_starts()
-            _AtFirstUse.wait()
+        if context.is_worker() and _has_core():  # which imports a `__main__` that calls this
+            _wait_for_first_use()
         else:
             _install_now()
 
 
 def _install_now() -> None:
     """Patch all that install() patches.  Raises RuntimeError where mpshm cannot work."""
-    _AtFirstUse.stop_waiting()
     if _is_complete():
         return
     if sys.platform == "win32":
@@ -105,12 +93,6 @@ def _install_now() -> None:
 
     _patch_starts()
 
-    _patch_init(stock_connection.Connection, connection.Connection)
-    for name in ("Queue", "JoinableQueue", "SimpleQueue"):
-        _patch_init(getattr(stock_queues, name), getattr(queues, name))
-    _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
-    _patch(stock_connection, "SocketClient", handshake.connect)
-    _patch(stock_connection.SocketListener, "accept", _accept_method(sharer))  # type: ignore[attr-defined]
     _patch(sharer._ResourceSharer, "get_connection", _sharer_client())  # type: ignore[attr-defined]
     _patch(stock_queues.Queue, "get", stock_locks.get)
     _patch(stock_queues.Queue, "_feed", staticmethod(stock_locks.feed))
@@ -122,10 +104,23 @@ def _install_now() -> None:
     _patch(simple, "get", _method_by_end("_reader", stock_locks.simple_get, simple.get))
     _patch(simple, "put", _method_by_end("_writer", stock_locks.simple_put, simple.put))
 
+    # What makes channels comes last: a second thread may call it at once, and then uses all else.
+    _patch(stock_connection, "SocketClient", handshake.connect)
+    _patch(stock_connection.SocketListener, "accept", _accept_method(sharer))  # type: ignore[attr-defined]
+    _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
+    _patch_init(stock_connection.Connection, connection.Connection)
+    for name in _QUEUES:
+        _patch_init(getattr(stock_queues, name), getattr(queues, name))
+    _first_use.stop_waiting()
+
+
+_QUEUES = ("SimpleQueue", "JoinableQueue", "Queue")
+
 
 def _is_complete() -> bool:
     """Whether stock's classes are patched, and not only how processes are started."""
-    return any(patch.name == "__init__" for patch in _patches)
+    last = _patches[-1] if _patches else None
+    return last is not None and (last.owner.__name__, last.name) == (_QUEUES[-1], "__init__")
 
 
 def _patch_starts() -> None:
@@ -157,7 +152,7 @@ def uninstall() -> None:
 
 
 def _uninstall_now() -> None:
-    _AtFirstUse.stop_waiting()
+    _first_use.stop_waiting()
     if _patches:
         if _variable_before is None:
             os.environ.pop(config.INSTALL_VARIABLE, None)
@@ -165,8 +160,8 @@ def _uninstall_now() -> None:
             os.environ[config.INSTALL_VARIABLE] = _variable_before
     while _patches:
         patch = _patches.pop()
-        if patch.current() is patch.ours:
-            patch.restore()
+        if patch.is_in_place():
+            _first_use.put_back(patch.owner, patch.name, patch.original)
         else:
             name = f"{getattr(patch.owner, '__qualname__', patch.owner.__name__)}.{patch.name}"
             warnings.warn(
@@ -190,109 +185,34 @@ def install_at_start() -> None:
 
 
 def install_at_first_use() -> None:
-    """Install mpshm once this process imports what has channels, and patch until then its starts.
+    """Patch how this process starts others now, and all else before it makes its first channel."""
+    with _lock:
+        if _has_core():  # importing mpshm has said so if there is none
+            _wait_for_first_use()
 
-    If one of those modules has been imported, this installs now.
-    """
-    if _is_complete():
-        return
-    if not config.finds_core(sys.modules[config.__package__].__path__):
-        return  # importing mpshm has said so
-    if _can_wait():
+
+def _has_core() -> bool:
+    return config.finds_core(sys.modules[config.__package__].__path__)
+
+
+def _wait_for_first_use() -> None:
+    if not _is_complete():
         _patch_starts()
-        _AtFirstUse.wait()
-    else:
-        _install_if_possible()
-
-
-def _can_wait() -> bool:
-    """Whether there is a core, and no module that has channels has been imported yet."""
-    return config.finds_core(sys.modules[config.__package__].__path__) and not any(
-        name in sys.modules for name in _FIRST_USES
-    )
+        _first_use.wait(_install_if_possible)
 
 
 def _install_if_possible() -> None:
-    try:
-        _install_now()
-    except RuntimeError as error:
-        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
-
-
-_FIRST_USES = tuple(
-    f"multiprocessing.{name}" for name in ("connection", "queues", "pool", "resource_sharer")
-)
-"""Modules of stock by which a program comes to its first channel: all else imports one of them."""
-
-
-class _AtFirstUse:
-    """Installs mpshm when the first of those modules, or one of ours that needs them, is imported.
-
-    Before the import and not after it: a module of ours that imports one of stock's would be only
-    half there when install() needs it.
-    """
-
-    waiting: _AtFirstUse | None = None
-
-    @classmethod
-    def wait(cls) -> None:
-        if cls.waiting is None:
-            cls.waiting = cls()
-            sys.meta_path.insert(0, cls.waiting)
-
-    @classmethod
-    def stop_waiting(cls) -> None:
-        if cls.waiting is not None:
-            sys.meta_path.remove(cls.waiting)
-            cls.waiting = None
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
-    ) -> ModuleSpec | None:
-        ours = name.startswith(f"{config.__package__}.") and name not in _USES_NO_CHANNEL
-        if not ours and name not in _FIRST_USES:
-            return None
-        _install_if_possible()
-        module = sys.modules.get(name)
-        return None if module is None else _spec_of_present(module)
-
-
-_USES_NO_CHANNEL = frozenset(
-    f"{config.__package__}.{name}"
-    for name in ("__main__", "_stock_modules", "_main_module", "config", "context", "errors")
-)
-
-
-def _spec_of_present(module: types.ModuleType) -> ModuleSpec:
-    """What makes import take a module that install() has imported meanwhile, and not load it again.
-
-    Import prefers the spec of such a module to what a finder returns, so it must be the same one.
-    """
-    from importlib.machinery import ModuleSpec
-
-    loader: Any = _Present(module)
-    module.__spec__ = ModuleSpec(module.__name__, loader)
-    return module.__spec__
-
-
-class _Present:
-    """The loader of a module that is there.  It gives it back its own spec."""
-
-    def __init__(self, module: types.ModuleType) -> None:
-        self._module = module
-        self._spec = module.__spec__
-
-    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
-        return self._module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__spec__ = self._spec
+    with _lock:
+        try:
+            _install_now()
+        except RuntimeError as error:
+            _first_use.stop_waiting()
+            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 def _patch(owner: Any, name: str, ours: Any) -> None:
-    patch = _Patch(owner, name, ours, _ABSENT)
-    _patches.append(patch._replace(original=patch.current()))
-    setattr(owner, name, ours)
+    _patches.append(_Patch(owner, name, ours, _first_use.original(owner, name)))
+    _first_use.replace(owner, name, ours)
 
 
 def _patch_init(stock: Any, ours: Any) -> None:
@@ -300,11 +220,11 @@ def _patch_init(stock: Any, ours: Any) -> None:
 
     Objects of classes derived from it stay what they are.
     """
-    original = stock.__init__
+    original = _first_use.original_call(stock, "__init__")
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         # Not by patching __new__: removing that from a class again leaves a trace.
-        if type(self) is stock and not _is_for_forkserver(sys._getframe(1)):
+        if type(self) is stock and not _first_use.is_for_forkserver(sys._getframe(1)):
             self.__class__ = ours
         elif _is_executor_queue(type(self)):
             from .executor import CallQueue
@@ -316,15 +236,6 @@ def _patch_init(stock: Any, ours: Any) -> None:
         self.__init__(*args, **kwargs)
 
     _patch(stock, "__init__", __init__)
-
-
-def _is_for_forkserver(caller: types.FrameType) -> bool:
-    """Whether a Connection is made over the fork server's own socket, as since Python 3.14.
-
-    It authenticates one for each process that it starts.  Ours would look for an arena there, in
-    all that the processes above have mapped: 20 ms beside 2,000 channels.
-    """
-    return caller.f_globals.get("__name__") == "multiprocessing.forkserver"
 
 
 def _is_executor_queue(kind: type) -> bool:

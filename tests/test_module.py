@@ -44,7 +44,16 @@ LAYERS = (
     ("_memory.arena",),
     ("_memory.lease", "_memory.plain_frame", "_memory.handover"),
     ("_memory.core",),
-    ("counters", "_stats", "config", "errors", "_main_module", "_stock_modules", "_native"),
+    (
+        "counters",
+        "_stats",
+        "config",
+        "errors",
+        "_first_use",
+        "_main_module",
+        "_stock_modules",
+        "_native",
+    ),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 DRAWINGS = {"_channel.__init__", "_memory.__init__", "_queue.__init__"}
@@ -86,7 +95,9 @@ def imports_of(module: str) -> list[tuple[str, bool]]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             raise AssertionError(f"{module} hides an import: {ast.unparse(node)}")
         known = [name.removeprefix("mpshm.") for name in names if name.startswith("mpshm.")]
-        found += [(name, id(node) in at_import) for name in known if name in LAYER_OF]
+        found += [
+            (name, id(node) in at_import) for name in known if name in LAYER_OF and name != module
+        ]
     return found
 
 

@@ -140,7 +140,7 @@ def test_a_fresh_interpreter_is_swapped_at_its_first_use(use: str) -> None:
     code = f"{statements}\nmade = {expression}\nprint(type(made).__module__)\n" + (
         "import multiprocessing.connection as c, sys\n"
         "print(c is sys.modules['multiprocessing.connection'], c.__spec__.name)\n"
-        "print([f for f in sys.meta_path if 'mpshm._install' in type(f).__module__])\n"
+        "print([f for f in sys.meta_path if 'mpshm' in type(f).__module__])\n"
     )
     done = run_python("-W", "error", "-c", code, env={"MPSHM_INSTALL": "1", "MPSHM": "auto"})
     kind = "executor" if "executor" in use else "queues" if "Queue" in use else "connection"
@@ -150,6 +150,55 @@ def test_a_fresh_interpreter_is_swapped_at_its_first_use(use: str) -> None:
         kind = "queues"
     found = f"mpshm.{kind}\nTrue multiprocessing.connection\n[]\n"
     assert (done.stdout, done.stderr) == (found, "")
+
+
+def test_threads_may_make_the_first_channels_at_once() -> None:
+    """Each held a lock of Python's imports that the other's patching needed."""
+    code = f"""
+import sys, threading
+uses = {list(FIRST_USES.values())!r}
+together = threading.Barrier(len(uses))
+kinds = []
+def use(statements):
+    made = {{}}
+    first, _, last = statements.rpartition("; ")
+    together.wait()
+    exec(first, made)
+    kinds.append(type(eval(last, made)).__module__.partition(".")[0])
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=use, args=(statements,)) for statements in uses]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(set(kinds), len(kinds) == len(uses))
+"""
+    for _ in range(5):
+        done = run_python("-W", "error", "-c", code, env={"MPSHM_INSTALL": "1", "MPSHM": "auto"})
+        assert (done.stdout, done.stderr) == ("{'mpshm'} True\n", "")
+
+
+def test_what_was_taken_before_the_first_use_makes_channels_of_ours() -> None:
+    """Also by a function that somebody has put around stock's meanwhile; that stays."""
+    code = """
+import multiprocessing as mp, os
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.queues import Queue
+
+make, stock, made = Queue.__init__, Connection.__init__, []
+def remember(self, *args, **kwargs):
+    made.append(self)
+    stock(self, *args, **kwargs)
+Connection.__init__ = remember
+queue = Queue.__new__(Queue)
+make(queue, ctx=mp.get_context())
+end = Connection(os.dup(0))
+print(*(type(each).__module__ for each in (queue, Pipe()[0], end)))
+print(Connection.__init__ is remember, any(each is end for each in made))
+"""
+    done = run_python("-W", "error", "-c", code, env={"MPSHM_INSTALL": "1", "MPSHM": "auto"})
+    expected = "mpshm.queues mpshm.connection mpshm.connection\nTrue True\n"
+    assert (done.stdout, done.stderr) == (expected, "")
 
 
 def test_threads_that_install_and_uninstall_at_once_leave_stock() -> None:

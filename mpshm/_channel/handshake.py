@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing import connection as stock
 from typing import TYPE_CHECKING, Any
 
-from .. import config
+from .. import _first_use, config
 from .._memory import plain_frame
 from .._memory.arena import Arena
 from .._memory.core import CORE_MISSING
@@ -131,8 +131,13 @@ class _UnpatchedConnection(stock.Connection):
 _unpatched_class: Any = stock.Connection if sys.platform == "win32" else _UnpatchedConnection
 
 
-_stock_accept = copy_with_globals(stock.SocketListener.accept, Connection=_unpatched_class)  # type: ignore[attr-defined]
-_stock_connect = copy_with_globals(stock.SocketClient, Connection=_unpatched_class)  # type: ignore[attr-defined]
+_stock_accept = copy_with_globals(
+    _first_use.original_call(stock.SocketListener, "accept"),  # type: ignore[attr-defined]
+    Connection=_unpatched_class,
+)
+_stock_connect = copy_with_globals(
+    _first_use.original_call(stock, "SocketClient"), Connection=_unpatched_class
+)
 
 
 def accept(listener: Any, shares: bool = True) -> Connection:
