@@ -14,10 +14,12 @@ class _AfterImport:
     def find_spec(self, name, path=None, target=None):
         if name != "multiprocessing":
             return None
-        sys.meta_path.remove(self)
-        from importlib.util import find_spec
-
-        spec = find_spec(name)
+        # In a new list: another thread that is looking through the old one would miss a finder.
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+        # Nothing is imported here: another thread may be about to import it, and wait for this one.
+        finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        found = (finder.find_spec(name, path, target) for finder in finders)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
@@ -45,5 +47,5 @@ def begin():
         from mpshm._install import install_at_start
 
         install_at_start()
-    else:
-        sys.meta_path.insert(0, _AfterImport())
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())  # once, where site reads site-packages twice

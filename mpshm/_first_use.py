@@ -46,6 +46,7 @@ def wait(patch_all: Callable[[], None]) -> None:
     sys.meta_path.insert(0, _waiting)
     for name in _FIRST_CALLS:
         if name in sys.modules:
+            __import__(name)  # waits for another thread that is about to import it
             _mark(sys.modules[name])
 
 
@@ -53,7 +54,8 @@ def stop_waiting() -> None:
     """Have stock's functions back, but where others have been put in their place."""
     global _waiting
     if _waiting is not None:
-        sys.meta_path.remove(_waiting)
+        # In a new list: another thread that is looking through the old one would miss a finder.
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not _waiting]
         _waiting = None
     while _marks:
         (owner, name), mark = _marks.popitem()
@@ -108,7 +110,7 @@ class _Finder:
     ) -> ModuleSpec | None:
         if name not in _FIRST_CALLS:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
+        others = (each for each in sys.meta_path if each is not self and hasattr(each, "find_spec"))
         found = (finder.find_spec(name, path, target) for finder in others)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
@@ -129,8 +131,10 @@ def _mark(module: types.ModuleType) -> None:
         *owners, name = path.split(".")
         owner: Any = module
         for each in owners:
-            owner = getattr(owner, each)
-        if (owner, name) not in _marks:
+            # None: a thread that waits for a module that this one imports is still importing it.
+            # A queue that it makes will be stock's, with our ends.
+            owner = getattr(owner, each, None)
+        if owner is not None and (owner, name) not in _marks:
             mark = _marks[owner, name] = _Mark(owner, name)
             setattr(owner, name, mark.function)
 
