@@ -6,6 +6,7 @@ Needs the debug build of the core, which refuses on demand: `make test` runs all
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import threading
@@ -139,6 +140,7 @@ def test_objects_through_a_pipe(duplex: bool, name: str) -> None:
             assert 1 == messages - before.shm_messages - before.plain_messages
 
         refused = each_refusal((1, FOR_EVER), do)
+        gc.collect()  # without the GIL functions die by this alone
         assert 0 == a.stats().runs_in_use
         reasons = set(a.stats().plain_reasons) - {"small"}
         # What is copied through memory is a small message too where there is none.
@@ -237,6 +239,7 @@ def test_objects_through_a_queue(name: str, kind: str, put: Any) -> None:
     assert q.empty()
     reasons = set(q.stats().plain_reasons) - {"small"}
     assert (refused > 0) == (reasons == {"out of shared memory"})
+    gc.collect()
     assert 0 == q.stats().runs_in_use
     finish(q)
 
