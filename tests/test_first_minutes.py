@@ -245,9 +245,17 @@ def test_mistakes_are_told_with_what_to_do_instead(monkeypatch: pytest.MonkeyPat
         for size in (1 << 60, 1 << 70):
             with refused(MemoryError, f"no memory for a buffer of {size} bytes"):
                 a.get_buf(size)
+        with refused(TypeError, "'str' object cannot be interpreted as an integer"):
+            a.get_buf("x")  # type: ignore[arg-type]
         buffer.release()
     with refused(ValueError, "maxbytes=-1: a number of bytes, or None"):
         mpshm.Queue(maxbytes=-1)
+    with refused(TypeError, "maxbytes='1G': a whole number of bytes, or None"):
+        mpshm.Queue(maxbytes="1G")  # type: ignore[arg-type]
+    with refused(OverflowError, f"maxsize={2**40}: {2**32 - 1} at most, or 0 for no limit"):
+        mpshm.Queue(2**40)
+    with refused(TypeError, "'str' object cannot be interpreted as an integer"):
+        mpshm.Queue("3")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [5, 5000])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import operator
 import os
 import pickle
 import sys
@@ -165,6 +166,7 @@ class Connection(stock.Connection):
         """
         self._check_closed()
         self._check_writable()
+        size = operator.index(size)
         if size < 0:
             raise ValueError(f"size {size} is negative")
         if self._arena is not None and 0 < size <= sys.maxsize:
