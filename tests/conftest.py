@@ -8,7 +8,6 @@ with the reason.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import multiprocessing
 import os
 import signal
@@ -22,7 +21,7 @@ from typing import Any
 import pytest
 
 import mpshm
-from kit.leaks import open_descriptors, without_rosters
+from kit.leaks import collect, open_descriptors, without_rosters
 from kit.processes import children
 from kit.road import SHARED
 from mpshm._memory import arena, lease
@@ -98,7 +97,7 @@ def guard(request: pytest.FixtureRequest) -> Iterator[None]:
     multiprocessing.active_children()  # waits for the dead
     resource_sharer.stop(timeout=5)
     if holdings() != before:
-        gc.collect()
+        collect()
     after = holdings()
     assert set(before[2].items()) == set(after[2].items())  # pytest shows what differs
     assert after == before
