@@ -75,8 +75,11 @@ core-test:
 cross:
 	$(MAKE) -C tests/csrc cross BUILD=$(BUILD)/csrc
 
-wheels: $(BUILD)/installed $(BUILD)/wheels-deps
-	cd tests && $(BIN)/python -m wheels $(BUILD)/dist/mpshm-*.tar.gz $(BUILD)/wheels $(PYTHONS)
+# With an sdist of its own: what is installed is not made anew when tests or documents change.
+wheels: $(BUILD)/wheels-deps
+	rm -rf $(BUILD)/sdist
+	$(BIN)/python -m build --sdist -o $(BUILD)/sdist . > $(BUILD)/sdist.log 2>&1 || { cat $(BUILD)/sdist.log; exit 1; }
+	cd tests && $(BIN)/python -m wheels $(BUILD)/sdist/mpshm-*.tar.gz $(BUILD)/wheels $(PYTHONS)
 
 bench: $(BUILD)/installed $(BUILD)/bench-deps
 	$(BIN)/python -m bench.run $(ARGS)

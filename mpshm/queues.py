@@ -7,7 +7,6 @@ without futex, they are stock's queues with our ends.
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import threading
 import weakref
@@ -21,7 +20,7 @@ from . import config
 from ._channel import making
 from ._memory import places
 from ._queue import queue_end, stock_locks
-from ._queue.bounds import NO_LOCK, PlaceSemaphore
+from ._queue.bounds import NO_LOCK, PlaceSemaphore, checked_limits
 from ._queue.feeder import Feeder, FeederState
 from ._queue.generic import T
 from ._queue.getting import QueueGetter
@@ -83,13 +82,7 @@ class Queue(BatchPutter[T], QueueGetter[T], _StockQueue):
     ) -> None:
         self._later = config.pickles_later(pickle, strict, maxbytes)
         strict = strict or (config.strict() and pickle != "later")
-        if not isinstance(maxbytes or 0, int):
-            raise TypeError(f"maxbytes={maxbytes!r}: a whole number of bytes, or None for no limit")
-        if maxbytes is not None and maxbytes < 0:
-            raise ValueError(f"maxbytes={maxbytes}: a number of bytes, or None for no limit")
-        maxsize = operator.index(maxsize)
-        if maxsize > _MAXSIZE_LIMIT:
-            raise OverflowError(f"maxsize={maxsize}: {_MAXSIZE_LIMIT} at most, or 0 for no limit")
+        maxsize = checked_limits(maxsize, maxbytes)
         ends = queue_end.make_ends(max(0, maxsize), maxbytes or 0, self._joinable, True)
         if ends is None:
             if maxbytes:
@@ -217,10 +210,6 @@ def repr_of(queue: Any, closed: bool) -> str:
         return f"<{kind}: {queue.qsize()} messages>"
     except (NotImplementedError, OSError):  # stock's cannot tell everywhere
         return f"<{kind}>"
-
-
-_MAXSIZE_LIMIT = 2**32 - 1
-"""Positions in a ring are counted in 32 bits."""
 
 
 def _semaphore_limit() -> int:

@@ -79,9 +79,9 @@ def test_workers_killed_while_large_tasks_wait_break_the_pool_as_in_stock(
     road: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the plain road the task that was in the broken pipe waited for a lock for ever."""
-    if road == "off" and sys.version_info < (3, 11):
+    if road == "off" and sys.version_info < (3, 11, 5):
         pytest.skip(
-            "Python 3.10's own executor hangs then (gh-94777), and ours is that with our ends"
+            "before 3.11.5 Python's own executor hangs (gh-94777), and ours is that with our ends"
         )
     monkeypatch.setenv("MPSHM", road)
     context = mpshm.get_context("fork")

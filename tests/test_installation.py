@@ -263,7 +263,8 @@ def test_children_without_site_packages_are_swapped(tmp_path: Path, method: str)
     )
     text = path.read_text()
     path.write_text(f"import sys; sys.path[:] = {sys.path!r}\n" + text)
-    done = run_python("-S", "-E", "-O", path, method)
+    # -B: pip does not know the caches that -O would leave, and `pip uninstall` leaves them.
+    done = run_python("-B", "-S", "-E", "-O", path, method)
     assert 3 == done.stdout.count("mpshm.connection"), done.stderr
 
 

@@ -305,11 +305,13 @@ def test_interrupt_while_the_feeder_starts_makes_no_second_one(
     before = {*threading.enumerate()}
     start = threading.Thread.start
     hits: list[int] = []
+    called_off: list[threading.Thread] = []
 
     def started_and_interrupted(thread: threading.Thread) -> None:
         start(thread)
         if not hits:
             hits.append(n)
+            called_off.append(thread)
             raise KeyboardInterrupt
 
     q = queue_of(getattr(mpshm, kind), LONG_BOUND)
@@ -319,6 +321,7 @@ def test_interrupt_while_the_feeder_starts_makes_no_second_one(
         if n == 0 or not hits or n > hits[0]:
             with contextlib.suppress(KeyboardInterrupt):
                 q.put(n)
+    called_off[0].join(timeout=30)  # it ends once it has run, which on a busy machine is late
     feeders = {*threading.enumerate()} - before
     assert 1 == len([one for one in feeders if one.name == "QueueFeederThread"])
     wanted = [n for n in range(count) if n != hits[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import operator
 import time
 from queue import Full
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,22 @@ from .._memory.places import Place
 
 if TYPE_CHECKING:
     from .queue_end import QueueEnd
+
+
+_MAXSIZE_LIMIT = 2**32 - 1
+"""Positions in a ring are counted in 32 bits."""
+
+
+def checked_limits(maxsize: int, maxbytes: int | None) -> int:
+    """Return maxsize as an int.  Raise, in words, for limits that no queue can have."""
+    if not isinstance(maxbytes or 0, int):
+        raise TypeError(f"maxbytes={maxbytes!r}: a whole number of bytes, or None for no limit")
+    if maxbytes is not None and maxbytes < 0:
+        raise ValueError(f"maxbytes={maxbytes}: a number of bytes, or None for no limit")
+    maxsize = operator.index(maxsize)
+    if maxsize > _MAXSIZE_LIMIT:
+        raise OverflowError(f"maxsize={maxsize}: {_MAXSIZE_LIMIT} at most, or 0 for no limit")
+    return maxsize
 
 
 class _NoLock:

@@ -342,7 +342,7 @@ static const struct test tests[] = {
     TEST(release_ends_while_a_run_is_rewritten),
     TEST(put_and_get_end_while_the_head_is_rewritten),
     TEST(task_done_ends_while_the_count_is_rewritten),
-    TEST(pipe_that_a_peer_made_blocking_stops_nobody),
+    TEST_THAT_NEEDS(nowait, pipe_that_a_peer_made_blocking_stops_nobody),
     TEST(locks_that_are_kept_cost_little_time),
     TEST(index_that_names_more_runs_than_an_arena_has_is_refused_unread),
     TEST(file_of_huge_pages_is_told_from_ours),

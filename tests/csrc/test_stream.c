@@ -1284,7 +1284,7 @@ static const struct test tests[] = {
     TEST(one_that_waits_for_a_record_is_woken),
     TEST(records_of_the_dead_come_back),
     TEST(a_message_outlives_its_sender),
-    TEST(memory_of_pieces_goes_back),
+    TEST_THAT_NEEDS(madvice, memory_of_pieces_goes_back),
     TEST(nobody_takes_it),
     TEST(a_taker_passes_over_what_its_sender_gives_up),
     TEST(a_taker_that_sleeps_is_woken_when_the_sender_gives_up),

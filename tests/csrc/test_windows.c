@@ -495,9 +495,9 @@ static const struct test tests[] = {
     TEST(a_block_that_was_never_read_gives_its_run_back),
     TEST(a_run_is_taken_back_from_one_killed_before_it_read_it),
     TEST(a_fork_beside_a_message_half_written_changes_nothing),
-    TEST(windows_do_without_the_descriptor),
-    TEST(segments_leave_address_space_to_the_program),
-    TEST(without_any_address_space_there_are_errors),
+    TEST_THAT_NEEDS(mremap_of_nothing, windows_do_without_the_descriptor),
+    TEST_THAT_NEEDS(address_limit, segments_leave_address_space_to_the_program),
+    TEST_THAT_NEEDS(address_limit, without_any_address_space_there_are_errors),
 };
 
 RUN_TESTS(tests)

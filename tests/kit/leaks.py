@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,16 @@ def open_descriptors(pid: int | str = "self") -> dict[int, str]:
 def without_rosters(descriptors: dict[int, str]) -> dict[int, str]:
     """All but the rosters of families, which a process keeps for good: one for each family."""
     return {fd: path for fd, path in descriptors.items() if not path.startswith(ROSTER)}
+
+
+def collect() -> None:
+    """Free what nobody refers to any more.
+
+    Without the GIL an object that another thread dropped is freed when its own thread runs, or by a
+    collection, and what it held by the next one: an array, its view, the lease below.
+    """
+    for _ in range(3 if sysconfig.get_config_var("Py_GIL_DISABLED") else 1):
+        gc.collect()
 
 
 def shm_names() -> frozenset[str]:

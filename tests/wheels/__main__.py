@@ -18,6 +18,8 @@ import zipfile
 from pathlib import Path
 
 TREE = Path(__file__).parents[2]
+LIMIT_S = 1800
+"""Tests that take longer hang: a failed one may leave a queue that its process waits for."""
 PART = ("test_installation", "test_queues", "test_objects", "test_roads", "test_processes")
 _ASK = (
     "import sys, sysconfig; t = 't' if sysconfig.get_config_var('Py_GIL_DISABLED') else ''; "
@@ -25,8 +27,11 @@ _ASK = (
 )
 
 
-def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> None:
-    subprocess.run(command, check=True, cwd=cwd, env={**os.environ, **environ})
+def run(
+    *command: str | Path, cwd: Path | None = None, limit_s: float | None = None, **environ: str
+) -> None:
+    env = {**os.environ, **environ}
+    subprocess.run(command, check=True, cwd=cwd, env=env, timeout=limit_s)
 
 
 def version_of(python: str) -> str:
@@ -61,14 +66,18 @@ def faults_of_wheel(wheel: Path) -> list[str]:
 
 
 def faults_of_sdist(sdist: Path) -> list[str]:
-    """What git has and the sdist has not; nothing where the tree is no checkout."""
+    """What git has and the sdist lacks or has otherwise; nothing where the tree is no checkout."""
     git = subprocess.run(["git", "ls-files"], cwd=TREE, capture_output=True, text=True)
     if git.returncode != 0:
         return []
     with tarfile.open(sdist) as archive:
-        held = {name.partition("/")[2] for name in archive.getnames()}
-    lost = [name for name in git.stdout.splitlines() if name not in held]
-    return [f"{sdist.name} lacks {name}" for name in lost]
+        files = {m.name.partition("/")[2]: archive.extractfile(m) for m in archive if m.isfile()}
+        held = {name: file.read() for name, file in files.items() if file is not None}
+    names = git.stdout.splitlines()
+    lost = [f"{sdist.name} lacks {name}" for name in names if name not in held]
+    kept = [name for name in names if name in held and (TREE / name).is_file()]
+    other = [name for name in kept if held[name] != (TREE / name).read_bytes()]
+    return lost + [f"{sdist.name} holds another {name}" for name in other]
 
 
 def files_named_mpshm(environment: Path) -> list[str]:
@@ -84,13 +93,18 @@ def faults_of_python(python: str, version: str, wheel: Path) -> list[str]:
         run(own, "-m", "pip", "install", "-q", f"{wheel}[test]")
         run(own, "-m", "mpshm", "--version")
         tests = [str(TREE / "tests" / f"{name}.py") for name in PART]
-        done = subprocess.run(
-            [own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-            cwd=folder,
-            env={**os.environ, "MPSHM": "require"},
-            check=False,
-        )
-        faults = [f"tests fail on {version}"] if done.returncode != 0 else []
+        faults = []
+        try:
+            run(
+                *(own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests),
+                cwd=environment.parent,
+                limit_s=LIMIT_S,
+                MPSHM="require",
+            )
+        except subprocess.CalledProcessError:
+            faults.append(f"tests fail on {version}")
+        except subprocess.TimeoutExpired:
+            faults.append(f"tests hang on {version}")
         run(own, "-m", "pip", "uninstall", "-q", "-y", "mpshm")
         left = files_named_mpshm(environment)
         return faults + [f"pip uninstall leaves {path} on {version}" for path in left]

@@ -37,7 +37,6 @@ WRAP(int, ftruncate, (int fd, off_t size), (fd, size))
 WRAP(int, fallocate, (int fd, int mode, off_t at, off_t size), (fd, mode, at, size))
 WRAP(int, munmap, (void *at, size_t size), (at, size))
 WRAP(int, madvise, (void *at, size_t size, int advice), (at, size, advice))
-WRAP(int, mprotect, (void *at, size_t size, int may), (at, size, may))
 WRAP(int, memfd_create, (const char *name, unsigned flags), (name, flags))
 WRAP(void *, mmap, (void *at, size_t size, int may, int flags, int fd, off_t offset),
      (at, size, may, flags, fd, offset))
