@@ -159,12 +159,8 @@ class _CallEnd(Connection):
 
     def _post(self, boxes: Mailboxes, message: bytes | Message) -> None:
         """Send through the socket what no mailbox has taken."""
-        failed = True
-        try:
-            super()._transmit(message)
-            failed = False
-        finally:
-            boxes.posted(failed)
+        super()._transmit(message)
+        boxes.posted()
 
     def recv(self) -> Any:
         """Receive a picklable object; large arrays in it are private, writable views."""
@@ -214,11 +210,15 @@ def _is_plain(obj: Any) -> bool:
     """Whether a request, or an answer, is made of what pickle writes without asking any reducer."""
     if type(obj) is not tuple:
         return False
-    if len(obj) == 2:  # what came of it, and the result
-        parts = obj[1:]
-    elif len(obj) == 4 and not obj[3]:  # the object, its method, arguments, and named ones
-        parts = obj[2]
+    if len(obj) == 4:
+        ident, method, parts, named = obj
+        if type(ident) is not str or type(parts) is not tuple or type(named) is not dict or named:
+            return False
+    elif len(obj) == 2:
+        method, parts = obj[0], obj[1:]  # what came of the call, and the result
     else:
+        return False
+    if type(method) is not str:
         return False
     for part in parts:
         kind = type(part)

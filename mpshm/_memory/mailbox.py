@@ -35,12 +35,12 @@ class Mailboxes:
         new = lib.mpshm_mailboxes_new(arena._c, accepted, config.spin_us())
         self.c = made(new, lib.mpshm_mailboxes_free)
 
-    def posted(self, failed: bool) -> None:
+    def posted(self) -> None:
         """Call after put_message has returned 0 and the message was written to the socket.
 
-        failed: it was not written.
+        If that has failed, do not: all later messages go through the socket then.
         """
-        lib.mpshm_mailbox_posted(self.c, failed)
+        lib.mpshm_mailbox_posted(self.c)
 
     def receive(self) -> bytes | None:
         """The message that comes by mailbox; None: the next one comes through the socket.

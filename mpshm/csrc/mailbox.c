@@ -121,7 +121,8 @@ mpshm_mailbox_put(mpshm_mailboxes *boxes, const char *data, uint64_t size)
 {
     struct mailbox *box = boxes->out;
 
-    /* A message that is on its way to the socket may yet fail, so nothing is put behind it here. */
+    /* A message that is on its way to the socket may yet fail, so nothing is put behind it here.  If it has failed,
+       nobody knows whether it is there, and nothing is put here any more. */
     if (boxes->posting == 0 && size > 0 && size <= MAILBOX_BYTES
         && is_open(atomic_load(&box->state))) {
         /* B2: nobody reads this before the step to FULL, which only this sender makes. */
@@ -142,16 +143,11 @@ mpshm_mailbox_put(mpshm_mailboxes *boxes, const char *data, uint64_t size)
 }
 
 void
-mpshm_mailbox_posted(mpshm_mailboxes *boxes, int failed)
+mpshm_mailbox_posted(mpshm_mailboxes *boxes)
 {
-    struct mailbox *box = boxes->out;
-
     boxes->posting--;
     boxes->asked = 1;
-    if (failed) {
-        atomic_fetch_sub(&box->posted, 1);
-    }
-    hand_over(box, MAILBOX_CALLED);
+    hand_over(boxes->out, MAILBOX_CALLED);
 }
 
 void
@@ -302,7 +298,8 @@ mpshm_mailbox_read(mpshm_mailboxes *boxes)
     struct mailbox *box = boxes->in;
 
     atomic_fetch_add(&box->read, 1);
-    if (atomic_load(&box->state) == MAILBOX_OUT && !atomic_load(&box->shut)) {
+    /* While the counts differ it stays out, and if a message has failed, or was not counted, for good.  B5 */
+    if (may_come(box) && atomic_load(&box->state) == MAILBOX_OUT) {
         atomic_store(&box->state, MAILBOX_COMING);
     }
 }

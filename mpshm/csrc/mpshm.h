@@ -258,7 +258,7 @@ typedef struct {
     mpshm_arena *arena;
     mpshm_spin spin;
     uint32_t generation;    /* of the process: a fork's child is another one */
-    uint32_t posting;       /* messages on their way to the socket */
+    uint32_t posting;       /* messages on their way to the socket, and those that have failed */
     uint32_t asked;         /* the next message may answer what was sent */
     char data[MPSHM_MAILBOX_BYTES];        /* of the last message that was received here */
 } mpshm_mailboxes;
@@ -266,10 +266,10 @@ typedef struct {
    made.  NULL: there is no memory, or the arena is a queue's. */
 mpshm_mailboxes *mpshm_mailboxes_new(mpshm_arena *arena, int accepted, uint32_t spin_us);
 void mpshm_mailboxes_free(mpshm_mailboxes *boxes);
-/* Hand a message to a receiver that waits: 1.  Or 0: write it to the socket, and then call mpshm_mailbox_posted.
-   failed: it was not written. */
+/* Hand a message to a receiver that waits: 1.  Or 0: write it to the socket, and then call mpshm_mailbox_posted.  If that
+   fails, do not: all later messages go through the socket then. */
 int mpshm_mailbox_put(mpshm_mailboxes *boxes, const char *data, uint64_t size);
-void mpshm_mailbox_posted(mpshm_mailboxes *boxes, int failed);
+void mpshm_mailbox_posted(mpshm_mailboxes *boxes);
 /* Call after close(fd): a receiver that waits looks at the socket.  Does nothing in a fork's child. */
 void mpshm_mailbox_close(mpshm_mailboxes *boxes);
 /* Bytes of a message, now in `data`.  0: read one from the socket, and then call mpshm_mailbox_read.  -EINTR: look for

@@ -32,6 +32,8 @@ class Both(NamedTuple):
     """The message that lies in the mailbox, by its number."""
     socket: tuple[int, ...]
     read: int
+    failed: bool
+    """A message could not be written: from then on the sender keeps to the socket."""
     got: int
     """How many messages the receiver has; they are numbered from 0."""
     procs: tuple[Place, ...]
@@ -45,7 +47,7 @@ class Mailbox(Model):
     def __init__(self, messages: str, kill: str = "", variant: str = "") -> None:
         self.messages = messages.replace("F", "")
         self.sends, self.kill, self.variant = messages, frozenset(kill), variant
-        self.start = Both(OUT, True, 0, 0, -1, (), 0, 0, (("begin", 0, 0), ("counted?",)))
+        self.start = Both(OUT, True, 0, 0, -1, (), 0, False, 0, (("begin", 0, 0), ("counted?",)))
 
     def program(self, s: Both, who: str, at: Place) -> Step | list[Step]:
         return self.send(s, at) if who == "s" else self.receive(s, at)
@@ -56,7 +58,7 @@ class Mailbox(Model):
             if i == len(self.sends):
                 then = OVER if self.variant == "nocall" else ("call", i, number)
                 return s._replace(open=False), then
-            short = self.sends[i] == "s"
+            short = self.sends[i] == "s" and not (s.failed and self.variant != "goeson")
             return s, ("put" if short and s.state in OPEN else "count", i, number)
         if step == "put":
             return s._replace(box=number, after=s.posted), ("swap", i, number)
@@ -71,7 +73,7 @@ class Mailbox(Model):
             return s._replace(posted=s.posted + 1), ("write", i, number)
         if step == "write":
             if self.sends[i] == "F":
-                return s._replace(posted=s.posted - 1), ("call", i + 1, number)
+                return s._replace(failed=True), ("begin", i + 1, number)
             s = s._replace(socket=(*s.socket, number))
             blind = self.variant == "nocall"
             return s, ("begin" if blind else "call", i + 1, number + 1)
@@ -117,7 +119,8 @@ class Mailbox(Model):
                 return s, ("back",)
             ended = self.is_dead(s, "s") or not s.open
             return (s, OVER) if ended else []
-        return s._replace(state=COMING) if s.state == OUT else s, ("counted?",)
+        comes = s.state == OUT and self.may_come(s)
+        return s._replace(state=COMING) if comes else s, ("counted?",)
 
     def may_come(self, s: Both) -> bool:
         return s.open and s.posted == s.read
@@ -163,6 +166,8 @@ CASES = [
     broken("overtakes", "in the place of", lambda v: Mailbox("Lss", variant=v)),
     # the receiver goes to the socket and does not say so
     broken("stays", STUCK, lambda v: Mailbox("Ls", variant=v)),
+    # a sender uses the mailbox though a message before has failed
+    broken("goeson", STUCK, lambda v: Mailbox("sFs", variant=v)),
     # the receiver gives the mailbox free before it has copied the message
     broken("early", "in the place of", lambda v: Mailbox("sss", variant=v)),
 ]
