@@ -141,6 +141,16 @@ REPEATS = {
         "shared.append(1)",
         "manager.shutdown()",
     ),
+    "a manager's dictionary: read a key": (
+        f"{CONTEXT}; manager = context.Manager(); shared = manager.dict(key=1)",
+        "shared['key']",
+        "manager.shutdown()",
+    ),
+    "a manager's queue: put and get": (
+        f"{CONTEXT}; manager = context.Manager(); q = manager.Queue()",
+        "q.put(1); q.get()",
+        "manager.shutdown()",
+    ),
 }
 ROWS = {
     **{f"start to exit: {name}": (body, False) for name, body in PROGRAMS.items()},

@@ -29,6 +29,7 @@ SOURCES = (
     "leases.c",
     "fork.c",
     "frame.c",
+    "mailbox.c",
     "parcel.c",
     "rings.c",
     "tasks.c",

@@ -21,9 +21,10 @@ class Stats:
     shm_bytes: int
     """Payload bytes sent by descriptor."""
     ring_messages: int
-    """Messages sent whole in the slots of a queue's ring, which lies in shared memory."""
+    """Messages sent whole in shared memory: in the slots of a queue's ring, or in the mailbox of a
+    manager's connection."""
     ring_bytes: int
-    """Payload bytes sent in a queue's ring."""
+    """Payload bytes of those."""
     plain_messages: int
     """Messages sent whole through the pipe, or piece by piece through a queue without memory."""
     plain_bytes: int
@@ -35,9 +36,9 @@ class Stats:
     received_shm_bytes: int
     """Payload bytes received by descriptor."""
     received_ring_messages: int
-    """Messages received from the slots of a queue's ring."""
+    """Messages received from the slots of a queue's ring, or from a mailbox."""
     received_ring_bytes: int
-    """Payload bytes received from a queue's ring."""
+    """Payload bytes of those."""
     received_plain_messages: int
     """Messages received by the plain road."""
     received_plain_bytes: int

@@ -7,7 +7,8 @@
         large:  Parcel ------ frame of descriptors ----------------->  views of leased runs
         no memory: Message -- plain frame, counted with its reason ->  bytes
 
-`pipe_end` has the ends, `making` makes them.  `handshake` makes two strangers share memory.
+`pipe_end` has the ends, `making` makes them.  `call_end` has those of managers and proxies, whose
+short messages go by mailbox.  `handshake` makes two strangers share memory.
 `forking` resets ends in a forked child.  `search` finds the memory of an end that came here as a
 bare file descriptor.
 """

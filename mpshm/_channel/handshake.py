@@ -21,6 +21,7 @@ from .._memory.core import CORE_MISSING
 from .._memory.handover import receive_descriptors
 from .._memory.reader import Reader
 from ..counters import Reason
+from . import call_end
 from .making import adopt_end, import_stats_beside, new_arena
 from .pipe_end import Connection
 
@@ -99,6 +100,8 @@ class _Greeting(Connection):
         if self._messages == _GREETING_MESSAGES:
             self._offered = None
             self.__class__ = Connection  # type: ignore[assignment]
+            if self._arena is not None:
+                call_end.expect_request(self)
 
 
 def _adopt_for_greeting(end: stock.Connection, family: str) -> Connection:

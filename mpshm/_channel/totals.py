@@ -48,7 +48,8 @@ def process_stats() -> Stats:
 
 def described(end: CountedEnd, fd: int | None, readable: bool, writable: bool) -> str:
     """The end of a channel in words, for its repr."""
-    kind = f"{type(end).__module__}.{type(end).__name__}"
+    public = next(kind for kind in type(end).__mro__ if not kind.__name__.startswith("_"))
+    kind = f"{public.__module__}.{public.__name__}"
     if fd is None:
         return f"<{kind}, closed>"
     does = "sends and receives"

@@ -52,7 +52,7 @@ static uint64_t
 head_bytes_for(const struct arena_header *header)
 {
     uint64_t align = header->stride >= 32 * HUGE_BYTES ? HUGE_BYTES : SMALL_ALIGN;
-    uint64_t bytes = RING_OFFSET;
+    uint64_t bytes = MAILBOXES_END;
 
     if (header->slots > 0) {
         bytes = pieces_offset(header->slots, header->overflowing != 0) + (uint64_t) header->streams * PIECE_BYTES;

@@ -59,6 +59,15 @@
    F4  A frame that is written is as long as its length word says, and fits its pipe or its slot.
    F5  What a head was parsed to lies inside its frame, and what a reader holds inside its bytes.
 
+   Mailboxes
+   B1  Only the receiver takes a mailbox out of OUT, FULL and CALLED, and only a sender brings it to FULL or CALLED.
+   B2  What lies in a mailbox is a sender's to write until it is FULL, and the receiver's to read from then on until it
+       is COMING.  One thread of one process sends, and one receives, at a time.
+   B3  A message is counted in `posted` before a byte of it is in the socket.  When one has failed, its sender uses the
+       mailbox no more.
+   B4  A message in a mailbox is received when all that were counted before it have been: messages keep their order.
+   B5  A receiver blocks in the socket only while its mailbox says OUT, or a message is sure to come there.
+
    The ring
    G1  A position is claimed only while fewer than `bound` positions before it are open, that is claimed and
        not passed, and only when its slot has passed the lap before.  A position that has passed never is

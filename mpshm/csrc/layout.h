@@ -4,6 +4,7 @@
    A roster's file:  | roster header | records ... |
    An arena's file:  | arena header | its own roster, if strangers share it | marks | chain | stream records |
                      | ring 0 | (to alignment) pieces |
+                     | mailboxes |                                   of a connection, from the marks on
                      | (to alignment) ring 1 | ring 2 | ...               of a queue that grows
                      | segment 0 | segment 1 | ...                        `stride` apart, sparse
    Ring 0:           | ring | slots, each with its data | overflow |
@@ -150,6 +151,36 @@ _Static_assert(OWN_ROSTER_OFFSET + ROSTER_BYTES(OWN_ROSTER_LIMIT) <= MARKS_OFFSE
 #define MARK_INCARNATION(word) ((uint32_t) ((word) >> 48))
 #define MARK_VALUE(word) ((word) & UINT64_C(0xffffffffffff))
 #define CHAIN_OFFSET (MARKS_OFFSET + MARKS_BYTES)
+
+/* A connection's mailboxes, one for each direction: the first is the accepting end's to receive by (mailbox.c).  A page
+   each, a hole until an end uses it. */
+enum mailbox_state {
+    MAILBOX_OUT = 0,
+    MAILBOX_COMING = 1,
+    MAILBOX_LOOKING = 2,
+    MAILBOX_SLEEPING = 3,
+    MAILBOX_FULL = 4,
+    MAILBOX_CALLED = 5,
+};
+#define MAILBOX_BYTES 4032
+struct mailbox {
+    _Atomic uint32_t state;  /* truth: the receiver's alone while OUT, FULL or CALLED, of both else; and the futex that the
+                                receiver sleeps on.  Of the dead: a message is lost, as one in their socket would be */
+    _Atomic uint32_t cpu;    /* hint: where the sender ran when it last sent, and 1; 0: not known.  Wrong: the receiver
+                                spins in vain, or sleeps where a spin would have done */
+    _Atomic uint32_t read;   /* mine, the receiver's: messages that it has read from the socket since it began */
+    _Atomic uint32_t shut;   /* mine, the receiver's: it stays at the socket for good */
+    /* The others are mine, the sender's. */
+    _Atomic uint32_t open;   /* it uses its mailbox.  0: not yet, or not any more, and it counts nothing */
+    _Atomic uint32_t posted; /* messages that it has written to the socket since it began, or is about to */
+    _Atomic uint32_t after;  /* how many of those come before the message that lies here */
+    _Atomic uint32_t size;   /* bytes of that one */
+    uint32_t unused[8];
+    char data[MAILBOX_BYTES];
+};
+_Static_assert(sizeof(struct mailbox) == 4096, "layout");
+#define MAILBOXES_OFFSET CHAIN_OFFSET
+#define MAILBOXES_END (MAILBOXES_OFFSET + 2 * sizeof(struct mailbox))
 
 /* A queue's messages (ring.c).  Positions go up by one and are compared modulo 2^36; position p is slot
    p % slots in lap p / slots, modulo as many laps as there are.  What different processes write lies in different cache lines. */

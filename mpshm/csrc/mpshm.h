@@ -5,7 +5,7 @@
    MPSHM_E_ codes below, on failure.  All are safe to call from any thread.  None touches a Python
    object.  Ownership of memory is said at each function. */
 
-#define MPSHM_ABI 8
+#define MPSHM_ABI 9
 /* Bytes of a frame in a pipe, of a slot, of a slot with its overflow, and of a reader: see the size
    classes in docs/design.md. */
 #define MPSHM_FRAME_BYTES 4096
@@ -13,6 +13,7 @@
 #define MPSHM_SLOTS_AT_ONCE 128
 #define MPSHM_TINY_BYTES 1152
 #define MPSHM_READER_BYTES 32772
+#define MPSHM_MAILBOX_BYTES 4032
 #define MPSHM_DESCRIPTORS 65536
 #define MPSHM_LONG 131072
 #define MPSHM_COPIED 196608
@@ -249,6 +250,36 @@ void mpshm_take(mpshm_reader *reader, uint32_t i, mpshm_held *to);
 void mpshm_discard(mpshm_reader *reader);
 mpshm_held *mpshm_held_new(void);
 void mpshm_held_free(mpshm_held *held);
+
+/* One end of a connection whose messages are questions and answers: its two mailboxes (mailbox.c).  One thread at a
+   time puts, and one receives. */
+typedef struct {
+    void *in, *out;         /* to receive by, to send by */
+    mpshm_arena *arena;
+    mpshm_spin spin;
+    uint32_t generation;    /* of the process: a fork's child is another one */
+    uint32_t posting;       /* messages on their way to the socket, and those that have failed */
+    uint32_t asked;         /* the next message may answer what was sent */
+    char data[MPSHM_MAILBOX_BYTES];        /* of the last message that was received here */
+} mpshm_mailboxes;
+/* Both ends must be at rest: nothing is in the socket, or on its way there.  accepted: the end that a Listener has
+   made.  NULL: there is no memory, or the arena is a queue's. */
+mpshm_mailboxes *mpshm_mailboxes_new(mpshm_arena *arena, int accepted, uint32_t spin_us);
+void mpshm_mailboxes_free(mpshm_mailboxes *boxes);
+/* Hand a message to a receiver that waits: 1.  Or 0: write it to the socket, and then call mpshm_mailbox_posted.  If that
+   fails, do not: all later messages go through the socket then. */
+int mpshm_mailbox_put(mpshm_mailboxes *boxes, const char *data, uint64_t size);
+void mpshm_mailbox_posted(mpshm_mailboxes *boxes);
+/* Call after close(fd): a receiver that waits looks at the socket.  Does nothing in a fork's child. */
+void mpshm_mailbox_close(mpshm_mailboxes *boxes);
+/* Bytes of a message, now in `data`.  0: read one from the socket, and then call mpshm_mailbox_read.  -EINTR: look for
+   signals and call again. */
+int mpshm_mailbox_receive(mpshm_mailboxes *boxes);
+void mpshm_mailbox_read(mpshm_mailboxes *boxes);
+/* No message comes here until one has been read from the socket; for_good: nor later. */
+void mpshm_mailbox_leave(mpshm_mailboxes *boxes, int for_good);
+/* Whether a message lies here that no receiver waits for: one that came while another is to be read first. */
+int mpshm_mailbox_is_full(const mpshm_mailboxes *boxes);
 
 /* Queues: frames in a ring, of MPSHM_SLOT_BYTES, or up to MPSHM_TINY_BYTES for a message with no run.
    Many senders, many receivers, no lock. */

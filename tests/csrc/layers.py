@@ -23,6 +23,7 @@ LAYERS = """
     stream
     mirror trim turns
     arena inspect ring
+    mailbox
     leases pressure
     waking
     waiters

@@ -25,6 +25,7 @@ MODULES = (
     "stream",
     "holders",
     "pipe_runs",
+    "mailbox",
     "waiters",
 )
 
