@@ -95,7 +95,7 @@ bench-against: $(BUILD)/bench-deps $(AGAINST)/tree/installed
 
 stress: $(BUILD)/installed $(BUILD)/demo-deps
 	cd tests && $(BIN)/python -m models --large
-	$(MAKE) -C tests/csrc killpoints-all hostile-all crowds BUILD=$(BUILD)/csrc
+	$(MAKE) -C tests/csrc killpoints-all hostile-all crowds races BUILD=$(BUILD)/csrc
 	cd tests && $(BIN)/python -m stress $(ARGS)
 
 stress-large: $(BUILD)/installed

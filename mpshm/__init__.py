@@ -10,6 +10,7 @@
 
     mpshm.stats()                             what went through shared memory; what did not, and why
     queue.put_many(objects)  queue.get_many() many small messages at a time
+    connection.send(obj, track=True)          a message that can be taken back, as by queue.put
     connection.get_buf(size)                  memory to fill in place, for connection.send_buf
     mpshm.trim()                              give back memory that is kept warm
 
@@ -48,6 +49,7 @@ if _TYPE_CHECKING:  # for tools that freeze programs: what is imported on demand
     from ._channel.totals import process_stats as stats
     from ._memory.arena import trim
     from ._memory.buffer import Buffer
+    from ._memory.tracking import Tracking
     from .connection import Connection
     from .errors import BufferTooSmall, PlainRoadError, ProtocolError
 
@@ -61,6 +63,7 @@ __all__ = [
     "ProcessPoolExecutor",
     "ProtocolError",
     "Stats",
+    "Tracking",
     "install",
     "stats",
     "trim",
@@ -89,6 +92,7 @@ _LAZY = {
     "ProcessPoolExecutor": "executor",
     "ProtocolError": "errors",
     "Stats": "_stats",
+    "Tracking": "_memory.tracking",
     "install": "_install",
     "stats": "_channel.totals",
     "trim": "_memory.arena",

@@ -45,6 +45,7 @@ from ._channel.totals import process_stats as _process_stats
 from ._install import install as install, uninstall as uninstall
 from ._memory.arena import trim as trim
 from ._memory.buffer import Buffer as Buffer
+from ._memory.tracking import Tracking as Tracking
 from ._stats import Stats as Stats
 from .connection import Connection as Connection
 from .context import Process as Process, default_context as _default

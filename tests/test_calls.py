@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import os
@@ -462,3 +463,48 @@ def test_calls_begin_only_where_there_is_memory(monkeypatch: pytest.MonkeyPatch)
         assert type(accepted) is type(called) is mpshm.Connection
         called.send((1, "m", (), {}))
         assert "m" == accepted.recv()[1]
+
+
+def receive_into(got: list[Any], end: Any, count: int) -> None:
+    got.extend(end.recv() for _ in range(count))
+
+
+@pytest.mark.shared_memory("a message that is tracked lies there")
+@pytest.mark.parametrize("taken_back", [True, False])
+def test_a_tracked_message_among_calls_keeps_the_order(taken_back: bool) -> None:
+    """What is taken back is never read, so the counts of the mailbox would never agree again."""
+    with call_ends() as (accepted, called):
+        for side, other in ((called, accepted), (accepted, called)):
+            # The other waits at its mailbox when the tracked message is sent.
+            got: list[Any] = []
+            receive_two = functools.partial(receive_into, got, other, 2)
+            with meanwhile(receive_two):
+                time.sleep(0.005)
+                side.send(("first", 1))
+                tracking = side.send(("tracked", 2), track=True)
+                if taken_back and tracking.cancel():
+                    side.send(("last", 3))
+            assert got[0] == ("first", 1)
+            assert got[1] == (("tracked", 2) if tracking.received() else ("last", 3))
+            assert not other.poll()
+            for n in range(20):
+                side.send((str(n), n))
+                assert other.poll(10)
+                assert (str(n), n) == other.recv()
+                other.send(("#RETURN", n))
+                assert ("#RETURN", n) == side.recv()
+
+
+@pytest.mark.shared_memory("a message that is tracked lies there")
+def test_the_first_words_may_be_tracked() -> None:
+    accepted, called = ends()
+    with accepted, called:
+        tracking = called.send(REQUEST, track=True)
+        assert REQUEST == accepted.recv()
+        assert tracking.received()
+        assert accepted.send(("#RETURN", None), track=True).cancel()
+        accepted.send(("#RETURN", None))
+        assert ("#RETURN", None) == called.recv()
+        for n in range(20):
+            called.send((str(n), n))
+            assert (str(n), n) == accepted.recv()

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from multiprocessing.connection import wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._memory import mailbox
 from .._memory.mailbox import MAILBOX_BYTES, Mailboxes
@@ -22,6 +21,9 @@ from ..config import INLINE_MAX_BYTES
 from . import payload
 from .payload import SCALARS, STRINGS, Message, Received
 from .pipe_end import Connection, rebuild
+
+if TYPE_CHECKING:
+    from .._memory.tracking import Tracking
 
 _REQUEST = "accept_connection"
 """The method by which a proxy asks its manager for a thread that serves this connection."""
@@ -41,10 +43,11 @@ class _NewEnd(Connection):
     _sent_request: bool | None = None
     """Whether the request went from here; None: there was none yet."""
 
-    def send(self, obj: object) -> None:
+    def send(self, obj: object, track: bool = False) -> Any:
         """Send a picklable object."""
-        Connection.send(self, obj)
+        tracking = Connection.send(self, obj, track=True) if track else Connection.send(self, obj)
         _note(self, obj, sent=True)
+        return tracking
 
     def recv(self) -> Any:
         """Receive a picklable object; large arrays in it are private, writable views."""
@@ -123,9 +126,11 @@ class _CallEnd(Connection):
         if boxes is not None:
             boxes.close()
 
-    def send(self, obj: object) -> None:
+    def send(self, obj: object, track: bool = False) -> Any:
         """Send a picklable object."""
         boxes = self._boxes
+        if track:
+            return self._send_tracked(obj)
         if boxes is None or not _is_plain(obj):
             self._transmit(self._dump(obj))
             return
@@ -138,6 +143,17 @@ class _CallEnd(Connection):
                 counters.ring_bytes += size
                 return
             self._post(boxes, message)
+
+    def _send_tracked(self, obj: object) -> Tracking:
+        boxes = self._boxes
+        if boxes is not None:
+            # What is taken back is never read, so what was posted and what was read would differ
+            # for ever.  So one is left open: from now on all goes through the socket.
+            with self._send_lock:
+                _put(boxes.c, b"", 0)
+                _put(boxes.c, b"", 0)
+                boxes.posted()
+        return super()._send_tracked(obj)
 
     def _transmit(self, message: bytes | Message) -> None:
         boxes = self._boxes
@@ -203,7 +219,7 @@ class _CallEnd(Connection):
         if boxes.is_full or self._reader.pending:
             return True
         boxes.leave(for_good=False)
-        return boxes.is_full or bool(wait([self._handle], timeout))
+        return boxes.is_full or self._has_input(self._handle, timeout)
 
 
 def _is_plain(obj: Any) -> bool:

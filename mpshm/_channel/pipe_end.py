@@ -14,15 +14,16 @@ import os
 import pickle
 import sys
 import threading
+import time
 from multiprocessing import connection as stock
 from multiprocessing import reduction
 from multiprocessing.connection import wait
 from multiprocessing.util import info
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, overload
 
 from .. import config
 from .._memory import plain_frame
-from .._memory.arena import Arena, Run
+from .._memory.arena import Arena, Run, has_cancelled
 from .._memory.buffer import Buffer, check_buffer, private_buffer
 from .._memory.core import NO_MARK, NoArena, OutOfSharedMemory, ReaderFull
 from .._memory.parcel import Parcel
@@ -34,6 +35,7 @@ from . import forking, payload, search, totals
 from .payload import Message, Received
 
 if TYPE_CHECKING:
+    from .._memory.tracking import Tracking
     from .._stats import Stats
 
 
@@ -145,9 +147,32 @@ class Connection(stock.Connection):
 
     # Sending
 
-    def send(self, obj: object) -> None:
-        """Send a picklable object."""
+    @overload
+    def send(self, obj: object, *, track: Literal[False] = False) -> None: ...
+    @overload
+    def send(self, obj: object, *, track: Literal[True]) -> Tracking: ...
+    # Not with `*`, which type checkers see above: calls of this would not be specialized.
+    def send(self, obj: object, track: bool = False) -> Tracking | None:
+        """Send a picklable object.
+
+        track: return a Tracking, by which the message can be taken back until a receiver begins to
+        take it.
+        """
+        if track:
+            return self._send_tracked(obj)
         self._transmit(self._dump(obj))
+        return None
+
+    @property
+    def sending_fd(self) -> int:
+        """The descriptor, or -1 once this end is closed."""
+        handle = self._handle
+        return -1 if handle is None else handle
+
+    def _send_tracked(self, obj: object) -> Tracking:
+        from . import tracked  # few programs need it
+
+        return tracked.send(self, obj)
 
     def _dump(self, obj: object) -> bytes | Message:
         if self._handle is None or not self._writable:
@@ -385,9 +410,19 @@ class Connection(stock.Connection):
         return Buffer(data if isinstance(data, memoryview) else memoryview(bytearray(data)))
 
     def _poll(self, timeout: float | None) -> bool:
-        if self._reader.pending:
+        return self._reader.pending or self._has_input(self, timeout)
+
+    def _has_input(self, waited_for: Any, timeout: float | None) -> bool:
+        """Whether there is a message in time, or end of file.  waited_for: this end, or its fd."""
+        deadline = _monotonic() + timeout if timeout else timeout
+        if not wait([waited_for], timeout):
+            return False
+        arena = self._arena
+        if arena is None or not _has_cancelled(arena._c):
             return True
-        return bool(wait([self], timeout))
+        from . import tracked
+
+        return tracked.poll_past_cancelled(self._handle, arena, deadline)
 
     def stats(self) -> Stats:
         """What this end sent and received in this process, and what the channel's arena holds."""
@@ -396,6 +431,7 @@ class Connection(stock.Connection):
 
 # Looked up once, because every small message needs them.
 _write, _length_word, _loads = os.write, plain_frame.plain_header, pickle.loads
+_monotonic, _has_cancelled = time.monotonic, has_cancelled
 PLAIN_MAX_BYTES = plain_frame.PLAIN_MAX_BYTES
 
 

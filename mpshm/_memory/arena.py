@@ -39,6 +39,9 @@ if not CORE_MISSING:
         lib.MPSHM_NO_ROOM,
         lib.MPSHM_SEND_PLAIN,
     )
+    has_cancelled = lib.mpshm_has_cancelled
+else:
+    has_cancelled = None
 
 
 class Run:
@@ -251,6 +254,10 @@ class Arena:
             raise failure(code, f"{descriptor}")
         held.data, held.size = out[0], size
         return view_of(held)
+
+    def has_input(self, fd: int) -> bool:
+        """Whether a pipe or socket has more than messages that were taken back; at its end, too."""
+        return bool(lib.mpshm_has_input(self._c, fd))
 
     def wait_room(self, fd: int, size: int, mark: int | None = None) -> None:
         """Wait until `size` more bytes may be in flight, or no receiver drains the pipe `fd`.

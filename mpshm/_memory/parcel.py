@@ -79,6 +79,10 @@ class Parcel:
         c = ffi.from_buffer(data)
         self._put(lib.mpshm_put_stream, len(c), c, len(c), more)
 
+    def track(self, tracked: bool) -> None:
+        """Have the message go with a ticket, by which it can be taken back.  Call before settle."""
+        lib.mpshm_parcel_track(self._c, tracked)
+
     def put_run(self, run: Run, size: int) -> None:
         """Borrow a loaned run: its first `size` bytes become the whole stream."""
         if code := lib.mpshm_put_run(self._c, run._c, size):
@@ -105,26 +109,33 @@ class Parcel:
             else:
                 raise room_failure(code, f"no {size} bytes")
 
-    def send(self, stream: bytes) -> bool:
+    def send(self, stream: bytes, tracking: Any = None) -> bool:
         """Seal the runs and write the frame that names them: both, or neither and an OSError.
 
+        tracking: the core's struct, of a message that is tracked.
         The parcel cannot be used afterwards.  Returns whether it was written without a mapping, for
         want of address space.
         """
-        while (code := lib.mpshm_send(self._c, self._fd, stream, len(stream))) < 0:
+        args: tuple[Any, ...] = (self._c, self._fd, stream, len(stream))
+        send = lib.mpshm_send
+        if tracking is not None:
+            send, args = lib.mpshm_send_tracked, (*args, tracking)
+        while (code := send(*args)) < 0:
             if code != -errno.EINTR:
                 raise failure(code)
         self._spend()
         return bool(code)
 
-    def send_to_ring(self, end: Any, stream: bytes, place: Any) -> int:
+    def send_to_ring(self, end: Any, stream: bytes, place: Any, tracking: Any) -> int:
         """Seal the runs and put their frame in a queue's ring, without waiting.
 
-        end: the core's struct of the sending end; place: of the message's Place, or NO_PLACE.
+        end: the core's struct of the sending end; place: of the message's Place, or NO_PLACE;
+        tracking: of the message's Tracking, or NULL.
         Returns 0, and the parcel cannot be used afterwards; or the core's code, and the parcel is
         unchanged.
         """
-        code = int(lib.mpshm_queue_put_parcel(self._c, end, stream, len(stream), place))
+        put = lib.mpshm_queue_put_parcel_tracked
+        code = int(put(self._c, end, stream, len(stream), place, tracking))
         if code == 0:
             self._spend()
         return code

@@ -181,6 +181,14 @@ def put_placed(end: End, message: bytes, place: Place) -> None:
         raise room_failure(code)
 
 
+def put_tracked(end: End, message: bytes, place: Place | None, tracking: Any) -> None:
+    """put_placed of a message that is tracked, by the core's struct, and may have no place yet."""
+    c_place = NO_PLACE if place is None else place.c
+    code = lib.mpshm_queue_put_tracked(end.c, message, len(message), c_place, tracking)
+    if code < 0:
+        raise room_failure(code)
+
+
 def put_some(end: End, messages: list[bytes], places: list[Place | None] | None = None) -> int:
     """Put up to AT_ONCE messages without waiting; return how many, counted from the first.
 
@@ -198,12 +206,17 @@ def put_some(end: End, messages: list[bytes], places: list[Place | None] | None 
     return int(n)
 
 
-def send(parcel: Parcel, end: End, stream: bytes, place: Place | None) -> None:
+def send(
+    parcel: Parcel, end: End, stream: bytes, place: Place | None, tracking: Any = None
+) -> None:
     """Put a message that lies in runs, without waiting.
 
+    tracking: the core's struct, of a message that is tracked.
     Raises as `room_failure` says; the parcel keeps its runs then.
     """
-    if code := parcel.send_to_ring(end.c, stream, NO_PLACE if place is None else place.c):
+    c_place = NO_PLACE if place is None else place.c
+    c_tracking = ffi.NULL if tracking is None else tracking
+    if code := parcel.send_to_ring(end.c, stream, c_place, c_tracking):
         raise room_failure(code)
 
 

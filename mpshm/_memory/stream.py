@@ -55,6 +55,10 @@ class Stream:
             raise room_failure(code)
         return bool(code)
 
+    def track(self, tracking: Any) -> None:
+        """Have the core's struct mean this message, which has begun."""
+        lib.mpshm_stream_track(self._c, tracking)
+
     def go_on(self, timeout_ms: int) -> bool:
         """Write piece after piece, each when the one before it has been read; return True at last.
 

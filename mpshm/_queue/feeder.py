@@ -13,6 +13,7 @@ from .._channel import payload
 from .._memory import ring
 from .._memory.core import NO_WAIT
 from .._memory.places import Place
+from .._memory.tracking import Cancelled, Tracking
 from .bounds import PlaceSemaphore
 from .handing import Handed, report_from_feeder
 from .putting import is_over_mark, put_some_within, put_within
@@ -93,6 +94,8 @@ class Feeder:
     def _feed(self, item: Any) -> bool:
         """Put one object, or keep it for the next flush.  False: the thread must end."""
         if isinstance(item, Handed):
+            if item.tracking is not None:
+                return self._feed_tracked(item, item.tracking)
             obj, message = item.obj, item.message
             place: Place | None = item.place
         else:  # of a program that puts in the buffer by itself, as stock's put does
@@ -112,6 +115,28 @@ class Feeder:
                 self._arena.wait_room(self._end._handle, 1)
             put_within(self._end, message, place)
         except Exception as error:
+            return self._report_failure(error, obj, place)
+        return True
+
+    def _feed_tracked(self, item: Handed, tracking: Tracking) -> bool:
+        """Put one object that may be taken back meanwhile.  False: the thread must end."""
+        if not self._flush():
+            return False
+        obj, place = item.obj, item.place
+        if tracking.is_over:
+            return True
+        try:
+            message = item.message
+            if message is None:
+                message = payload.dump(obj, self._arena, NO_WAIT)
+                tracking.leave_message(item, message)
+            if is_over_mark(message):
+                self._arena.wait_room(self._end._handle, 1)
+            put_within(self._end, message, place, tracking=tracking)
+        except Cancelled:
+            return True
+        except Exception as error:
+            tracking.fail()
             return self._report_failure(error, obj, place)
         return True
 

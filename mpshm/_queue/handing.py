@@ -15,6 +15,7 @@ from .._memory.places import Place
 from .bounds import take_place_within
 
 if TYPE_CHECKING:
+    from .._memory.tracking import Tracking
     from .putting import QueuePutter
 
 
@@ -22,12 +23,26 @@ class Handed:
     """What the feeder's buffer holds: an object, its message, and its place in the queue.
 
     message: None if the feeder is to pickle the object.
+    tracking: of an object that the program may take back meanwhile; or None.
     """
 
-    __slots__ = ("message", "obj", "place")
+    __slots__ = ("message", "obj", "place", "tracking")
 
-    def __init__(self, obj: Any, message: bytes | Message | None, place: Place) -> None:
-        self.obj, self.message, self.place = obj, message, place
+    def __init__(
+        self,
+        obj: Any,
+        message: bytes | Message | None,
+        place: Place,
+        tracking: Tracking | None = None,
+    ) -> None:
+        self.obj, self.message, self.place, self.tracking = obj, message, place, tracking
+
+    def drop(self) -> None:
+        """Give back what the message has, because it was taken back."""
+        if isinstance(self.message, Message) and self.message.parcel is not None:
+            self.message.parcel.clear()
+        self.obj = self.message = None
+        self.place.give()
 
 
 class PutBatch:
@@ -47,7 +62,11 @@ class PutBatch:
 
 
 def give_to_feeder(
-    queue: QueuePutter[Any], obj: Any, message: bytes | Message | None, deadline: float | None
+    queue: QueuePutter[Any],
+    obj: Any,
+    message: bytes | Message | None,
+    deadline: float | None,
+    tracking: Tracking | None = None,
 ) -> None:
     """Have the feeder put an object, after those it holds already.
 
@@ -62,7 +81,9 @@ def give_to_feeder(
     except OSError:
         queue._check_open()  # another thread's close() came in between
         raise
-    handed = Handed(obj, message, place)
+    handed = Handed(obj, message, place, tracking)
+    if tracking is not None:
+        tracking.leave(handed.drop)
     with queue._notempty:
         if queue._closed:  # nobody would tell a feeder to end that starts now
             place.give()

@@ -21,12 +21,18 @@ from ..counters import Reason
 from . import aio
 
 if TYPE_CHECKING:
+    from .._memory.tracking import Tracking
     from .queue_end import QueueEnd
 
 _REASON = Reason.OUT_OF_SHARED_MEMORY
 
 
-def begin(end: QueueEnd, message: bytes | Message, place: Place | None) -> Stream | None:
+def begin(
+    end: QueueEnd,
+    message: bytes | Message,
+    place: Place | None,
+    tracking: Tracking | None = None,
+) -> Stream | None:
     """Put a message that has no runs by the plain road, without waiting.
 
     Returns None if it is put; else give what it returns to `finish` or `finish_async`.
@@ -35,7 +41,13 @@ def begin(end: QueueEnd, message: bytes | Message, place: Place | None) -> Strea
     """
     pipe_end.raise_if_required(_REASON)
     stream = Stream(end.ring_end, message if isinstance(message, bytes) else message.stream)
-    if not stream.begin(place):
+    if tracking is None:
+        is_whole = stream.begin(place)
+    else:
+        with tracking.sending() as c_tracking:
+            is_whole = stream.begin(place)
+            stream.track(c_tracking)
+    if not is_whole:
         return stream
     _count(end, stream)
     return None

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing import reduction
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from .._channel import making, payload, pipe_end, search
 from .._channel.payload import Message, Received
@@ -28,6 +28,7 @@ from . import putting
 
 if TYPE_CHECKING:
     from .._memory.ring import Batch, QueueCounters
+    from .._memory.tracking import Tracking
 
 
 class QueueEnd(pipe_end.Connection):
@@ -120,12 +121,37 @@ class QueueEnd(pipe_end.Connection):
         counters = self._counters
         return counters.ring_messages + counters.shm_messages > 0 or bool(counters.plain_reasons)
 
-    def send(self, obj: object) -> None:
-        """Send a picklable object, waiting while the ring is full."""
+    @overload
+    def send(self, obj: object, *, track: Literal[False] = False) -> None: ...
+    @overload
+    def send(self, obj: object, *, track: Literal[True]) -> Tracking: ...
+    def send(self, obj: object, track: bool = False) -> Tracking | None:
+        """Send a picklable object, waiting while the ring is full.  track: as for a Connection."""
+        if track:
+            return self._send_tracked(obj)
         message = payload.dump(obj, self._arena, self._handle)
         # A small message is tried at once.  If that fails, _transmit waits and tries again.
         if type(message) is not bytes or self.put_now(message, len(message)) < 0:
             self._transmit(message)
+        return None
+
+    @property
+    def core_end(self) -> Any:
+        """The core's struct; None once this end is closed."""
+        end = self._ring_end
+        return None if end is None else end.c
+
+    def _send_tracked(self, obj: object, reader: QueueEnd | None = None) -> Tracking:
+        from .._memory.tracking import Tracking
+
+        message = payload.dump(obj, self._arena, self._handle)
+        tracking = Tracking(self.ring_end.arena, self, reader)
+        try:
+            putting.put_within(self, message, tracking=tracking)
+        except BaseException:
+            putting.abandon_runs(message)
+            raise
+        return tracking
 
     def has_room(self, timeout_ms: int) -> bool:
         """Wait until the queue has room for a message; return False when the time is over first."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .._channel import payload
 from .._memory import places, ring
@@ -21,6 +21,7 @@ from .putting import abandon_runs, is_over_mark, put_some_within, put_within, tr
 from .putting_many import are_small, flush_on_error, pickle_in_batches, snapshot
 
 if TYPE_CHECKING:
+    from .._memory.tracking import Tracking
     from .queue_end import QueueEnd
 
 # Looked up once, because every message needs them.
@@ -33,6 +34,8 @@ class SimpleQueuePutter(ForTypes[T]):
     if TYPE_CHECKING:
         _arena: Any
         _end: QueueEnd | None
+        _source: QueueEnd | None
+        _writer: Any
 
     def _put_by_lock(self, obj: Any) -> None:
         raise NotImplementedError
@@ -40,12 +43,22 @@ class SimpleQueuePutter(ForTypes[T]):
     async def _aput_by_lock(self, obj: Any) -> None:
         raise NotImplementedError
 
-    def put(self, obj: T) -> None:
-        """Put an object in the queue, waiting while its ring is full."""
+    @overload
+    def put(self, obj: T, *, track: Literal[False] = False) -> None: ...
+    @overload
+    def put(self, obj: T, *, track: Literal[True]) -> Tracking: ...
+    def put(self, obj: T, track: bool = False) -> Tracking | None:  # no `*`: as in QueuePutter
+        """Put an object in the queue, waiting while its ring is full.
+
+        track: return a Tracking, by which the object can be taken back until a receiver begins to
+        take it.
+        """
+        if track:
+            return self._put_tracked(obj)
         end = self._end
         if end is None:
             self._put_by_lock(obj)
-            return
+            return None
         kind = type(obj)
         if (
             ((kind is bytes or kind is str) and len(obj) < INLINE_MAX_BYTES)  # type: ignore[arg-type]
@@ -58,8 +71,17 @@ class SimpleQueuePutter(ForTypes[T]):
             if direct is not None and len(stream) <= INLINE_MAX_BYTES:
                 if _put_one(direct, stream, len(stream)) < 0:
                     put_within(end, stream)
-                return
+                return None
         end.send(obj)
+        return None
+
+    def _put_tracked(self, obj: Any) -> Tracking:
+        if self._end is not None:
+            return self._end._send_tracked(obj, self._source)
+        from .tracked import untracked  # few programs need it
+
+        self._put_by_lock(obj)
+        return untracked(self._writer)
 
     def put_many(self, objects: Iterable[T]) -> int:
         """Put all objects, small ones in batches with one wake-up each; return how many."""

@@ -9,6 +9,7 @@
        length word  big-endian 32    0x80000000 | bytes that follow
        flags        16               1: the one descriptor names an index, the run of all the others;
                                      2: and behind them the index holds the stream
+                                     8: the index is a ticket (tracking.c); it may hold a stream and no descriptor
        stream runs  16               how many descriptors, the first, hold the message's stream
        buffer runs  32               how many after them hold a buffer each
        descriptors  20 each          mmap_id 32, chunk_id 32, size in bytes 64, tag 32
@@ -56,6 +57,7 @@
 #define INDEX 1
 #define STREAM_IN_INDEX 2
 #define THROUGH_RECORD 4
+#define TRACKED 8
 
 /* A process that has asked a question spins longer, by this part of the usual time: as long as the other
    side needs to unpickle a question of 16 KiB and to pickle its answer (measured, objects: a round trip
@@ -125,7 +127,7 @@ frame_put(char *frame, const mpshm_parcel *parcel, const char *stream, uint64_t 
     INVARIANT(P1, parcel->stream_runs <= parcel->count && parcel->stream_runs <= UINT16_MAX);
     INVARIANT(F4, parcel->has_index || frame_fits(parcel->arena, parcel->count, stream_size));
     uint16_t flags = !parcel->has_index ? 0 : stream_size > 0 ? INDEX | STREAM_IN_INDEX : INDEX;
-    uint16_t head[2] = {flags, (uint16_t) parcel->stream_runs};
+    uint16_t head[2] = {parcel->is_tracked ? flags | TRACKED : flags, (uint16_t) parcel->stream_runs};
     uint32_t buffer_runs = parcel->count - parcel->stream_runs;
     char *at = frame + LENGTH_BYTES + HEAD_BYTES;
 
@@ -315,6 +317,26 @@ get_descriptor(const unsigned char *at)
     return d;
 }
 
+/* Whether a tracked message's frame is at the beginning of so many bytes of a pipe: its ticket, and the frame's size. */
+bool
+frame_ticket(const unsigned char *frame, uint64_t have, mpshm_descriptor *ticket, uint64_t *size)
+{
+    struct frame_head head;
+    uint32_t length;
+
+    if (have < LENGTH_BYTES + HEAD_BYTES + DESCRIPTOR_BYTES) {
+        return false;
+    }
+    memcpy(&length, frame, LENGTH_BYTES);
+    length = ntohl(length);
+    *size = LENGTH_BYTES + (uint64_t) (length & ~SIGN);
+    if (length < SIGN || *size > have || frame_head(frame, &head) != 0 || !head.tracked) {
+        return false;
+    }
+    *ticket = get_descriptor(frame + head.descriptors);
+    return true;
+}
+
 /* Parse a descriptor frame's head, checking it against the frame's length: 0, or MPSHM_E_...  F5 */
 int
 frame_head(const unsigned char *frame, struct frame_head *head)
@@ -329,7 +351,9 @@ frame_head(const unsigned char *frame, struct frame_head *head)
     }
     memcpy(halves, frame + LENGTH_BYTES, 4);
     memcpy(&head->buffer_runs, frame + LENGTH_BYTES + 4, 4);
-    if (halves[0] != 0 && halves[0] != INDEX && halves[0] != (INDEX | STREAM_IN_INDEX)) {
+    head->tracked = (halves[0] & TRACKED) != 0;
+    halves[0] &= (uint16_t) ~TRACKED;
+    if ((halves[0] != 0 || head->tracked) && halves[0] != INDEX && halves[0] != (INDEX | STREAM_IN_INDEX)) {
         return MPSHM_E_FLAG;
     }
     head->indexed = (halves[0] & INDEX) != 0;
@@ -338,8 +362,9 @@ frame_head(const unsigned char *frame, struct frame_head *head)
 
     uint64_t count = (uint64_t) head->stream_runs + head->buffer_runs;
     uint64_t named = head->indexed ? 1 : count;
+    bool has_none = count == 0 && !(head->tracked && head->stream_in_index); /* nor a stream in a ticket */
 
-    if (count == 0 || count > UINT32_MAX || HEAD_BYTES + named * DESCRIPTOR_BYTES > length) {
+    if (has_none || count > UINT32_MAX || HEAD_BYTES + named * DESCRIPTOR_BYTES > length) {
         return MPSHM_E_COUNT;
     }
     head->descriptors = LENGTH_BYTES + HEAD_BYTES;
@@ -495,13 +520,19 @@ lease_frame(mpshm_reader *reader, mpshm_arena *arena, const struct frame_head *h
 
     if (head->indexed) {
         error = frame_lease_index(arena, NO_POSITION, table, &index, &reader->bad);
+        if (head->tracked) {
+            mpshm_descriptor ticket = get_descriptor(table);
+
+            error = error != 0 && lease_drop_cancelled(arena, &ticket) ? MPSHM_E_CANCELLED : error;
+            tracking_tell(arena); /* the lease has decided whose it is */
+        }
         table = (unsigned char *) index.data;
         if (error == 0) {
             error = frame_index(head, index.size, MPSHM_READER_BYTES - LENGTH_BYTES, &stream_size);
         }
     }
     if (error == 0) {
-        reader->runs = calloc(count, sizeof *reader->runs);
+        reader->runs = calloc(count > 0 ? count : 1, sizeof *reader->runs);
         error = reader->runs == NULL
                     ? -ENOMEM
                     : frame_lease_all(arena, NO_POSITION, table, count, reader->runs,
@@ -642,14 +673,10 @@ has_input(mpshm_arena *arena, const void *fd)
     return poll(&end, 1, 0) != 0;
 }
 
-int
-mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max,
-              uint32_t copy_max)
+/* mpshm_receive of the next frame.  MPSHM_E_CANCELLED: it was there in vain. */
+static int
+receive_frame(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max, uint32_t copy_max)
 {
-    if (reader->full) {
-        return -EBUSY;
-    }
-    mpshm_discard(reader); /* all were taken: this frees the list */
     uint32_t generation = mpshm_process.generation;
 
     if (arena != NULL && reader->inside != generation) { /* a fork's child has not said so itself */
@@ -680,6 +707,22 @@ mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_ma
         arena_keep(arena);
         reader->told = arena;
     }
+    return n;
+}
+
+int
+mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max,
+              uint32_t copy_max)
+{
+    int n;
+
+    if (reader->full) {
+        return -EBUSY;
+    }
+    mpshm_discard(reader); /* all were taken: this frees the list */
+    do {
+        n = receive_frame(reader, fd, arena, body_max, copy_max);
+    } while (n == MPSHM_E_CANCELLED);
     return n;
 }
 

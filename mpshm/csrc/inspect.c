@@ -77,6 +77,7 @@ visit_gauges(struct segment *seg, void *context)
             out->bytes_loaned += bytes;
             break;
         case RUN_FLIGHT:
+        case RUN_CANCELLED: /* until its frame is met */
             out->runs_in_flight++;
             out->bytes_in_flight += bytes;
             break;

@@ -384,15 +384,18 @@ struct mpshm_parcel {
     struct part *parts;
     uint32_t count, room, stream_runs;
     bool has_index;
+    bool is_tracked;        /* its index is a ticket */
     struct part index;
 };
 /* Seal all runs, or none: 0 or the error.  Ended by one of the two others. */
 int parcel_seal(mpshm_parcel *parcel, uint64_t position, uint64_t *bytes);
 void parcel_unseal(mpshm_parcel *parcel, uint64_t position);
-void parcel_handed_over(mpshm_parcel *parcel, uint64_t position);
+int parcel_track_room(const mpshm_parcel *parcel, mpshm_tracking *tracking); /* call before the seal; NULL: 0 */
+void parcel_handed_over(mpshm_parcel *parcel, uint64_t position, mpshm_tracking *tracking); /* tracking: or NULL */
 bool parcel_is_unmapped(const mpshm_parcel *parcel);
 struct frame_head {
     bool indexed, stream_in_index;
+    bool tracked;           /* its index is a ticket, by which the sender may take the message back */
     uint32_t stream_runs, buffer_runs;
     uint32_t descriptors, stream, end; /* where in the frame they begin, and it ends */
 };
@@ -409,6 +412,7 @@ int frame_lease_all(mpshm_arena *arena, uint64_t position, const unsigned char *
 int frame_index(const struct frame_head *head, uint64_t index_size, uint64_t most,
                 uint64_t *stream);
 bool frame_fits(const mpshm_arena *arena, uint64_t descriptors, uint64_t stream_size);
+bool frame_ticket(const unsigned char *frame, uint64_t have, mpshm_descriptor *ticket, uint64_t *size);
 uint32_t frame_put(char *frame, const mpshm_parcel *parcel, const char *stream,
                    uint64_t stream_size);
 int frame_read(mpshm_reader *reader, int fd, uint32_t body_max, bool knows);
@@ -430,6 +434,8 @@ int lease_copy(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t positi
 int lease_read(const mpshm_held *held);
 int lease_read_now(const mpshm_held *held);
 void release_run(void *data);
+/* Whether the sender has taken that ticket's message back.  If so its run, which names nothing any more, is free now. */
+bool lease_drop_cancelled(mpshm_arena *arena, const mpshm_descriptor *what);
 struct lease {
     char *data; /* NULL: empty place */
     struct mapping *mapping; /* NULL: a block, which is this process's alone */
@@ -444,6 +450,34 @@ struct lease *leases_next(struct lease *before); /* NULL: the first; gives NULL 
 /* A further holder of a leased run: false if the run has no place for its name. */
 bool lease_add_holder(struct segment *seg, uint32_t at, name holder);
 void lease_drop_dead(struct segment *seg, uint32_t at); /* of a SHARED run, for reap.c */
+
+/* tracking.c */
+struct tracked_run {
+    uint32_t mmap_id, chunk_id;
+    uint64_t word;          /* what it says in flight */
+};
+struct mpshm_tracking {
+    mpshm_arena *arena;
+    struct tracked_run *runs; /* a connection's ticket first */
+    uint32_t count, room;
+    uint64_t spot;          /* of its slot; NO_POSITION: it is on a connection */
+    uint32_t generation;    /* of the process that has sent it; 0: it has not been sent */
+    uint32_t state;         /* MPSHM_TRACK_..., once that is settled */
+    bool by_stream;         /* it goes through a stream record */
+};
+int tracking_room(mpshm_tracking *tracking, uint32_t count); /* call before it is sent: 0, or -ENOMEM */
+/* It is out.  Under arena_lock, with the first: of one run. */
+void tracking_add(mpshm_tracking *tracking, const mpshm_run *run, uint64_t word);
+void tracking_begins(mpshm_tracking *tracking, uint64_t spot);
+void tracking_call(mpshm_arena *arena);
+/* A message has been taken, which somebody may wait for. */
+static inline void
+tracking_tell(mpshm_arena *arena)
+{
+    if ((atomic_load(&arena->header->tracked) & MAY_WATCH) != 0) {
+        tracking_call(arena);
+    }
+}
 
 /* strays.c: all but the first under arena_lock. */
 void strays_inside(mpshm_arena *arena, bool begins);

@@ -124,6 +124,12 @@
        Otherwise only the owner frees it.
    T4  A taker that finds the owner dead reads `written` once more before it skips the slot.
 
+   Messages that are tracked
+   K1  A tracked message is taken, or taken back, by one compare-and-swap of one word: of its slot, from READY; or of its
+       ticket's run, from FLIGHT.  Who takes it back frees its runs afterwards, and nobody leases them.
+   K2  A tracking notes the runs of one message, of this process, before that can be taken back; a connection's first is
+       the ticket, which stays in use until its frame has been met.
+
    Rosters
    E1  A process has a name before its first change to shared words; a fork's child has another
        (`generation`).

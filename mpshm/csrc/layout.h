@@ -125,6 +125,10 @@ struct arena_header {
                                    Wrong: memory stays warm, or is given back once more */
     _Atomic uint32_t trim_soon; /* hint: enum warmth, somebody asks for a trim; 0: nobody.  The same */
     _Atomic uint32_t trimmed; /* hint: the period in which somebody has last looked whether memory can go back */
+    _Atomic uint32_t tracked; /* hint: event count and futex of those that wait until their message is taken: changes 30 |
+                                 SOME_CANCELLED 1, never clear again | MAY_WATCH 1, set by each that is about to sleep.
+                                 Wrong: one futile call of the kernel, a look into the pipe more, or they sleep until
+                                 their watch */
     _Atomic uint64_t watches; /* hint: which periods somebody wakes in by itself (watch.c): number of the first
                                  32 | a bit for each of 32.  A bit of the dead, or a wrong one, ends with its
                                  period; meanwhile another sleeps a period longer */
@@ -134,6 +138,10 @@ _Static_assert(offsetof(struct arena_header, segment_limit) == 12, "layout");
 _Static_assert(offsetof(struct arena_header, id) == 40, "layout");
 _Static_assert(offsetof(struct arena_header, segment) == 104, "layout");
 _Static_assert(sizeof(struct arena_header) <= 4096, "layout");
+/* In `tracked`. */
+#define MAY_WATCH UINT32_C(1)
+#define SOME_CANCELLED UINT32_C(2)
+#define ONE_CHANGE UINT32_C(4)
 
 /* An arena that strangers share has a roster of its own, so that no stranger can forge a death in a
    family's. */
@@ -463,12 +471,12 @@ struct run {
 _Static_assert(sizeof(struct run) == 16, "layout");
 
 /* FREE -> LOANED -> FLIGHT -> LEASED -> FREE;  LOANED -> FREE, abandoned;  LEASED -> SHARED -> FREE, when no
-   holder's name is left.
+   holder's name is left;  of a ticket: FLIGHT -> CANCELLED -> FREE, by who meets its frame.
    Run word: tag 31 | name 30 | state 3.  In flight through a ring: its spot in the place of both, for
    nobody has the run then but its slot.  In the place of the name a SHARED run has a count, which goes up
    before a name goes away.  A claim's tag is new in its segment, and goes with the run; in a queue's arena a
    lease replaces it by the position.  So no word comes again in the same state but FREE. */
-enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, RUN_SHARED = 4 };
+enum run_state { RUN_FREE = 0, RUN_LOANED = 1, RUN_FLIGHT = 2, RUN_LEASED = 3, RUN_SHARED = 4, RUN_CANCELLED = 5 };
 #define TAG_MASK UINT32_C(0x7fffffff)
 #define RUN_WORD(tag, who, state) \
     ((uint64_t) ((tag) & TAG_MASK) << 33 | (uint64_t) (who) << 3 | (uint64_t) (state))

@@ -300,6 +300,19 @@ acquire(mpshm_arena *arena, const mpshm_descriptor *what, uint64_t position, str
     return 0;
 }
 
+bool
+lease_drop_cancelled(mpshm_arena *arena, const mpshm_descriptor *what)
+{
+    struct segment *seg;
+
+    if (segment_map(arena, what->mmap_id, &seg) != 0 || what->chunk_id >= seg->count) {
+        return false;
+    }
+    uint64_t word = atomic_load(&seg->runs[what->chunk_id].word);
+
+    return RUN_STATE(word) == RUN_CANCELLED && RUN_TAG(word) == what->tag && run_free(seg, what->chunk_id, word);
+}
+
 /* The leased run itself: 0; or -ENOMEM, and nothing has changed. */
 static int
 add_view(struct segment *seg, const mpshm_descriptor *what, mpshm_held *to)

@@ -50,6 +50,7 @@ enum {
     MPSHM_E_STREAM = -10027,      /* a stream record is not what the slot that names it, or its sender, says */
     MPSHM_E_STREAM_SIZE = -10028, /* and its message has another length */
     MPSHM_E_GIVEN_UP = -10029,    /* the sender gave up in the middle: no call returns it */
+    MPSHM_E_CANCELLED = -10030,   /* the sender has taken its message back: the same */
 };
 
 /* How an arena's memory file is made. */
@@ -226,6 +227,29 @@ int mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size);
    or one of these two; then nothing is kept. */
 int mpshm_send_copy(mpshm_arena *arena, int fd, const char *data, uint64_t size, uint64_t mark);
 
+/* A message that its sender can take back until a receiver begins to take it.  Empty before it is sent; belongs to the
+   process that has sent it: in a fork's child all calls give MPSHM_E_FOREIGN.  Keeps its arena. */
+typedef struct mpshm_tracking mpshm_tracking;
+mpshm_tracking *mpshm_tracking_new(mpshm_arena *arena);
+void mpshm_tracking_free(mpshm_tracking *tracking);
+/* Have the parcel go with a ticket, or without: call before mpshm_settle, which then claims that; there need be no part, if
+   there is a stream. */
+void mpshm_parcel_track(mpshm_parcel *parcel, int tracked);
+/* mpshm_send of such a parcel. */
+int mpshm_send_tracked(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size, mpshm_tracking *tracking);
+#define MPSHM_TRACK_WAITS 0     /* nobody has begun to take it */
+#define MPSHM_TRACK_RECEIVED 1  /* a process has taken it, or takes it */
+#define MPSHM_TRACK_CANCELLED 2 /* no receiver will see it */
+/* Which of the three.  -EINVAL: it has not been sent. */
+int mpshm_tracking_state(mpshm_tracking *tracking);
+/* Wait until it is not the first any more; or return that when the time (-1: as long as one sleep lasts) is over, or
+   earlier.  fd: the sending end, -1: it is closed; -EPIPE: no receiver is left that could take it. */
+int mpshm_tracking_wait(mpshm_tracking *tracking, int fd, int timeout_ms);
+/* Whether any message of the connection may have been taken back.  If so, whether there is something else in the pipe or
+   socket than such messages, or it cannot be told; at end of file, too. */
+int mpshm_has_cancelled(mpshm_arena *arena);
+int mpshm_has_input(mpshm_arena *arena, int fd);
+
 /* The receiver's verbs. */
 int mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size,
                 uint32_t tag, char **data);
@@ -384,6 +408,16 @@ int mpshm_queue_put_parcel(mpshm_parcel *parcel, const mpshm_end *end, const cha
 int mpshm_queue_put_some(const mpshm_end *end, const char *data, const uint32_t *sizes, uint32_t count,
                          mpshm_place *const *places);
 int mpshm_queue_put_one(const mpshm_end *end, const char *data, uint32_t size, mpshm_place *place);
+/* The same of a tracked message, and of one in runs; place: or NULL. */
+int mpshm_queue_put_tracked(const mpshm_end *end, const char *data, uint32_t size, mpshm_place *place,
+                            mpshm_tracking *tracking);
+int mpshm_queue_put_parcel_tracked(mpshm_parcel *parcel, const mpshm_end *end, const char *stream, uint64_t size,
+                                   mpshm_place *place, mpshm_tracking *tracking);
+/* Take a message back, if nobody has begun to take it, and free its memory: which of the last two MPSHM_TRACK_ it is then.
+   reader: the queue's end to receive by, if this process has it open; or NULL. */
+int mpshm_tracking_cancel(mpshm_tracking *tracking, const mpshm_end *reader);
+/* And of one that mpshm_stream_begin has put. */
+void mpshm_stream_track(const mpshm_stream *stream, mpshm_tracking *tracking);
 /* The same for a message without a place: one pointer less to convert is 20 ns of 600. */
 int mpshm_queue_put_new(const mpshm_end *end, const char *data, uint32_t size);
 /* A place that is not taken yet, and keeps its arena; freeing it gives back what it has. */

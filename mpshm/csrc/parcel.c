@@ -52,7 +52,7 @@ mpshm_parcel_clear(mpshm_parcel *parcel)
         (void) mpshm_abandon(&parcel->index.run);
     }
     parcel->count = parcel->stream_runs = 0;
-    parcel->has_index = false;
+    parcel->has_index = parcel->is_tracked = false;
     if (parcel->arena != NULL) {
         arena_let_go(parcel->arena);
         parcel->arena = NULL;
@@ -245,7 +245,7 @@ mpshm_settle(mpshm_parcel *parcel, uint64_t size, uint64_t mark)
     if (parcel->stream_runs > 0) {
         size = 0;
     }
-    if (!frame_fits(parcel->arena, parcel->count, size) && !parcel->has_index) {
+    if ((parcel->is_tracked || !frame_fits(parcel->arena, parcel->count, size)) && !parcel->has_index) {
         parcel->index.size = (uint64_t) parcel->count * DESCRIPTOR_BYTES + size;
         /* No receiver gets a view of an index, so small chunks will do. */
         error = claim_run(parcel, parcel->index.size, mark,
@@ -343,12 +343,35 @@ part_is_out(struct part *part, uint64_t position)
     pressure_note(part->run.arena, &part->run, run_flight_word(&part->run, position));
 }
 
+/* The words of a tracked parcel's runs in flight, its ticket's first; at a position, which says all, there is none. */
+static void
+note_runs(mpshm_tracking *tracking, const mpshm_parcel *parcel, uint64_t position)
+{
+    if (parcel->has_index) {
+        tracking_add(tracking, &parcel->index.run, run_flight_word(&parcel->index.run, position));
+    }
+    for (uint32_t i = 0; i < parcel->count; i++) {
+        tracking_add(tracking, &parcel->parts[i].run, run_flight_word(&parcel->parts[i].run, position));
+    }
+    tracking_begins(tracking, position);
+}
+
+int
+parcel_track_room(const mpshm_parcel *parcel, mpshm_tracking *tracking)
+{
+    return tracking == NULL ? 0 : tracking_room(tracking, parcel->count + parcel->has_index);
+}
+
 /* The frame is out: note its runs' bytes as in flight, and empty the parcel.  The caller lets go of the
    arena.  P2 */
 void
-parcel_handed_over(mpshm_parcel *parcel, uint64_t position)
+parcel_handed_over(mpshm_parcel *parcel, uint64_t position, mpshm_tracking *tracking)
 {
     uint64_t size = 0;
+
+    if (tracking != NULL) {
+        note_runs(tracking, parcel, position);
+    }
 
     INVARIANT(E1, arena_is_locked(parcel->arena));
     for (uint32_t i = 0; i < parcel->count; i++) {
@@ -360,18 +383,29 @@ parcel_handed_over(mpshm_parcel *parcel, uint64_t position)
     }
     parcel->arena = NULL;
     parcel->count = parcel->stream_runs = 0;
-    parcel->has_index = false;
+    parcel->has_index = parcel->is_tracked = false;
     heap_keep(size);
 }
 
-int
-mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
+void
+mpshm_parcel_track(mpshm_parcel *parcel, int tracked)
+{
+    parcel->is_tracked = tracked != 0;
+}
+
+/* tracking: or NULL. */
+static int
+send_parcel(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size, mpshm_tracking *tracking)
 {
     char frame[MPSHM_FRAME_BYTES];
     mpshm_arena *arena = parcel->arena;
 
-    if (parcel->count == 0 || arena->slot_bytes != 0) {
+    if ((parcel->count == 0 && !parcel->is_tracked) || arena->slot_bytes != 0
+        || parcel->is_tracked != (tracking != NULL) || (parcel->is_tracked && !parcel->has_index)) {
         return -EINVAL;
+    }
+    if (parcel_track_room(parcel, tracking) != 0) {
+        return -ENOMEM;
     }
     if (parcel->stream_runs > 0) {
         size = 0;
@@ -401,7 +435,7 @@ mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
     if (error != 0) {
         parcel_unseal(parcel, NO_POSITION);
     } else {
-        parcel_handed_over(parcel, NO_POSITION);
+        parcel_handed_over(parcel, NO_POSITION, tracking);
     }
     arena_unlock(arena);
     if (error == 0) {
@@ -409,6 +443,18 @@ mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
         error = unmapped ? MPSHM_SENT_UNMAPPED : 0;
     }
     return error;
+}
+
+int
+mpshm_send(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size)
+{
+    return send_parcel(parcel, fd, stream, size, NULL);
+}
+
+int
+mpshm_send_tracked(mpshm_parcel *parcel, int fd, const char *stream, uint64_t size, mpshm_tracking *tracking)
+{
+    return tracking == NULL ? -EINVAL : send_parcel(parcel, fd, stream, size, tracking);
 }
 
 /* The parcel lives on the stack, with one part: it ends with this call, sent or cleared. */

@@ -417,8 +417,8 @@ ring_has_passed(const mpshm_arena *arena, uint64_t spot)
     return ring != NULL && is_passed(ring, atomic_load(slot_word(ring, position)), position);
 }
 
-/* The message that was put at that spot is not to be taken, if nobody has begun to take it.  Only of one that is not whole
-   without its sender: by that, or once it is dead (stream.c).  False: it has been taken. */
+/* The message that was put at that spot is not to be taken, if nobody has begun to take it: by its sender (tracking.c); or,
+   if it is not whole without that, once it is dead (stream.c).  False: it has been taken. */
 bool
 ring_take_back(mpshm_arena *arena, uint64_t spot)
 {

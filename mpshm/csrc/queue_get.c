@@ -255,8 +255,8 @@ open_slot(mpshm_batch *batch, uint64_t position, const unsigned char *slot, mpsh
     }
     int error = frame_head(slot, &head);
 
-    if (error != 0) {
-        return error;
+    if (error != 0 || head.tracked) { /* here the slot says who has the message, and no ticket */
+        return error != 0 ? error : MPSHM_E_FLAG;
     }
     if (!head.indexed && head.stream_runs == 1 && head.buffer_runs == 0) {
         error = data_room(batch, SMALL_RUN_BYTES);
@@ -410,6 +410,7 @@ take(mpshm_batch *batch, uint32_t most)
         open_slots(batch, (unsigned char *) frames, positions, few);
         if (few > 0) {
             waiters_let_in(arena, (int) few);
+            tracking_tell(arena);
         }
         all_few += few;
         if (all) {

@@ -16,7 +16,7 @@ validate_run(struct segment *seg, uint32_t at, uint64_t word)
 {
     uint32_t chunks = EXTENT_CHUNKS(atomic_load(&seg->runs[at].more));
 
-    if (RUN_STATE(word) > RUN_SHARED || chunks == 0 || chunks > seg->count - at) {
+    if (RUN_STATE(word) > RUN_CANCELLED || chunks == 0 || chunks > seg->count - at) {
         return -__LINE__; /* L2: state, length */
     }
     if ((RUN_STATE(word) == RUN_LOANED || RUN_STATE(word) == RUN_LEASED) && RUN_HOLDER(word) == 0) {

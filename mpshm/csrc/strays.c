@@ -106,7 +106,7 @@ is_out(mpshm_arena *arena, const struct segment *seg, uint32_t at, uint64_t word
     return false;
 }
 
-/* Note all runs in flight of dead senders, and of this one. */
+/* Note all runs in flight of dead senders, and of this one; and the tickets of all messages that were taken back. */
 static void
 find_runs(mpshm_arena *arena, struct strays *strays)
 {
@@ -123,6 +123,9 @@ find_runs(mpshm_arena *arena, struct strays *strays)
             uint64_t word = atomic_load(&seg->runs[at].word);
             bool flies = RUN_STATE(word) == RUN_FLIGHT;
 
+            if (RUN_STATE(word) == RUN_CANCELLED) { /* only of a message whose frame is out */
+                add(strays, (struct stray) {seg, at, word});
+            }
             if (flies && RUN_HOLDER(word) != asked) {
                 asked = RUN_HOLDER(word);
                 dead = arena_name_is_dead(arena, asked);

@@ -93,6 +93,15 @@ mpshm_stream_begin(mpshm_stream *stream, const mpshm_end *end, const char *data,
     return result;
 }
 
+void
+mpshm_stream_track(const mpshm_stream *stream, mpshm_tracking *tracking)
+{
+    arena_lock(stream->arena);
+    tracking->by_stream = true;
+    tracking_begins(tracking, stream->spot);
+    arena_unlock(stream->arena);
+}
+
 int
 mpshm_stream_wait(mpshm_arena *arena, int timeout_ms)
 {

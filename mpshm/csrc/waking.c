@@ -186,6 +186,7 @@ waiters_see_death(mpshm_arena *arena)
 {
     INVARIANT(A4, arena_is_locked(arena));
     pressure_call_unasked(arena);
+    (void) futex_wake(&arena->header->tracked, INT_MAX);
     if (arena->chain != NULL) {
         look_round(arena);
         waiters_call(arena, 1);

@@ -27,9 +27,9 @@ LAYERS = """
     leases pressure
     waking
     waiters
-    stream_get
+    stream_get tracking
     fork frame queue reap
-    claims queue_get
+    claims peek queue_get
     runs
     parcel
     queue_put

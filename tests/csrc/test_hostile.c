@@ -501,6 +501,7 @@ static mpshm_held kept[KEPT]; /* views that it has */
 static mpshm_run *loans[KEPT];
 static mpshm_place *places[KEPT];
 static mpshm_stream *streaming;
+static mpshm_tracking *tracked[KEPT]; /* messages that it may take back */
 static mpshm_reader *reader;
 static mpshm_batch *batch;
 static uint64_t refused, done;
@@ -564,11 +565,13 @@ any_size(uint64_t *state)
 }
 
 static mpshm_parcel *
-any_parcel(uint64_t *state, mpshm_arena *arena, uint64_t *stream)
+any_parcel(uint64_t *state, mpshm_arena *arena, uint64_t *stream, bool has_ticket)
 {
     mpshm_parcel *parcel = parcel_of(arena);
     uint32_t buffers = below(state, 4) ? below(state, 3) : 4 + below(state, 6);
     int error = 0;
+
+    mpshm_parcel_track(parcel, has_ticket);
 
     for (uint32_t i = 0; i < buffers && error == 0; i++) {
         error = mpshm_put_buffer(parcel, text, any_size(state), UINT64_MAX);
@@ -593,12 +596,50 @@ static void
 send(uint64_t *state)
 {
     uint64_t stream;
-    mpshm_parcel *parcel = any_parcel(state, either(state), &stream);
+    mpshm_parcel *parcel = any_parcel(state, either(state), &stream, false);
 
     if (parcel != NULL) {
         ended(hostile->chain == NULL ? mpshm_send(parcel, line[1], text, stream)
                                     : mpshm_queue_put_parcel(parcel, &sender, text, stream,
                                                              below(state, 2) ? NULL : places[below(state, KEPT)]));
+        mpshm_parcel_free(parcel);
+    }
+}
+
+/* Put a message that can be taken back; or ask what has become of one, take it back, forget it. */
+static void
+track(uint64_t *state)
+{
+    mpshm_tracking **at = &tracked[below(state, KEPT)];
+    mpshm_arena *arena = either(state);
+    bool is_queue = hostile->chain != NULL;
+    uint64_t stream;
+
+    if (*at != NULL) {
+        mpshm_tracking *tracking = *at;
+        uint32_t what = below(state, 4);
+
+        ended(what == 0   ? mpshm_tracking_state(tracking)
+              : what == 1 ? mpshm_tracking_wait(tracking, line[1], 1)
+                          : mpshm_tracking_cancel(tracking, is_queue && below(state, 2) ? &receiver : NULL));
+        if (below(state, 2)) {
+            mpshm_tracking_free(tracking);
+            *at = NULL;
+        }
+        return;
+    }
+    if (is_queue && below(state, 2)) {
+        *at = mpshm_tracking_new(hostile);
+        ended(mpshm_queue_put_tracked(&sender, text, any_size(state), NULL, *at));
+        return;
+    }
+    arena = is_queue ? hostile : arena;
+    mpshm_parcel *parcel = any_parcel(state, arena, &stream, !is_queue);
+
+    if (parcel != NULL) {
+        *at = mpshm_tracking_new(arena);
+        ended(is_queue ? mpshm_queue_put_parcel_tracked(parcel, &sender, text, stream, NULL, *at)
+                       : mpshm_send_tracked(parcel, line[1], text, stream, *at));
         mpshm_parcel_free(parcel);
     }
 }
@@ -624,7 +665,8 @@ any_descriptor(uint64_t *state, uint64_t position)
             atomic_store(&run->more, EXTENT(below(state, 4) ? 1 + below(state, 6) : draw(state) & 0xfffff,
                                             below(state, 2) ? below(state, 40) : draw(state) & 0xffffff));
         }
-        atomic_store(&run->word, position == NO_POSITION ? RUN_WORD(what.tag, any_name(state), RUN_FLIGHT)
+        atomic_store(&run->word, position == NO_POSITION ? RUN_WORD(what.tag, any_name(state),
+                                                                    below(state, 6) ? RUN_FLIGHT : RUN_CANCELLED)
                                                          : FLIGHT_AT(position));
         what.size = extent_bytes(seg->shift, atomic_load(&run->more));
     }
@@ -664,7 +706,7 @@ forge_frame(uint64_t *state, char frame[MPSHM_SLOT_BYTES], uint64_t position)
 {
     uint32_t named = below(state, 4), bytes = 8 + 20 * named + below(state, 3) / 2 * below(state, 40);
     uint32_t word = __builtin_bswap32(0x80000000u | bytes);
-    uint16_t head[2] = {(uint16_t) below(state, 4), (uint16_t) below(state, 3)};
+    uint16_t head[2] = {(uint16_t) (below(state, 4) | (below(state, 4) == 0 ? 8 : 0)), (uint16_t) below(state, 3)};
     uint32_t buffers = below(state, 3) ? named - (head[1] <= named ? head[1] : 0) : (uint32_t) draw(state);
 
     if ((head[0] & 1) != 0 && below(state, 2)) {
@@ -905,11 +947,17 @@ look_around(uint64_t *state)
 static void
 step_in_connection(uint64_t *state)
 {
-    switch (below(state, 12)) {
+    switch (below(state, 15)) {
     case 0:
     case 1:
     case 2:
         send(state);
+        return;
+    case 11:
+    case 12:
+    case 13:
+        track(state);
+        ended(mpshm_has_input(either(state), line[0]));
         return;
     case 3:
         ended(mpshm_send_copy(either(state), line[1], text, any_size(state), UINT64_MAX));
@@ -995,7 +1043,12 @@ use_stream(uint64_t *state)
 static void
 step_in_queue(uint64_t *state)
 {
-    switch (below(state, 19)) {
+    switch (below(state, 22)) {
+    case 19:
+    case 20:
+    case 21:
+        track(state);
+        return;
     case 14:
     case 15:
         forge_in_slot(state);
@@ -1174,6 +1227,7 @@ hostile_ends(bool is_queue)
             mpshm_run_free(loans[i]);
         }
         mpshm_place_free(places[i]);
+        mpshm_tracking_free(tracked[i]);
     }
     mpshm_stream_free(streaming);
     if (is_queue) {

@@ -11,6 +11,7 @@
     byte_turns        maxbytes
     stream            messages for which a queue has no memory
     holders           runs that several processes hold
+    tracking          messages that are taken back while they are taken
     pipe_runs         runs in flight on a pipe
     waiters           receivers and senders that sleep at a ring
 

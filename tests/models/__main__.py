@@ -24,6 +24,7 @@ MODULES = (
     "byte_turns",
     "stream",
     "holders",
+    "tracking",
     "pipe_runs",
     "mailbox",
     "waiters",

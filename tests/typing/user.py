@@ -13,7 +13,7 @@ import mpshm.managers
 import mpshm.pool
 import mpshm.queues
 import mpshm.shared_memory
-from mpshm import Buffer, Connection, Stats
+from mpshm import Buffer, Connection, Stats, Tracking
 from mpshm.connection import Client, Listener, wait
 from mpshm.errors import BufferTooSmall, PlainRoadError, ProtocolError
 
@@ -33,6 +33,14 @@ def consume(q: mp.Queue[int]) -> list[int]:
     one: int = q.get()
     some: list[int] = q.get_many(100, timeout=1)
     return [one, *some]
+
+
+def tracked(c: Connection, q: mp.Queue[int], s: mp.SimpleQueue[str]) -> str | None:
+    one: Tracking = c.send(1, track=True)
+    many = [one, q.put(1, timeout=2, track=True), s.put("x", track=True)]
+    back: list[bool] = [t.cancel() for t in many]
+    print(back, one.received(), one.wait(timeout=1), one.wait())
+    return one.reason
 
 
 async def on_asyncio(q: mp.Queue[int]) -> int:

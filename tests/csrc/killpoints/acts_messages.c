@@ -254,6 +254,74 @@ wait_done(void)
     (void) mpshm_wait_done(stage.arena, 1);
 }
 
+/* Messages that can be taken back. */
+
+void
+put_tracked_short(void)
+{
+    EXPECT_EQ(0, say_tracked(SHORT));
+}
+
+void
+put_tracked_views(void)
+{
+    EXPECT_EQ(0, say_tracked(VIEWED));
+}
+
+void
+put_tracked_index(void)
+{
+    EXPECT_EQ(0, say_tracked(INDEXED));
+}
+
+void
+put_tracked_plainly(void)
+{
+    EXPECT_EQ(0, say_tracked(PLAIN));
+}
+
+void
+take_back(void)
+{
+    unsay();
+}
+
+void
+put_and_take_back(void)
+{
+    put_tracked_short();
+    unsay();
+}
+
+/* Two of them, between others. */
+void
+put_and_take_back_views(void)
+{
+    put_tracked_views();
+    unsay();
+    put_and_take_back();
+    EXPECT_EQ(0, say(VIEWED));
+}
+
+void
+wait_for_receipt(void)
+{
+    (void) is_heard(1);
+}
+
+/* Others may take their messages first. */
+bool
+sleep_for_receipt(void)
+{
+    static bool has_sent;
+
+    if (!has_sent) {
+        put_tracked_views();
+        has_sent = true;
+    }
+    return is_heard(UNTIL_ITS_WATCH);
+}
+
 /* Those who sleep, and what wakes them if the victim did not. */
 
 bool

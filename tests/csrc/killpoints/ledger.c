@@ -20,7 +20,7 @@ struct entry {
     int producer;
     uint32_t pipe_bytes;
     uint8_t shape;
-    _Atomic bool accepted, put, refused;
+    _Atomic bool accepted, put, refused, withdraws;
     _Atomic uint8_t got;
 };
 
@@ -76,6 +76,25 @@ ledger_put(uint32_t message, uint32_t pipe_bytes)
 {
     entry_of(message)->pipe_bytes = pipe_bytes;
     entry_of(message)->put = true;
+}
+
+void
+ledger_withdraws(uint32_t message)
+{
+    entry_of(message)->withdraws = true;
+    entry_of(message)->put = false;
+}
+
+void
+ledger_withdrawn(uint32_t message, bool in_time)
+{
+    struct entry *entry = entry_of(message);
+
+    if (in_time && entry->got != 0) {
+        complain(__FILE__, __LINE__, "message %u arrived and was taken back", message);
+    }
+    entry->refused = in_time;
+    entry->put = !in_time;
 }
 
 void
@@ -187,7 +206,7 @@ check_gaps(void)
         struct entry *one = &ledger->entries[i], *before = one - 1;
 
         if (one->got != 0 && !one->put && before->producer == one->producer && !before->put
-            && !before->refused && before->got == 0) {
+            && !before->refused && !before->withdraws && before->got == 0) {
             complain(__FILE__, __LINE__, "message %u arrived, but not message %u before it", i,
                      i - 1);
         }

@@ -12,6 +12,9 @@ uint32_t ledger_start(uint8_t shape);
 /* It was put, and is so many bytes of a pipe; or it was refused and will never come. */
 void ledger_put(uint32_t message, uint32_t pipe_bytes);
 void ledger_refused(uint32_t message);
+/* Its sender is about to take it back: so it arrives or not.  And whether that was in time. */
+void ledger_withdraws(uint32_t message);
+void ledger_withdrawn(uint32_t message, bool in_time);
 /* It has a place already, so it counts as a task. */
 void ledger_accepted(uint32_t message);
 /* It arrived here.  Complains of one that nobody put, that came before, or that is out of order. */

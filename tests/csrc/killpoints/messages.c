@@ -48,13 +48,20 @@ check_part(const char *data, uint64_t size, uint64_t expected, uint32_t message,
     }
 }
 
+/* Of the message that is put now, or that was put last of those that can be taken back; NULL: it cannot. */
+static mpshm_tracking *tracking, *tracked;
+static uint32_t tracked_message;
+
 static int
 send_parcel(mpshm_parcel *parcel, const char *stream, uint32_t size, mpshm_place *place)
 {
     int error;
 
     if (stage.kind->is_queue) {
-        error = mpshm_queue_put_parcel(parcel, &stage.out, stream, size, place);
+        error = mpshm_queue_put_parcel_tracked(parcel, &stage.out, stream, size, place, tracking);
+    } else if (tracking != NULL) {
+        error = mpshm_send_tracked(parcel, stage.out.fd, stream, size, tracking);
+        error = error == MPSHM_SENT_UNMAPPED ? 0 : error;
     } else {
         error = mpshm_send(parcel, stage.out.fd, stream, size);
         error = error == MPSHM_SENT_UNMAPPED ? 0 : error; /* through windows */
@@ -75,7 +82,9 @@ put_parts(mpshm_parcel *parcel, enum shape shape, uint32_t message, char *stream
         error = mpshm_put_buffer(parcel, data, of->buffer, NO_MARK);
     }
     fill(stream, of->stream, message, 0);
-    if (error == 0 && (shape == STREAMED || shapes[shape].buffers == 0)) {
+    bool in_ticket = shape == SHORT && tracking != NULL;
+
+    if (error == 0 && (shape == STREAMED || shapes[shape].buffers == 0) && !in_ticket) {
         error = mpshm_put_stream(parcel, stream, half, 0, NO_MARK);
         if (error == 0) { /* the second piece makes the run grow */
             error = mpshm_put_stream(parcel, stream + half, of->stream - half, 0, NO_MARK);
@@ -92,6 +101,7 @@ say_in_parcel(enum shape shape, uint32_t message, mpshm_place *place)
 
     EXPECT(parcel != NULL);
     mpshm_parcel_begin(parcel, stage.arena);
+    mpshm_parcel_track(parcel, tracking != NULL && !stage.kind->is_queue);
     int error = put_parts(parcel, shape, message, stream);
 
     if (error == 0) {
@@ -138,7 +148,8 @@ say_small(enum shape shape, uint32_t message, mpshm_place *place)
     if (shape == BY_COPY) {
         return mpshm_send_copy(stage.arena, stage.out.fd, data, size, NO_MARK);
     }
-    int n = mpshm_queue_put_one(&stage.out, data, size, place);
+    int n = tracking == NULL ? mpshm_queue_put_one(&stage.out, data, size, place)
+                             : mpshm_queue_put_tracked(&stage.out, data, size, place, tracking);
 
     return n == 1 ? 0 : n;
 }
@@ -157,6 +168,9 @@ say_plainly(enum shape shape, uint32_t message, mpshm_place *place)
     result = mpshm_stream_begin(stream, &stage.out, data, size, place);
     if (result == -EBUSY) {
         (void) mpshm_stream_wait(stage.arena, 1);
+    }
+    if (result >= 0 && tracking != NULL) {
+        mpshm_stream_track(stream, tracking);
     }
     while (result == 0) {
         result = mpshm_stream_go(stream, &stage.out, data, size, patience_ms);
@@ -204,6 +218,7 @@ say_by(enum shape shape, mpshm_place *place)
 
     if (error == 0) {
         ledger_put(message, unread_bytes() - before);
+        tracked_message = tracking != NULL ? message : tracked_message;
     } else {
         ledger_refused(message);
     }
@@ -224,6 +239,35 @@ say_patiently(enum shape shape)
 
     patience_ms = PATIENCE_MS;
     return error;
+}
+
+int
+say_tracked(enum shape shape)
+{
+    tracking = tracked = mpshm_tracking_new(stage.arena);
+    EXPECT(tracking != NULL);
+    int error = say_by(shape, NULL);
+
+    tracking = NULL;
+    return error;
+}
+
+void
+unsay(void)
+{
+    ledger_withdraws(tracked_message);
+    int result = mpshm_tracking_cancel(tracked, stage.kind->is_queue ? &stage.in : NULL);
+
+    EXPECT(result == MPSHM_TRACK_CANCELLED || result == MPSHM_TRACK_RECEIVED);
+    EXPECT_EQ(result, mpshm_tracking_state(tracked));
+    ledger_withdrawn(tracked_message, result == MPSHM_TRACK_CANCELLED);
+    mpshm_tracking_free(tracked);
+}
+
+bool
+is_heard(int timeout_ms)
+{
+    return mpshm_tracking_wait(tracked, stage.out.fd, timeout_ms) == MPSHM_TRACK_RECEIVED;
 }
 
 int

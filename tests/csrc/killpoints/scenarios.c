@@ -27,6 +27,19 @@ const struct scenario scenarios[] = {
     {"put in pieces, take it back", QUEUES, put_pieces, .before = three, .flags = KILL_ONLY},
     {"wait for a record", QUEUES, wait_for_record, .before = use_all_records},
 
+    {"put tracked short", ALL_KINDS, put_tracked_short, .before = three},
+    {"put tracked views", ALL_KINDS, put_tracked_views, .before = three},
+    {"put tracked, an index", ALL_KINDS, put_tracked_index, .before = three},
+    {"put tracked, through a record", QUEUES, put_tracked_plainly, .before = three},
+    {"take back short", ALL_KINDS, take_back, .before = three, .ready = put_tracked_short},
+    {"take back views", ALL_KINDS, take_back, .before = three, .ready = put_tracked_views},
+    {"take back an index", ALL_KINDS, take_back, .before = three, .ready = put_tracked_index},
+    {"take back from a record", QUEUES, take_back, .before = three, .ready = put_tracked_plainly},
+    {"put and take back", ALL_KINDS, put_and_take_back, .before = three},
+    {"get behind what was taken back", ALL_KINDS, get_all, .before = put_and_take_back_views, .hands = 1},
+    {"get what can be taken back", ALL_KINDS, get_one, .before = put_tracked_views, .hands = 1},
+    {"wait until it is taken", ALL_KINDS, wait_for_receipt, .before = three, .ready = put_tracked_short},
+
     {"get short", ALL_KINDS, get_one, .before = put_short, .hands = 1},
     {"get longer", QUEUES, get_one, .before = put_longer, .hands = 1},
     {"get copied", ALL_KINDS, get_one, .before = put_copied, .hands = 1},
@@ -155,6 +168,8 @@ const struct scenario scenarios[] = {
      .sleep = sleep_for_tasks, .nudge = nudge_tasks, .flags = KILL_ONLY},
     {"get where one sleeps for memory", CONNECTIONS, get_one, .hands = 1,
      .sleep = sleep_for_memory, .nudge = nudge_memory, .flags = KILL_ONLY},
+    {"get where one waits for that", ALL_KINDS, get_one, .hands = 1, .sleep = sleep_for_receipt,
+     .nudge = nudge_memory, .flags = KILL_ONLY},
     {NULL, .act = NULL},
 };
 

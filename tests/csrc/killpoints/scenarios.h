@@ -16,6 +16,9 @@ void put_plainly(void), put_pieces(void), use_all_records(void), wait_for_record
 void get_one(void), get_all(void), get_four(void), get_nothing(void);
 void poll_for_some(void), poll_for_none(void), watch(void), call(void);
 void get_and_done(void), done(void), wait_done(void);
+void put_tracked_short(void), put_tracked_views(void), put_tracked_index(void), put_tracked_plainly(void);
+void take_back(void), put_and_take_back(void), put_and_take_back_views(void), wait_for_receipt(void);
+bool sleep_for_receipt(void);
 bool sleep_for_message(void), sleep_for_room(void), sleep_for_turn(void), sleep_for_tasks(void);
 bool sleep_for_memory(void), sleep_for_taker(void);
 void nudge_message(void), nudge_room(void), nudge_ring(void), nudge_tasks(void), nudge_all_tasks(void);

@@ -78,6 +78,11 @@ int say_patiently(enum shape shape);
 void begin_pieces(void);
 /* As the first, with a place that was taken before. */
 int say_with_place(enum shape shape, mpshm_place *place);
+/* Put one that can be taken back; and take it back, if nobody was quicker. */
+int say_tracked(enum shape shape);
+void unsay(void);
+/* Wait until somebody has taken it: whether that is so. */
+bool is_heard(int timeout_ms);
 /* Put several short ones in one call: how many, or the error. */
 int say_some(int count);
 /* Get up to `most` in one call, whole, and let go of them: how many, 0 if there is none now. */
