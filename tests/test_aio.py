@@ -16,16 +16,17 @@ from kit.road import SHARED
 from kit.waiting import WAIT_S
 
 
-def put_late(q: Any, count: int) -> None:
+def put_when_told(q: Any, count: int, go: Any) -> None:
     for n in range(count):
-        time.sleep(0.02)
+        go.acquire()
         q.put(n)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_aget_waits_without_a_thread_while_other_tasks_run(context: Any, kind: str) -> None:
     q = getattr(context, kind)()
-    process = context.Process(target=put_late, args=(q, 3))
+    go = context.Semaphore(0)
+    process = context.Process(target=put_when_told, args=(q, 3, go))
     process.start()
     threads = threading.active_count()
     ticks = 0
@@ -34,6 +35,8 @@ def test_aget_waits_without_a_thread_while_other_tasks_run(context: Any, kind: s
         nonlocal ticks
         while True:
             ticks += 1
+            if ticks % 5 == 0:
+                go.release()  # so each message comes only if this task has run meanwhile
             assert threads == threading.active_count()
             await asyncio.sleep(0.001)
 
@@ -44,7 +47,7 @@ def test_aget_waits_without_a_thread_while_other_tasks_run(context: Any, kind: s
         return got
 
     assert [0, 1, 2] == asyncio.run(get_three())
-    assert ticks > 3
+    assert ticks >= 15
     process.join(WAIT_S)
     finish(q)
 
