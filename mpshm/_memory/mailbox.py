@@ -66,7 +66,7 @@ class Mailboxes:
 
     @property
     def is_full(self) -> bool:
-        """Whether a message lies here, to be received once the socket's are."""
+        """Whether a message lies here: it is the next one."""
         return bool(lib.mpshm_mailbox_is_full(self.c))
 
     # A default argument: at interpreter exit this module may be destroyed before an end.
