@@ -211,6 +211,42 @@ def test_messages_in_a_row_keep_their_order(
                 sender.send_bytes(body.encode()) if as_bytes else sender.send(body)
 
 
+def test_buffers_keep_their_order_among_short_messages() -> None:
+    with call_ends() as (accepted, called):
+        for n in range(4):
+            for _ in range(3):  # the receiver comes back to its mailbox
+                called.send((n, "m", (), {}))
+                assert n == accepted.recv()[0]
+            buffer = called.get_buf(50_000)
+            buffer = called.get_buf(50_000)
+            buffer.view[:2] = b"%d!" % n
+            called.send_buf(buffer)
+            called.send((n, "next", (), {}))
+            assert b"%d!" % n == accepted.recv_bytes()[:2]
+            assert "next" == accepted.recv()[1]
+
+
+def test_long_messages_of_short_parts_go_by_descriptor(manager: Any) -> None:
+    thing = manager.Thing()
+    repeat(thing, 3)
+    for args in (tuple(range(50_000)), (1 << 2_000_000,)):
+        before = mpshm.stats()
+        assert args == thing.echo(*args)
+        after = mpshm.stats()
+        assert SHARED == after.shm_messages - before.shm_messages
+        assert SHARED == after.received_shm_messages - before.received_shm_messages
+
+
+@pytest.mark.shared_memory("only a call end is closed while it polls")
+def test_poll_on_a_closed_end_raises_as_with_stock() -> None:
+    with call_ends() as (_, called):
+        handle, boxes = called._handle, called._boxes
+        called._handle = None  # as when another thread closes it meanwhile
+        with pytest.raises(OSError, match="handle is closed"):
+            called._poll(0)
+        called._handle, called._boxes = handle, boxes
+
+
 def test_poll_tells_of_what_lies_in_the_mailbox() -> None:
     with call_ends() as (accepted, called):
         for n in range(3):
