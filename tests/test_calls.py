@@ -270,6 +270,19 @@ def test_closing_wakes_a_receiver_that_waits() -> None:
         assert [EOFError] == [type(error) for error in raised]
 
 
+def test_sending_to_an_end_that_was_closed_raises_as_with_stock() -> None:
+    with call_ends() as (accepted, called):
+        for n in range(3):
+            called.send((1, "m", (n,), {}))
+            assert (n,) == accepted.recv()[2]
+            accepted.send(("#RETURN", n))
+            assert ("#RETURN", n) == called.recv()
+        accepted.send(("#RETURN", None))
+        accepted.close()
+        with pytest.raises(BrokenPipeError):
+            called.send((1, "late", (), {}))
+
+
 def test_last_message_of_an_end_that_is_closed_arrives() -> None:
     with call_ends() as (accepted, called):
         for n in range(3):

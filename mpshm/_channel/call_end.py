@@ -123,6 +123,10 @@ class _CallEnd(Connection):
 
     def _close_handle(self, handle: int, _close: Any = os.close) -> None:
         boxes, self._boxes = self._boxes, None
+        if boxes is not None:
+            # First: a peer that sends from now on finds its socket closed, as in stock.  A manager
+            # that shuts down says ("#RETURN", None) last, which a late call takes for its answer.
+            boxes.leave(for_good=False)
         super()._close_handle(handle, _close)
         if boxes is not None:
             boxes.close()
