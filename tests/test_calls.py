@@ -358,6 +358,26 @@ def test_signal_handlers_run_while_a_call_waits(manager: Any, seconds: float) ->
     repeat(thing, 3)
 
 
+def test_signals_in_a_row_do_not_hide_that_the_other_side_has_died() -> None:
+    """Each ends the sleep at the mailbox; the end of file is in the socket."""
+    with call_ends() as (accepted, called):
+        for n in range(3):
+            called.send((1, "m", (n,), {}))
+            assert (n,) == accepted.recv()[2]
+            accepted.send(("#RETURN", n))
+            assert ("#RETURN", n) == called.recv()
+        before = signal.signal(signal.SIGALRM, lambda *_: None)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+            os.close(accepted._handle)  # as a death does: nobody is called
+            with pytest.raises((EOFError, ConnectionError)):
+                called.recv()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            accepted._handle = None
+
+
 def test_interrupted_call_leaves_its_answer_as_with_stock() -> None:
     """A handler that raises ends the wait; the answer that comes later is the next message."""
 

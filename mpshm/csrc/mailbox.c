@@ -236,7 +236,10 @@ wait_here(mpshm_mailboxes *boxes, struct mailbox *box)
     int64_t until = worth ? spin_begin(&boxes->spin, false) : 0;
 
     if (until == 0) {
-        return sleep_here(box);
+        bool slept = sleep_here(box);
+
+        boxes->interrupted = !slept;
+        return slept;
     }
     if (boxes->asked) {
         until += boxes->spin.ns * ANSWER_MORE;
@@ -287,9 +290,12 @@ mpshm_mailbox_receive(mpshm_mailboxes *boxes)
 {
     struct mailbox *box = boxes->in;
     bool interrupted = false;
+    /* Else signals that come more often than a sleep ends would keep it from the socket, where a death is seen. */
+    bool stays = !boxes->interrupted;
 
+    boxes->interrupted = 0;
     /* B5.  The second look sees what a sender has done that has not seen LOOKING. */
-    if (may_come(box) && step_to(box, MAILBOX_LOOKING) != MAILBOX_FULL && may_come(box)) {
+    if (stays && may_come(box) && step_to(box, MAILBOX_LOOKING) != MAILBOX_FULL && may_come(box)) {
         interrupted = !wait_here(boxes, box);
     }
     if (step_to(box, interrupted ? MAILBOX_COMING : MAILBOX_OUT) == MAILBOX_FULL) {

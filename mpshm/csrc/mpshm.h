@@ -282,6 +282,7 @@ typedef struct {
     mpshm_arena *arena;
     mpshm_spin spin;
     uint32_t generation;    /* of the process: a fork's child is another one */
+    uint32_t interrupted;   /* a signal has ended the last sleep: the next wait is at the socket */
     uint32_t asked;         /* the next message may answer what was sent */
     char data[MPSHM_MAILBOX_BYTES];        /* of the last message that was received here */
 } mpshm_mailboxes;
