@@ -211,6 +211,42 @@ def test_messages_in_a_row_keep_their_order(
                 sender.send_bytes(body.encode()) if as_bytes else sender.send(body)
 
 
+def test_buffers_keep_their_order_among_short_messages() -> None:
+    with call_ends() as (accepted, called):
+        for n in range(4):
+            for _ in range(3):  # the receiver comes back to its mailbox
+                called.send((n, "m", (), {}))
+                assert n == accepted.recv()[0]
+            buffer = called.get_buf(50_000)
+            buffer = called.get_buf(50_000)
+            buffer.view[:2] = b"%d!" % n
+            called.send_buf(buffer)
+            called.send((n, "next", (), {}))
+            assert b"%d!" % n == accepted.recv_bytes()[:2]
+            assert "next" == accepted.recv()[1]
+
+
+def test_long_messages_of_short_parts_go_by_descriptor(manager: Any) -> None:
+    thing = manager.Thing()
+    repeat(thing, 3)
+    for args in (tuple(range(50_000)), (1 << 2_000_000,)):
+        before = mpshm.stats()
+        assert args == thing.echo(*args)
+        after = mpshm.stats()
+        assert SHARED == after.shm_messages - before.shm_messages
+        assert SHARED == after.received_shm_messages - before.received_shm_messages
+
+
+@pytest.mark.shared_memory("only a call end is closed while it polls")
+def test_poll_on_a_closed_end_raises_as_with_stock() -> None:
+    with call_ends() as (_, called):
+        handle, boxes = called._handle, called._boxes
+        called._handle = None  # as when another thread closes it meanwhile
+        with pytest.raises(OSError, match="handle is closed"):
+            called._poll(0)
+        called._handle, called._boxes = handle, boxes
+
+
 def test_poll_tells_of_what_lies_in_the_mailbox() -> None:
     with call_ends() as (accepted, called):
         for n in range(3):
@@ -232,6 +268,19 @@ def test_closing_wakes_a_receiver_that_waits() -> None:
         called.close()
         assert done.wait(30)
         assert [EOFError] == [type(error) for error in raised]
+
+
+def test_sending_to_an_end_that_was_closed_raises_as_with_stock() -> None:
+    with call_ends() as (accepted, called):
+        for n in range(3):
+            called.send((1, "m", (n,), {}))
+            assert (n,) == accepted.recv()[2]
+            accepted.send(("#RETURN", n))
+            assert ("#RETURN", n) == called.recv()
+        accepted.send(("#RETURN", None))
+        accepted.close()
+        with pytest.raises(BrokenPipeError):
+            called.send((1, "late", (), {}))
 
 
 def test_last_message_of_an_end_that_is_closed_arrives() -> None:
@@ -307,6 +356,26 @@ def test_signal_handlers_run_while_a_call_waits(manager: Any, seconds: float) ->
         signal.signal(signal.SIGALRM, before)
     assert calls
     repeat(thing, 3)
+
+
+def test_signals_in_a_row_do_not_hide_that_the_other_side_has_died() -> None:
+    """Each ends the sleep at the mailbox; the end of file is in the socket."""
+    with call_ends() as (accepted, called):
+        for n in range(3):
+            called.send((1, "m", (n,), {}))
+            assert (n,) == accepted.recv()[2]
+            accepted.send(("#RETURN", n))
+            assert ("#RETURN", n) == called.recv()
+        before = signal.signal(signal.SIGALRM, lambda *_: None)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+            os.close(accepted._handle)  # as a death does: nobody is called
+            with pytest.raises((EOFError, ConnectionError)):
+                called.recv()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            accepted._handle = None
 
 
 def test_interrupted_call_leaves_its_answer_as_with_stock() -> None:
@@ -448,8 +517,8 @@ def test_a_forged_mailbox_is_an_error_or_changes_nothing() -> None:
         words[0] = 77  # no state
         called.send((1, "m", (3,), {}))
         assert (3,) == accepted.recv()[2]
-        state, read, after, size = 0, 2, 6, 7  # as csrc/layout.h says
-        words[state], words[after], words[size] = 4, words[read], 1 << 30  # full, of a gigabyte
+        state, size = 0, 6  # as csrc/layout.h says
+        words[state], words[size] = 4, 1 << 30  # full, of a gigabyte
         with pytest.raises(mpshm.ProtocolError, match="damaged or forged"):
             accepted.recv()
 

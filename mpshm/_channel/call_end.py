@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._memory import mailbox
 from .._memory.mailbox import MAILBOX_BYTES, Mailboxes
+from .._memory.parcel import Parcel
 from ..config import INLINE_MAX_BYTES
 from . import payload
 from .payload import SCALARS, STRINGS, Message, Received
@@ -122,6 +123,10 @@ class _CallEnd(Connection):
 
     def _close_handle(self, handle: int, _close: Any = os.close) -> None:
         boxes, self._boxes = self._boxes, None
+        if boxes is not None:
+            # First: a peer that sends from now on finds its socket closed, as in stock.  A manager
+            # that shuts down says ("#RETURN", None) last, which a late call takes for its answer.
+            boxes.leave(for_good=False)
         super()._close_handle(handle, _close)
         if boxes is not None:
             boxes.close()
@@ -136,6 +141,9 @@ class _CallEnd(Connection):
             return
         message = _dumps(obj, 5)
         size = len(message)
+        if size > INLINE_MAX_BYTES:  # of very many parts, or a very long int
+            self._transmit(self._dump(obj))
+            return
         with self._send_lock:
             if _put(boxes.c, message, size):
                 counters = self._counters
@@ -178,6 +186,16 @@ class _CallEnd(Connection):
         super()._transmit(message)
         boxes.posted()
 
+    def _send_parcel(self, parcel: Parcel, size: int) -> None:
+        boxes = self._boxes
+        if boxes is None:
+            super()._send_parcel(parcel, size)
+            return
+        with self._send_lock:
+            _put(boxes.c, b"", 0)  # as in _transmit
+            super()._send_parcel(parcel, size)
+            boxes.posted()
+
     def recv(self) -> Any:
         """Receive a picklable object; large arrays in it are private, writable views."""
         boxes = self._boxes
@@ -219,7 +237,7 @@ class _CallEnd(Connection):
         if boxes.is_full or self._reader.pending:
             return True
         boxes.leave(for_good=False)
-        return boxes.is_full or self._has_input(self._handle, timeout)
+        return boxes.is_full or self._has_input(super().fileno(), timeout)
 
 
 def _is_plain(obj: Any) -> bool:

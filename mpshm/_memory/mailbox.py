@@ -15,10 +15,10 @@ from .core import CORE_MISSING, failure, ffi, lib, made
 if not CORE_MISSING:
     # Each name is looked up once: a cffi library's attribute costs more than a global.
     put_message, receive_size, unpack = lib.mpshm_mailbox_put, lib.mpshm_mailbox_receive, ffi.unpack
-    _close = lib.mpshm_mailbox_close
+    _close, _leave = lib.mpshm_mailbox_close, lib.mpshm_mailbox_leave
     INTERRUPTED, MAILBOX_BYTES = -errno.EINTR, int(lib.MPSHM_MAILBOX_BYTES)
 else:  # no arena is made without the core, so nothing uses these
-    put_message = receive_size = unpack = _close = None
+    put_message = receive_size = unpack = _close = _leave = None
     INTERRUPTED = MAILBOX_BYTES = 0
 
 
@@ -60,16 +60,17 @@ class Mailboxes:
         """Call when a message has been read from the socket."""
         lib.mpshm_mailbox_read(self.c)
 
-    def leave(self, for_good: bool) -> None:
+    # A default argument: at interpreter exit this module may be destroyed before an end.
+    def leave(self, for_good: bool, _leave: Any = _leave) -> None:
         """Have the next message come through the socket; for_good: and all that follow."""
-        lib.mpshm_mailbox_leave(self.c, for_good)
+        _leave(self.c, for_good)
 
     @property
     def is_full(self) -> bool:
-        """Whether a message lies here, to be received once the socket's are."""
+        """Whether a message lies here: it is the next one."""
         return bool(lib.mpshm_mailbox_is_full(self.c))
 
-    # A default argument: at interpreter exit this module may be destroyed before an end.
+    # A default argument for the same reason.
     def close(self, _close: Any = _close) -> None:
         """Call after close(fd): a receiver that waits at the other end sees the end of file."""
         _close(self.c)

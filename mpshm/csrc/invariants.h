@@ -63,10 +63,10 @@
    B1  Only the receiver takes a mailbox out of OUT, FULL and CALLED, and only a sender brings it to FULL or CALLED.
    B2  What lies in a mailbox is a sender's to write until it is FULL, and the receiver's to read from then on until it
        is COMING.  One thread of one process sends, and one receives, at a time.
-   B3  A message is counted in `posted` before a byte of it is in the socket.  When one has failed, its sender uses the
-       mailbox no more.
-   B4  A message in a mailbox is received when all that were counted before it have been: messages keep their order.
-   B5  A receiver blocks in the socket only while its mailbox says OUT, or a message is sure to come there.
+   B3  A message is counted in `posted` before a byte of it is in the socket.
+   B4  A message is put in a mailbox only when all that were counted have been read: messages keep their order.
+   B5  A receiver blocks in the socket only while its mailbox says OUT.
+   B6  One that has left for good does not stay COMING.
 
    The ring
    G1  A position is claimed only while fewer than `bound` positions before it are open, that is claimed and

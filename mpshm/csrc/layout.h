@@ -181,9 +181,8 @@ struct mailbox {
     /* The others are mine, the sender's. */
     _Atomic uint32_t open;   /* it uses its mailbox.  0: not yet, or not any more, and it counts nothing */
     _Atomic uint32_t posted; /* messages that it has written to the socket since it began, or is about to */
-    _Atomic uint32_t after;  /* how many of those come before the message that lies here */
-    _Atomic uint32_t size;   /* bytes of that one */
-    uint32_t unused[8];
+    _Atomic uint32_t size;   /* bytes of the message that lies here */
+    uint32_t unused[9];
     char data[MAILBOX_BYTES];
 };
 _Static_assert(sizeof(struct mailbox) == 4096, "layout");

@@ -16,12 +16,13 @@
                                      --R--> OUT, or for a signal COMING
 
    A sender counts what it is about to write to the socket (`posted`), and the receiver what it has read there.
-   While the two differ, what is in the socket, or will be, comes first: no message overtakes another.
+   While the two differ, both keep to the socket: no message overtakes another.  A count that is wrong for good, of a
+   message that failed, or whose sender died or reader was interrupted, so costs time and no message.
 
    A receiver that asked a question has often not come to wait for the answer yet: the one that is woken takes
    the CPU at once if the two have the same.  So an answer is left to one that is COMING.
 
-   Invariants: B1 to B5 (invariants.h).
+   Invariants: B1 to B6 (invariants.h).
 
    A fork's child may use its parent's end, while the parent does not, as with any connection: what counts lies in the
    mailboxes.  A process that knows the socket alone does not, so an end that is shown to such a one leaves its mailbox.
@@ -121,14 +122,12 @@ mpshm_mailbox_put(mpshm_mailboxes *boxes, const char *data, uint64_t size)
 {
     struct mailbox *box = boxes->out;
 
-    /* A message that is on its way to the socket may yet fail, so nothing is put behind it here.  If it has failed,
-       nobody knows whether it is there, and nothing is put here any more. */
-    if (boxes->posting == 0 && size > 0 && size <= MAILBOX_BYTES
-        && is_open(atomic_load(&box->state))) {
+    /* B4.  The counts are looked at, not what this process has done: a process whose end this was may have died
+       between the two. */
+    if (size > 0 && size <= MAILBOX_BYTES && is_open(atomic_load(&box->state))
+        && atomic_load(&box->posted) == atomic_load(&box->read)) {
         /* B2: nobody reads this before the step to FULL, which only this sender makes. */
         atomic_store_explicit(&box->size, (uint32_t) size, memory_order_relaxed);
-        atomic_store_explicit(&box->after, atomic_load_explicit(&box->posted, memory_order_relaxed),
-                              memory_order_relaxed);
         atomic_store_explicit(&box->cpu, cpu_now(), memory_order_relaxed);
         memcpy(box->data, data, size);
         if (hand_over(box, MAILBOX_FULL)) {
@@ -137,7 +136,6 @@ mpshm_mailbox_put(mpshm_mailboxes *boxes, const char *data, uint64_t size)
         }
     }
     atomic_store_explicit(&box->cpu, cpu_now(), memory_order_relaxed);
-    boxes->posting++;
     atomic_fetch_add(&box->posted, 1); /* B3 */
     return 0;
 }
@@ -145,7 +143,6 @@ mpshm_mailbox_put(mpshm_mailboxes *boxes, const char *data, uint64_t size)
 void
 mpshm_mailbox_posted(mpshm_mailboxes *boxes)
 {
-    boxes->posting--;
     boxes->asked = 1;
     hand_over(boxes->out, MAILBOX_CALLED);
 }
@@ -239,7 +236,10 @@ wait_here(mpshm_mailboxes *boxes, struct mailbox *box)
     int64_t until = worth ? spin_begin(&boxes->spin, false) : 0;
 
     if (until == 0) {
-        return sleep_here(box);
+        bool slept = sleep_here(box);
+
+        boxes->interrupted = !slept;
+        return slept;
     }
     if (boxes->asked) {
         until += boxes->spin.ns * ANSWER_MORE;
@@ -250,21 +250,30 @@ wait_here(mpshm_mailboxes *boxes, struct mailbox *box)
     return came; /* if not, a signal meanwhile has interrupted no call */
 }
 
-/* Take the message that lies here: its bytes.  0: what comes before it is to be read first.  B4 */
+/* Step out if the receiver has left for good: another thread may have said so while the mailbox was not COMING.  B6 */
+static void
+leave_if_shut(struct mailbox *box)
+{
+    uint32_t state = MAILBOX_COMING;
+
+    if (atomic_load(&box->shut)) {
+        atomic_compare_exchange_strong(&box->state, &state, MAILBOX_OUT);
+    }
+}
+
+/* Take the message that lies here: its bytes. */
 static int
 take(mpshm_mailboxes *boxes, struct mailbox *box)
 {
     uint32_t size = atomic_load_explicit(&box->size, memory_order_relaxed);
 
-    if (atomic_load_explicit(&box->after, memory_order_relaxed) != atomic_load(&box->read)) {
-        return 0;
-    }
     if (size == 0 || size > MAILBOX_BYTES) {
         return MPSHM_E_DAMAGED;
     }
     memcpy(boxes->data, box->data, size);
     boxes->asked = 0;
-    atomic_store(&box->state, MAILBOX_COMING);
+    atomic_store(&box->state, atomic_load(&box->shut) ? MAILBOX_OUT : MAILBOX_COMING);
+    leave_if_shut(box);
     return (int) size;
 }
 
@@ -281,14 +290,18 @@ mpshm_mailbox_receive(mpshm_mailboxes *boxes)
 {
     struct mailbox *box = boxes->in;
     bool interrupted = false;
+    /* Else signals that come more often than a sleep ends would keep it from the socket, where a death is seen. */
+    bool stays = !boxes->interrupted;
 
+    boxes->interrupted = 0;
     /* B5.  The second look sees what a sender has done that has not seen LOOKING. */
-    if (may_come(box) && step_to(box, MAILBOX_LOOKING) != MAILBOX_FULL && may_come(box)) {
+    if (stays && may_come(box) && step_to(box, MAILBOX_LOOKING) != MAILBOX_FULL && may_come(box)) {
         interrupted = !wait_here(boxes, box);
     }
     if (step_to(box, interrupted ? MAILBOX_COMING : MAILBOX_OUT) == MAILBOX_FULL) {
         return take(boxes, box);
     }
+    leave_if_shut(box);
     return interrupted ? -EINTR : 0;
 }
 
@@ -301,6 +314,7 @@ mpshm_mailbox_read(mpshm_mailboxes *boxes)
     /* While the counts differ it stays out, and if a message has failed, or was not counted, for good.  B5 */
     if (may_come(box) && atomic_load(&box->state) == MAILBOX_OUT) {
         atomic_store(&box->state, MAILBOX_COMING);
+        leave_if_shut(box);
     }
 }
 

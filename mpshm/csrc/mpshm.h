@@ -282,7 +282,7 @@ typedef struct {
     mpshm_arena *arena;
     mpshm_spin spin;
     uint32_t generation;    /* of the process: a fork's child is another one */
-    uint32_t posting;       /* messages on their way to the socket, and those that have failed */
+    uint32_t interrupted;   /* a signal has ended the last sleep: the next wait is at the socket */
     uint32_t asked;         /* the next message may answer what was sent */
     char data[MPSHM_MAILBOX_BYTES];        /* of the last message that was received here */
 } mpshm_mailboxes;
@@ -302,7 +302,7 @@ int mpshm_mailbox_receive(mpshm_mailboxes *boxes);
 void mpshm_mailbox_read(mpshm_mailboxes *boxes);
 /* No message comes here until one has been read from the socket; for_good: nor later. */
 void mpshm_mailbox_leave(mpshm_mailboxes *boxes, int for_good);
-/* Whether a message lies here that no receiver waits for: one that came while another is to be read first. */
+/* Whether a message lies here that no receiver has waited for: it is the next one. */
 int mpshm_mailbox_is_full(const mpshm_mailboxes *boxes);
 
 /* Queues: frames in a ring, of MPSHM_SLOT_BYTES, or up to MPSHM_TINY_BYTES for a message with no run.

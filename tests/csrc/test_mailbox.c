@@ -186,6 +186,44 @@ nothing_is_put_behind_one_that_has_failed(void)
 }
 
 static void
+what_was_never_counted_or_written_holds_up_no_message(void)
+{
+    char to[8];
+
+    open_both();
+    CHECK(!send_message(called, line[1], "1", 1));
+    CHECK_EQ(1, receive_message(accepted, line[0], to));
+    pid_t child = fork();
+
+    if (child == 0) { /* it dies between the count and the write; its parent goes on with the end */
+        CHECK_EQ(0, mpshm_mailbox_put(called, "", 0));
+        kill(getpid(), SIGKILL);
+    }
+    CHECK_EQ(child, waitpid(child, NULL, 0));
+    for (int i = 0; i < 3; i++) { /* its receiver is COMING still */
+        CHECK(!send_message(called, line[1], "2", 1));
+        CHECK_EQ(1, receive_message(accepted, line[0], to));
+    }
+    close_both();
+}
+
+static void
+a_message_that_lies_here_when_its_receiver_leaves_is_the_last(void)
+{
+    char to[8];
+
+    open_both();
+    CHECK(!send_message(called, line[1], "1", 1));
+    CHECK_EQ(1, receive_message(accepted, line[0], to));
+    CHECK(send_message(called, line[1], "2", 1));
+    mpshm_mailbox_leave(accepted, 1);
+    CHECK_EQ(1, receive_message(accepted, line[0], to));
+    CHECK(!send_message(called, line[1], "3", 1));
+    CHECK_EQ(1, receive_message(accepted, line[0], to));
+    close_both();
+}
+
+static void
 a_sender_that_is_killed_is_seen_at_the_socket(void)
 {
     char to[8];
@@ -219,6 +257,8 @@ static const struct test tests[] = {
     TEST(a_message_is_left_for_one_that_comes),
     TEST(longest_and_empty_messages),
     TEST(nothing_is_put_behind_one_that_has_failed),
+    TEST(what_was_never_counted_or_written_holds_up_no_message),
+    TEST(a_message_that_lies_here_when_its_receiver_leaves_is_the_last),
     TEST(a_sender_that_is_killed_is_seen_at_the_socket),
     TEST(a_queue_has_none),
 };

@@ -1,12 +1,13 @@
 """Mailboxes: a message for a receiver that waits is handed over, all others go to the socket
 (csrc/mailbox.c). Messages keep their order, none is lost, and no wake-up.
 
-    put       look at the state: if the receiver is not out, write the message and how many were
-              posted before it, and swap the state for FULL; wake the receiver if it slept
+    put       look at the state and at the counts: if the receiver is not out and has read all that
+              was counted, write the message and swap the state for FULL; wake the receiver if it
+              slept
     post      count; write to the socket; swap the state for CALLED if the receiver is not out
     receive   if the sender is there and all that it counted has been read: say LOOKING, look at
               that again, and wait; then say OUT, if nothing has come, and go to the socket
-    take      if all that were posted before it have been read: copy it, and say COMING
+    take      copy it, and say COMING
 
 Checked: what is received is what was sent, in order. The end of the receiver's time is not tried
 while the sender lives, so nobody sleeps beside a message. A killed sender is noticed at the socket.
@@ -27,27 +28,27 @@ class Both(NamedTuple):
     state: int
     open: bool
     posted: int
-    after: int
     box: int
     """The message that lies in the mailbox, by its number."""
     socket: tuple[int, ...]
     read: int
-    failed: bool
-    """A message could not be written: from then on the sender keeps to the socket."""
     got: int
     """How many messages the receiver has; they are numbered from 0."""
     procs: tuple[Place, ...]
 
 
 class Mailbox(Model):
-    """A sender s of messages, each short (s), long (L) or one that cannot be written (F); and r."""
+    """A sender s of messages, each short (s) or long (L); and r.
+
+    F: one that cannot be written.  U: a long one whose reader is interrupted before it counts.
+    """
 
     who = ("s", "r")
 
     def __init__(self, messages: str, kill: str = "", variant: str = "") -> None:
         self.messages = messages.replace("F", "")
         self.sends, self.kill, self.variant = messages, frozenset(kill), variant
-        self.start = Both(OUT, True, 0, 0, -1, (), 0, False, 0, (("begin", 0, 0), ("counted?",)))
+        self.start = Both(OUT, True, 0, -1, (), 0, 0, (("begin", 0, 0), ("counted?",)))
 
     def program(self, s: Both, who: str, at: Place) -> Step | list[Step]:
         return self.send(s, at) if who == "s" else self.receive(s, at)
@@ -58,10 +59,11 @@ class Mailbox(Model):
             if i == len(self.sends):
                 then = OVER if self.variant == "nocall" else ("call", i, number)
                 return s._replace(open=False), then
-            short = self.sends[i] == "s" and not (s.failed and self.variant != "goeson")
-            return s, ("put" if short and s.state in OPEN else "count", i, number)
+            read = s.posted == s.read or self.variant == "overtakes"
+            short = self.sends[i] == "s" and s.state in OPEN and read
+            return s, ("put" if short else "count", i, number)
         if step == "put":
-            return s._replace(box=number, after=s.posted), ("swap", i, number)
+            return s._replace(box=number), ("swap", i, number)
         if step == "swap":
             if s.state not in OPEN:
                 return s, ("count", i, number)
@@ -73,7 +75,7 @@ class Mailbox(Model):
             return s._replace(posted=s.posted + 1), ("write", i, number)
         if step == "write":
             if self.sends[i] == "F":
-                return s._replace(failed=True), ("begin", i + 1, number)
+                return s, ("begin", i + 1, number)
             s = s._replace(socket=(*s.socket, number))
             blind = self.variant == "nocall"
             return s, ("begin" if blind else "call", i + 1, number + 1)
@@ -115,7 +117,9 @@ class Mailbox(Model):
             return self.take(s, step)
         if step == "socket":
             if s.socket:
-                s = self.came(s._replace(socket=s.socket[1:], read=s.read + 1), s.socket[0])
+                number, *rest = s.socket
+                read = s.read + (self.messages[number] != "U")
+                s = self.came(s._replace(socket=tuple(rest), read=read), number)
                 return s, ("back",)
             ended = self.is_dead(s, "s") or not s.open
             return (s, OVER) if ended else []
@@ -126,8 +130,6 @@ class Mailbox(Model):
         return s.open and s.posted == s.read
 
     def take(self, s: Both, step: str) -> Step:
-        if step == "take" and s.after != s.read and self.variant != "overtakes":
-            return s, ("socket",)
         if self.variant == "early":
             if step == "take":
                 return s._replace(state=COMING), ("copy",)
@@ -158,16 +160,15 @@ CASES = [
     Case("a receiver is killed", lambda: Mailbox("sLs", kill="r")),
     Case("long ones between", lambda: Mailbox("LssLs")),
     Case("one fails", lambda: Mailbox("sFsFL", kill="s")),
+    Case("one is not counted", lambda: Mailbox("LssUsL", kill="s")),
     # the receiver does not look at the count again when it has said LOOKING
     broken("nolook", STUCK, lambda v: Mailbox("sL", variant=v)),
     # who has written to the socket does not say so
     broken("nocall", STUCK, lambda v: Mailbox("sL", variant=v)),
-    # what lies in the mailbox is taken whatever was posted before it
-    broken("overtakes", "in the place of", lambda v: Mailbox("Lss", variant=v)),
+    # a sender uses the mailbox whatever it has posted before
+    broken("overtakes", "in the place of", lambda v: Mailbox("LsLs", variant=v)),
     # the receiver goes to the socket and does not say so
     broken("stays", STUCK, lambda v: Mailbox("Ls", variant=v)),
-    # a sender uses the mailbox though a message before has failed
-    broken("goeson", STUCK, lambda v: Mailbox("sFs", variant=v)),
     # the receiver gives the mailbox free before it has copied the message
     broken("early", "in the place of", lambda v: Mailbox("sss", variant=v)),
 ]
