@@ -411,6 +411,18 @@ def test_a_signal_interrupts_wait(way: Way) -> None:
 
 
 @shared
+def test_wait_does_not_take_a_closed_descriptor_for_the_end_of_all_receivers() -> None:
+    a, b = mpshm.Pipe(False)
+    with a:
+        tracking = b.send(1, track=True)
+        os.close(b.fileno())  # as another thread's close() between two steps of wait
+        assert not tracking.wait(0.01)
+        b.__dict__.pop("_handle")
+        assert 1 == a.recv()
+        assert tracking.wait()
+
+
+@shared
 def test_a_tracking_keeps_no_end_open() -> None:
     a, b = mpshm.Pipe(False)
     with a:
