@@ -7,6 +7,7 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,36 @@ def test_poll_promises_nothing_that_was_taken_back(way: Way, obj: Any) -> None:
     with meanwhile(lambda: way.send("next")):
         assert way.poll(WAIT_S)
     assert "next" == way.recv()
+
+
+@shared
+@pytest.mark.parametrize("duplex", [False, True])
+@pytest.mark.parametrize("closes", ["before", "meanwhile"])
+def test_poll_sees_end_of_file_behind_what_was_taken_back(duplex: bool, closes: str) -> None:
+    a, b = mpshm.Pipe(duplex)
+    with a, b:
+        for n in range(3):
+            assert b.send(n, track=True).cancel()
+        assert not a.poll(0)
+        if closes == "before":
+            b.close()
+            assert a.poll(WAIT_S)
+        else:
+            with meanwhile(b.close):
+                assert a.poll(WAIT_S)
+        with pytest.raises(EOFError):
+            a.recv()
+
+
+@shared
+def test_poll_sees_end_of_file_where_the_other_end_still_receives() -> None:
+    a, b = mpshm.Pipe(True)
+    with a, b, socket.socket(fileno=os.dup(b.fileno())) as other:
+        assert b.send(1, track=True).cancel()
+        other.shutdown(socket.SHUT_WR)
+        assert a.poll(WAIT_S)
+        with pytest.raises(EOFError):
+            a.recv()
 
 
 @shared
@@ -377,6 +408,18 @@ def test_a_signal_interrupts_wait(way: Way) -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert tracking.cancel()
+
+
+@shared
+def test_wait_does_not_take_a_closed_descriptor_for_the_end_of_all_receivers() -> None:
+    a, b = mpshm.Pipe(False)
+    with a:
+        tracking = b.send(1, track=True)
+        os.close(b.fileno())  # as another thread's close() between two steps of wait
+        assert not tracking.wait(0.01)
+        b.__dict__.pop("_handle")
+        assert 1 == a.recv()
+        assert tracking.wait()
 
 
 @shared

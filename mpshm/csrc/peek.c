@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -93,6 +94,18 @@ cancelled_bytes(mpshm_arena *arena, const unsigned char *bytes, uint64_t have)
     return at;
 }
 
+/* Whether nobody is left who could send more.  A socket whose other end writes no more says so only when it is asked. */
+static bool
+is_at_end(int fd)
+{
+#ifdef POLLRDHUP
+    struct pollfd end = {.fd = fd, .events = POLLRDHUP};
+#else
+    struct pollfd end = {.fd = fd, .events = 0};
+#endif
+    return poll(&end, 1, 0) > 0;
+}
+
 int
 mpshm_has_input(mpshm_arena *arena, int fd)
 {
@@ -105,8 +118,9 @@ mpshm_has_input(mpshm_arena *arena, int fd)
     ssize_t n = peek(fd, bytes);
 
     if (n > 0 && cancelled_bytes(arena, bytes, (uint64_t) n) == (uint64_t) n) {
-        /* More may lie behind what a peek shows; then it may have come since as well. */
-        result = ioctl(fd, FIONREAD, &waiting) == -1 || waiting > n;
+        /* More may lie behind what a peek shows; then it may have come since as well.  And the end of file lies there, which
+           no look at bytes shows. */
+        result = ioctl(fd, FIONREAD, &waiting) == -1 || waiting > n || is_at_end(fd);
     } else if (n == -1 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
         result = 0;
     }

@@ -268,11 +268,11 @@ look_round(mpshm_arena *arena)
     tracking_call(arena);
 }
 
-/* Whether no receiver is left that could take it. */
+/* Whether no receiver is left that could take it.  A descriptor that another thread has closed meanwhile does not say. */
 static bool
 is_deserted(mpshm_arena *arena, int fd)
 {
-    return fd >= 0 && (arena->chain == NULL || arena->receivers == 0) && has_hung_up(fd, POLLERR | POLLHUP | POLLNVAL);
+    return fd >= 0 && (arena->chain == NULL || arena->receivers == 0) && has_hung_up(fd, POLLERR | POLLHUP);
 }
 
 int
