@@ -146,6 +146,27 @@ def test_poll_sees_end_of_file_behind_what_was_taken_back(duplex: bool, closes: 
             a.recv()
 
 
+def fill_with_cancelled(end: Any) -> None:
+    """Send until no message more fits the pipe or socket, and take all back."""
+    os.set_blocking(end.fileno(), False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            assert end.send(0, track=True).cancel()
+    os.set_blocking(end.fileno(), True)
+
+
+@shared
+@pytest.mark.parametrize("duplex", [False, True])
+def test_poll_makes_room_for_a_sender_that_has_taken_back_all_that_fits(duplex: bool) -> None:
+    a, b = mpshm.Pipe(duplex)
+    with a, b:
+        fill_with_cancelled(b)
+        with meanwhile(lambda: b.send("next")):
+            assert a.poll(WAIT_S)
+        assert "next" == a.recv()
+        assert 0 == b.stats().runs_in_use
+
+
 @shared
 def test_poll_sees_end_of_file_where_the_other_end_still_receives() -> None:
     a, b = mpshm.Pipe(True)

@@ -422,7 +422,7 @@ class Connection(stock.Connection):
             return True
         from . import tracked
 
-        return tracked.poll_past_cancelled(self._handle, arena, deadline)
+        return tracked.poll_past_cancelled(self, self._handle, arena, deadline)
 
     def stats(self) -> Stats:
         """What this end sent and received in this process, and what the channel's arena holds."""

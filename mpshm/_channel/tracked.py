@@ -2,7 +2,7 @@
 
 A tracked message's frame names one run, its ticket, in which all else lies.  A ticket that was
 taken back stays in the pipe until a receiver passes over it: nobody can take a frame out of the
-middle, and another process may receive at the same end.
+middle.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._memory.arena import Arena
 from .._memory.core import OutOfSharedMemory
 from .._memory.parcel import Parcel
+from .._memory.reader import Reader
 from .._memory.tracking import Tracking
 from ..counters import Reason
 from .payload import Message
@@ -74,14 +75,31 @@ def _send_with_ticket(
         raise
 
 
-def poll_past_cancelled(handle: int, arena: Arena, deadline: float | None) -> bool:
+def _has_input(end: Connection, handle: int, arena: Arena) -> bool:
+    """Whether there is more than messages that were taken back, which are passed over here."""
+    has_input, cancelled = arena.has_input(handle)
+    if has_input or not cancelled:
+        return has_input
+    # Else they fill the pipe, and their sender waits for room.
+    if end._recv_lock.acquire(blocking=False):  # or another thread reads, and passes over them
+        try:
+            reader = end._reader
+            assert isinstance(reader, Reader)  # with an arena there is the core
+            reader.pass_over(handle, arena, cancelled)
+            return reader.pending
+        finally:
+            end._recv_lock.release()
+    return False
+
+
+def poll_past_cancelled(end: Connection, handle: int, arena: Arena, deadline: float | None) -> bool:
     """Wait until a readable end has more than messages that were taken back, or is at its end.
 
     deadline: the time.monotonic() at which to return False; None: wait for ever.
     """
     news: Any = None
     try:
-        while not arena.has_input(handle):
+        while not _has_input(end, handle, arena):
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
                 return False

@@ -255,9 +255,13 @@ class Arena:
         held.data, held.size = out[0], size
         return view_of(held)
 
-    def has_input(self, fd: int) -> bool:
-        """Whether a pipe or socket has more than messages that were taken back; at its end, too."""
-        return bool(lib.mpshm_has_input(self._c, fd))
+    def has_input(self, fd: int) -> tuple[bool, int]:
+        """Whether a pipe or socket has more than messages that were taken back; at its end, too.
+
+        And how many such messages it begins with.
+        """
+        cancelled = ffi.new("uint32_t *")
+        return bool(lib.mpshm_has_input(self._c, fd, cancelled)), int(cancelled[0])
 
     def wait_room(self, fd: int, size: int, mark: int | None = None) -> None:
         """Wait until `size` more bytes may be in flight, or no receiver drains the pipe `fd`.

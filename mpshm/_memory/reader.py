@@ -50,6 +50,13 @@ class Reader:
         """Spin longer than usual before blocking: the next message may be an answer."""
         self._c.asked = 1
 
+    def pass_over(self, fd: int, arena: Arena, count: int) -> None:
+        """Read so many messages that were taken back, without waiting.
+
+        If another process has read them meanwhile, what follows may be `pending` here.
+        """
+        lib.mpshm_pass_over(self._c, fd, arena._c, count)
+
     def begin(self, head: bytes) -> None:
         """Start with `head`, the first bytes of a frame, which the caller has read."""
         self._bytes[: len(head)] = head

@@ -112,8 +112,8 @@ class Tracking:
         """Wait until a receiver has taken the message, `timeout` seconds at most; return whether.
 
         Returns False at once if the message is cancelled, also by another thread meanwhile.
-        Raises BrokenPipeError when no process is left that could take it, and PlainRoadError if it
-        cannot be known.
+        Raises BrokenPipeError when no process is left that could take it, which it sees only while
+        the sending end is open here, and PlainRoadError if it cannot be known.
         """
         self._check_tracked()
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -47,6 +47,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "nowait.h"
@@ -671,6 +672,68 @@ has_input(mpshm_arena *arena, const void *fd)
 
     (void) arena;
     return poll(&end, 1, 0) != 0;
+}
+
+/* Read up to `size` bytes into the reader without waiting: whether they all came. */
+static bool
+read_now(mpshm_reader *reader, int fd, uint32_t size)
+{
+    ssize_t n = recv(fd, reader->bytes + reader->have, size, MSG_DONTWAIT);
+
+#ifdef RWF_NOWAIT
+    if (n == -1 && errno == ENOTSOCK) {
+        struct iovec to = {reader->bytes + reader->have, size};
+
+        n = preadv2(fd, &to, 1, -1, RWF_NOWAIT);
+    }
+#endif
+    reader->have += n > 0 ? (uint32_t) n : 0;
+    return n == (ssize_t) size;
+}
+
+/* Read the frame of a message that was taken back.  Any other, which another process's read has put in its place since
+   the look, stays in the reader.  F1 */
+static bool
+pass_over_one(mpshm_reader *reader, int fd, mpshm_arena *arena)
+{
+    const uint32_t rest = HEAD_BYTES + DESCRIPTOR_BYTES;
+    mpshm_descriptor ticket;
+    uint64_t size;
+    uint32_t word;
+    bool passed = false;
+
+    if (read_now(reader, fd, LENGTH_BYTES)) {
+        memcpy(&word, reader->bytes, sizeof word);
+        if (ntohl(word) == (SIGN | rest) && read_now(reader, fd, rest)
+            && frame_ticket(reader->bytes, reader->have, &ticket, &size)) {
+            arena_lock(arena);
+            passed = lease_drop_cancelled(arena, &ticket);
+            arena_unlock(arena);
+        }
+    }
+    reader->have = passed ? 0 : reader->have;
+    return passed;
+}
+
+void
+mpshm_pass_over(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t count)
+{
+    if (reader->full || reader->have != 0 || count == 0) {
+        return;
+    }
+    if (reader->inside != mpshm_process.generation) {
+        strays_inside(arena, true);
+        reader->inside = mpshm_process.generation;
+    }
+    while (count > 0 && pass_over_one(reader, fd, arena)) {
+        count--;
+    }
+    if (reader->have == 0) {
+        comes_out(reader, arena);
+    } else if (reader->told == NULL) { /* it has a frame in hand */
+        arena_keep(arena);
+        reader->told = arena;
+    }
 }
 
 /* mpshm_receive of the next frame.  MPSHM_E_CANCELLED: it was there in vain. */

@@ -246,9 +246,9 @@ int mpshm_tracking_state(mpshm_tracking *tracking);
    earlier.  fd: the sending end, -1: it is closed; -EPIPE: no receiver is left that could take it. */
 int mpshm_tracking_wait(mpshm_tracking *tracking, int fd, int timeout_ms);
 /* Whether any message of the connection may have been taken back.  If so, whether there is something else in the pipe or
-   socket than such messages, or it cannot be told; at end of file, too. */
+   socket than such messages, or it cannot be told; at end of file, too.  cancelled: how many such it begins with; or NULL. */
 int mpshm_has_cancelled(mpshm_arena *arena);
-int mpshm_has_input(mpshm_arena *arena, int fd);
+int mpshm_has_input(mpshm_arena *arena, int fd, uint32_t *cancelled);
 
 /* The receiver's verbs. */
 int mpshm_lease(mpshm_arena *arena, uint32_t mmap_id, uint32_t chunk_id, uint64_t size,
@@ -266,6 +266,9 @@ void mpshm_reader_free(mpshm_reader *reader);
    MPSHM_E_NO_ARENA and is not taken: call again with its arena, or mpshm_skip. */
 int mpshm_receive(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t body_max,
                   uint32_t copy_max);
+/* Read so many frames of messages that were taken back, without waiting.  What another process's read has put in their place
+   stays in the reader. */
+void mpshm_pass_over(mpshm_reader *reader, int fd, mpshm_arena *arena, uint32_t count);
 /* Read the rest of the frame that has begun, and forget it: 0, or the error; after -EINTR call again. */
 int mpshm_skip(mpshm_reader *reader, int fd);
 /* Move the i-th run to a holder of its own. */

@@ -1,7 +1,7 @@
 /* Peeking: whether a pipe or socket holds anything else than messages that were taken back.
 
-   Reading them would do, but another process may share the end: what is read must be this one's.  So they are looked at
-   where they are, a pipe's by tee into another pipe, and whoever receives next passes over them.
+   Another process may share the end, and what is read must be this one's.  So they are looked at where they are, a pipe's
+   by tee into another pipe; and then read (mpshm_pass_over), for where they fill the pipe their sender waits for room.
 
    Knows the bytes of a pipe, and which tickets are cancelled.  Does not know who waits.
 
@@ -83,13 +83,14 @@ is_cancelled(mpshm_arena *arena, const mpshm_descriptor *ticket)
 
 /* How many of the bytes are frames of such messages, from the first on. */
 static uint64_t
-cancelled_bytes(mpshm_arena *arena, const unsigned char *bytes, uint64_t have)
+cancelled_bytes(mpshm_arena *arena, const unsigned char *bytes, uint64_t have, uint32_t *count)
 {
     mpshm_descriptor ticket;
     uint64_t at = 0, size;
 
     while (frame_ticket(bytes + at, have - at, &ticket, &size) && is_cancelled(arena, &ticket)) {
         at += size;
+        ++*count;
     }
     return at;
 }
@@ -107,17 +108,22 @@ is_at_end(int fd)
 }
 
 int
-mpshm_has_input(mpshm_arena *arena, int fd)
+mpshm_has_input(mpshm_arena *arena, int fd, uint32_t *cancelled)
 {
     unsigned char *bytes = malloc(PEEK_BYTES);
-    int result = 1, waiting = 0;
 
+    int result = 1, waiting = 0;
+    uint32_t count = 0;
+
+    if (cancelled != NULL) {
+        *cancelled = 0;
+    }
     if (bytes == NULL) {
         return 1; /* it cannot be told, here and below */
     }
     ssize_t n = peek(fd, bytes);
 
-    if (n > 0 && cancelled_bytes(arena, bytes, (uint64_t) n) == (uint64_t) n) {
+    if (n > 0 && cancelled_bytes(arena, bytes, (uint64_t) n, &count) == (uint64_t) n) {
         /* More may lie behind what a peek shows; then it may have come since as well.  And the end of file lies there, which
            no look at bytes shows. */
         result = ioctl(fd, FIONREAD, &waiting) == -1 || waiting > n || is_at_end(fd);
@@ -125,5 +131,8 @@ mpshm_has_input(mpshm_arena *arena, int fd)
         result = 0;
     }
     free(bytes);
+    if (cancelled != NULL) {
+        *cancelled = count;
+    }
     return result;
 }

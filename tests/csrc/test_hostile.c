@@ -957,7 +957,7 @@ step_in_connection(uint64_t *state)
     case 12:
     case 13:
         track(state);
-        ended(mpshm_has_input(either(state), line[0]));
+        ended(mpshm_has_input(either(state), line[0], NULL));
         return;
     case 3:
         ended(mpshm_send_copy(either(state), line[1], text, any_size(state), UINT64_MAX));

@@ -262,23 +262,23 @@ a_pipe_shows_whether_there_is_more_than_what_was_taken_back(void)
         mpshm_tracking *one, *other;
 
         CHECK_EQ(0, mpshm_has_cancelled(arena));
-        CHECK_EQ(0, mpshm_has_input(arena, ends[0]));
+        CHECK_EQ(0, mpshm_has_input(arena, ends[0], NULL));
         one = send_tracked(1, 30000);
-        CHECK_EQ(1, mpshm_has_input(arena, ends[0]));
+        CHECK_EQ(1, mpshm_has_input(arena, ends[0], NULL));
         CHECK_EQ(MPSHM_TRACK_CANCELLED, mpshm_tracking_cancel(one, NULL));
         CHECK_EQ(1, mpshm_has_cancelled(arena));
-        CHECK_EQ(0, mpshm_has_input(arena, ends[0]));
+        CHECK_EQ(0, mpshm_has_input(arena, ends[0], NULL));
         other = send_tracked(2, 0);
-        CHECK_EQ(1, mpshm_has_input(arena, ends[0]));
+        CHECK_EQ(1, mpshm_has_input(arena, ends[0], NULL));
         CHECK_EQ(MPSHM_TRACK_CANCELLED, mpshm_tracking_cancel(other, NULL));
-        CHECK_EQ(0, mpshm_has_input(arena, ends[0]));
+        CHECK_EQ(0, mpshm_has_input(arena, ends[0], NULL));
         CHECK_EQ(5, write(ends[1], "\0\0\0\1x", 5)); /* a plain message */
-        CHECK_EQ(1, mpshm_has_input(arena, ends[0]));
+        CHECK_EQ(1, mpshm_has_input(arena, ends[0], NULL));
         CHECK_EQ(5, mpshm_receive(reader, ends[0], arena, UINT32_MAX, 32768));
         reader->full = 0;
         CHECK_EQ(0, runs_in_use(arena));
         close(ends[1]);
-        CHECK_EQ(1, mpshm_has_input(arena, ends[0])); /* the end of file */
+        CHECK_EQ(1, mpshm_has_input(arena, ends[0], NULL)); /* the end of file */
         mpshm_tracking_free(one);
         mpshm_tracking_free(other);
         mpshm_reader_free(reader);
