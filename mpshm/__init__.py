@@ -23,6 +23,7 @@ The layers, top to bottom; imports go down only:
     __main__, _doctor, _install  the command line, its doctor | ours in stock's place
     executor, pool, managers,
     context, queues, connection  public modules, thin: stock's names and shapes
+    _pool                        how tasks come to workers, and results back
     _queue                       putting, getting and feeding; queues' ends and bounds
     _channel                     ends of pipes and sockets, payload, handshake, fork
     _memory                      arenas, runs, parcels, the ring: the only importer of the core
@@ -50,6 +51,7 @@ if _TYPE_CHECKING:  # for tools that freeze programs: what is imported on demand
     from ._memory.arena import trim
     from ._memory.buffer import Buffer
     from ._memory.tracking import Tracking
+    from ._pool.lost import WorkerLostError
     from .connection import Connection
     from .errors import BufferTooSmall, PlainRoadError, ProtocolError
 
@@ -64,6 +66,7 @@ __all__ = [
     "ProtocolError",
     "Stats",
     "Tracking",
+    "WorkerLostError",
     "install",
     "stats",
     "trim",
@@ -93,6 +96,7 @@ _LAZY = {
     "ProtocolError": "errors",
     "Stats": "_stats",
     "Tracking": "_memory.tracking",
+    "WorkerLostError": "_pool.lost",
     "install": "_install",
     "stats": "_channel.totals",
     "trim": "_memory.arena",

@@ -46,6 +46,7 @@ from ._install import install as install, uninstall as uninstall
 from ._memory.arena import trim as trim
 from ._memory.buffer import Buffer as Buffer
 from ._memory.tracking import Tracking as Tracking
+from ._pool.lost import WorkerLostError as WorkerLostError
 from ._stats import Stats as Stats
 from .connection import Connection as Connection
 from .context import Process as Process, default_context as _default

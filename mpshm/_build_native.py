@@ -53,6 +53,7 @@ SOURCES = (
     "spin.c",
     "wait.c",
     "watch.c",
+    "words.c",
     "refuse.c",
 )
 CSRC = Path("mpshm/csrc")

@@ -19,6 +19,7 @@ _FIRST_CALLS = {
         "SocketClient",
         "SocketListener.accept",
     ),
+    "multiprocessing.pool": ("Pool.__init__",),
     "multiprocessing.queues": (
         "Queue.__init__",
         "JoinableQueue.__init__",

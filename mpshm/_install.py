@@ -89,6 +89,7 @@ def _install_now() -> None:
 
     from . import connection, pool, queues
     from ._channel import handshake
+    from ._pool import stocks
     from ._queue import stock_locks
 
     _patch_starts()
@@ -96,10 +97,10 @@ def _install_now() -> None:
     _patch(sharer._ResourceSharer, "get_connection", _sharer_client())  # type: ignore[attr-defined]
     _patch(stock_queues.Queue, "get", stock_locks.get)
     _patch(stock_queues.Queue, "_feed", staticmethod(stock_locks.feed))
-    _patch(stock_pool.Pool, "_help_stuff_finish", staticmethod(pool.help_stuff_finish))
-    _patch(stock_pool.Pool, "_terminate_pool", classmethod(pool.terminate_pool))
-    _patch(stock_pool.Pool, "close", pool.close)
-    _patch(stock_pool.Pool, "join", pool.join)
+    _patch(stock_pool.Pool, "_help_stuff_finish", staticmethod(stocks.help_stuff_finish))
+    _patch(stock_pool.Pool, "_terminate_pool", classmethod(stocks.terminate_pool))
+    _patch(stock_pool.Pool, "close", stocks.close)
+    _patch(stock_pool.Pool, "join", stocks.join)
     simple = stock_queues.SimpleQueue
     _patch(simple, "get", _method_by_end("_reader", stock_locks.simple_get, simple.get))
     _patch(simple, "put", _method_by_end("_writer", stock_locks.simple_put, simple.put))
@@ -108,6 +109,7 @@ def _install_now() -> None:
     _patch(stock_connection, "SocketClient", handshake.connect)
     _patch(stock_connection.SocketListener, "accept", _accept_method(sharer))  # type: ignore[attr-defined]
     _patch(stock_connection.Pipe, "__code__", _pipe.__code__)
+    _patch_init(stock_pool.Pool, pool.Pool)
     _patch_init(stock_connection.Connection, connection.Connection)
     for name in _QUEUES:
         _patch_init(getattr(stock_queues, name), getattr(queues, name))

@@ -25,7 +25,13 @@ LAYERS = (
     ("_install", "_tally"),
     ("executor",),
     ("context", "pool", "managers"),
-    ("queues",),  # _pool, which dispatches tasks, will stand beside _queue; _tools beside _install
+    ("_pool.results", "_pool.worker", "_pool.stocks"),
+    ("_pool.dispatcher",),
+    ("_pool.reading",),
+    ("_pool.crew", "_pool.outbox"),
+    ("_pool.wire",),
+    ("_pool.words", "_pool.state", "_pool.lost"),
+    ("queues",),  # _tools will stand beside _install
     ("connection",),
     ("_queue.feeder", "_queue.getting", "_queue.stock_locks"),
     ("_queue.queue_end",),
@@ -65,7 +71,7 @@ LAYERS = (
     ),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-DRAWINGS = {"_channel.__init__", "_memory.__init__", "_queue.__init__"}
+DRAWINGS = {"_channel.__init__", "_memory.__init__", "_pool.__init__", "_queue.__init__"}
 MUTUAL = {"context", "pool", "managers"}  # as in stock: contexts make pools, and pools ask for one
 
 
@@ -159,6 +165,7 @@ def test_public_names_are_stocks_and_ours() -> None:
         "ProtocolError",
         "Stats",
         "Tracking",
+        "WorkerLostError",
         "install",
         "stats",
         "trim",
@@ -323,6 +330,7 @@ def test_contributing_names_every_module_and_c_file() -> None:
         "_pyinstaller/hook-mpshm.py",
         "_channel/__init__.py",
         "_memory/__init__.py",
+        "_pool/__init__.py",
         "_queue/__init__.py",
     }
     assert (modules | core) - drawings == named

@@ -75,8 +75,10 @@ def test_table_has_what_all_processes_sent_also_killed_ones(
     # Four, or three if one worker has done all the work.
     assert re.search(r"^mpshm: messages of [34] processes$", done.stderr, re.MULTILINE)
     if SHARED:
-        assert [21, 21] == table["shared memory"]  # ten tasks, ten results, and one that was put
-        assert 4 <= table["ring"][0]  # what the end of the pool puts is not always read
+        # Ten tasks, ten results, and one that was put.  What is sent and received of the same when
+        # a worker is killed may be one apart.
+        assert 20 <= min(table["shared memory"]) <= max(table["shared memory"]) == 21
+        assert 1 <= table["ring"][0]  # what the end of the pool puts is not always read
         assert table["ring"][1] <= table["ring"][0]
         assert [0, 0] == table["plain"]
     else:

@@ -71,6 +71,7 @@ class _Sink:
         self.refused = False  # memory ran out: what comes now stays private
         self.buffers: list[memoryview] = []  # copied to runs
         self.in_runs = 0  # bytes of stream
+        self.head = 0  # bytes of the stream before the pickle
         self.inline: list[bytes] = []
         self.written = 0  # bytes of the stream
         self.size = 0  # bytes of the buffers
@@ -133,7 +134,7 @@ class _Sink:
         """Return what was written, and empty the sink for the next message."""
         inline, parcel = self.inline, self.parcel
         if parcel is None and len(inline) == 1 and self.written <= INLINE_MAX_BYTES:
-            self.arena, self.written = None, 0
+            self.arena, self.written, self.head = None, 0, 0
             return inline.pop()
         stream = b"".join(inline)
         if parcel is not None and not self.refused:
@@ -153,7 +154,8 @@ class _Sink:
         if parcel is not None:
             stream = parcel.stream_bytes(self.in_runs) + rest
             if self.buffers:
-                stream = _with_buffers_in_band(stream, self.buffers)
+                head, stream = stream[: self.head], stream[self.head :]
+                stream = head + _with_buffers_in_band(stream, self.buffers)
             parcel.clear()
         self.begin(None, -1)
         if len(stream) <= INLINE_MAX_BYTES:
@@ -206,7 +208,7 @@ class _Dumper:
         seen = None if ndarray is None else numpy
         self.reducers_seen = (seen, dict(registered), dict(extra))
 
-    def dump(self, obj: object, arena: Arena | None, fd: int) -> bytes | Message:
+    def dump(self, obj: object, arena: Arena | None, fd: int, head: bytes = b"") -> bytes | Message:
         sink = self.sink
         sink.arena, sink.fd = arena, fd
         try:
@@ -214,6 +216,8 @@ class _Dumper:
             numpy = _modules.get("numpy")
             if self.reducers_seen != (numpy, copyreg.dispatch_table, _extra_reducers):
                 self.refresh_reducers(numpy)
+            if head:
+                sink.head = sink.write(head)
             self.pickler.dump(obj)
             return sink.message()
         except BaseException:
@@ -298,21 +302,22 @@ STRINGS = frozenset((bytes, str))
 _dumps, _modules = pickle.dumps, sys.modules
 
 
-def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
+def dump(obj: object, arena: Arena | None, fd: int, head: bytes = b"") -> bytes | Message:
     """Pickle `obj`, into the arena if it is large.  Waits at the high-water mark while `fd` drains.
 
     fd: the channel's pipe, or NO_WAIT to go over the mark instead of waiting.
+    head: bytes that go before the pickle, for a receiver that knows of them.
     What pickle cannot find by name is written by value in a second try.  If shared memory runs out,
     the message takes the plain road; no object is pickled twice for that.  Raises what the pickler
     raises; no run is kept then.
     """
     kind = type(obj)
     if (kind in STRINGS and len(obj) < INLINE_MAX_BYTES) or kind in SCALARS:  # type: ignore[arg-type]
-        stream = _dumps(obj, 5)
+        stream = head + _dumps(obj, 5)
         if len(stream) <= INLINE_MAX_BYTES:
             return stream
     if Policy.always_by_value and config.by_value():
-        return _ByValueDumper().dump(obj, arena, fd)
+        return _ByValueDumper().dump(obj, arena, fd, head)
     try:
         dumper = _idle.pop()
     except IndexError:
@@ -320,16 +325,16 @@ def dump(obj: object, arena: Arena | None, fd: int) -> bytes | Message:
     message: bytes | Message | None
     try:
         try:
-            message = dumper.dump(obj, arena, fd)
+            message = dumper.dump(obj, arena, fd, head)
         except _AskAsStock:
             message = None
         if message is None:  # what it raises must not be shown as raised by the other
-            message = _StockAskingDumper().dump(obj, arena, fd)
+            message = _StockAskingDumper().dump(obj, arena, fd, head)
     except (pickle.PicklingError, AttributeError) as error:
         if not (by_value.is_name_failure(error) and config.by_value()):
             raise
         try:
-            return _ByValueDumper().dump(obj, arena, fd)
+            return _ByValueDumper().dump(obj, arena, fd, head)
         except Exception:
             raise error from None  # stock's own refusal
     _idle.append(dumper)

@@ -494,4 +494,7 @@ void mpshm_reap(mpshm_arena *arena);
    how many bytes. */
 uint64_t mpshm_trim(mpshm_arena *arena);
 
+/* Change a word of shared memory from one value to another: whether it had the first. */
+int mpshm_word_change(uint64_t *word, uint64_t from, uint64_t to);
+
 uint64_t mpshm_leases(void);
