@@ -97,6 +97,15 @@ def call_ends() -> Iterator[tuple[Any, Any]]:
         yield accepted, called
 
 
+def call(called: Any, accepted: Any, count: int) -> None:
+    """So many calls and their answers, after which both ends are used to mailboxes."""
+    for n in range(count):
+        called.send((1, "m", (n,), {}))
+        assert (n,) == accepted.recv()[2]
+        accepted.send(("#RETURN", n))
+        assert ("#RETURN", n) == called.recv()
+
+
 def ring_counts() -> tuple[int, int]:
     stats = mpshm.stats()
     return stats.ring_messages, stats.received_ring_messages
@@ -272,11 +281,7 @@ def test_closing_wakes_a_receiver_that_waits() -> None:
 
 def test_sending_to_an_end_that_was_closed_raises_as_with_stock() -> None:
     with call_ends() as (accepted, called):
-        for n in range(3):
-            called.send((1, "m", (n,), {}))
-            assert (n,) == accepted.recv()[2]
-            accepted.send(("#RETURN", n))
-            assert ("#RETURN", n) == called.recv()
+        call(called, accepted, 3)
         accepted.send(("#RETURN", None))
         accepted.close()
         with pytest.raises(BrokenPipeError):
@@ -285,11 +290,7 @@ def test_sending_to_an_end_that_was_closed_raises_as_with_stock() -> None:
 
 def test_last_message_of_an_end_that_is_closed_arrives() -> None:
     with call_ends() as (accepted, called):
-        for n in range(3):
-            called.send((1, "m", (n,), {}))
-            assert (n,) == accepted.recv()[2]
-            accepted.send(("#RETURN", n))
-            assert ("#RETURN", n) == called.recv()
+        call(called, accepted, 3)
         called.send((1, "last", (), {}))
         called.close()
         assert "last" == accepted.recv()[1]
@@ -361,11 +362,7 @@ def test_signal_handlers_run_while_a_call_waits(manager: Any, seconds: float) ->
 def test_signals_in_a_row_do_not_hide_that_the_other_side_has_died() -> None:
     """Each ends the sleep at the mailbox; the end of file is in the socket."""
     with call_ends() as (accepted, called):
-        for n in range(3):
-            called.send((1, "m", (n,), {}))
-            assert (n,) == accepted.recv()[2]
-            accepted.send(("#RETURN", n))
-            assert ("#RETURN", n) == called.recv()
+        call(called, accepted, 3)
         before = signal.signal(signal.SIGALRM, lambda *_: None)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
