@@ -136,14 +136,13 @@ class _CallEnd(Connection):
         boxes = self._boxes
         if track:
             return self._send_tracked(obj)
-        if boxes is None or not _is_plain(obj):
+        message = _dumps(obj, 5) if boxes is not None and _is_plain(obj) else None
+        if boxes is None or message is None or len(message) > INLINE_MAX_BYTES:
+            # Not plain; or of very many parts, or a very long int.
             self._transmit(self._dump(obj))
             return
-        message = _dumps(obj, 5)
+        # As in _transmit, whose call would be 3 in a hundred of a proxy's call.
         size = len(message)
-        if size > INLINE_MAX_BYTES:  # of very many parts, or a very long int
-            self._transmit(self._dump(obj))
-            return
         with self._send_lock:
             if _put(boxes.c, message, size):
                 counters = self._counters
@@ -155,8 +154,8 @@ class _CallEnd(Connection):
     def _send_tracked(self, obj: object) -> Tracking:
         boxes = self._boxes
         if boxes is not None:
-            # What is taken back is never read, so what was posted and what was read would differ
-            # for ever.  So one is left open: from now on all goes through the socket.
+            # A message that is taken back is never read, but counts as posted.  So this counts one
+            # more that never comes: while the counts differ, all goes through the socket.
             with self._send_lock:
                 _put(boxes.c, b"", 0)
                 _put(boxes.c, b"", 0)
